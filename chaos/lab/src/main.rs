@@ -1,0 +1,3 @@
+//! A fleet on one machine.
+
+fn main() {}

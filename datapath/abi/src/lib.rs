@@ -1,0 +1,1 @@
+//! Bytes shared by kernel programs and user space.

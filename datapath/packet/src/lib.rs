@@ -1,0 +1,1 @@
+//! Packet logic on plain values, run by the kernel programs and by host tests.

@@ -1,0 +1,1 @@
+//! Desired, Observed, diff, Plan; FakeDatapath.

@@ -1,0 +1,189 @@
+//! Labels in canonical form, and the digest that keys them in etcd.
+
+use std::{collections::BTreeMap, fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+/// The most labels one endpoint may have.
+pub const MAX_LABELS: usize = 64;
+/// The longest label key, in bytes (Kubernetes: 253 prefix + 1 + 63 name).
+pub const MAX_KEY_BYTES: usize = 317;
+/// The longest label value, in bytes (as Kubernetes).
+pub const MAX_VALUE_BYTES: usize = 63;
+
+/// A set of `key=value` labels, sorted by key: its canonical form is its only form.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "BTreeMap<String, String>", into = "BTreeMap<String, String>")]
+pub struct Labels(BTreeMap<String, String>);
+
+/// Why a text or a map is no set of labels.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LabelError {
+    /// Not of the form `key=value`.
+    #[error("label {0:?} is not of the form key=value")]
+    NotKeyValue(String),
+    /// A key outside the grammar.
+    #[error(
+        "label key {0:?} is not valid: letters, digits, '-', '_', '.', '/' only, beginning and ending with a letter or digit, at most {MAX_KEY_BYTES} bytes"
+    )]
+    Key(String),
+    /// A value outside the grammar.
+    #[error(
+        "label value {value:?} of {key:?} is not valid: letters, digits, '-', '_', '.' only, beginning and ending with a letter or digit, at most {MAX_VALUE_BYTES} bytes"
+    )]
+    Value {
+        /// The label's key.
+        key: String,
+        /// The value refused.
+        value: String,
+    },
+    /// The same key twice.
+    #[error("label key {0:?} is given twice")]
+    Duplicate(String),
+    /// More than [`MAX_LABELS`].
+    #[error("{0} labels given, at most {MAX_LABELS} are allowed")]
+    TooMany(usize),
+}
+
+/// SHA-256 over the canonical form of labels, in lower-case hexadecimal: their key in etcd.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct LabelDigest(String);
+
+impl LabelDigest {
+    /// Takes 64 lower-case hexadecimal digits as they are; whoever parses a key has checked them.
+    pub fn from_hex(digits: &str) -> Self {
+        debug_assert_eq!(digits.len(), 64);
+        Self(digits.to_owned())
+    }
+
+    /// 64 hexadecimal digits.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for LabelDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for LabelDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+fn check_part(text: &str, max_bytes: usize, slash: bool) -> bool {
+    let edge = |b: u8| b.is_ascii_alphanumeric();
+    let inner = |b: u8| edge(b) || matches!(b, b'.' | b'_' | b'-') || (slash && b == b'/');
+    let bytes = text.as_bytes();
+    !bytes.is_empty()
+        && bytes.len() <= max_bytes
+        && edge(bytes[0])
+        && edge(bytes[bytes.len() - 1])
+        && bytes.iter().all(|&b| inner(b))
+}
+
+impl Labels {
+    /// Checks keys, values and their number.
+    ///
+    /// # Errors
+    /// The first label that is not valid. An empty value is valid, an empty set too.
+    pub fn new(map: BTreeMap<String, String>) -> Result<Self, LabelError> {
+        if map.len() > MAX_LABELS {
+            return Err(LabelError::TooMany(map.len()));
+        }
+        for (key, value) in &map {
+            if !check_part(key, MAX_KEY_BYTES, true) {
+                return Err(LabelError::Key(key.clone()));
+            }
+            if !value.is_empty() && !check_part(value, MAX_VALUE_BYTES, false) {
+                return Err(LabelError::Value { key: key.clone(), value: value.clone() });
+            }
+        }
+        Ok(Self(map))
+    }
+
+    /// Parses texts of the form `key=value`, as the command line takes them.
+    ///
+    /// # Errors
+    /// Also when a key is given twice.
+    pub fn parse<S: AsRef<str>>(texts: impl IntoIterator<Item = S>) -> Result<Self, LabelError> {
+        let mut map = BTreeMap::new();
+        for text in texts {
+            let text = text.as_ref();
+            let (key, value) = text.split_once('=').ok_or_else(|| LabelError::NotKeyValue(text.to_owned()))?;
+            if map.insert(key.to_owned(), value.to_owned()).is_some() {
+                return Err(LabelError::Duplicate(key.to_owned()));
+            }
+        }
+        Self::new(map)
+    }
+
+    /// The value of a key.
+    pub fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key).map(String::as_str)
+    }
+
+    /// All labels, sorted by key.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(k, v)| (k.as_str(), v.as_str()))
+    }
+
+    /// How many labels there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The digest of the canonical form: `key=value\n` for each label, sorted by key.
+    pub fn digest(&self) -> LabelDigest {
+        let mut hash = Sha256::new();
+        for (key, value) in &self.0 {
+            hash.update(key.as_bytes());
+            hash.update(b"=");
+            hash.update(value.as_bytes());
+            hash.update(b"\n");
+        }
+        LabelDigest(hex::encode(hash.finalize()))
+    }
+}
+
+impl TryFrom<BTreeMap<String, String>> for Labels {
+    type Error = LabelError;
+    fn try_from(map: BTreeMap<String, String>) -> Result<Self, Self::Error> {
+        Self::new(map)
+    }
+}
+
+impl From<Labels> for BTreeMap<String, String> {
+    fn from(labels: Labels) -> Self {
+        labels.0
+    }
+}
+
+impl FromStr for Labels {
+    type Err = LabelError;
+    /// Labels separated by commas: `app=web,tier=front`.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::parse(text.split(',').filter(|part| !part.is_empty()))
+    }
+}
+
+impl fmt::Display for Labels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, (key, value)) in self.0.iter().enumerate() {
+            if index > 0 {
+                f.write_str(",")?;
+            }
+            write!(f, "{key}={value}")?;
+        }
+        Ok(())
+    }
+}

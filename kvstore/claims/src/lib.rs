@@ -1,0 +1,1 @@
+//! Ownership protocols as pure state machines: identities, pod CIDRs, addresses.

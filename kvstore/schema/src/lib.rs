@@ -1,0 +1,13 @@
+//! What Warren keeps in its store: every key, every record, and transactions, revisions and events as data.
+//!
+//! Invariant: pure. This crate names what may be asked of a store; `kvstore-store` asks it.
+
+pub mod key;
+pub mod kv;
+pub mod record;
+
+pub use key::{Key, Prefix, Schema};
+pub use kv::{
+    Condition, KeyValue, KvEvent, KvFailure, KvOp, KvOpResult, KvOutcome, KvRequest, KvResponse, LeaseId, ListPage,
+    Revision, StoreIdentity, Txn, TxnResponse,
+};

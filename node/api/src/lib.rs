@@ -1,0 +1,1 @@
+//! Wire types of the local HTTP API, and its client.

@@ -1,0 +1,1 @@
+//! Node::handle(now, event) -> commands, pure.

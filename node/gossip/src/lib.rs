@@ -1,0 +1,1 @@
+//! The only crate that names chitchat: typed facts over an authenticated transport.

@@ -1,0 +1,1 @@
+//! Flow decoding, metric and event schema, drop reason texts.

@@ -1,0 +1,131 @@
+//! Maps that user space writes and the programs read: configuration, endpoints, ipcache, nodes, epochs.
+
+use crate::{MacBytes, V4, V6, abi_bytes};
+
+/// Names of the maps, as in the object file and as pinned.
+pub mod map_name {
+    /// Array of one [`super::NodeConfig`].
+    pub const CONFIG: &str = "WARREN_CONFIG";
+    /// Hash: host-side interface index (u32) -> [`super::EndpointEntry`].
+    pub const ENDPOINTS_BY_IFINDEX: &str = "WARREN_EP_IF";
+    /// Hash: IPv4 address -> [`super::EndpointEntry`], local endpoints only.
+    pub const ENDPOINTS_V4: &str = "WARREN_EP_V4";
+    /// Hash: exact IPv4 address -> [`super::IpcacheEntry`].
+    pub const IPCACHE_V4: &str = "WARREN_IPC_V4";
+    /// LPM trie: IPv4 prefix -> [`super::IpcacheEntry`].
+    pub const IPCACHE_LPM_V4: &str = "WARREN_LPM_V4";
+    /// Array: node index -> [`super::NodeEntry`].
+    pub const NODES: &str = "WARREN_NODES";
+    /// Hash: underlay IPv4 address -> node index (u32).
+    pub const NODE_BY_ADDRESS_V4: &str = "WARREN_NODE_V4";
+    /// LRU hash: [`crate::FlowKey`] -> [`crate::FlowEntry`].
+    pub const FLOWS_V4: &str = "WARREN_FLOWS_V4";
+    /// Array of u32: the epoch of each shard.
+    pub const EPOCHS: &str = "WARREN_EPOCHS";
+    /// Per-CPU array of [`crate::Counter`], by [`crate::counter_slot`].
+    pub const COUNTERS: &str = "WARREN_COUNTERS";
+    /// Ring buffer of [`crate::Event`].
+    pub const EVENTS: &str = "WARREN_EVENTS";
+}
+
+/// Local endpoints at the most. A node with more than this many workloads is two nodes.
+pub const MAX_ENDPOINTS: u32 = 16_384;
+/// Exact addresses in the ipcache (Cilium: 512,000).
+pub const MAX_IPCACHE: u32 = 524_288;
+/// Prefixes in the ipcache: node CIDRs and CIDR identities. LPM lookups grow with the table (FACTS).
+pub const MAX_IPCACHE_LPM: u32 = 65_536;
+/// Nodes of a fleet, index 0 (no node) and 1 (this node) included.
+pub const MAX_NODES: u32 = 8_192;
+/// Entries of the flow table: two for each flow.
+pub const MAX_FLOWS: u32 = 524_288;
+/// Bytes of the event ring: a power of two and of pages.
+pub const EVENT_RING_BYTES: u32 = 1 << 20;
+/// Epoch shards, a power of two.
+pub const EPOCH_SHARDS: u32 = 4_096;
+
+/// Index of "no node": the address is not behind a tunnel.
+pub const NODE_NONE: u32 = 0;
+/// Index of this node.
+pub const NODE_SELF: u32 = 1;
+
+/// The epoch shard of an address (Fibonacci hashing of its words).
+pub const fn epoch_shard_v4(address: V4) -> u32 {
+    u32::from_be_bytes(address).wrapping_mul(0x9e37_79b1) >> (32 - EPOCH_SHARDS.trailing_zeros())
+}
+
+/// What a program must know of its node. One entry.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NodeConfig {
+    /// [`crate::ABI_VERSION`] of whoever wrote it.
+    pub abi_version: u32,
+    /// `warren_host`, in the node's namespace.
+    pub host_ifindex: u32,
+    /// `warren_net`, its peer: what is sent out there arrives at the node's stack through `warren_host`.
+    pub net_ifindex: u32,
+    /// `warren_vxlan`.
+    pub vxlan_ifindex: u32,
+    /// The gateway of this node's endpoints.
+    pub gateway_v4: V4,
+    /// UDP port of the tunnel, in host byte order; workloads may not send to it.
+    pub tunnel_port: u16,
+    /// Of `warren_host`.
+    pub host_mac: MacBytes,
+}
+
+/// A local endpoint: the same value in both endpoint maps.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EndpointEntry {
+    /// Host side of its veth, or its tap.
+    pub ifindex: u32,
+    /// Its number on this node (`wrn<id>`).
+    pub id: u32,
+    /// Its identity.
+    pub identity: u32,
+    /// Its address; other families follow in entries of their own.
+    pub address_v4: V4,
+    /// Of the workload's side.
+    pub mac: MacBytes,
+    /// Of the host side: what answers for the gateway.
+    pub host_mac: MacBytes,
+}
+
+/// Whose an address is, and behind which node.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IpcacheEntry {
+    /// Identity, 0 for unknown.
+    pub identity: u32,
+    /// Node index: [`NODE_NONE`], [`NODE_SELF`] or a remote node's.
+    pub node: u32,
+}
+
+/// Key of an LPM trie.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LpmKey<A> {
+    /// Bits of the address that count.
+    pub prefix_len: u32,
+    /// The address.
+    pub address: A,
+}
+
+/// A node of the fleet, by index.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NodeEntry {
+    /// Its underlay address; an IPv4 address is IPv4-mapped.
+    pub underlay: V6,
+    /// 0 no such node, 4 or 6: the underlay's family.
+    pub family: u32,
+}
+
+abi_bytes! {
+    NodeConfig = 28,
+    EndpointEntry = 28,
+    IpcacheEntry = 8,
+    LpmKey<V4> = 8,
+    LpmKey<V6> = 20,
+    NodeEntry = 20,
+}

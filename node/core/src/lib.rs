@@ -1,1 +1,12 @@
-//! Node::handle(now, event) -> commands, pure.
+//! What one node wants: `Node::handle(now, event) -> commands`, synchronous and pure.
+//!
+//! Invariant: no clock, socket, file, thread or randomness of its own. The same events at the same times
+//! with the same configuration give the same commands, on any machine.
+
+mod command;
+mod config;
+mod event;
+
+pub use command::{CallError, CallErrorKind, Command, Reply};
+pub use config::NodeConfig;
+pub use event::{Call, CallId, EndpointSpec, Event, GossipUpdate, KvId, KvUpdate, Now};

@@ -1,0 +1,101 @@
+//! What a node wants done. Carried out by one `match` in the agent.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use datapath_plan::{EndpointId, Plan};
+use identity::{EndpointName, Identity};
+use ipnetwork::IpNetwork;
+use kvstore_schema::{Key, KvRequest};
+use node_facts::NodeFacts;
+use serde::{Deserialize, Serialize};
+
+use crate::{CallId, KvId};
+
+/// Everything that a node may want done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// Carry out a plan; answer with `Event::Applied`. One at a time.
+    Apply(Plan),
+    /// Read the kernel; answer with `Event::Observed`. Never while a plan is being carried out.
+    Observe,
+    /// Ask the store; answer with `Event::KvAnswer`.
+    Kv(KvId, KvRequest),
+    /// Keep this key on a lease for as long as the agent lives, and write it again when the lease is lost.
+    KeepAlive {
+        /// The key.
+        key: Key,
+        /// Its value.
+        value: Arc<[u8]>,
+        /// The lease's time to live.
+        ttl: Duration,
+    },
+    /// Gossip these facts of ours from now on.
+    Publish(NodeFacts),
+    /// Gossip with this address too: a node that etcd knows.
+    AddPeer(SocketAddr),
+    /// Answer a call.
+    Reply(CallId, Result<Reply, CallError>),
+    /// Send `Event::Woke` at this monotonic time. Replaces the time asked for before.
+    WakeAt(Duration),
+    /// The node cannot go on as configured (wrong fleet settings, another machine of its name): say so to
+    /// the operator and keep what the kernel has. The shell does not exit.
+    Halt(String),
+}
+
+/// What a call gave.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// The endpoint is attached and answers.
+    EndpointAdded {
+        /// Its name.
+        name: EndpointName,
+        /// Its number.
+        id: EndpointId,
+        /// Its address.
+        address: std::net::IpAddr,
+        /// Its identity.
+        identity: Identity,
+        /// Whether it was there before.
+        existed: bool,
+    },
+    /// The endpoint is gone.
+    EndpointDeleted {
+        /// Whether it had been there.
+        existed: bool,
+    },
+    /// The node's records are gone.
+    NodeRemoved,
+    /// The block is given back.
+    CidrReleased(IpNetwork),
+    /// The kernel was read, compared and repaired.
+    Audited {
+        /// What differed, one line each, sorted; empty when nothing did.
+        differences: Vec<String>,
+    },
+}
+
+/// Which kind of error a call met: decides the status of the HTTP answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CallErrorKind {
+    /// The request makes no sense as it is.
+    Invalid,
+    /// There is no such thing.
+    NotFound,
+    /// Something else is in the way.
+    Conflict,
+    /// Something is used up.
+    Exhausted,
+    /// etcd or the kernel does not answer now; trying again later may help.
+    Unavailable,
+}
+
+/// Why a call failed, and what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{text}")]
+pub struct CallError {
+    /// What kind.
+    pub kind: CallErrorKind,
+    /// For the person who called.
+    pub text: String,
+}

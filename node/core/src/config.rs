@@ -1,0 +1,53 @@
+//! What node-core must be told before it starts; it never changes while the agent runs.
+
+use std::{net::IpAddr, time::Duration};
+
+use identity::{FleetName, Labels, NodeName};
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
+
+/// The configuration of one node. Checked by the agent before it gets here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeConfig {
+    /// The fleet's name.
+    pub fleet: FleetName,
+    /// This node's name.
+    pub node: NodeName,
+    /// This node's labels.
+    pub node_labels: Labels,
+    /// This node's underlay addresses; the first one is used for the tunnel.
+    pub underlay: Vec<IpAddr>,
+    /// MTU of the underlay interface.
+    pub underlay_mtu_bytes: u32,
+    /// Pools, block sizes and tunnel port: what this node would create the fleet with, and what it compares
+    /// an existing fleet record to.
+    pub pools: Vec<IpNetwork>,
+    /// Prefix length of one claim in an IPv4 pool.
+    pub block_prefix_v4: u8,
+    /// Prefix length of one claim in an IPv6 pool.
+    pub block_prefix_v6: u8,
+    /// UDP port of the tunnel.
+    pub tunnel_port: u16,
+    /// UDP port of gossip.
+    pub gossip_port: u16,
+    /// Which labels count for identities: patterns as `identity::LabelFilter` takes them, in order.
+    pub identity_labels: Vec<String>,
+    /// Start time in ms since the epoch, higher than at any start before.
+    pub incarnation: u64,
+    /// The machine's id.
+    pub machine_id: String,
+    /// The machine's boot id.
+    pub boot_id: String,
+    /// The agent's version.
+    pub agent_version: String,
+    /// Seed of everything that is drawn at random (fleet id, free numbers, jitter).
+    pub seed: [u64; 2],
+    /// How long a released number or block stays unused.
+    pub quarantine: Duration,
+    /// How long a released address stays unused.
+    pub address_cooldown: Duration,
+    /// How often the kernel is read whole and compared.
+    pub audit_interval: Duration,
+    /// How often this node looks for identities and blocks to collect (jittered by half).
+    pub collect_interval: Duration,
+}

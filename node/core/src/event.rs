@@ -1,0 +1,113 @@
+//! What may happen to a node. Closed and serialisable: a log of events is a replay.
+
+use std::{net::IpAddr, time::Duration};
+
+use datapath_plan::{Attachment, Observed, PlanOutcome};
+use identity::{EndpointName, Labels, NodeName};
+use ipnetwork::IpNetwork;
+use kvstore_schema::{KvEvent, KvOutcome, ListPage, Revision};
+use node_facts::NodeFacts;
+use serde::{Deserialize, Serialize};
+
+/// The time of an event, as the shell saw it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Now {
+    /// Since the agent's start; never goes back. All deadlines are in it.
+    pub monotonic: Duration,
+    /// Since 1970, for humans and records only.
+    pub wall: Duration,
+}
+
+/// A request to the store in flight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct KvId(pub u64);
+
+/// A call of the local API in flight; the shell chooses the number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct CallId(pub u64);
+
+/// Everything that may happen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Event {
+    /// The first event, once.
+    Started,
+    /// A time asked for by `Command::WakeAt` has come (or any other: waking too often is harmless).
+    Woke,
+    /// From the watch on the fleet's prefix.
+    Kv(KvUpdate),
+    /// The answer to a `Command::Kv`.
+    KvAnswer(KvId, KvOutcome),
+    /// From gossip.
+    Gossip(GossipUpdate),
+    /// The answer to a `Command::Observe`, or the reason why the kernel could not be read.
+    Observed(Result<Observed, String>),
+    /// The answer to a `Command::Apply`.
+    Applied(PlanOutcome),
+    /// Somebody called the local API.
+    Called(CallId, Call),
+    /// The underlay changed (address or MTU).
+    Underlay {
+        /// All addresses, the tunnel's first.
+        addresses: Vec<IpAddr>,
+        /// MTU of its interface.
+        mtu_bytes: u32,
+    },
+}
+
+/// What the watch says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum KvUpdate {
+    /// The whole prefix at one revision: at the start and after each break of the watch.
+    Listed(ListPage),
+    /// Changes, in order.
+    Changed {
+        /// The changes.
+        events: Vec<KvEvent>,
+        /// Everything up to here is known.
+        revision: Revision,
+    },
+    /// The store does not answer; the shell goes on trying.
+    Lost(String),
+}
+
+/// What gossip says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum GossipUpdate {
+    /// A node's facts, new or changed.
+    Facts(NodeFacts),
+    /// Whether a node seems alive.
+    Live {
+        /// The node.
+        node: NodeName,
+        /// Whether it does.
+        alive: bool,
+    },
+}
+
+/// A call of the local API that changes something. What only reads is answered from `Node`'s accessors.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Call {
+    /// Adds an endpoint; the same call again answers the same.
+    EndpointAdd(EndpointSpec),
+    /// Deletes an endpoint; one that is not there is no error.
+    EndpointDelete(EndpointName),
+    /// Removes another node's records: an operator's word that it will not come back.
+    NodeRemove(NodeName),
+    /// Gives back a block of this node that no endpoint uses.
+    CidrRelease(IpNetwork),
+    /// Reads the kernel now, compares, repairs; answers with what differed.
+    Audit,
+}
+
+/// An endpoint as asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointSpec {
+    /// Its name, unique on the node.
+    pub name: EndpointName,
+    /// Its labels.
+    pub labels: Labels,
+    /// How it is attached.
+    pub attachment: Attachment,
+    /// The address wanted, if it matters.
+    pub address: Option<IpAddr>,
+}

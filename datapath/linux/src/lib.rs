@@ -1,1 +1,3 @@
 //! The only crate that names aya and rtnetlink.
+
+pub mod object;

@@ -1,0 +1,48 @@
+//! The maps, by the names of [`datapath_abi::map_name`].
+
+use aya_ebpf::{
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
+    macros::btf_map,
+};
+use datapath_abi::{
+    COUNTER_SLOTS, Counter, EPOCH_SHARDS, EVENT_RING_BYTES, EndpointEntry, Event, FlowEntry, FlowKey,
+    IpcacheEntry, MAX_ENDPOINTS, MAX_FLOWS, MAX_IPCACHE, MAX_IPCACHE_LPM, MAX_NODES, NodeConfig, NodeEntry,
+    V4,
+};
+
+/// Hash tables that user space fills are not allocated in advance: a small fleet costs little memory.
+const NO_PREALLOC: usize = aya_ebpf::bindings::BPF_F_NO_PREALLOC as usize;
+
+#[btf_map(name = "WARREN_CONFIG")]
+pub static CONFIG: Array<NodeConfig, 1> = Array::new();
+
+#[btf_map(name = "WARREN_EP_IF")]
+pub static ENDPOINTS_BY_IFINDEX: HashMap<u32, EndpointEntry, { MAX_ENDPOINTS as usize }, NO_PREALLOC> =
+    HashMap::new();
+
+#[btf_map(name = "WARREN_EP_V4")]
+pub static ENDPOINTS_V4: HashMap<V4, EndpointEntry, { MAX_ENDPOINTS as usize }, NO_PREALLOC> = HashMap::new();
+
+#[btf_map(name = "WARREN_IPC_V4")]
+pub static IPCACHE_V4: HashMap<V4, IpcacheEntry, { MAX_IPCACHE as usize }, NO_PREALLOC> = HashMap::new();
+
+#[btf_map(name = "WARREN_LPM_V4")]
+pub static IPCACHE_LPM_V4: LpmTrie<V4, IpcacheEntry, { MAX_IPCACHE_LPM as usize }> = LpmTrie::new();
+
+#[btf_map(name = "WARREN_NODES")]
+pub static NODES: Array<NodeEntry, { MAX_NODES as usize }> = Array::new();
+
+#[btf_map(name = "WARREN_NODE_V4")]
+pub static NODE_BY_ADDRESS_V4: HashMap<V4, u32, { MAX_NODES as usize }, NO_PREALLOC> = HashMap::new();
+
+#[btf_map(name = "WARREN_FLOWS_V4")]
+pub static FLOWS_V4: LruHashMap<FlowKey<V4>, FlowEntry, { MAX_FLOWS as usize }> = LruHashMap::new();
+
+#[btf_map(name = "WARREN_EPOCHS")]
+pub static EPOCHS: Array<u32, { EPOCH_SHARDS as usize }> = Array::new();
+
+#[btf_map(name = "WARREN_COUNTERS")]
+pub static COUNTERS: PerCpuArray<Counter, { COUNTER_SLOTS as usize }> = PerCpuArray::new();
+
+#[btf_map(name = "WARREN_EVENTS")]
+pub static EVENTS: RingBuf<Event, { EVENT_RING_BYTES as usize }> = RingBuf::new();

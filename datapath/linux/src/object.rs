@@ -1,0 +1,74 @@
+//! The kernel programs' object, carried inside this crate, and what it holds.
+
+use aya::include_bytes_aligned;
+use datapath_abi::map_name;
+
+/// The ELF object that `build.rs` made; aligned as the parser wants it.
+pub static OBJECT: &[u8] = include_bytes_aligned!(env!("WARREN_BPF_OBJECT"));
+
+/// A classifier in [`OBJECT`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Program {
+    /// Host side of an endpoint's device, ingress: what a workload sends.
+    FromEndpoint,
+    /// Host side of an endpoint's device, egress: what the node's stack delivers to a workload.
+    ToEndpoint,
+    /// `warren_vxlan`, ingress: what other nodes send.
+    FromOverlay,
+    /// `warren_host`, egress: what the node sends to endpoints.
+    FromHost,
+}
+
+impl Program {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::FromEndpoint, Self::ToEndpoint, Self::FromOverlay, Self::FromHost];
+
+    /// Its name in the object, and that of its pin.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::FromEndpoint => "from_endpoint",
+            Self::ToEndpoint => "to_endpoint",
+            Self::FromOverlay => "from_overlay",
+            Self::FromHost => "from_host",
+        }
+    }
+}
+
+/// The maps of [`OBJECT`], all of them.
+pub const MAPS: [&str; 11] = [
+    map_name::CONFIG,
+    map_name::ENDPOINTS_BY_IFINDEX,
+    map_name::ENDPOINTS_V4,
+    map_name::IPCACHE_V4,
+    map_name::IPCACHE_LPM_V4,
+    map_name::NODES,
+    map_name::NODE_BY_ADDRESS_V4,
+    map_name::FLOWS_V4,
+    map_name::EPOCHS,
+    map_name::COUNTERS,
+    map_name::EVENTS,
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The lists above are what the object holds: no more, no less.
+    #[test]
+    fn lists_match_the_object() {
+        let object = aya_obj::Object::parse(OBJECT).expect("the object parses");
+
+        let mut programs: Vec<_> = object.programs.keys().map(String::as_str).collect();
+        let mut expected: Vec<_> = Program::ALL.iter().map(|program| program.name()).collect();
+        programs.sort_unstable();
+        expected.sort_unstable();
+        assert_eq!(programs, expected);
+
+        let mut maps: Vec<_> =
+            object.maps.keys().map(String::as_str).filter(|name| !name.starts_with('.')).collect();
+        let mut expected = MAPS.to_vec();
+        maps.sort_unstable();
+        expected.sort_unstable();
+        assert_eq!(maps, expected);
+    }
+}

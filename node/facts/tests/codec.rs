@@ -1,0 +1,193 @@
+//! Facts survive their codec; what is bad is rejected alone, and what has not arrived is waited for.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use identity::{EndpointName, Identity, Labels, NodeName};
+use node_facts::{
+    CidrFact, Decoded, FACTS_KEY, FactsError, MAX_PENDING_CHUNKS, MAX_REASON_BYTES, MAX_VALUE_BYTES,
+    NodeFacts, NodeHealth, PendingEndpoint, PendingOp, decode, encode, pending_key,
+};
+use proptest::prelude::*;
+
+type Values = BTreeMap<String, String>;
+
+fn entry(number: u32) -> PendingEndpoint {
+    let labels = Labels::parse([format!("app=web-{number}"), "tier=front".to_owned()]).unwrap();
+    PendingEndpoint {
+        ip: IpAddr::from((0x0a00_0000_u32 + number).to_be_bytes()),
+        identity: Identity::new(256 + number).unwrap(),
+        labels_digest: labels.digest(),
+        labels,
+        name: EndpointName::new(&format!("ep-{number}")).unwrap(),
+        op: if number.is_multiple_of(3) { PendingOp::Removed } else { PendingOp::Added },
+        sequence: u64::from(number),
+    }
+}
+
+fn facts(pending: u32) -> NodeFacts {
+    NodeFacts {
+        fleet_id: "5f".repeat(16),
+        node: NodeName::new("node-1").unwrap(),
+        incarnation: 1_700_000_000_000,
+        underlay: vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()],
+        gateway: Some("10.0.0.1".parse().unwrap()),
+        cidrs: vec![CidrFact { cidr: "10.0.0.0/16".parse().unwrap(), epoch: 7 }],
+        applied_generation: 42,
+        health: NodeHealth::Ok,
+        pending: (0..pending).map(entry).collect(),
+    }
+}
+
+fn values(facts: &NodeFacts) -> Values {
+    encode(facts).expect("valid facts").into_iter().collect()
+}
+
+fn read(values: &Values) -> Result<Decoded, FactsError> {
+    decode(|key| values.get(key).map(String::as_str))
+}
+
+/// Replaces a text in one value; fails when it is not there, so that no test edits nothing.
+fn edit(values: &mut Values, key: &str, from: &str, to: &str) {
+    let value = values.get_mut(key).expect("key is there");
+    assert!(value.contains(from), "{from} not in {value}");
+    *value = value.replacen(from, to, 1);
+}
+
+#[test]
+fn facts_survive_the_codec() {
+    for pending in [0, 1, 1_000] {
+        let facts = facts(pending);
+        assert_eq!(read(&values(&facts)), Ok(Decoded { facts, rejected: vec![] }));
+    }
+}
+
+#[test]
+fn the_facts_value_is_written_last_and_every_value_is_ascii_keyed_and_short() {
+    let written = encode(&facts(1_000)).unwrap();
+    assert!(written.len() > 3, "a thousand entries take several chunks");
+    assert_eq!(written.last().unwrap().0, FACTS_KEY);
+    for (key, value) in &written {
+        assert!(key.is_ascii(), "{key}");
+        assert!(value.len() < MAX_VALUE_BYTES, "{key}: {}", value.len());
+    }
+}
+
+#[test]
+fn equal_facts_give_equal_values_and_pending_changes_touch_no_other_set() {
+    assert_eq!(values(&facts(3)), values(&facts(3)));
+    let (before, after) = (values(&facts(3)), values(&NodeFacts { applied_generation: 43, ..facts(3) }));
+    assert_eq!(before[&pending_key(0)], after[&pending_key(0)]);
+    assert_ne!(before[FACTS_KEY], after[FACTS_KEY]);
+}
+
+#[test]
+fn one_bad_entry_is_rejected_alone() {
+    let mut values = values(&facts(3));
+    edit(&mut values, "pending/0", "10.0.0.1\"", "192.168.0.1\"");
+    let decoded = read(&values).unwrap();
+    assert_eq!(decoded.facts.pending, vec![entry(0), entry(2)]);
+    let [rejected] = &decoded.rejected[..] else { panic!("one entry: {:?}", decoded.rejected) };
+    assert_eq!(rejected.key, "pending/0");
+    assert_eq!(rejected.reason, "192.168.0.1 is outside the CIDRs of node-1");
+}
+
+#[test]
+fn one_bad_chunk_is_rejected_alone() {
+    let whole = facts(1_000);
+    let mut values = values(&whole);
+    values.insert(pending_key(1), "{".to_owned());
+    let decoded = read(&values).unwrap();
+    assert_eq!(decoded.rejected.len(), 1);
+    assert_eq!(decoded.facts.cidrs, whole.cidrs);
+    assert!(!decoded.facts.pending.is_empty() && decoded.facts.pending.len() < 1_000);
+}
+
+#[test]
+fn values_of_two_publications_are_incomplete_not_a_departure() {
+    let mut torn = values(&facts(3));
+    torn.insert(pending_key(0), values(&facts(2))[&pending_key(0)].clone());
+    assert_eq!(read(&torn), Err(FactsError::Incomplete(pending_key(0))));
+    torn.remove(&pending_key(0));
+    assert_eq!(read(&torn), Err(FactsError::Incomplete(pending_key(0))));
+    torn.remove(FACTS_KEY);
+    assert_eq!(read(&torn), Err(FactsError::Absent));
+}
+
+#[test]
+fn left_over_chunks_are_not_read() {
+    let mut values = values(&facts(0));
+    values.insert(pending_key(0), "left from before".to_owned());
+    assert_eq!(read(&values), Ok(Decoded { facts: facts(0), rejected: vec![] }));
+}
+
+#[test]
+fn another_version_is_rejected() {
+    let mut values = values(&facts(0));
+    edit(&mut values, FACTS_KEY, "\"v\":1", "\"v\":2");
+    assert_eq!(read(&values), Err(FactsError::Version(2)));
+}
+
+#[test]
+fn hostile_sizes_are_rejected_on_both_sides() {
+    assert!(matches!(encode(&facts(60_000)), Err(FactsError::TooManyPending(n)) if n > MAX_PENDING_CHUNKS));
+
+    let mut long = values(&facts(0));
+    long.insert(FACTS_KEY.to_owned(), " ".repeat(MAX_VALUE_BYTES + 1));
+    assert!(matches!(read(&long), Err(FactsError::TooLong { .. })));
+
+    let mut many = values(&facts(0));
+    edit(&mut many, FACTS_KEY, "\"pending_chunks\":0", "\"pending_chunks\":99999999");
+    assert_eq!(read(&many), Err(FactsError::TooManyPending(99_999_999)));
+}
+
+#[test]
+fn rules_hold_on_both_sides() {
+    let check = |change: &dyn Fn(&mut NodeFacts), complaint: &str| {
+        let mut broken = facts(0);
+        change(&mut broken);
+        let error = encode(&broken).expect_err(complaint).to_string();
+        assert!(error.contains(complaint), "{error}");
+    };
+    check(&|f| f.underlay = vec!["0.0.0.0".parse().unwrap()], "not the address of one node");
+    check(&|f| f.underlay = vec!["192.0.2.1".parse().unwrap(); 17], "17 underlay addresses");
+    check(&|f| f.cidrs[0].cidr = "10.0.0.1/16".parse().unwrap(), "host bits");
+    check(&|f| f.cidrs[0].cidr = "0.0.0.0/0".parse().unwrap(), "whole address space");
+    check(&|f| f.cidrs[0].epoch = 0, "no etcd revision");
+    check(&|f| f.health = NodeHealth::Degraded { reason: "x".repeat(300) }, "health reason");
+    check(
+        &|f| f.pending = vec![PendingEndpoint { identity: Identity::HOST, ..entry(1) }],
+        "cannot be an endpoint's",
+    );
+
+    let mut received = values(&facts(0));
+    edit(&mut received, FACTS_KEY, "10.0.0.0/16", "10.0.0.1/16");
+    assert!(matches!(read(&received), Err(FactsError::Invalid(_))));
+}
+
+#[test]
+fn a_long_reason_is_cut_at_a_character() {
+    let NodeHealth::Degraded { reason } = NodeHealth::degraded(&"é".repeat(MAX_REASON_BYTES)) else {
+        panic!("degraded")
+    };
+    assert_eq!(reason.len(), MAX_REASON_BYTES);
+}
+
+proptest! {
+    /// Whatever a member sends, reading it ends in a value or an error, never in a panic, and the
+    /// facts that come out keep every rule.
+    #[test]
+    fn any_text_is_read_safely(cut in 0usize..2_000, junk in ".{0,40}", chunk in ".{0,60}") {
+        let mut values = values(&facts(4));
+        for (key, insert) in [(FACTS_KEY.to_owned(), &junk), (pending_key(0), &chunk)] {
+            let value = values.get_mut(&key).unwrap();
+            let at = value.floor_char_boundary(cut.min(value.len()));
+            value.insert_str(at, insert);
+        }
+        if let Ok(decoded) = read(&values) {
+            prop_assert!(decoded.facts.validate().is_ok());
+            for entry in &decoded.facts.pending {
+                prop_assert!(entry.validate(&decoded.facts).is_ok());
+            }
+        }
+    }
+}

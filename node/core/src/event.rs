@@ -95,8 +95,11 @@ pub enum Call {
     NodeRemove(NodeName),
     /// Gives back a block of this node that no endpoint uses.
     CidrRelease(IpNetwork),
-    /// Reads the kernel now, compares, repairs; answers with what differed.
-    Audit,
+    /// Reads the kernel now and compares; answers with what differed.
+    Audit {
+        /// Whether to repair the differences too.
+        repair: bool,
+    },
 }
 
 /// An endpoint as asked for.

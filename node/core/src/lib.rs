@@ -6,7 +6,14 @@
 mod command;
 mod config;
 mod event;
+mod node;
+mod view;
 
 pub use command::{CallError, CallErrorKind, Command, Reply};
 pub use config::NodeConfig;
 pub use event::{Call, CallId, EndpointSpec, Event, GossipUpdate, KvId, KvUpdate, Now};
+pub use node::Node;
+pub use view::{
+    AuditView, CidrView, Counters, CountsView, EndpointState, EndpointView, ErrorView, IdentityView,
+    IpcacheSource, IpcacheView, NodeView, PlanView, RejectedView, StatusView, StoreView,
+};

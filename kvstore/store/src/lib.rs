@@ -10,6 +10,12 @@ use kvstore_schema::{
 };
 use tokio::sync::mpsc;
 
+mod check;
+mod state;
+
+pub use check::MAX_REQUEST_BYTES;
+pub use state::MemState;
+
 /// Why a store gave no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
@@ -30,6 +36,10 @@ pub enum StoreError {
     /// The lease does not exist any more: make a new one and rewrite what hung on it.
     #[error("lease {0:?} is gone")]
     LeaseGone(LeaseId),
+    /// The store is not what it was: its revision went backwards or it is another one (restored, wiped,
+    /// replaced). List again; prune nothing on its account until that is confirmed.
+    #[error("store was replaced or restored: {0}")]
+    Replaced(String),
     /// Refused, and will be again: permission, size, a malformed request.
     #[error("store refused the request: {0}")]
     Refused(String),
@@ -41,7 +51,7 @@ impl From<StoreError> for KvFailure {
             StoreError::Unavailable(text) => Self::Unavailable(text),
             StoreError::Ambiguous(text) => Self::Ambiguous(text),
             StoreError::Refused(text) => Self::Refused(text),
-            other @ (StoreError::Compacted { .. } | StoreError::LeaseGone(_)) => {
+            other @ (StoreError::Compacted { .. } | StoreError::LeaseGone(_) | StoreError::Replaced(_)) => {
                 Self::Unavailable(other.to_string())
             }
         }

@@ -1,1 +1,14 @@
-//! Flow decoding, metric and event schema, drop reason texts.
+//! What a node shows of itself: flow events decoded, filters on them, what each drop reason means, and the
+//! names of all metrics.
+//!
+//! Invariant: pure. The agent adds the names that only it knows (labels, endpoints); the command line uses
+//! the same filters and the same words.
+
+mod event;
+mod filter;
+pub mod metric;
+mod reason;
+
+pub use event::{BootTime, DecodeError, EventKind, FlowEvent, Party, Protocol, Verdict};
+pub use filter::{EventFilter, FilterError, PartyFilter};
+pub use reason::{Advice, advice, advice_for_key};

@@ -1,0 +1,47 @@
+# Everything a person or CI runs. `make` alone lists the targets.
+#
+# Lab and tests use network namespaces and BPF: run them as root. Where root, BPF or etcd is missing, the
+# tests that need it say `skipped: why`.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+LAB := $(TARGET_DIR)/release/warren-lab
+CARGO_DENY_VERSION := 0.20
+
+.PHONY: help setup build lab lab-down test fmt fmt-check clippy check-tests deny
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+
+setup: ## install what is missing (deploy/setup.sh)
+	@deploy/setup.sh
+
+build: setup ## release build of the agent, the command line and the lab
+	cargo build --locked --release
+
+lab: build ## 3 nodes and 3 etcd members on this machine, shown at work and left standing
+	$(LAB) demo
+
+lab-down: ## take the lab away
+	@if [[ -x $(LAB) ]]; then $(LAB) down; else echo "no lab was built here"; fi
+
+test: setup fmt-check clippy check-tests ## formatting, lints and all tests; what CI runs
+
+fmt: ## format the code
+	cargo fmt --all
+
+fmt-check:
+	cargo fmt --all --check
+
+clippy: ## all lints, warnings denied
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+check-tests:
+	@deploy/run-tests.sh
+
+deny: ## licences, advisories and sources of all dependencies (installs cargo-deny when absent)
+	@command -v cargo-deny >/dev/null || cargo install --locked cargo-deny --version ~$(CARGO_DENY_VERSION)
+	cargo deny --locked check

@@ -1,0 +1,363 @@
+//! The client: one HTTP/1.1 connection over the unix socket for each request.
+
+use std::path::{Path, PathBuf};
+
+use http_body_util::{BodyExt, Full};
+use hyper::{
+    Method, Request,
+    body::{Bytes, Incoming},
+    header,
+};
+use hyper_util::rt::TokioIo;
+use identity::{EndpointName, NodeName};
+use ipnetwork::IpNetwork;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::net::UnixStream;
+
+use crate::{
+    ApiError, CidrReleased, CounterRow, DiffQuery, Endpoint, EndpointAdd, EndpointAdded, EndpointDeleted,
+    FlowQuery, FlowRow, Identity, IpEntry, LimitQuery, Listing, MapDump, MapSummary, Node, NodeRemoved,
+    ObserveLine, ObserveQuery, State, StateDiff, Status, Version,
+};
+
+/// The longest line of a stream, in bytes: an event with 64 of the longest labels on both sides is half of it.
+const MAX_LINE_BYTES: usize = 128 * 1024;
+
+/// Why a request has no answer of the expected kind.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens on the socket.
+    #[error("the agent does not answer on {}: {source}; is warrend running on this node?", path.display())]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The socket may only be used by root and its group.
+    #[error("no permission for {}: run as root or join its group (warren)", path.display())]
+    Permission {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The connection broke.
+    #[error("the connection to the agent broke: {0}")]
+    Broken(#[from] hyper::Error),
+    /// The agent refused, and said why.
+    #[error("{0}")]
+    Refused(ApiError),
+    /// The answer is not what this client knows.
+    #[error("the agent's answer does not decode ({0}); is it of another version?")]
+    Undecodable(String),
+}
+
+/// A client of one agent. Cheap: it holds no connection.
+#[derive(Debug, Clone)]
+pub struct Client {
+    socket: PathBuf,
+}
+
+impl Client {
+    /// A client of the agent that listens on this socket.
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        Self { socket: socket.into() }
+    }
+
+    /// The socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// `GET /v1/version`
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every method here.
+    pub async fn version(&self) -> Result<Version, ClientError> {
+        self.get("/v1/version").await
+    }
+
+    /// `GET /v1/status`
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn status(&self) -> Result<Status, ClientError> {
+        self.get("/v1/status").await
+    }
+
+    /// `GET /v1/openapi.json`
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn openapi(&self) -> Result<serde_json::Value, ClientError> {
+        self.get("/v1/openapi.json").await
+    }
+
+    /// `GET /v1/nodes`
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn nodes(&self) -> Result<Listing<Node>, ClientError> {
+        self.get("/v1/nodes").await
+    }
+
+    /// `DELETE /v1/nodes/{name}`: an operator's word that this node will not come back.
+    ///
+    /// # Errors
+    /// [`ClientError`]; a conflict while the node is alive.
+    pub async fn node_remove(&self, name: &NodeName) -> Result<NodeRemoved, ClientError> {
+        self.call(Method::DELETE, &format!("/v1/nodes/{name}"), None::<&()>).await
+    }
+
+    /// `GET /v1/identities`
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn identities(&self) -> Result<Listing<Identity>, ClientError> {
+        self.get("/v1/identities").await
+    }
+
+    /// `GET /v1/ips`
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn ips(&self, query: &LimitQuery) -> Result<Listing<IpEntry>, ClientError> {
+        self.get(&with_query("/v1/ips", query)).await
+    }
+
+    /// `GET /v1/endpoints`
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn endpoints(&self) -> Result<Listing<Endpoint>, ClientError> {
+        self.get("/v1/endpoints").await
+    }
+
+    /// `GET /v1/endpoints/{name}`
+    ///
+    /// # Errors
+    /// [`ClientError`]; not found.
+    pub async fn endpoint(&self, name: &EndpointName) -> Result<Endpoint, ClientError> {
+        self.get(&format!("/v1/endpoints/{name}")).await
+    }
+
+    /// `POST /v1/endpoints`: answers when the endpoint is attached. Repeating it is safe.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn endpoint_add(&self, request: &EndpointAdd) -> Result<EndpointAdded, ClientError> {
+        self.call(Method::POST, "/v1/endpoints", Some(request)).await
+    }
+
+    /// `DELETE /v1/endpoints/{name}`: answers when it is gone. Repeating it is safe.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn endpoint_delete(&self, name: &EndpointName) -> Result<EndpointDeleted, ClientError> {
+        self.call(Method::DELETE, &format!("/v1/endpoints/{name}"), None::<&()>).await
+    }
+
+    /// `DELETE /v1/cidrs/{cidr}`, `/` written `-`: gives back a block of this node that nobody uses.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn cidr_release(&self, cidr: IpNetwork) -> Result<CidrReleased, ClientError> {
+        let path = format!("/v1/cidrs/{}-{}", cidr.network(), cidr.prefix());
+        self.call(Method::DELETE, &path, None::<&()>).await
+    }
+
+    /// `GET /v1/maps`
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn maps(&self) -> Result<Listing<MapSummary>, ClientError> {
+        self.get("/v1/maps").await
+    }
+
+    /// `GET /v1/maps/{name}`
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn map_dump(&self, name: &str, query: &LimitQuery) -> Result<MapDump, ClientError> {
+        self.get(&with_query(&format!("/v1/maps/{}", encode(name)), query)).await
+    }
+
+    /// `GET /v1/state`
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn state(&self) -> Result<State, ClientError> {
+        self.get("/v1/state").await
+    }
+
+    /// `POST /v1/state/diff`: reads the kernel now and compares; repairs only if asked to.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn state_diff(&self, query: &DiffQuery) -> Result<StateDiff, ClientError> {
+        self.call(Method::POST, &with_query("/v1/state/diff", query), None::<&()>).await
+    }
+
+    /// `GET /v1/flows`
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn flows(&self, query: &FlowQuery) -> Result<Listing<FlowRow>, ClientError> {
+        self.get(&with_query("/v1/flows", query)).await
+    }
+
+    /// `GET /v1/drops`: all counters, `forwarded` too.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn drops(&self) -> Result<Listing<CounterRow>, ClientError> {
+        self.get("/v1/drops").await
+    }
+
+    /// `GET /v1/observe`: events line by line.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn observe(&self, query: &ObserveQuery) -> Result<Lines, ClientError> {
+        let body = self.send(Method::GET, &with_query("/v1/observe", query), None::<&()>).await?;
+        Ok(Lines { body, buffer: Vec::new() })
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        self.call(Method::GET, path, None::<&()>).await
+    }
+
+    async fn call<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<T, ClientError> {
+        decode(&self.send(method, path, body).await?.collect().await?.to_bytes())
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<Incoming, ClientError> {
+        let stream = UnixStream::connect(&self.socket).await.map_err(|source| match source.kind() {
+            std::io::ErrorKind::PermissionDenied => ClientError::Permission { path: self.socket.clone() },
+            _ => ClientError::Connect { path: self.socket.clone(), source },
+        })?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        // Ends by itself when the answer was read or its reader dropped it; what broke shows in the answer.
+        tokio::spawn(connection);
+        let bytes = match body {
+            Some(body) => serde_json::to_vec(body).expect("requests are plain data with text keys"),
+            None => Vec::new(),
+        };
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "warren")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(Bytes::from(bytes)))
+            .expect("paths are made of checked names and encoded text");
+        let response = sender.send_request(request).await?;
+        if response.status().is_success() {
+            return Ok(response.into_body());
+        }
+        let status = response.status();
+        let bytes = response.into_body().collect().await?.to_bytes();
+        Err(match serde_json::from_slice(&bytes) {
+            Ok(error) => ClientError::Refused(error),
+            Err(_) => ClientError::Undecodable(format!("HTTP status {status}")),
+        })
+    }
+}
+
+/// A stream of [`ObserveLine`]s. Dropping it ends the stream.
+#[derive(Debug)]
+pub struct Lines {
+    body: Incoming,
+    buffer: Vec<u8>,
+}
+
+impl Lines {
+    /// The next line; `None` when the agent has ended the stream. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`ClientError::Broken`] when the agent went away, [`ClientError::Undecodable`] for a line of another version.
+    pub async fn next(&mut self) -> Result<Option<ObserveLine>, ClientError> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|&byte| byte == b'\n') {
+                let line: Vec<u8> = self.buffer.drain(..=end).collect();
+                return decode(&line).map(Some);
+            }
+            if self.buffer.len() > MAX_LINE_BYTES {
+                return Err(ClientError::Undecodable(format!("a line of more than {MAX_LINE_BYTES} bytes")));
+            }
+            match self.body.frame().await {
+                None => return Ok(None),
+                Some(frame) => {
+                    if let Ok(data) = frame?.into_data() {
+                        self.buffer.extend_from_slice(&data);
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ClientError> {
+    serde_json::from_slice(bytes).map_err(|error| ClientError::Undecodable(error.to_string()))
+}
+
+/// Percent-encodes everything but RFC 3986's unreserved characters.
+fn encode(text: &str) -> String {
+    use std::fmt::Write;
+    text.bytes().fold(String::with_capacity(text.len()), |mut out, byte| {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(byte.into()),
+            _ => write!(out, "%{byte:02X}").expect("writing to a String does not fail"),
+        }
+        out
+    })
+}
+
+/// Appends a flat struct of parameters. `null`s are left out.
+fn with_query(path: &str, query: &impl Serialize) -> String {
+    let value = serde_json::to_value(query).expect("parameters are flat plain data");
+    let fields = value.as_object().into_iter().flatten();
+    let pairs: Vec<String> = fields
+        .filter(|(_, value)| !value.is_null())
+        .map(|(key, value)| match value {
+            serde_json::Value::String(text) => format!("{key}={}", encode(text)),
+            other => format!("{key}={}", encode(&other.to_string())),
+        })
+        .collect();
+    if pairs.is_empty() { path.to_owned() } else { format!("{path}?{}", pairs.join("&")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_are_encoded_and_absent_ones_left_out() {
+        let query = ObserveQuery {
+            follow: true,
+            from: Some("app=web".parse().unwrap()),
+            to: Some("10.0.0.0/8".parse().unwrap()),
+            ..Default::default()
+        };
+        assert_eq!(
+            with_query("/v1/observe", &query),
+            "/v1/observe?follow=true&from=app%3Dweb&to=10.0.0.0%2F8"
+        );
+        assert_eq!(with_query("/v1/ips", &LimitQuery::default()), "/v1/ips");
+    }
+
+    #[tokio::test]
+    async fn a_missing_agent_is_named_with_its_socket() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = Client::new(folder.path().join("none.sock")).status().await.unwrap_err().to_string();
+        assert!(error.contains("none.sock") && error.contains("is warrend running"), "{error}");
+    }
+}

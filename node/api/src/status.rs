@@ -1,0 +1,232 @@
+//! `GET /v1/status`: how the node is, at a glance.
+
+use std::net::IpAddr;
+
+use identity::{FleetName, NodeName};
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// `GET /v1/version`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Version {
+    /// The agent's version.
+    pub agent: String,
+    /// The API's.
+    pub api: String,
+    /// Of the layouts of maps and events.
+    pub abi: u32,
+}
+
+/// Why a node cannot go on as configured.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Halted {
+    /// What an operator must put right.
+    pub reason: String,
+}
+
+/// Unusual, but working.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Warning {
+    /// What is unusual, and what to do.
+    pub text: String,
+}
+
+/// The last error, of whatever part.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LastError {
+    /// When, in ms since 1970.
+    pub unix_ms: u64,
+    /// Which part: `store`, `lease`, `gossip`, `datapath`, `audit`.
+    pub part: String,
+    /// What.
+    pub text: String,
+}
+
+/// A member of etcd.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct EtcdMember {
+    /// As configured.
+    pub endpoint: String,
+    /// Whether it answers.
+    pub healthy: bool,
+    /// Its version.
+    pub version: Option<String>,
+    /// Whether it leads.
+    pub leader: Option<bool>,
+    /// Bytes of its database.
+    pub db_bytes: Option<u64>,
+    /// Why it is not healthy.
+    pub error: Option<String>,
+}
+
+/// The store: etcd, or the one in memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StoreStatus {
+    /// `etcd` or `memory`.
+    pub kind: String,
+    /// Whether the watch runs.
+    pub connected: bool,
+    /// Why not.
+    pub error: Option<String>,
+    /// Revision up to which everything is known; `null` before the first listing.
+    pub revision: Option<i64>,
+    /// Milliseconds since the watch last said anything.
+    pub silent_ms: Option<u64>,
+    /// Whether this node's sign of life is on a lease now.
+    pub lease_held: bool,
+    /// Why not.
+    pub lease_error: Option<String>,
+    /// Requests that wait for an answer.
+    pub requests_in_flight: usize,
+    /// Members.
+    pub members: Vec<EtcdMember>,
+    /// Records that are not believed: key and reason.
+    pub rejected: Vec<String>,
+}
+
+/// A node as gossip sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PeerStatus {
+    /// Its name.
+    #[schema(value_type = String)]
+    pub node: NodeName,
+    /// Where its gossip comes from.
+    pub address: String,
+    /// Whether it seems alive.
+    pub alive: bool,
+}
+
+/// Gossip.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GossipStatus {
+    /// Peers, this node left out.
+    pub peers: Vec<PeerStatus>,
+    /// Datagrams refused before a byte of them was parsed: wrong key, replay, garbage.
+    pub refused_datagrams: u64,
+    /// Why gossip does not run; it is started again with back-off.
+    pub error: Option<String>,
+}
+
+/// A pod CIDR of this node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CidrStatus {
+    /// The block.
+    #[schema(value_type = String)]
+    pub cidr: IpNetwork,
+    /// The claim's epoch.
+    pub epoch: i64,
+    /// Addresses that endpoints and the gateway use.
+    pub used: u64,
+    /// Addresses that rest before they are given out again.
+    pub cooling: u64,
+    /// Addresses that can be given to endpoints in all.
+    pub capacity: u64,
+}
+
+/// A map's fill.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MapFill {
+    /// Its name.
+    pub name: String,
+    /// Entries.
+    pub entries: u64,
+    /// Entries that it can hold.
+    pub max_entries: u32,
+}
+
+/// A program and where it is attached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ProgramStatus {
+    /// Its name.
+    pub name: String,
+    /// The devices that it is attached to.
+    pub devices: Vec<String>,
+    /// The hook: `tcx` or `clsact`.
+    pub hook: String,
+}
+
+/// The last plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ApplyStatus {
+    /// Generation of what is wanted.
+    pub wanted_generation: u64,
+    /// Generation of what the kernel holds.
+    pub applied_generation: u64,
+    /// Steps that failed and are tried again: what and why.
+    pub failing: Vec<String>,
+}
+
+/// The last audit: reading the kernel whole and comparing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AuditStatus {
+    /// When, in ms since 1970; `null` before the first.
+    pub unix_ms: Option<u64>,
+    /// Differences that it found.
+    pub differences: u64,
+    /// Differences repaired since the agent's start.
+    pub repaired_total: u64,
+}
+
+/// The underlay: what the tunnel runs over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct UnderlayStatus {
+    /// The interface.
+    pub interface: String,
+    /// The tunnel's address on it.
+    #[schema(value_type = String)]
+    pub address: IpAddr,
+    /// Its MTU.
+    pub mtu_bytes: u32,
+    /// Why this one was chosen.
+    pub reason: String,
+}
+
+/// `GET /v1/status`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Status {
+    /// This node.
+    #[schema(value_type = String)]
+    pub node: NodeName,
+    /// The fleet's name.
+    #[schema(value_type = String)]
+    pub fleet: FleetName,
+    /// The fleet's id; `null` until it was read once.
+    pub fleet_id: Option<String>,
+    /// The agent's version.
+    pub agent_version: String,
+    /// Milliseconds since the agent's start.
+    pub uptime_ms: u64,
+    /// The agent's start, in ms since 1970.
+    pub incarnation: u64,
+    /// Whether the node serves endpoints: base devices are there and it is not halted.
+    pub ready: bool,
+    /// Why the node cannot go on as configured.
+    pub halted: Option<Halted>,
+    /// Unusual, but working.
+    pub warnings: Vec<Warning>,
+    /// The store.
+    pub store: StoreStatus,
+    /// Gossip.
+    pub gossip: GossipStatus,
+    /// Pod CIDRs.
+    pub cidrs: Vec<CidrStatus>,
+    /// Endpoints of this node.
+    pub endpoints: usize,
+    /// Nodes of the fleet, this one included.
+    pub nodes: usize,
+    /// Identities of the fleet.
+    pub identities: usize,
+    /// Maps with their fill.
+    pub maps: Vec<MapFill>,
+    /// Programs and where they are attached.
+    pub programs: Vec<ProgramStatus>,
+    /// The last plan.
+    pub apply: ApplyStatus,
+    /// The last audit.
+    pub audit: AuditStatus,
+    /// The underlay.
+    pub underlay: UnderlayStatus,
+    /// The last error with its time; `null` when there was none.
+    pub last_error: Option<LastError>,
+}

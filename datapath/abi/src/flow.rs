@@ -6,8 +6,9 @@ use crate::{MacBytes, V4, V6, abi_bytes};
 /// A packet's flow and direction.
 ///
 /// ICMP echo: the identifier stands for the port of the side that asks, 0 for the port of the other, so
-/// that request and answer are each other's reverse.
-#[repr(C)]
+/// that request and answer are each other's reverse. Fragments but the first, ICMP errors and protocols
+/// without ports: both ports 0.
+#[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FlowKey<A> {
     /// Source address.
@@ -43,7 +44,7 @@ impl<A: Copy> FlowKey<A> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum FlowAction {
-    /// To a local endpoint: `target` is its interface index, `dst_mac` and `src_mac` are written.
+    /// To a local endpoint: `target` is its interface index.
     Local = 1,
     /// Through the tunnel: `target` is the node's index.
     Tunnel = 2,
@@ -51,6 +52,19 @@ pub enum FlowAction {
     Host = 3,
     /// Onwards by this node's routing.
     Stack = 4,
+}
+
+impl FlowAction {
+    /// The action of a number, `None` for what this version does not know.
+    pub const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            1 => Some(Self::Local),
+            2 => Some(Self::Tunnel),
+            3 => Some(Self::Host),
+            4 => Some(Self::Stack),
+            _ => None,
+        }
+    }
 }
 
 /// Where packets of a direction must come from ([`FlowEntry::source_kind`]): a known flow spares the
@@ -64,6 +78,18 @@ pub enum SourceKind {
     Node = 2,
     /// From this node's stack.
     Host = 3,
+}
+
+impl SourceKind {
+    /// The kind of a number, `None` for what this version does not know.
+    pub const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            1 => Some(Self::Endpoint),
+            2 => Some(Self::Node),
+            3 => Some(Self::Host),
+            _ => None,
+        }
+    }
 }
 
 /// Bits of [`FlowEntry::flags`].
@@ -82,10 +108,10 @@ pub struct FlowEntry {
     pub packets: u64,
     /// Their bytes, from the Ethernet header on.
     pub bytes: u64,
-    /// When it was made, `bpf_ktime_get_ns`.
+    /// When the flow began: `CLOCK_MONOTONIC_COARSE` (`bpf_ktime_get_coarse_ns`), nanoseconds.
     pub created_ns: u64,
-    /// When its last packet came, in jiffies (`bpf_jiffies64`).
-    pub last_seen_jiffies: u64,
+    /// When the last packet of this direction came, same clock; equal to `created_ns` while none has come.
+    pub last_seen_ns: u64,
     /// Sum of the epochs of both shards when it was decided; another sum now means: decide again.
     pub epoch: u32,
     /// Interface or node index that packets must come from.
@@ -108,9 +134,9 @@ pub struct FlowEntry {
     pub flags: u8,
     /// TCP flags seen in this direction, or-ed.
     pub tcp_flags: u8,
-    /// Written into the packet when the target is local.
+    /// Written into the packet, unless the action is [`FlowAction::Stack`].
     pub dst_mac: MacBytes,
-    /// Written into the packet when the target is local.
+    /// Written into the packet, unless the action is [`FlowAction::Stack`].
     pub src_mac: MacBytes,
 }
 

@@ -12,6 +12,8 @@ mod event;
 mod flow;
 mod map;
 
+pub mod identity_number;
+
 pub use counter::{COUNTER_SLOTS, Counter, Direction, DropReason, counter_slot};
 pub use event::{Event, EventKind};
 pub use flow::{FlowAction, FlowEntry, FlowKey, SourceKind, flow_flags};

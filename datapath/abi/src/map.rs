@@ -1,4 +1,13 @@
 //! Maps that user space writes and the programs read: configuration, endpoints, ipcache, nodes, epochs.
+//!
+//! What user space owes the programs:
+//! - Index 0 of the nodes is [`NODE_NONE`], index 1 [`NODE_SELF`].
+//! - The exact ipcache holds this node's own addresses (gateway, underlay) as {host, [`NODE_SELF`]}, other
+//!   nodes' as {remote-node, their index}; the trie holds every node's CIDRs as {0, its index}.
+//! - **First** write the map, **then** raise the epoch: of shard [`epoch_shard_v4`] of the address after a
+//!   change of its ipcache or endpoint entry, of all shards after a change in the trie. The programs read the
+//!   epochs first and the maps after them, so that a decision made from old entries is never valid.
+//! - A change in the nodes map needs no epoch: it is read for every packet.
 
 use crate::{MacBytes, V4, V6, abi_bytes};
 
@@ -26,6 +35,8 @@ pub mod map_name {
     pub const COUNTERS: &str = "WARREN_COUNTERS";
     /// Ring buffer of [`crate::Event`].
     pub const EVENTS: &str = "WARREN_EVENTS";
+    /// Per-CPU array of one [`super::EventBudget`]: the programs' own, of no use to user space.
+    pub const EVENT_BUDGET: &str = "WARREN_BUDGET";
 }
 
 /// Local endpoints at the most. A node with more than this many workloads is two nodes.
@@ -47,6 +58,17 @@ pub const EPOCH_SHARDS: u32 = 4_096;
 pub const NODE_NONE: u32 = 0;
 /// Index of this node.
 pub const NODE_SELF: u32 = 1;
+
+/// Drop events that a CPU reports in [`EVENT_WINDOW_NS`] at the most: forged packets must not drown the node
+/// in reports of themselves. What exceeds it is in the counters, and counted as lost events.
+pub const EVENTS_PER_WINDOW: u32 = 256;
+/// The window of [`EVENTS_PER_WINDOW`], nanoseconds.
+pub const EVENT_WINDOW_NS: u64 = 100_000_000;
+
+/// Inner destination of every tunnel packet, on every node: the receiver rewrites it.
+pub const TUNNEL_DST_MAC: MacBytes = *b"\x02WRN\x00\x01";
+/// Inner source of every tunnel packet: tells nobody anything about the sender's devices.
+pub const TUNNEL_SRC_MAC: MacBytes = *b"\x02WRN\x00\x00";
 
 /// The epoch shard of an address (Fibonacci hashing of its words).
 pub const fn epoch_shard_v4(address: V4) -> u32 {
@@ -122,6 +144,7 @@ pub struct NodeEntry {
 }
 
 abi_bytes! {
+    u32 = 4,
     NodeConfig = 28,
     EndpointEntry = 28,
     IpcacheEntry = 8,

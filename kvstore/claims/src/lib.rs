@@ -1,1 +1,37 @@
-//! Ownership protocols as pure state machines: identities, pod CIDRs, addresses.
+//! Ownership protocols as pure state machines: the fleet record, nodes, identities, pod CIDRs, addresses.
+//!
+//! Why one crate: identities and CIDRs share transactions, the picture of the fleet and the property tests
+//! (`docs/decisions/0002-ownership-protocols-in-kvstore-claims.md`).
+//!
+//! Invariant: pure. Time arrives as a [`std::time::Duration`] since any fixed moment of the caller's own
+//! monotone clock, randomness as a `draw: u64`, answers as `KvOutcome`; requests leave as `KvRequest`.
+//! Nothing here decides by a lease who owns a thing, and nothing waits for a lock.
+//!
+//! Every machine survives an outcome that is not known ([`kvstore_schema::KvFailure::Ambiguous`]): its
+//! transactions are written so that asking the same again is reading back, and writes that arrive late,
+//! after their sender gave up or died, are fenced by revisions.
+
+mod acquire;
+mod address;
+mod blocks;
+mod cidr;
+mod collect;
+mod endpoint;
+mod error;
+mod fleet;
+mod machine;
+mod node;
+mod release;
+mod view;
+
+pub use acquire::{IdentityAcquire, IdentityGrant};
+pub use address::{AddressError, AddressPool, Family, PoolFill};
+pub use cidr::{CidrClaim, CidrGrant, CidrRelease, missing_blocks};
+pub use collect::{Collector, QUARANTINE};
+pub use endpoint::{EndpointChange, EndpointResult, EndpointWrites};
+pub use error::{ClaimError, Difference};
+pub use fleet::{FleetJoin, FleetJoined};
+pub use machine::{Machine, Next, Protocol, Step, WaitReason};
+pub use node::{NodeRegistered, NodeRegistration, alive_request, node_removal_request};
+pub use release::{IdentityRelease, missing_refs, stray_refs};
+pub use view::{ChangeKind, Discontinuity, Entry, FleetView, Rejected, ViewChange};

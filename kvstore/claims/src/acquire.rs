@@ -1,0 +1,231 @@
+//! From a label set to its number: create both, or join the winner, or revive what was quarantined.
+//!
+//! Why reviving is safe (P3): a number is quarantined because kernels may still hold it with its old
+//! meaning. Reviving gives it back to the very label set that it meant; its meaning never changes. A
+//! deletion that arrives late fails, because reviving changed the revision that it compares.
+
+use std::collections::BTreeSet;
+
+use identity::{Identity, LabelDigest, Labels, NodeName};
+use kvstore_schema::{
+    Condition, KvOp, KvRequest, Revision, Schema, Txn, TxnResponse,
+    record::{ClaimState, IdentityIdRecord, IdentityLabelsRecord, IdentityRefRecord},
+};
+
+use crate::{
+    ClaimError, Entry, FleetView,
+    machine::{Machine, Next, Protocol, decode, got, mix, or_failed, put},
+};
+
+/// How many numbers the fleet can give out.
+const NUMBERS: u64 = (Identity::FLEET_MAX.get() - Identity::FLEET_MIN.get() + 1) as u64;
+
+/// Gets the number of a label set, and this node's reference to it.
+#[derive(Debug, Clone)]
+pub struct IdentityAcquire {
+    schema: Schema,
+    node: NodeName,
+    reference: IdentityRefRecord,
+    labels: Labels,
+    digest: LabelDigest,
+    /// Numbers found taken that the view does not know of yet.
+    taken: BTreeSet<Identity>,
+    /// The number that the pending transaction is about.
+    number: Identity,
+    creating: bool,
+}
+
+/// A number that this node may use until it releases it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdentityGrant {
+    /// The number.
+    pub identity: Identity,
+    /// The labels that it stands for.
+    pub labels: Labels,
+    /// The revision of this node's reference; [`crate::IdentityRelease`] needs it.
+    pub ref_revision: Revision,
+}
+
+/// What is known of the label set and of one number, from the view or from an answer.
+struct Facts {
+    labels: Option<Entry<IdentityLabelsRecord>>,
+    id: Option<Entry<IdentityIdRecord>>,
+}
+
+impl IdentityAcquire {
+    /// `labels`: those that count for the identity, already filtered. `incarnation`: this agent's.
+    ///
+    /// The node must be registered. After a restart every number in use is acquired again: that rewrites
+    /// the reference, so that a release which the former agent had sent cannot arrive late and delete it.
+    ///
+    /// # Errors
+    /// When the view already shows that it cannot be done.
+    pub fn start(
+        view: &FleetView,
+        node: NodeName,
+        incarnation: u64,
+        labels: Labels,
+        draw: u64,
+    ) -> Result<(Machine<Self>, KvRequest), ClaimError> {
+        let digest = labels.digest();
+        let known = view.identity_labels().get(&digest).cloned();
+        let number = known.as_ref().map_or(Identity::FLEET_MIN, |entry| entry.record.id);
+        let mut this = Self {
+            schema: view.schema().clone(),
+            node,
+            reference: IdentityRefRecord { incarnation, unknown: Default::default() },
+            labels,
+            digest,
+            taken: BTreeSet::new(),
+            number,
+            creating: false,
+        };
+        let id = view.identities().get(&number).cloned();
+        let txn = this.plan(Facts { labels: known, id }, view, draw)?;
+        Ok(Machine::begin(this, txn))
+    }
+
+    /// The transaction that these facts ask for.
+    fn plan(&mut self, facts: Facts, view: &FleetView, draw: u64) -> Result<Txn, ClaimError> {
+        self.creating = false;
+        let Some(labels) = facts.labels else {
+            self.number = free_number(view, &self.taken, draw)?;
+            self.creating = true;
+            return Ok(self.create());
+        };
+        let contradiction =
+            |key| ClaimError::Contradiction { labels: self.labels.clone(), identity: labels.record.id, key };
+        if labels.record.labels != self.labels {
+            return Err(contradiction(self.schema.identity_labels(&self.digest)));
+        }
+        if labels.record.id != self.number {
+            self.number = labels.record.id;
+            return Ok(self.reads(Txn::then));
+        }
+        if facts.id.as_ref().is_some_and(|id| id.record.labels != self.labels) {
+            return Err(contradiction(self.schema.identity_labels(&self.digest)));
+        }
+        Ok(self.use_existing(labels.modified, facts.id))
+    }
+
+    fn create(&self) -> Txn {
+        let labels_key = self.schema.identity_labels(&self.digest);
+        let id_key = self.schema.identity_id(self.number);
+        let labels = IdentityLabelsRecord {
+            id: self.number,
+            labels: self.labels.clone(),
+            unknown: Default::default(),
+        };
+        let id = IdentityIdRecord {
+            labels: self.labels.clone(),
+            state: ClaimState::Live,
+            unknown: Default::default(),
+        };
+        let txn = self
+            .reads(Txn::otherwise)
+            .when(Condition::Present(self.schema.node(&self.node)))
+            .when(Condition::Absent(labels_key.clone()))
+            .when(Condition::Absent(id_key.clone()))
+            .when(Condition::RangeEmpty(self.schema.identity_refs(self.number)))
+            .then(put(labels_key, &labels))
+            .then(put(id_key, &id));
+        self.with_ref(txn)
+    }
+
+    /// Adds the reference; makes the number live when it is quarantined, or whole when its half is missing.
+    fn use_existing(&self, labels_revision: Revision, id: Option<Entry<IdentityIdRecord>>) -> Txn {
+        let id_key = self.schema.identity_id(self.number);
+        let mut txn = self
+            .reads(Txn::otherwise)
+            .when(Condition::Present(self.schema.node(&self.node)))
+            .when(Condition::ModRevision(self.schema.identity_labels(&self.digest), labels_revision));
+        let (unchanged, unknown, live) = match id {
+            Some(id) => (
+                Condition::ModRevision(id_key.clone(), id.modified),
+                id.record.unknown,
+                id.record.state == ClaimState::Live,
+            ),
+            None => (Condition::Absent(id_key.clone()), Default::default(), false),
+        };
+        txn = txn.when(unchanged);
+        if !live {
+            let record = IdentityIdRecord { labels: self.labels.clone(), state: ClaimState::Live, unknown };
+            txn = txn.then(put(id_key, &record));
+        }
+        self.with_ref(txn)
+    }
+
+    fn with_ref(&self, txn: Txn) -> Txn {
+        txn.then(put(self.schema.identity_ref(self.number, &self.node), &self.reference))
+    }
+
+    /// Reads all that [`Self::facts`] needs, in the branch that `add` adds to.
+    fn reads(&self, add: fn(Txn, KvOp) -> Txn) -> Txn {
+        [
+            self.schema.node(&self.node),
+            self.schema.identity_labels(&self.digest),
+            self.schema.identity_id(self.number),
+        ]
+        .into_iter()
+        .fold(Txn::new(), |txn, key| add(txn, KvOp::Get(key)))
+    }
+
+    fn facts(&self, answer: &TxnResponse) -> Result<Facts, ClaimError> {
+        if got(answer, 0)?.is_none() {
+            return Err(ClaimError::NotRegistered { node: self.node.clone() });
+        }
+        Ok(Facts {
+            labels: got(answer, 1)?.map(entry).transpose()?,
+            id: got(answer, 2)?.map(entry).transpose()?,
+        })
+    }
+
+    fn decide(
+        &mut self,
+        answer: &TxnResponse,
+        view: &FleetView,
+        draw: u64,
+    ) -> Result<Next<IdentityGrant>, ClaimError> {
+        let only_read =
+            answer.results.iter().all(|result| matches!(result, kvstore_schema::KvOpResult::Got(_)));
+        if answer.succeeded && !only_read {
+            return Ok(Next::Done(IdentityGrant {
+                identity: self.number,
+                labels: self.labels.clone(),
+                ref_revision: answer.revision,
+            }));
+        }
+        let facts = self.facts(answer)?;
+        if self.creating && facts.labels.is_none() {
+            self.taken.insert(self.number);
+        }
+        Ok(Next::Ask(self.plan(facts, view, draw)?))
+    }
+}
+
+impl Protocol for IdentityAcquire {
+    type Output = IdentityGrant;
+
+    fn on_answer(&mut self, answer: &TxnResponse, view: &FleetView, draw: u64) -> Next<IdentityGrant> {
+        or_failed(self.decide(answer, view, draw))
+    }
+}
+
+fn entry<R: kvstore_schema::record::Record>(kv: &kvstore_schema::KeyValue) -> Result<Entry<R>, ClaimError> {
+    Ok(Entry { record: decode(kv)?, created: kv.create_revision, modified: kv.mod_revision })
+}
+
+/// A number that neither the view nor `taken` knows: the first free one behind a random place. (64 agents
+/// that draw at random make 2,084 identities a second; taking turns at a counter, 57.)
+fn free_number(view: &FleetView, taken: &BTreeSet<Identity>, draw: u64) -> Result<Identity, ClaimError> {
+    let start = mix(draw) % NUMBERS;
+    (0..NUMBERS)
+        .map(|step| Identity::FLEET_MIN.get() + ((start + step) % NUMBERS) as u32)
+        .filter_map(|number| Identity::new(number).ok())
+        .find(|number| {
+            !view.identities().contains_key(number)
+                && view.refs(*number).is_empty()
+                && !taken.contains(number)
+        })
+        .ok_or(ClaimError::IdentitiesExhausted { used: view.identities().len() })
+}

@@ -1,0 +1,284 @@
+//! Claims on pod CIDRs: adopt what is this node's, else claim a free block; give one back into quarantine.
+//!
+//! All blocks of a fleet are aligned and of one size per family, both fixed by the fleet record, whose
+//! revision is a condition of every new claim. So two claims overlap only if they are the same key, and
+//! creating a key twice is impossible.
+
+use std::collections::BTreeSet;
+
+use identity::NodeName;
+use ipnetwork::IpNetwork;
+use kvstore_schema::{
+    Condition, KvOp, KvRequest, Revision, Schema, Txn, TxnResponse,
+    record::{CidrRecord, ClaimState, FleetRecord},
+};
+
+use crate::{
+    ClaimError, FleetView,
+    blocks::{Blocks, block_of, width},
+    machine::{Machine, Next, Protocol, decode, got, mix, or_failed, put},
+};
+
+/// Gets one more block for this node.
+#[derive(Debug, Clone)]
+pub struct CidrClaim {
+    schema: Schema,
+    node: NodeName,
+    token: String,
+    blocks: Blocks,
+    fleet_revision: Revision,
+    /// Blocks that this agent has already, or has found taken while the view did not know it yet.
+    taken: BTreeSet<IpNetwork>,
+    /// The block that the pending transaction is about.
+    wanted: IpNetwork,
+    /// Its create revision, when it is adopted.
+    epoch: Option<Revision>,
+}
+
+/// A block that this node owns until it releases it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CidrGrant {
+    /// The block.
+    pub cidr: IpNetwork,
+    /// The claim's create revision: fences what is written under it, and the higher one wins in gossip.
+    pub epoch: Revision,
+    /// The revision of the claim's last change; [`CidrRelease`] needs it.
+    pub revision: Revision,
+    /// Whether the node had claimed it in an earlier life.
+    pub adopted: bool,
+}
+
+/// How many more blocks a node should claim. `held`: blocks it has; `full`: those of them without a free
+/// address; `wanted_spare`: how many with free addresses it wants beyond the one it fills.
+pub fn missing_blocks(held: usize, full: usize, wanted_spare: usize) -> usize {
+    (full + 1 + wanted_spare).saturating_sub(held)
+}
+
+impl CidrClaim {
+    /// `token`: tells this attempt from every other, of this node too: machine id, incarnation, counter.
+    /// `held`: the blocks that this agent has adopted or claimed since it started.
+    ///
+    /// A claim of this node in the view that is not in `held` is adopted first, a quarantined one too (only
+    /// its owner may do that); adopting writes the token, so that a release which the former agent had sent
+    /// fails when it arrives late. The first try for a new block is at a place given by the node's name, so
+    /// that a fleet wiped and made anew tends to the same addresses; further tries are random.
+    ///
+    /// # Errors
+    /// [`ClaimError::NoFleet`], [`ClaimError::PoolExhausted`].
+    pub fn start(
+        view: &FleetView,
+        node: NodeName,
+        token: String,
+        held: &BTreeSet<IpNetwork>,
+    ) -> Result<(Machine<Self>, KvRequest), ClaimError> {
+        let fleet = view.fleet().ok_or(ClaimError::NoFleet)?;
+        let home = node.as_str().bytes().fold(0, |hash, byte| mix(hash ^ u64::from(byte)));
+        let mut this = Self {
+            schema: view.schema().clone(),
+            node,
+            token,
+            blocks: Blocks::of(&fleet.record),
+            fleet_revision: fleet.modified,
+            taken: held.clone(),
+            wanted: fleet.record.pools[0],
+            epoch: None,
+        };
+        let txn = this.choose(view, home)?;
+        Ok(Machine::begin(this, txn))
+    }
+
+    /// The next transaction: for a claim of this node that waits to be adopted, or for a free block.
+    fn choose(&mut self, view: &FleetView, seed: u64) -> Result<Txn, ClaimError> {
+        let waiting = view
+            .cidrs()
+            .iter()
+            .filter(|(cidr, claim)| claim.record.node == self.node && !self.taken.contains(*cidr));
+        // Live ones first: their addresses are in use.
+        let adopt = waiting.min_by_key(|(_, claim)| claim.record.state != ClaimState::Live);
+        if let Some((cidr, claim)) = adopt {
+            return Ok(self.adopt(*cidr, &claim.record, claim.created, claim.modified));
+        }
+        self.wanted = self.free_block(view, seed)?;
+        Ok(self.claim())
+    }
+
+    /// The block at the place of `seed`, or the first free one behind it.
+    fn free_block(&self, view: &FleetView, seed: u64) -> Result<IpNetwork, ClaimError> {
+        let total = self.blocks.total();
+        let start = seed % total;
+        // Only taken blocks are stepped over, so a huge pool costs no more than what is claimed of it.
+        (0..total)
+            .filter_map(|step| self.blocks.nth(start.wrapping_add(step) % total))
+            .find(|block| !self.taken.contains(block) && !overlaps_claim(view, *block))
+            .ok_or_else(|| {
+                let live = |state| view.cidrs().values().filter(|claim| claim.record.state == state).count();
+                ClaimError::PoolExhausted {
+                    pools: self.blocks.pools(),
+                    used: live(ClaimState::Live),
+                    quarantined: live(ClaimState::Quarantined),
+                }
+            })
+    }
+
+    fn record(&self) -> CidrRecord {
+        CidrRecord {
+            node: self.node.clone(),
+            state: ClaimState::Live,
+            token: self.token.clone(),
+            unknown: Default::default(),
+        }
+    }
+
+    fn claim(&mut self) -> Txn {
+        self.epoch = None;
+        let key = self.schema.cidr(self.wanted);
+        self.base()
+            .when(Condition::ModRevision(self.schema.fleet(), self.fleet_revision))
+            .when(Condition::Absent(key.clone()))
+            .then(put(key, &self.record()))
+    }
+
+    fn adopt(&mut self, cidr: IpNetwork, found: &CidrRecord, epoch: Revision, modified: Revision) -> Txn {
+        self.wanted = cidr;
+        self.epoch = Some(epoch);
+        let key = self.schema.cidr(cidr);
+        let record = CidrRecord { unknown: found.unknown.clone(), ..self.record() };
+        self.base().when(Condition::ModRevision(key.clone(), modified)).then(put(key, &record))
+    }
+
+    fn base(&self) -> Txn {
+        let node = self.schema.node(&self.node);
+        Txn::new()
+            .when(Condition::Present(node.clone()))
+            .otherwise(KvOp::Get(node))
+            .otherwise(KvOp::Get(self.schema.fleet()))
+            .otherwise(KvOp::Get(self.schema.cidr(self.wanted)))
+    }
+
+    fn granted(&self, epoch: Revision, revision: Revision) -> Next<CidrGrant> {
+        Next::Done(CidrGrant { cidr: self.wanted, epoch, revision, adopted: self.epoch.is_some() })
+    }
+
+    fn decide(
+        &mut self,
+        answer: &TxnResponse,
+        view: &FleetView,
+        draw: u64,
+    ) -> Result<Next<CidrGrant>, ClaimError> {
+        if answer.succeeded {
+            return Ok(self.granted(self.epoch.unwrap_or(answer.revision), answer.revision));
+        }
+        if got(answer, 0)?.is_none() {
+            return Err(ClaimError::NotRegistered { node: self.node.clone() });
+        }
+        let fleet = got(answer, 1)?.ok_or(ClaimError::NoFleet)?;
+        if fleet.mod_revision != self.fleet_revision {
+            self.blocks = Blocks::of(&decode::<FleetRecord>(fleet)?);
+            self.fleet_revision = fleet.mod_revision;
+        }
+        let cidr = self.wanted;
+        match got(answer, 2)? {
+            // An unreadable record is somebody's claim all the same.
+            Some(found) => match decode::<CidrRecord>(found) {
+                Ok(record) if record.node == self.node => {
+                    if record.token == self.token && record.state == ClaimState::Live {
+                        return Ok(self.granted(found.create_revision, found.mod_revision));
+                    }
+                    return Ok(Next::Ask(self.adopt(
+                        cidr,
+                        &record,
+                        found.create_revision,
+                        found.mod_revision,
+                    )));
+                }
+                Ok(_) | Err(_) => drop(self.taken.insert(cidr)),
+            },
+            // The view still shows a claim of ours that was deleted since: do not choose it again.
+            None if self.epoch.is_some() => drop(self.taken.insert(cidr)),
+            None => {}
+        }
+        Ok(Next::Ask(self.choose(view, mix(draw))?))
+    }
+}
+
+impl Protocol for CidrClaim {
+    type Output = CidrGrant;
+
+    fn on_answer(&mut self, answer: &TxnResponse, view: &FleetView, draw: u64) -> Next<CidrGrant> {
+        or_failed(self.decide(answer, view, draw))
+    }
+}
+
+/// Whether a block overlaps any claim in the view, of whatever size and state, readable or not.
+fn overlaps_claim(view: &FleetView, block: IpNetwork) -> bool {
+    let within = (0..=block.prefix()).any(|prefix| view.cidrs().contains_key(&block_of(block.ip(), prefix)));
+    let last = block_of(block.broadcast(), width(block.ip()));
+    let around = || view.cidrs().range(block..=last).any(|(cidr, _)| block.contains(cidr.ip()));
+    within || view.has_key(&view.schema().cidr(block)) || around()
+}
+
+/// Gives a block back: quarantined first, free when the quarantine is over (see [`crate::Collector`]).
+#[derive(Debug, Clone)]
+pub struct CidrRelease {
+    schema: Schema,
+    node: NodeName,
+    token: String,
+    grant: CidrGrant,
+}
+
+impl CidrRelease {
+    /// `token`: the one that the claim was made or adopted with. No endpoint may be left in the block;
+    /// [`crate::AddressPool::remove_block`] says so.
+    ///
+    /// Ends in [`ClaimError::ClaimLost`] when somebody else has the claim; releasing what is released or
+    /// gone is no error.
+    pub fn start(
+        schema: &Schema,
+        node: NodeName,
+        token: String,
+        grant: CidrGrant,
+    ) -> (Machine<Self>, KvRequest) {
+        let revision = grant.revision;
+        let this = Self { schema: schema.clone(), node, token, grant };
+        let txn = this.quarantine(revision, Default::default());
+        Machine::begin(this, txn)
+    }
+
+    fn quarantine(&self, revision: Revision, unknown: kvstore_schema::record::Unknown) -> Txn {
+        let key = self.schema.cidr(self.grant.cidr);
+        let record = CidrRecord {
+            node: self.node.clone(),
+            state: ClaimState::Quarantined,
+            token: self.token.clone(),
+            unknown,
+        };
+        Txn::new()
+            .when(Condition::CreateRevision(key.clone(), self.grant.epoch))
+            .when(Condition::ModRevision(key.clone(), revision))
+            .then(put(key.clone(), &record))
+            .otherwise(KvOp::Get(key))
+    }
+
+    fn decide(&self, answer: &TxnResponse) -> Result<Next<()>, ClaimError> {
+        let Some(found) = got(answer, 0)? else { return Ok(Next::Done(())) };
+        let record: CidrRecord = decode(found)?;
+        let ours = found.create_revision == self.grant.epoch && record.token == self.token;
+        match record.state {
+            ClaimState::Quarantined if ours => Ok(Next::Done(())),
+            ClaimState::Live if ours => Ok(Next::Ask(self.quarantine(found.mod_revision, record.unknown))),
+            _ => Err(ClaimError::ClaimLost {
+                cidr: self.grant.cidr,
+                wanted: format!("epoch {} of {}", self.grant.epoch, self.token),
+                found: format!("epoch {} of {} ({})", found.create_revision, record.node, record.token),
+            }),
+        }
+    }
+}
+
+impl Protocol for CidrRelease {
+    type Output = ();
+
+    fn on_answer(&mut self, answer: &TxnResponse, _view: &FleetView, _draw: u64) -> Next<()> {
+        if answer.succeeded { Next::Done(()) } else { or_failed(self.decide(answer)) }
+    }
+}

@@ -1,0 +1,84 @@
+//! The fleet record: created once by whoever comes first, read and compared by everybody else.
+
+use ipnetwork::IpNetwork;
+use kvstore_schema::{Condition, KvOp, KvRequest, Revision, Schema, Txn, TxnResponse, record::FleetRecord};
+
+use crate::{
+    ClaimError, Difference, FleetView,
+    machine::{Machine, Next, Protocol, decode, got, or_failed, put},
+};
+
+/// Makes the fleet's record or takes the one that is there.
+#[derive(Debug, Clone)]
+pub struct FleetJoin {
+    wanted: FleetRecord,
+}
+
+/// The fleet that this node has joined.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FleetJoined {
+    /// Its record.
+    pub record: FleetRecord,
+    /// The record's revision.
+    pub revision: Revision,
+    /// Whether this machine made it.
+    pub created: bool,
+}
+
+impl FleetJoin {
+    /// `wanted`: the record to create if there is none: pools, block sizes and port as configured, and a
+    /// fleet id drawn at random by the caller. Ends in [`ClaimError::FleetMismatch`] when the fleet has
+    /// other settings; pools may be named in any order.
+    pub fn start(schema: &Schema, wanted: FleetRecord) -> (Machine<Self>, KvRequest) {
+        let key = schema.fleet();
+        let txn = Txn::new()
+            .when(Condition::Absent(key.clone()))
+            .then(put(key.clone(), &wanted))
+            .otherwise(KvOp::Get(key));
+        Machine::begin(Self { wanted }, txn)
+    }
+}
+
+impl Protocol for FleetJoin {
+    type Output = FleetJoined;
+
+    fn on_answer(&mut self, answer: &TxnResponse, _view: &FleetView, _draw: u64) -> Next<FleetJoined> {
+        if answer.succeeded {
+            let record = self.wanted.clone();
+            return Next::Done(FleetJoined { record, revision: answer.revision, created: true });
+        }
+        or_failed(self.compare(answer))
+    }
+}
+
+impl FleetJoin {
+    fn compare(&self, answer: &TxnResponse) -> Result<Next<FleetJoined>, ClaimError> {
+        let found = got(answer, 0)?.ok_or(ClaimError::NoFleet)?;
+        let record: FleetRecord = decode(found)?;
+        let differences = differences(&self.wanted, &record);
+        if !differences.is_empty() {
+            return Err(ClaimError::FleetMismatch { differences });
+        }
+        let created = record.fleet_id == self.wanted.fleet_id;
+        Ok(Next::Done(FleetJoined { record, revision: found.mod_revision, created }))
+    }
+}
+
+/// All settings that are not the same.
+fn differences(here: &FleetRecord, fleet: &FleetRecord) -> Vec<Difference> {
+    let pools = |record: &FleetRecord| {
+        let mut pools: Vec<IpNetwork> = record.pools.clone();
+        pools.sort();
+        pools.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+    };
+    [
+        ("pools", pools(here), pools(fleet)),
+        ("block_prefix_v4", here.block_prefix_v4.to_string(), fleet.block_prefix_v4.to_string()),
+        ("block_prefix_v6", here.block_prefix_v6.to_string(), fleet.block_prefix_v6.to_string()),
+        ("tunnel_port", here.tunnel_port.to_string(), fleet.tunnel_port.to_string()),
+    ]
+    .into_iter()
+    .filter(|(_, here, fleet)| here != fleet)
+    .map(|(setting, here, fleet)| Difference { setting, here, fleet })
+    .collect()
+}

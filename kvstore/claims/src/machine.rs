@@ -1,0 +1,177 @@
+//! What all machines share: how they ask, wait and end, and what they do about an answer that did not come.
+
+use std::time::Duration;
+
+use kvstore_schema::{
+    Key, KeyValue, KvFailure, KvOp, KvOpResult, KvOutcome, KvRequest, KvResponse, Txn, TxnResponse,
+};
+
+use crate::{ClaimError, FleetView};
+
+/// The pause after the first failure; it doubles with each further one.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+/// The longest pause: above it an operator would think that nothing happens any more.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// Conflicts in a row after which a machine pauses, so that two that contend do not spin.
+const CONFLICTS_BEFORE_PAUSE: u32 = 8;
+
+/// What the caller of a machine has to do next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step<T> {
+    /// Carry out the request, then give its outcome to [`Machine::on_outcome`].
+    Ask(KvRequest),
+    /// Wait about this long, then call [`Machine::resume`].
+    Wait {
+        /// For `status` and the log.
+        reason: WaitReason,
+        /// A hint, jittered already. Waiting longer or shorter is safe.
+        after: Duration,
+    },
+    /// Over: this is what was claimed. The machine must not be called again.
+    Done(T),
+    /// Over: this is why not. The machine must not be called again.
+    Failed(ClaimError),
+}
+
+/// Why a machine waits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WaitReason {
+    /// The store gave no answer, or none that settles the matter.
+    Store(KvFailure),
+    /// Others took what was wanted many times in a row.
+    Contention,
+}
+
+/// What a [`Protocol`] wants after an answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Next<T> {
+    /// Ask this.
+    Ask(Txn),
+    /// Over, with a result.
+    Done(T),
+    /// Over, without one.
+    Failed(ClaimError),
+}
+
+/// One ownership protocol. It sees only answers; [`Machine`] deals with those that do not come.
+///
+/// Invariant: each transaction may be asked again at any time, whatever became of it before. Either it
+/// changes nothing the second time, or its conditions fail and its `otherwise` branch reads what is there.
+pub trait Protocol {
+    /// What is claimed.
+    type Output;
+
+    /// Takes the answer to the transaction asked last.
+    fn on_answer(&mut self, answer: &TxnResponse, view: &FleetView, draw: u64) -> Next<Self::Output>;
+}
+
+/// A running protocol: one per thing wanted, owned by whoever wants it, dropped when it is over. Dropping
+/// it earlier is safe; what it may have left behind is found again by the same protocol or by the
+/// [`crate::Collector`].
+#[derive(Debug, Clone)]
+pub struct Machine<P> {
+    protocol: P,
+    pending: Txn,
+    failures: u32,
+    answers: u32,
+}
+
+impl<P: Protocol> Machine<P> {
+    pub(crate) fn begin(protocol: P, first: Txn) -> (Self, KvRequest) {
+        let request = KvRequest::Txn(first.clone());
+        (Self { protocol, pending: first, failures: 0, answers: 0 }, request)
+    }
+
+    /// Takes what became of the request asked last. `draw` is any random number, a new one each time.
+    pub fn on_outcome(&mut self, outcome: KvOutcome, view: &FleetView, draw: u64) -> Step<P::Output> {
+        let answer = match outcome {
+            Ok(KvResponse::Txn(answer)) => answer,
+            Ok(KvResponse::List(_)) => {
+                return Step::Failed(ClaimError::Protocol("a listing, not a transaction".to_owned()));
+            }
+            Err(KvFailure::Refused(text)) => return Step::Failed(ClaimError::Refused(text)),
+            Err(failure) => {
+                self.failures += 1;
+                return Step::Wait { reason: WaitReason::Store(failure), after: pause(self.failures, draw) };
+            }
+        };
+        self.failures = 0;
+        self.answers += 1;
+        match self.protocol.on_answer(&answer, view, draw) {
+            Next::Ask(txn) => {
+                self.pending = txn;
+                if self.answers.is_multiple_of(CONFLICTS_BEFORE_PAUSE) {
+                    Step::Wait { reason: WaitReason::Contention, after: pause(1, draw) }
+                } else {
+                    self.resume()
+                }
+            }
+            Next::Done(output) => Step::Done(output),
+            Next::Failed(error) => Step::Failed(error),
+        }
+    }
+
+    /// Asks again: after [`Step::Wait`], or when the caller lost the request.
+    pub fn resume(&self) -> Step<P::Output> {
+        Step::Ask(KvRequest::Txn(self.pending.clone()))
+    }
+}
+
+/// Exponential, capped, and jittered down to a half.
+fn pause(failures: u32, draw: u64) -> Duration {
+    let whole = FIRST_PAUSE.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(LONGEST_PAUSE);
+    let half = whole / 2;
+    half + Duration::from_millis(draw % (half.as_millis() as u64 + 1))
+}
+
+/// A spread of `seed` that is good enough to pick slots with (Steele et al., SplitMix64, 2014).
+pub(crate) fn mix(seed: u64) -> u64 {
+    let mut z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// What the `index`-th operation, a [`KvOp::Get`], has read.
+pub(crate) fn got(answer: &TxnResponse, index: usize) -> Result<Option<&KeyValue>, ClaimError> {
+    match answer.results.get(index) {
+        Some(KvOpResult::Got(found)) => Ok(found.as_ref()),
+        other => {
+            Err(ClaimError::Protocol(format!("operation {index} answered {other:?}, a read was asked for")))
+        }
+    }
+}
+
+/// Decodes a record that stands in the way.
+pub(crate) fn decode<R: kvstore_schema::record::Record>(kv: &KeyValue) -> Result<R, ClaimError> {
+    R::decode(&kv.value)
+        .map_err(|error| ClaimError::BadRecord { key: kv.key.clone(), reason: error.to_string() })
+}
+
+/// Writes a record without a lease.
+pub(crate) fn put<R: kvstore_schema::record::Record>(key: Key, record: &R) -> KvOp {
+    KvOp::Put { key, value: record.encode(), lease: None }
+}
+
+/// Turns the error of a step into the end of the machine.
+pub(crate) fn or_failed<T>(next: Result<Next<T>, ClaimError>) -> Next<T> {
+    next.unwrap_or_else(Next::Failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_the_cap_and_are_jittered() {
+        let check = |failures, draw, expected_ms| {
+            assert_eq!(pause(failures, draw), Duration::from_millis(expected_ms), "{failures} {draw}");
+        };
+        check(1, 0, 100);
+        check(1, 100, 200);
+        check(2, 0, 200);
+        check(30, 0, 5_000);
+        check(30, 5_000, 10_000);
+        check(u32::MAX, 5_001, 5_000);
+    }
+}

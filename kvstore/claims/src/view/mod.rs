@@ -1,0 +1,163 @@
+//! The picture of the fleet: every record under the fleet's prefix, decoded, fed by lists and events.
+
+mod apply;
+mod lookup;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+    sync::Arc,
+};
+
+use identity::{Identity, LabelDigest, NodeName};
+use ipnetwork::IpNetwork;
+use kvstore_schema::{
+    Key, Revision, Schema, StoreIdentity,
+    key::ParsedKey,
+    record::{
+        AliveRecord, CidrRecord, EndpointRecord, FleetRecord, IdentityIdRecord, IdentityLabelsRecord,
+        IdentityRefRecord, NodeRecord,
+    },
+};
+
+/// A decoded record with its revisions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry<R> {
+    /// The record.
+    pub record: R,
+    /// The revision of its creation; of a CIDR claim: its epoch.
+    pub created: Revision,
+    /// The revision of its last change.
+    pub modified: Revision,
+}
+
+/// A record that is kept as bytes: its kind belongs to a crate above this one.
+pub type RawEntry = Entry<Arc<[u8]>>;
+
+/// What became of one key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ChangeKind {
+    /// It is new or has a new value; the table has it.
+    Put,
+    /// It is not there any more.
+    Gone,
+    /// Its value cannot be read. The table keeps what it had for this key, if anything.
+    Rejected,
+}
+
+/// One change of the view.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ViewChange {
+    /// What changed.
+    pub key: ParsedKey,
+    /// How.
+    pub kind: ChangeKind,
+}
+
+/// A key or value that could not be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rejected {
+    /// The revision of the bad value.
+    pub modified: Revision,
+    /// What is wrong, in words for an operator.
+    pub reason: String,
+}
+
+/// Why a list is not the continuation of what the view knows: keep what is there, tell the operator.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Discontinuity {
+    /// Another cluster answers.
+    #[error("the store was replaced: cluster id {known:?} before, {now:?} now")]
+    OtherStore {
+        /// The one that the view was made from.
+        known: StoreIdentity,
+        /// The one that answered.
+        now: StoreIdentity,
+    },
+    /// The same cluster, at an earlier revision: restored from a backup.
+    #[error("the store went back from revision {known} to {now}: restored from a backup?")]
+    Backwards {
+        /// The revision that the view has seen.
+        known: Revision,
+        /// The revision of the list.
+        now: Revision,
+    },
+}
+
+/// The decoded picture of a fleet's keys. One per agent, owned by node-core; it lives as long as the agent.
+///
+/// It may lag behind the store, so nothing is decided by it alone: transactions carry its revisions as
+/// conditions. Applying costs O(log n) a change.
+///
+/// Invariants: a bad key or value is rejected alone and never panics; the secondary indexes (references by
+/// node, endpoints by address) say the same as the tables; an event is applied once, however often it comes
+/// (etcd 3.4 delivers duplicates).
+#[derive(Clone)]
+pub struct FleetView {
+    pub(crate) schema: Schema,
+    store: Option<StoreIdentity>,
+    revision: Revision,
+    complete: bool,
+    /// Every key under the prefix with the revision of its value, good or bad.
+    keys: BTreeMap<Key, Revision>,
+    rejected: BTreeMap<Key, Rejected>,
+    rejections: u64,
+    fleet: Option<Entry<FleetRecord>>,
+    nodes: BTreeMap<NodeName, Entry<NodeRecord>>,
+    alive: BTreeMap<NodeName, Entry<AliveRecord>>,
+    cidrs: BTreeMap<IpNetwork, Entry<CidrRecord>>,
+    identity_labels: BTreeMap<LabelDigest, Entry<IdentityLabelsRecord>>,
+    identities: BTreeMap<Identity, Entry<IdentityIdRecord>>,
+    refs: BTreeMap<Identity, BTreeMap<NodeName, Entry<IdentityRefRecord>>>,
+    refs_by_node: BTreeMap<NodeName, BTreeSet<Identity>>,
+    endpoints: BTreeMap<NodeName, BTreeMap<IpAddr, Entry<Arc<EndpointRecord>>>>,
+    endpoint_nodes: BTreeMap<IpAddr, BTreeSet<NodeName>>,
+    endpoint_count: usize,
+    services: BTreeMap<String, RawEntry>,
+    policies: BTreeMap<String, RawEntry>,
+    keyring: Option<RawEntry>,
+}
+
+impl FleetView {
+    /// An empty view of the fleet whose keys `schema` names.
+    pub fn new(schema: Schema) -> Self {
+        Self {
+            schema,
+            store: None,
+            revision: Revision::default(),
+            complete: false,
+            keys: BTreeMap::new(),
+            rejected: BTreeMap::new(),
+            rejections: 0,
+            fleet: None,
+            nodes: BTreeMap::new(),
+            alive: BTreeMap::new(),
+            cidrs: BTreeMap::new(),
+            identity_labels: BTreeMap::new(),
+            identities: BTreeMap::new(),
+            refs: BTreeMap::new(),
+            refs_by_node: BTreeMap::new(),
+            endpoints: BTreeMap::new(),
+            endpoint_nodes: BTreeMap::new(),
+            endpoint_count: 0,
+            services: BTreeMap::new(),
+            policies: BTreeMap::new(),
+            keyring: None,
+        }
+    }
+}
+
+impl fmt::Debug for FleetView {
+    /// Sizes only: a view may hold 100,000 endpoints.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FleetView")
+            .field("revision", &self.revision)
+            .field("complete", &self.complete)
+            .field("keys", &self.keys.len())
+            .field("rejected", &self.rejected.len())
+            .finish_non_exhaustive()
+    }
+}

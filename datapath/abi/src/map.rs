@@ -143,8 +143,21 @@ pub struct NodeEntry {
     pub family: u32,
 }
 
+/// How many drop events a CPU has reported in the current window.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EventBudget {
+    /// When the window began, `CLOCK_MONOTONIC_COARSE`.
+    pub window_start_ns: u64,
+    /// Events reported in it.
+    pub used: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
 abi_bytes! {
     u32 = 4,
+    EventBudget = 16,
     NodeConfig = 28,
     EndpointEntry = 28,
     IpcacheEntry = 8,

@@ -1,2 +1,64 @@
 //! Packet logic on plain values, run by the kernel programs and by host tests.
+//!
+//! What a header says, which flow a packet belongs to, what a decision looks like as two flow entries, whether
+//! an entry still holds, when a flow is over.
+//!
+//! Invariant: nothing here touches a packet in place, a map, a clock or a helper; and nothing can panic, as a
+//! program that can does not load.
 #![no_std]
+
+mod arp;
+mod flow;
+mod ipv4;
+mod lifetime;
+mod overlay;
+mod tcp;
+mod transport;
+
+pub use arp::{Arp, answer};
+pub use flow::{Halves, Place, Side, carry_over, comes_from, is_current};
+pub use ipv4::{Ipv4, is_unicast};
+pub use lifetime::{has_expired, lifetime};
+pub use overlay::{check_sender, tunnel_identity};
+pub use tcp::{TcpState, flag, may_end, opens, tcp_state};
+pub use transport::{ICMP, TCP, Transport, UDP, ports};
+
+/// A header as it is on the wire: what may be read from and written to a packet whole.
+///
+/// # Safety
+/// `#[repr(C)]`, byte arrays only: alignment 1, no padding, every bit pattern valid.
+pub unsafe trait Wire: Copy {}
+
+// SAFETY: a byte array.
+unsafe impl<const N: usize> Wire for [u8; N] {}
+
+macro_rules! wire {
+    ($($type:ty = $size:expr),+ $(,)?) => {$(
+        const _: () = assert!(core::mem::size_of::<$type>() == $size && core::mem::align_of::<$type>() == 1);
+        // SAFETY: `#[repr(C)]`, byte arrays only, as the asserts on size and alignment confirm.
+        unsafe impl $crate::Wire for $type {}
+    )+};
+}
+pub(crate) use wire;
+
+/// The Ethernet header.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ethernet {
+    /// Destination.
+    pub dst: datapath_abi::MacBytes,
+    /// Source.
+    pub src: datapath_abi::MacBytes,
+    /// What follows, network byte order: [`ETHERTYPE_IPV4`], [`ETHERTYPE_ARP`], ...
+    pub ethertype_be: [u8; 2],
+}
+
+/// IPv4, as in [`Ethernet::ethertype_be`].
+pub const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
+/// ARP, as in [`Ethernet::ethertype_be`].
+pub const ETHERTYPE_ARP: [u8; 2] = [0x08, 0x06];
+
+/// Bytes of [`Ethernet`].
+pub const ETHERNET_BYTES: usize = 14;
+
+wire! { Ethernet = ETHERNET_BYTES }

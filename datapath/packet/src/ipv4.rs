@@ -1,0 +1,155 @@
+//! The IPv4 header (RFC 791).
+
+use datapath_abi::{DropReason, V4};
+
+use crate::wire;
+
+/// The header without its options.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ipv4 {
+    /// Version (4 bits) and header length in words (4 bits).
+    pub version_length: u8,
+    /// DSCP and ECN.
+    pub tos: u8,
+    /// Header and payload, bytes.
+    pub total_bytes_be: [u8; 2],
+    /// The same in all fragments of a datagram.
+    pub id_be: [u8; 2],
+    /// Flags (3 bits) and offset in units of 8 bytes.
+    pub fragment_be: [u8; 2],
+    /// Time to live.
+    pub ttl: u8,
+    /// What follows.
+    pub protocol: u8,
+    /// Over the header and its options.
+    pub checksum_be: [u8; 2],
+    /// Source.
+    pub src: V4,
+    /// Destination.
+    pub dst: V4,
+}
+
+wire! { Ipv4 = 20 }
+
+const MORE_FRAGMENTS: u16 = 0x2000;
+const OFFSET_MASK: u16 = 0x1fff;
+
+impl Ipv4 {
+    /// Bytes of the header with its options, 20 to 60, checked against the packet's `available_bytes` after
+    /// the Ethernet header (which may have padding behind it).
+    ///
+    /// # Errors
+    /// [`DropReason::Malformed`]: not version 4, or lengths that contradict one another.
+    #[inline(always)]
+    pub fn header_bytes(&self, available_bytes: usize) -> Result<usize, DropReason> {
+        let header_bytes = usize::from(self.version_length & 0x0f) * 4;
+        let total_bytes = usize::from(u16::from_be_bytes(self.total_bytes_be));
+        if self.version_length >> 4 != 4
+            || header_bytes < 20
+            || total_bytes < header_bytes
+            || total_bytes > available_bytes
+        {
+            return Err(DropReason::Malformed);
+        }
+        Ok(header_bytes)
+    }
+
+    /// Where this piece of the datagram begins, in units of 8 bytes; 0 in the first and in a whole datagram.
+    #[inline(always)]
+    pub fn fragment_offset(&self) -> u16 {
+        u16::from_be_bytes(self.fragment_be) & OFFSET_MASK
+    }
+
+    /// Whether this is a piece of a datagram.
+    #[inline(always)]
+    pub fn is_fragment(&self) -> bool {
+        u16::from_be_bytes(self.fragment_be) & (MORE_FRAGMENTS | OFFSET_MASK) != 0
+    }
+
+    /// The header after one more hop, its checksum updated and not computed anew (RFC 1141; `ip_decrease_ttl`):
+    /// what arrived damaged stays so.
+    ///
+    /// # Errors
+    /// [`DropReason::TtlExceeded`]: no hop is left.
+    #[inline(always)]
+    pub fn next_hop(mut self) -> Result<Self, DropReason> {
+        if self.ttl <= 1 {
+            return Err(DropReason::TtlExceeded);
+        }
+        let sum = u32::from(u16::from_be_bytes(self.checksum_be)) + 0x0100;
+        self.checksum_be = ((sum + u32::from(sum >= 0xffff)) as u16).to_be_bytes();
+        self.ttl -= 1;
+        Ok(self)
+    }
+}
+
+/// Whether one host may have the address: not "this network", loopback, multicast, reserved or broadcast.
+#[inline(always)]
+pub fn is_unicast(address: V4) -> bool {
+    let first = address[0];
+    first != 0 && first != 127 && first < 224
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEADER: Ipv4 = Ipv4 {
+        version_length: 0x45,
+        tos: 0,
+        total_bytes_be: [0, 60],
+        id_be: [0; 2],
+        fragment_be: [0x40, 0],
+        ttl: 64,
+        protocol: 6,
+        checksum_be: [0; 2],
+        src: [10, 0, 1, 5],
+        dst: [10, 0, 2, 5],
+    };
+
+    #[test]
+    fn lengths_must_agree() {
+        let check = |header: Ipv4, available, expected| assert_eq!(header.header_bytes(available), expected);
+        check(HEADER, 60, Ok(20));
+        check(HEADER, 64, Ok(20)); // padding
+        check(Ipv4 { version_length: 0x4f, ..HEADER }, 60, Ok(60));
+        check(HEADER, 59, Err(DropReason::Malformed));
+        check(Ipv4 { version_length: 0x44, ..HEADER }, 60, Err(DropReason::Malformed));
+        check(Ipv4 { version_length: 0x65, ..HEADER }, 60, Err(DropReason::Malformed));
+        check(
+            Ipv4 { version_length: 0x46, total_bytes_be: [0, 20], ..HEADER },
+            60,
+            Err(DropReason::Malformed),
+        );
+    }
+
+    #[test]
+    fn fragments_are_told() {
+        let check = |fragment_be, piece, offset| {
+            let header = Ipv4 { fragment_be, ..HEADER };
+            assert_eq!((header.is_fragment(), header.fragment_offset()), (piece, offset));
+        };
+        check([0x40, 0], false, 0); // don't fragment
+        check([0x20, 0], true, 0); // the first
+        check([0x20, 185], true, 185);
+        check([0, 185], true, 185); // the last
+    }
+
+    #[test]
+    fn the_last_hop_is_not_taken() {
+        assert_eq!(Ipv4 { ttl: 1, ..HEADER }.next_hop(), Err(DropReason::TtlExceeded));
+        assert_eq!(Ipv4 { ttl: 0, ..HEADER }.next_hop(), Err(DropReason::TtlExceeded));
+        assert_eq!(Ipv4 { ttl: 2, ..HEADER }.next_hop().map(|header| header.ttl), Ok(1));
+    }
+
+    #[test]
+    fn only_hosts_are_unicast() {
+        for address in [[10, 0, 0, 1], [1, 1, 1, 1], [223, 255, 255, 255], [169, 254, 169, 254]] {
+            assert!(is_unicast(address), "{address:?}");
+        }
+        for address in [[0, 0, 0, 0], [127, 0, 0, 1], [224, 0, 0, 22], [240, 0, 0, 1], [255; 4]] {
+            assert!(!is_unicast(address), "{address:?}");
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! What a member node may send through the tunnel (promise P7).
+
+use datapath_abi::{DropReason, IpcacheEntry, NODE_NONE, NODE_SELF, identity_number as identity};
+
+/// The identity that stands in the VNI for a local one: what is "host" here is "remote-node" elsewhere.
+#[inline(always)]
+pub fn tunnel_identity(local: u32) -> u32 {
+    if local == identity::HOST { identity::REMOTE_NODE } else { local }
+}
+
+/// Whether the node with index `node` may send from an inner source that the ipcache knows as `source`
+/// (`None`: not at all) with `vni` as identity. An exact ipcache entry with another fleet identity does not
+/// count against the VNI: the sender knows its endpoints first.
+///
+/// # Errors
+/// [`DropReason::InnerSource`]: the address is not behind that node. [`DropReason::ForgedIdentity`]: no
+/// workload or node has that identity, or a node's own address comes with a workload's.
+#[inline(always)]
+pub fn check_sender(node: u32, source: Option<IpcacheEntry>, vni: u32) -> Result<(), DropReason> {
+    let Some(source) = source else {
+        return Err(DropReason::InnerSource);
+    };
+    if source.node != node || node == NODE_NONE || node == NODE_SELF {
+        return Err(DropReason::InnerSource);
+    }
+    let may_be_sent = matches!(
+        vni,
+        identity::UNMANAGED | identity::HEALTH | identity::REMOTE_NODE | identity::FLEET_MIN
+            ..=identity::FLEET_MAX
+    );
+    if !may_be_sent || (source.identity == identity::REMOTE_NODE && vni != identity::REMOTE_NODE) {
+        return Err(DropReason::ForgedIdentity);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NODE: u32 = 5;
+
+    fn check(node: u32, source: Option<(u32, u32)>, vni: u32, expected: Result<(), DropReason>) {
+        let entry = source.map(|(identity, node)| IpcacheEntry { identity, node });
+        assert_eq!(check_sender(node, entry, vni), expected, "{source:?} {vni}");
+    }
+
+    #[test]
+    fn members_send_from_their_addresses() {
+        check(NODE, Some((300, NODE)), 300, Ok(()));
+        check(NODE, Some((300, NODE)), 301, Ok(())); // the VNI is newer
+        check(NODE, Some((identity::UNKNOWN, NODE)), 300, Ok(())); // only its CIDR is known
+        check(NODE, Some((identity::REMOTE_NODE, NODE)), identity::REMOTE_NODE, Ok(()));
+        check(NODE, Some((300, NODE)), identity::HEALTH, Ok(()));
+    }
+
+    #[test]
+    fn not_from_others() {
+        check(NODE, None, 300, Err(DropReason::InnerSource));
+        check(NODE, Some((300, 6)), 300, Err(DropReason::InnerSource));
+        check(NODE, Some((300, NODE_SELF)), 300, Err(DropReason::InnerSource));
+        check(NODE_SELF, Some((300, NODE_SELF)), 300, Err(DropReason::InnerSource));
+        check(NODE_NONE, Some((300, NODE_NONE)), 300, Err(DropReason::InnerSource));
+    }
+
+    #[test]
+    fn not_as_others() {
+        for vni in [identity::UNKNOWN, identity::HOST, identity::WORLD, 5, 7, 255, identity::FLEET_MAX + 1] {
+            check(NODE, Some((300, NODE)), vni, Err(DropReason::ForgedIdentity));
+        }
+        check(NODE, Some((identity::REMOTE_NODE, NODE)), 300, Err(DropReason::ForgedIdentity));
+    }
+
+    #[test]
+    fn numbers_agree_with_the_identity_crate() {
+        use ::identity::Identity;
+        let pairs = [
+            (identity::UNKNOWN, Identity::UNKNOWN),
+            (identity::HOST, Identity::HOST),
+            (identity::WORLD, Identity::WORLD),
+            (identity::UNMANAGED, Identity::UNMANAGED),
+            (identity::HEALTH, Identity::HEALTH),
+            (identity::REMOTE_NODE, Identity::REMOTE_NODE),
+            (identity::FLEET_MIN, Identity::FLEET_MIN),
+            (identity::FLEET_MAX, Identity::FLEET_MAX),
+        ];
+        for (ours, theirs) in pairs {
+            assert_eq!(ours, theirs.get());
+        }
+    }
+}

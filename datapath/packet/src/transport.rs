@@ -1,0 +1,78 @@
+//! What the header behind IP tells of a packet's flow.
+
+/// How a protocol's packets are told apart ([`Transport::of`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// Ports, and flags that make and end connections.
+    Tcp,
+    /// Ports only: UDP, UDP-Lite, SCTP, DCCP.
+    Ports,
+    /// An identifier, in echo request and answer.
+    Icmp,
+    /// Nothing that we know: all packets between two addresses are one flow.
+    Other,
+}
+
+/// TCP's protocol number.
+pub const TCP: u8 = 6;
+/// UDP's protocol number.
+pub const UDP: u8 = 17;
+/// ICMP's protocol number.
+pub const ICMP: u8 = 1;
+const DCCP: u8 = 33;
+const SCTP: u8 = 132;
+const UDP_LITE: u8 = 136;
+
+const ECHO_REPLY: u8 = 0;
+const ECHO_REQUEST: u8 = 8;
+
+impl Transport {
+    /// The kind of an IP protocol number.
+    #[inline(always)]
+    pub fn of(protocol: u8) -> Self {
+        match protocol {
+            TCP => Self::Tcp,
+            UDP | UDP_LITE | SCTP | DCCP => Self::Ports,
+            ICMP => Self::Icmp,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// Source and destination port for the flow key, network byte order, from the first 8 bytes behind the IP
+/// header. ICMP echo: the identifier is the port of the side that asks, so that the answer's key is the
+/// reverse of the request's; other ICMP: 0.
+#[inline(always)]
+pub fn ports(transport: Transport, start: [u8; 8]) -> ([u8; 2], [u8; 2]) {
+    let [a, b, c, d, e, f, ..] = start;
+    match transport {
+        Transport::Tcp | Transport::Ports => ([a, b], [c, d]),
+        Transport::Icmp if a == ECHO_REQUEST => ([e, f], [0, 0]),
+        Transport::Icmp if a == ECHO_REPLY => ([0, 0], [e, f]),
+        Transport::Icmp | Transport::Other => ([0, 0], [0, 0]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_of_each_kind() {
+        let start = [1, 2, 3, 4, 5, 6, 7, 8];
+        assert_eq!(ports(Transport::of(TCP), start), ([1, 2], [3, 4]));
+        assert_eq!(ports(Transport::of(UDP), start), ([1, 2], [3, 4]));
+        assert_eq!(ports(Transport::of(SCTP), start), ([1, 2], [3, 4]));
+        assert_eq!(ports(Transport::of(47), start), ([0, 0], [0, 0]));
+    }
+
+    #[test]
+    fn echo_answer_is_the_reverse_of_the_request() {
+        let request = ports(Transport::Icmp, [ECHO_REQUEST, 0, 9, 9, 0xab, 0xcd, 0, 1]);
+        let reply = ports(Transport::Icmp, [ECHO_REPLY, 0, 9, 9, 0xab, 0xcd, 0, 1]);
+        assert_eq!(request, ([0xab, 0xcd], [0, 0]));
+        assert_eq!(reply, (request.1, request.0));
+        let unreachable = ports(Transport::Icmp, [3, 1, 9, 9, 0xab, 0xcd, 0, 1]);
+        assert_eq!(unreachable, ([0, 0], [0, 0]));
+    }
+}

@@ -1,0 +1,54 @@
+//! The repository's files.
+
+use std::{
+    ffi::OsStr,
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Folders that hold no source: git's own, and what cargo builds.
+const NOT_OURS: [&str; 2] = [".git", "target"];
+
+/// The repository's top folder.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .ancestors()
+        .nth(2)
+        .expect("this crate is at deploy/xtask")
+        .to_path_buf()
+}
+
+/// All files of the repository that are not built, relative to [`root`], sorted.
+pub fn files() -> Vec<PathBuf> {
+    let root = root();
+    let mut found = Vec::new();
+    let mut folders = vec![root.clone()];
+    while let Some(folder) = folders.pop() {
+        let entries =
+            fs::read_dir(&folder).unwrap_or_else(|error| panic!("list {}: {error}", folder.display()));
+        for entry in entries.map(|entry| entry.expect("a folder's entry can be read")) {
+            let path = entry.path();
+            let file_type = entry.file_type().expect("a listed entry has a type");
+            if file_type.is_dir() {
+                if !NOT_OURS.iter().any(|name| entry.file_name() == *name) {
+                    folders.push(path);
+                }
+            } else if file_type.is_file() {
+                found.push(path.strip_prefix(&root).expect("listed below the root").to_path_buf());
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// A path's extension; empty where it has none.
+pub fn extension(path: &Path) -> &str {
+    path.extension().and_then(OsStr::to_str).unwrap_or_default()
+}
+
+/// Text of a file named relative to [`root`].
+pub fn read(path: impl AsRef<Path>) -> String {
+    let path = root().join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("read {}: {error}", path.display()))
+}

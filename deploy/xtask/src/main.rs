@@ -1,3 +1,0 @@
-//! Repository checks.
-
-fn main() {}

@@ -1,0 +1,77 @@
+//! Rules for every file of the repository.
+
+use std::fs;
+
+use deploy_xtask::{extension, files, read, root};
+
+/// A file that is larger was not written by a person, and makes every clone slower for ever.
+const MAX_FILE_BYTES: u64 = 256 * 1024;
+
+/// Hosts that clients of package registries know by themselves, in halves: this file must not name them either.
+const REGISTRY_HOSTS: [(&str, &str); 8] = [
+    ("crates", ".io"),
+    ("debian", ".org/debian"),
+    ("npmjs", ".org"),
+    ("pypi", ".org"),
+    ("golang", ".org"),
+    ("docker", ".io"),
+    ("ghcr", ".io"),
+    ("quay", ".io"),
+];
+
+#[test]
+fn sources_begin_with_why_they_exist() {
+    let silent: Vec<_> = files()
+        .into_iter()
+        .filter(|file| extension(file) == "rs" && !read(file).starts_with("//! "))
+        .map(|file| file.display().to_string())
+        .collect();
+    assert!(silent.is_empty(), "no `//!` on the first line of:\n{}", silent.join("\n"));
+}
+
+#[test]
+fn files_are_small() {
+    let root = root();
+    let large: Vec<_> = files()
+        .into_iter()
+        .filter(|file| file.file_name().is_none_or(|name| name != "Cargo.lock"))
+        .filter(|file| fs::metadata(root.join(file)).is_ok_and(|it| it.len() > MAX_FILE_BYTES))
+        .map(|file| file.display().to_string())
+        .collect();
+    assert!(large.is_empty(), "over {MAX_FILE_BYTES} bytes:\n{}", large.join("\n"));
+}
+
+#[test]
+fn no_registry_is_named() {
+    let hosts = REGISTRY_HOSTS.map(|(name, end)| format!("{name}{end}"));
+    let mut wrong = Vec::new();
+    for file in files() {
+        if !["md", "sh", "toml", "rs", "yaml", "yml", "json", ""].contains(&extension(&file)) {
+            continue;
+        }
+        let Ok(text) = fs::read_to_string(root().join(&file)) else { continue };
+        wrong.extend(
+            hosts
+                .iter()
+                .filter(|host| text.contains(*host))
+                .map(|host| format!("{}: {host}", file.display())),
+        );
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn links_between_pages_lead_somewhere() {
+    let root = root();
+    let mut broken = Vec::new();
+    for page in files().into_iter().filter(|file| extension(file) == "md") {
+        let folder = root.join(&page).parent().expect("a page lies in a folder").to_path_buf();
+        for target in read(&page).split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let path = target.split('#').next().unwrap_or_default();
+            if !path.is_empty() && !path.contains("://") && !folder.join(path).exists() {
+                broken.push(format!("{}: {target}", page.display()));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
+}

@@ -1,0 +1,62 @@
+//! The configuration of one agent of a lab.
+
+use crate::{Lab, spec::underlay_address};
+
+/// Renders a node's configuration.
+pub fn render(lab: &Lab, node: &str) -> String {
+    let spec = lab.spec();
+    let folder = lab.name().folder().join(node);
+    let address = underlay_address(node);
+    let store = if spec.etcd == 0 { "memory" } else { "etcd" };
+    // The first two nodes are every node's seeds; the others are found through etcd and gossip.
+    let seeds: Vec<String> = spec
+        .node_names()
+        .filter(|name| name != node)
+        .take(2)
+        .map(|name| format!("{}:7950", underlay_address(&name)))
+        .collect();
+    let values = |list: &[String]| toml::Value::from(list.to_vec()).to_string();
+    let text = |value: &dyn std::fmt::Display| toml::Value::from(value.to_string()).to_string();
+    let etcd = if spec.etcd == 0 {
+        String::new()
+    } else {
+        format!("[etcd]\nendpoints = {}\n\n", values(&spec.etcd_endpoints()))
+    };
+    format!(
+        "# Written by warren-lab.\n\
+         store = {store}\n\n\
+         [node]\n\
+         name = {name}\n\
+         machine_id = {machine}\n\
+         state_dir = {state}\n\
+         run_dir = {run}\n\n\
+         [fleet]\n\
+         name = {fleet}\n\
+         pools = {pools}\n\
+         block_prefix_v4 = {block}\n\n\
+         {etcd}\
+         [gossip]\n\
+         port = 7950\n\
+         key_file = {key}\n\
+         seeds = {seeds}\n\n\
+         [datapath]\n\
+         pin_root = {pins}\n\
+         underlay_address = {underlay}\n\n\
+         [log]\n\
+         level = \"info\"\n\n\
+         {extra}",
+        store = text(&store),
+        name = text(&node),
+        machine = text(&format!("{}-{node}", lab.name().as_str())),
+        state = text(&folder.join("state").display()),
+        run = text(&folder.display()),
+        fleet = text(&lab.name().as_str()),
+        pools = values(&spec.pools),
+        block = spec.block_prefix_v4,
+        key = text(&lab.gossip_key().display()),
+        seeds = values(&seeds),
+        pins = text(&lab.pin_path(node).display()),
+        underlay = text(&address),
+        extra = spec.extra_config,
+    )
+}

@@ -1,0 +1,67 @@
+//! `warren-lab demo`: what a fleet does, shown.
+
+use anyhow::{Context, Result, bail};
+use chaos_lab::{Lab, probe};
+
+/// Shows status, a ping and a TCP transfer across nodes, the ipcache and the flows.
+pub fn run(lab: &Lab, bytes: u64) -> Result<()> {
+    let status = lab.status()?;
+    let find = |node: &str, name: &str| {
+        status
+            .endpoints
+            .iter()
+            .find(|endpoint| endpoint.node == node && endpoint.name == name)
+            .with_context(|| format!("endpoint {node}/{name} is not there"))
+    };
+    let last = lab.spec().node_names().last().context("a lab has a node")?;
+    let (from, to) = (find("n1", "a")?, find(&last, "b")?);
+
+    show(lab, "How node n1 is", "n1", &["warren", "status"])?;
+    show(
+        lab,
+        "A ping across nodes",
+        "n1/a",
+        &["ping", "-n", "-c", "3", "-i", "0.2", &to.address.to_string()],
+    )?;
+
+    heading("A TCP transfer across nodes, checksums compared");
+    let report = probe::transfer(&std::env::current_exe()?, from, to, bytes, 1)?;
+    println!(
+        "{} MiB from {} to {} in {:.2} s ({:.2} Gbit/s), sha256 {} on both sides",
+        report.bytes >> 20,
+        from.address,
+        to.address,
+        report.seconds,
+        report.bytes as f64 * 8.0 / report.seconds / 1e9,
+        report.sha256
+    );
+
+    show(lab, "The ipcache as n1 wants it", "n1", &["warren", "ip", "list"])?;
+    show(lab, "Flows that n1 saw", "n1", &["warren", "observe", "--last", "12"])?;
+    show(lab, "Where what n1 wants and what its kernel holds differ", "n1", &["warren", "state", "diff"])?;
+
+    heading("The fleet is yours");
+    let name = lab.name().as_str();
+    let option = if name == "lab" { String::new() } else { format!(" --name {name}") };
+    println!("  warren-lab{option} status");
+    println!("  warren-lab{option} exec n1 -- warren node list");
+    println!("  warren-lab{option} exec n1/a -- ping {}", to.address);
+    println!("  warren-lab{option} endpoint add n2 web --label app=web");
+    println!("  warren-lab{option} agent kill n1      # the pings go on");
+    println!("  warren-lab{option} down               # or: make lab-down");
+    println!("(warren-lab is in {})", lab.spec().programs.display());
+    Ok(())
+}
+
+fn heading(text: &str) {
+    println!("\n== {text}");
+}
+
+fn show(lab: &Lab, title: &str, target: &str, command: &[&str]) -> Result<()> {
+    heading(&format!("{title}: {}", command.join(" ")));
+    let status = lab.command(target, command[0])?.args(&command[1..]).status()?;
+    if !status.success() {
+        bail!("{} on {target}: {status}", command.join(" "));
+    }
+    Ok(())
+}

@@ -1,0 +1,148 @@
+//! Endpoints of a lab: a workload is a network namespace that the node's agent attaches.
+
+use std::{net::IpAddr, process::Command};
+
+use anyhow::{Context, Result, bail};
+use identity::{EndpointName, Labels};
+use node_api::{AttachmentKind, EndpointAdd, EndpointAdded};
+use serde::{Deserialize, Serialize};
+
+use crate::{Lab, block_on, namespace, process};
+
+/// An endpoint of a lab.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// The node that it is on.
+    pub node: String,
+    /// Its name there.
+    pub name: String,
+    /// Its network namespace.
+    pub namespace: String,
+    /// Its address.
+    pub address: IpAddr,
+    /// Its identity.
+    pub identity: u32,
+    /// Its labels, as text.
+    pub labels: String,
+}
+
+impl Lab {
+    /// Makes a network namespace and has the node's agent attach it. When the agent refuses, the namespace
+    /// goes again.
+    ///
+    /// # Errors
+    /// When the node or the name does not fit, or the agent refuses.
+    pub fn add_endpoint(&self, node: &str, name: &str, labels: &Labels) -> Result<Endpoint> {
+        self.check_node(node)?;
+        let endpoint_name = EndpointName::new(name)?;
+        let inside = self.name().endpoint_namespace(node, name);
+        namespace::create(&inside)?;
+        let request = EndpointAdd {
+            name: endpoint_name,
+            labels: labels.clone(),
+            attachment: AttachmentKind::Netns {
+                path: namespace::path(&inside),
+                interface: "eth0".to_owned(),
+            },
+            address: None,
+        };
+        match block_on(self.api(node).endpoint_add(&request)) {
+            Ok(EndpointAdded { address, identity, .. }) => Ok(Endpoint {
+                node: node.to_owned(),
+                name: name.to_owned(),
+                namespace: inside,
+                address,
+                identity: identity.get(),
+                labels: labels.to_string(),
+            }),
+            Err(error) => {
+                namespace::delete(&inside)?;
+                Err(error).with_context(|| format!("add endpoint {name} on {node}"))
+            }
+        }
+    }
+
+    /// Has the node's agent let go of an endpoint, and deletes its namespace. One that is not there is no
+    /// error.
+    ///
+    /// # Errors
+    /// When the agent does not answer.
+    pub fn delete_endpoint(&self, node: &str, name: &str) -> Result<bool> {
+        self.check_node(node)?;
+        let deleted = block_on(self.api(node).endpoint_delete(&EndpointName::new(name)?))
+            .with_context(|| format!("delete endpoint {name} of {node}"))?;
+        let namespace_deleted = namespace::delete(&self.name().endpoint_namespace(node, name))?;
+        Ok(deleted.existed || namespace_deleted)
+    }
+
+    /// The endpoints that a node's agent has attached.
+    ///
+    /// # Errors
+    /// When the agent does not answer.
+    pub fn endpoints_of(&self, node: &str) -> Result<Vec<Endpoint>> {
+        let listing = block_on(self.api(node).endpoints())?;
+        Ok(listing
+            .items
+            .into_iter()
+            .filter_map(|endpoint| {
+                Some(Endpoint {
+                    node: node.to_owned(),
+                    namespace: self.name().endpoint_namespace(node, endpoint.name.as_str()),
+                    name: endpoint.name.as_str().to_owned(),
+                    address: endpoint.address?,
+                    identity: endpoint.identity?.get(),
+                    labels: endpoint.labels.to_string(),
+                })
+            })
+            .collect())
+    }
+
+    /// The network namespace of a machine (`n1`, `e1`) or of an endpoint (`n1/web`, or `web` where only one
+    /// node has it), and the node whose agent a command run there would speak to.
+    ///
+    /// # Errors
+    /// When there is none, or more than one.
+    pub fn find_namespace(&self, target: &str) -> Result<(String, Option<String>)> {
+        let machine = self.name().machine_namespace(target);
+        let is_machine = self.spec().node_names().chain(self.spec().etcd_names()).any(|name| name == target);
+        if is_machine {
+            return Ok((machine, target.starts_with('n').then(|| target.to_owned())));
+        }
+        if let Some((node, name)) = target.split_once('/') {
+            self.check_node(node)?;
+            let inside = self.name().endpoint_namespace(node, name);
+            if !namespace::exists(&inside) {
+                bail!("node {node} has no endpoint {name}");
+            }
+            return Ok((inside, Some(node.to_owned())));
+        }
+        let found: Vec<String> = self
+            .spec()
+            .node_names()
+            .filter(|node| namespace::exists(&self.name().endpoint_namespace(node, target)))
+            .collect();
+        match found.as_slice() {
+            [node] => Ok((self.name().endpoint_namespace(node, target), Some(node.clone()))),
+            [] => bail!("{target} is neither a machine nor an endpoint of lab {}", self.name().as_str()),
+            several => bail!("{target} is an endpoint of {}: name it NODE/{target}", several.join(" and ")),
+        }
+    }
+
+    /// A command that will run in a machine's or endpoint's namespace; on a node `warren` finds its agent.
+    ///
+    /// # Errors
+    /// When there is no such machine or endpoint.
+    pub fn command(&self, target: &str, program: &str) -> Result<Command> {
+        let (inside, node) = self.find_namespace(target)?;
+        let mut command = Command::new(program);
+        process::enter(&mut command, &inside, None)?;
+        if let Some(node) = node {
+            command.env("WARREN_SOCKET", self.socket_path(&node));
+        }
+        let mut path = self.spec().programs.clone().into_os_string();
+        path.push(":");
+        path.push(std::env::var_os("PATH").unwrap_or_default());
+        command.env("PATH", path);
+        Ok(command)
+    }
+}

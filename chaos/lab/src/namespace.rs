@@ -1,0 +1,118 @@
+//! Named network namespaces and the cables between them, by `ip`: a lab's plumbing has no speed to win.
+
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, bail};
+
+/// Where named namespaces are.
+pub const NAMESPACES: &str = "/run/netns";
+
+/// The path that names a namespace.
+pub fn path(namespace: &str) -> PathBuf {
+    Path::new(NAMESPACES).join(namespace)
+}
+
+/// Whether a namespace is there.
+pub fn exists(namespace: &str) -> bool {
+    path(namespace).exists()
+}
+
+/// Opens a namespace, to be entered by a child.
+///
+/// # Errors
+/// When it is not there.
+pub fn open(namespace: &str) -> Result<File> {
+    File::open(path(namespace)).with_context(|| format!("open network namespace {namespace}"))
+}
+
+/// Makes a namespace with its loopback up.
+///
+/// # Errors
+/// When it is there already, among others.
+pub fn create(namespace: &str) -> Result<()> {
+    ip(["netns", "add", namespace])?;
+    ip(["-n", namespace, "link", "set", "lo", "up"])
+}
+
+/// Deletes a namespace and every device in it; says whether it was there.
+///
+/// # Errors
+/// When `ip` cannot delete it.
+pub fn delete(namespace: &str) -> Result<bool> {
+    if !exists(namespace) {
+        return Ok(false);
+    }
+    ip(["netns", "delete", namespace])?;
+    Ok(true)
+}
+
+/// The names of all namespaces that begin with a text, sorted.
+///
+/// # Errors
+/// When the folder cannot be read; a missing folder is an empty list.
+pub fn list(prefix: &str) -> Result<Vec<String>> {
+    let entries = match std::fs::read_dir(NAMESPACES) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error).context(format!("read {NAMESPACES}")),
+    };
+    let mut names: Vec<String> = entries
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| name.starts_with(prefix))
+        .collect();
+    names.sort();
+    Ok(names)
+}
+
+/// Makes a bridge that is up.
+///
+/// # Errors
+/// When `ip` fails.
+pub fn create_bridge(namespace: &str, name: &str) -> Result<()> {
+    ip([
+        "-n",
+        namespace,
+        "link",
+        "add",
+        name,
+        "type",
+        "bridge",
+        "forward_delay",
+        "0",
+        "mcast_snooping",
+        "0",
+    ])?;
+    ip(["-n", namespace, "link", "set", name, "up"])
+}
+
+/// Plugs a machine into a bridge: `eth0` with an address in the machine's namespace, a port named after the
+/// machine in the bridge's.
+///
+/// # Errors
+/// When `ip` fails.
+pub fn plug(underlay: &str, bridge: &str, port: &str, machine: &str, address: &str) -> Result<()> {
+    ip(["-n", underlay, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", machine])?;
+    ip(["-n", underlay, "link", "set", port, "master", bridge, "up"])?;
+    ip(["-n", machine, "address", "add", address, "dev", "eth0"])?;
+    ip(["-n", machine, "link", "set", "eth0", "up"])
+}
+
+/// Runs `ip`; what it says on its error output becomes the error.
+///
+/// # Errors
+/// When it is not installed or exits with something else than 0.
+pub fn ip<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Result<()> {
+    let arguments: Vec<&str> = arguments.into_iter().collect();
+    let output = Command::new("ip")
+        .args(&arguments)
+        .output()
+        .context("run ip (package iproute2; deploy/setup.sh installs it)")?;
+    if !output.status.success() {
+        bail!("ip {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}

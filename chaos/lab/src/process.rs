@@ -1,0 +1,111 @@
+//! Starting programs inside a lab: in a machine's network namespace and cgroup.
+//!
+//! Only the network namespace is entered. `ip netns exec` would mount a new `/sys` and hide bpffs.
+
+use std::{
+    fs::{File, OpenOptions},
+    os::unix::process::{CommandExt, ExitStatusExt},
+    path::Path,
+    process::{Command, ExitStatus, Stdio},
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::namespace;
+
+/// Makes a command's child enter a network namespace, and a cgroup if one is given.
+///
+/// # Errors
+/// When either is not there.
+pub fn enter(command: &mut Command, namespace: &str, cgroup: Option<&Path>) -> Result<()> {
+    let netns = namespace::open(namespace)?;
+    let procs = cgroup
+        .map(|folder| {
+            let path = folder.join("cgroup.procs");
+            OpenOptions::new().write(true).open(&path).with_context(|| format!("open {}", path.display()))
+        })
+        .transpose()?;
+    // SAFETY: between fork and exec the closure makes only raw system calls on descriptors that it owns; it
+    // neither allocates nor locks.
+    unsafe {
+        command.pre_exec(move || enter_here(&netns, procs.as_ref()));
+    }
+    Ok(())
+}
+
+fn enter_here(netns: &File, procs: Option<&File>) -> std::io::Result<()> {
+    if let Some(procs) = procs {
+        nix::unistd::write(procs, b"0")?;
+    }
+    nix::sched::setns(netns, nix::sched::CloneFlags::CLONE_NEWNET)?;
+    Ok(())
+}
+
+/// Starts a program that outlives this one, its output appended to a file; gives its process id.
+///
+/// # Errors
+/// When it cannot be started. Whether it stays up is seen from its log and from what it serves.
+pub fn start_daemon(mut command: Command, namespace: &str, cgroup: &Path, log: &Path) -> Result<u32> {
+    let output = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(log)
+        .with_context(|| format!("open log {}", log.display()))?;
+    enter(&mut command, namespace, Some(cgroup))?;
+    // SAFETY: setsid is a raw system call.
+    unsafe {
+        command.pre_exec(|| nix::unistd::setsid().map(drop).map_err(Into::into));
+    }
+    command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+    let child =
+        command.spawn().with_context(|| format!("start {}", command.get_program().to_string_lossy()))?;
+    Ok(child.id())
+}
+
+/// Runs a program to its end inside a namespace, and gives what it said on its standard output.
+///
+/// # Errors
+/// When it exits with something else than 0; the text holds what it said on both outputs.
+pub fn run(namespace: &str, program: &str, arguments: &[&str]) -> Result<String> {
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null());
+    enter(&mut command, namespace, None)?;
+    let output = command.output().with_context(|| format!("run {program}"))?;
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    if !output.status.success() {
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        bail!("{program} {} in {namespace}: {}: {stdout}{stderr}", arguments.join(" "), output.status);
+    }
+    Ok(stdout)
+}
+
+/// The code that a shell would give for a program's end.
+pub fn exit_code(status: ExitStatus) -> u8 {
+    let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
+    u8::try_from(code).unwrap_or(1)
+}
+
+/// Whether a process is there (a zombie is not) and is the one that was started: numbers are used again.
+pub fn is_running(pid: u32, cgroup: &Path) -> bool {
+    crate::cgroup::processes(cgroup).is_ok_and(|inside| inside.contains(&(pid as i32)))
+}
+
+/// Sends a signal.
+///
+/// # Errors
+/// When the process is gone.
+pub fn signal(pid: u32, signal: nix::sys::signal::Signal) -> Result<()> {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), signal)
+        .with_context(|| format!("send {signal} to process {pid}"))
+}
+
+/// Locks a file for as long as the result lives.
+///
+/// # Errors
+/// When another process holds the lock.
+pub fn lock(path: &Path) -> Result<nix::fcntl::Flock<File>> {
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
+    nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
+        anyhow::anyhow!("{} is locked ({error}): another warren-lab is at work on this lab", path.display())
+    })
+}

@@ -11,7 +11,7 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 LAB := $(TARGET_DIR)/release/warren-lab
 CARGO_DENY_VERSION := 0.20
 
-.PHONY: help setup build lab lab-down test fmt fmt-check clippy check-tests deny
+.PHONY: help setup build lab lab-down test fmt fmt-check clippy check-tests docs deny
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -41,6 +41,9 @@ clippy: ## all lints, warnings denied
 
 check-tests:
 	@deploy/run-tests.sh
+
+docs: ## the crates' documentation, broken links denied
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps
 
 deny: ## licences, advisories and sources of all dependencies (installs cargo-deny when absent)
 	@command -v cargo-deny >/dev/null || cargo install --locked cargo-deny --version ~$(CARGO_DENY_VERSION)

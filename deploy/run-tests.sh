@@ -21,10 +21,12 @@ cargo test --locked --workspace --doc 2>&1 | tee "$log" || status=1
 read -r passed failed ignored < <(count_libtest "$log")
 
 if command -v cargo-nextest >/dev/null; then
-    report=${CARGO_TARGET_DIR:-target}/nextest/default/junit.xml
+    report=target/nextest/default/junit.xml # nextest's own folder, wherever cargo builds
     rm -f "$report"
-    cargo nextest run --locked --workspace || status=1
+    cargo nextest run --locked --workspace --color never 2>&1 | tee "$log" || status=1
     [[ -e $report ]] || { echo "no report: the tests did not run"; exit 1; }
+    more_ignored=$(sed -n 's/^ *Summary \[.* \([0-9]*\) skipped$/\1/p' "$log")
+    ignored=$((ignored + ${more_ignored:-0}))
     # One line per test: passed, failed, or the reason why it skipped itself.
     awk '
         function close_test() { if (open) print failed ? "failed" : skipped ? skipped : "passed"; open = 0 }
@@ -35,7 +37,8 @@ if command -v cargo-nextest >/dev/null; then
     ' "$report" >"$log"
     passed=$((passed + $(grep -cx passed "$log" || true)))
     failed=$((failed + $(grep -cx failed "$log" || true)))
-    grep '^skipped: ' "$log" >"$log.skipped" || true
+    unescape='s/&lt;/</g; s/&gt;/>/g; s/&quot;/"/g; s/&amp;/\&/g'
+    sed -n "/^skipped: /{$unescape; p}" "$log" >"$log.skipped"
 else
     cargo test --locked --workspace --lib --bins --tests --no-fail-fast -- --show-output 2>&1 | tee "$log" || status=1
     read -r more_passed more_failed more_ignored < <(count_libtest "$log")

@@ -2,11 +2,24 @@
 //!
 //! Invariant: pure. `datapath-linux` observes and applies; this crate decides.
 
+mod capacity;
+mod difference;
+mod entry;
+mod epochs;
+mod fake;
+mod key;
 mod op;
+mod reconciler;
 mod table;
 
+pub use capacity::{Limits, PlanError};
+pub use difference::Difference;
+pub use entry::Entry;
+pub use fake::FakeDatapath;
+pub use key::{Prune, TableKey};
 pub use op::{EpochScope, Op, OpError, OpErrorKind, OpFailure, Plan, PlanOutcome};
+pub use reconciler::{Completed, FIRST_RETRY, Failing, LONGEST_RETRY, Reconciler};
 pub use table::{
-    Attachment, Base, EndpointId, EndpointValue, Generation, IpcacheValue, Mac, NodeIndex, NodeValue, Observed, RouteValue,
-    Tables,
+    Attachment, Base, EndpointId, EndpointValue, Generation, IpcacheValue, Mac, NodeIndex, NodeValue,
+    Observed, RouteValue, Tables,
 };

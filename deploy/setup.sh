@@ -43,7 +43,7 @@ have() { if [[ $1 == /* ]]; then [[ -e $1 ]]; else command -v "$1" >/dev/null; f
 # The compiler that datapath-linux's build script will take for the kernel programs: one with a prebuilt
 # core for the target, else rustup's nightly with the library source. Prints nothing when there is none.
 bpf_rustc() {
-    local rustc libdir nightly
+    local rustc libdir
     for rustc in "${BPF_RUSTC:-}" rustc /usr/bin/rustc; do
         [[ -n $rustc ]] && have "$rustc" || continue
         libdir=$("$rustc" --print target-libdir --target "$BPF_TARGET" 2>/dev/null) || continue
@@ -52,9 +52,10 @@ bpf_rustc() {
             return
         fi
     done
-    for nightly in "${RUSTUP_HOME:-${HOME:-/root}/.rustup}/toolchains/nightly-$(uname -m)"-*; do
-        if [[ -d $nightly/lib/rustlib/src/rust/library/core ]]; then
-            echo "$nightly/bin/rustc"
+    for rustc in "${BPF_RUSTC:-}" "${RUSTUP_HOME:-${HOME:-/root}/.rustup}/toolchains/nightly-$(uname -m)"-*/bin/rustc; do
+        [[ -n $rustc ]] && have "$rustc" || continue
+        if [[ -d $("$rustc" --print sysroot)/lib/rustlib/src/rust/library/core ]]; then
+            echo "$rustc"
             return
         fi
     done

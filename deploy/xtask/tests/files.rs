@@ -59,19 +59,3 @@ fn no_registry_is_named() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
-
-#[test]
-fn links_between_pages_lead_somewhere() {
-    let root = root();
-    let mut broken = Vec::new();
-    for page in files().into_iter().filter(|file| extension(file) == "md") {
-        let folder = root.join(&page).parent().expect("a page lies in a folder").to_path_buf();
-        for target in read(&page).split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
-            let path = target.split('#').next().unwrap_or_default();
-            if !path.is_empty() && !path.contains("://") && !folder.join(path).exists() {
-                broken.push(format!("{}: {target}", page.display()));
-            }
-        }
-    }
-    assert!(broken.is_empty(), "{}", broken.join("\n"));
-}

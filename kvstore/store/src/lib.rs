@@ -11,9 +11,17 @@ use kvstore_schema::{
 use tokio::sync::mpsc;
 
 mod check;
+#[cfg(feature = "conformance")]
+pub mod conformance;
+mod fault;
+mod mem;
+mod mem_watch;
 mod state;
 
 pub use check::MAX_REQUEST_BYTES;
+pub use fault::{Reach, WriteFate, WriteFates};
+pub use mem::{MemClient, MemStore};
+pub use mem_watch::{GIVE_UP_AFTER, PROGRESS_AFTER, WATCH_BUFFER};
 pub use state::MemState;
 
 /// Why a store gave no answer.
@@ -147,16 +155,16 @@ pub trait Store: Send + Sync + 'static {
     /// A lease whose making was ambiguous runs out by itself: ask again.
     async fn lease_grant(&self, ttl: Duration) -> Result<LeaseId, StoreError>;
 
-    /// Prolongs a lease; says how long it lives now.
+    /// Prolongs a lease; says how long it lives now. Repeating is always safe, so never ambiguous.
     ///
     /// # Errors
     /// [`StoreError::LeaseGone`] when it has run out or was revoked.
     async fn lease_keep_alive(&self, lease: LeaseId) -> Result<Duration, StoreError>;
 
-    /// Ends a lease and deletes what hangs on it. Ending one that is gone is no error.
+    /// Ends a lease and deletes what hangs on it. Ending one that is gone is no error, so never ambiguous.
     ///
     /// # Errors
-    /// As for any write.
+    /// [`StoreError::Unavailable`]: the lease runs out by itself.
     async fn lease_revoke(&self, lease: LeaseId) -> Result<(), StoreError>;
 
     /// How each member is. Never fails as a whole.
@@ -166,7 +174,7 @@ pub trait Store: Send + Sync + 'static {
 /// Lists a whole prefix at one revision, page by page.
 ///
 /// # Errors
-/// Of the first page that fails; a compaction between two pages starts over (three times at the most).
+/// Of the first page that fails; a compaction or restore between two pages starts over (twice at the most).
 pub async fn list_all(store: &dyn Store, prefix: &Prefix) -> Result<ListPage, StoreError> {
     let mut attempts = 0;
     'again: loop {
@@ -175,11 +183,18 @@ pub async fn list_all(store: &dyn Store, prefix: &Prefix) -> Result<ListPage, St
         while whole.more {
             let after = whole.entries.last().map(|kv| kv.key.clone());
             match store.list_page(prefix, Some(whole.revision), after.as_ref(), PAGE_LIMIT).await {
+                Ok(page) if page.store != whole.store => {
+                    return Err(StoreError::Replaced(
+                        "another store answered for the second page".to_owned(),
+                    ));
+                }
                 Ok(page) => {
                     whole.more = page.more;
                     whole.entries.extend(page.entries);
                 }
-                Err(StoreError::Compacted { .. }) if attempts < 3 => continue 'again,
+                Err(StoreError::Compacted { .. } | StoreError::Replaced(_)) if attempts < 3 => {
+                    continue 'again;
+                }
                 Err(error) => return Err(error),
             }
         }

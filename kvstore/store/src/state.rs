@@ -75,6 +75,18 @@ impl MemState {
         self.log.len()
     }
 
+    /// The revision at which the newest `count` kept changes begin.
+    pub(crate) fn revision_before(&self, count: usize) -> Revision {
+        let first = self.log.len().saturating_sub(count);
+        self.log.get(first).map_or(self.revision, KvEvent::mod_revision)
+    }
+
+    /// The bytes of all keys and values as they are now.
+    pub fn bytes(&self) -> u64 {
+        let living = self.keys.values().filter_map(|versions| versions.last()?.1.as_ref());
+        living.map(|kv| kv.key.as_bytes().len() as u64 + kv.value.len() as u64).sum()
+    }
+
     /// A key as it is now.
     pub fn get(&self, key: &Key) -> Option<&KeyValue> {
         self.keys.get(key)?.last()?.1.as_ref()

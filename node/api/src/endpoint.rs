@@ -73,12 +73,16 @@ pub struct EndpointDeleted {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum EndpointState {
-    /// Waits for an identity, an address or the kernel.
-    Creating,
+    /// Waits for the number of its labels.
+    WaitingForIdentity,
+    /// Waits for a free address, which waits for a further block.
+    WaitingForAddress,
+    /// Being attached.
+    Attaching,
     /// Attached and answering.
     Ready,
-    /// On its way out.
-    Deleting,
+    /// Being detached.
+    Detaching,
 }
 
 /// An endpoint of this node.
@@ -87,7 +91,7 @@ pub struct Endpoint {
     /// Its name.
     #[schema(value_type = String)]
     pub name: EndpointName,
-    /// Its number on this node.
+    /// Its number on this node; this and what follows is `null` while it waits.
     pub id: Option<u32>,
     /// Its device on the node's side.
     pub device: Option<String>,
@@ -108,4 +112,6 @@ pub struct Endpoint {
     pub attachment: Option<AttachmentKind>,
     /// Whether etcd holds its record; until then gossip carries it.
     pub recorded: bool,
+    /// Why the last attempt on it failed.
+    pub error: Option<String>,
 }

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use identity::{EndpointName, Labels, NodeName};
+use identity::{Labels, NodeName};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -29,14 +29,14 @@ pub struct Node {
     /// Its labels.
     #[schema(value_type = std::collections::BTreeMap<String, String>)]
     pub labels: Labels,
-    /// Its agent's version.
+    /// Its agent's version; empty when only gossip tells of the node.
     pub agent_version: String,
-    /// Its agent's start, in ms since 1970.
-    pub incarnation: u64,
     /// Whether etcd holds its sign of life.
     pub alive_in_store: bool,
     /// Whether gossip thinks that it lives; `null` when gossip has never seen it.
     pub alive_in_gossip: Option<bool>,
+    /// Whether it is known from gossip only.
+    pub gossip_only: bool,
     /// How many endpoints this node knows behind it.
     pub endpoints: usize,
 }
@@ -75,7 +75,9 @@ pub struct Identity {
     /// The number.
     #[schema(value_type = u32)]
     pub id: identity::Identity,
-    /// Its labels.
+    /// The name of a reserved one.
+    pub name: Option<String>,
+    /// Its labels; empty for reserved ones.
     #[schema(value_type = std::collections::BTreeMap<String, String>)]
     pub labels: Labels,
     /// Whether it is in use.
@@ -83,6 +85,26 @@ pub struct Identity {
     /// Nodes that use it.
     #[schema(value_type = Vec<String>)]
     pub nodes: Vec<NodeName>,
+    /// Endpoints of this node that have it.
+    pub local_endpoints: usize,
+}
+
+/// Why an ipcache entry is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum IpSource {
+    /// This node's own address.
+    Host,
+    /// Another node's own address.
+    RemoteNode,
+    /// An endpoint of this node.
+    LocalEndpoint,
+    /// An endpoint by its record in the store.
+    Record,
+    /// An endpoint by gossip, not recorded yet.
+    Gossip,
+    /// A node's block.
+    Cidr,
 }
 
 /// What the ipcache should say of an address or prefix.
@@ -100,7 +122,6 @@ pub struct IpEntry {
     /// The node behind which it is.
     #[schema(value_type = Option<String>)]
     pub node: Option<NodeName>,
-    /// The endpoint whose address it is, where known.
-    #[schema(value_type = Option<String>)]
-    pub endpoint: Option<EndpointName>,
+    /// Why the entry is there.
+    pub source: IpSource,
 }

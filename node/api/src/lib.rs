@@ -16,7 +16,7 @@ pub use client::{Client, ClientError, Lines};
 pub use datapath::{CounterRow, FlowRow, MapDump, MapSummary};
 pub use endpoint::{AttachmentKind, Endpoint, EndpointAdd, EndpointAdded, EndpointDeleted, EndpointState};
 pub use error::{ApiError, ErrorKind};
-pub use fleet::{CidrReleased, Identity, IdentityState, IpEntry, Node, NodeRemoved};
+pub use fleet::{CidrReleased, Identity, IdentityState, IpEntry, IpSource, Node, NodeRemoved};
 pub use node_observe::{EventFilter, FlowEvent, PartyFilter, Protocol, Verdict};
 pub use query::{DiffQuery, FlowQuery, LimitQuery, ObserveQuery};
 pub use state::{BaseRow, EndpointRow, IpcacheRow, NodeRow, ObserveLine, RouteRow, State, StateDiff};

@@ -32,13 +32,11 @@ pub struct Warning {
     pub text: String,
 }
 
-/// The last error, of whatever part.
+/// The last error.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LastError {
     /// When, in ms since 1970.
     pub unix_ms: u64,
-    /// Which part: `store`, `lease`, `gossip`, `datapath`, `audit`.
-    pub part: String,
     /// What.
     pub text: String,
 }
@@ -120,8 +118,8 @@ pub struct CidrStatus {
     pub used: u64,
     /// Addresses that rest before they are given out again.
     pub cooling: u64,
-    /// Addresses that can be given to endpoints in all.
-    pub capacity: u64,
+    /// Addresses that can be given out now.
+    pub free: u64,
 }
 
 /// A map's fill.
@@ -153,8 +151,12 @@ pub struct ApplyStatus {
     pub wanted_generation: u64,
     /// Generation of what the kernel holds.
     pub applied_generation: u64,
+    /// Keys that differ between what is wanted and what the kernel is believed to hold.
+    pub pending: usize,
     /// Steps that failed and are tried again: what and why.
     pub failing: Vec<String>,
+    /// Tables that are full.
+    pub full: Vec<String>,
 }
 
 /// The last audit: reading the kernel whole and comparing.
@@ -162,8 +164,8 @@ pub struct ApplyStatus {
 pub struct AuditStatus {
     /// When, in ms since 1970; `null` before the first.
     pub unix_ms: Option<u64>,
-    /// Differences that it found.
-    pub differences: u64,
+    /// Differences that it found, one line each.
+    pub differences: Vec<String>,
     /// Differences repaired since the agent's start.
     pub repaired_total: u64,
 }

@@ -1,4 +1,4 @@
-//! What nodes tell each other by gossip: typed facts, the events made of them, and their codec.
+//! What nodes tell each other by gossip: typed facts and their codec.
 //!
 //! Facts are claims of a fleet member about itself: gossip's key proves membership, not identity, so
 //! whoever reads them checks them against what etcd has confirmed.
@@ -7,14 +7,12 @@
 //! neither knows the other.
 
 mod codec;
-mod event;
 mod facts;
 
 pub use codec::{
     Decoded, FACTS_KEY, FACTS_VERSION, FactsError, MAX_PENDING_CHUNKS, MAX_VALUE_BYTES, PENDING_CHUNK_BYTES,
     RejectedValue, decode, encode, pending_key,
 };
-pub use event::GossipEvent;
 pub use facts::{
     CidrFact, InvalidFacts, MAX_CIDRS, MAX_FLEET_ID_BYTES, MAX_REASON_BYTES, MAX_UNDERLAY, NodeFacts,
     NodeHealth, PendingEndpoint, PendingOp,

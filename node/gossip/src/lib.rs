@@ -1,1 +1,22 @@
-//! The only crate that names chitchat: typed facts over an authenticated transport.
+//! The only crate that names chitchat: typed facts over an authenticated, encrypted transport.
+//!
+//! Gossip carries what must move while etcd cannot: each node's [`NodeFacts`] and who seems alive. It
+//! never deletes anything, decides nothing, and hands chitchat not one byte that a member did not seal.
+
+mod config;
+mod error;
+mod event;
+pub mod keyring;
+mod relay;
+pub mod replay;
+mod stats;
+mod transport;
+pub mod wire;
+
+pub use config::GossipConfig;
+pub use error::{GossipError, PublishError};
+pub use event::GossipEvent;
+pub use keyring::{GossipKey, KeyId, Keyring, KeyringError};
+pub use node_facts::NodeFacts;
+pub use stats::GossipStats;
+pub use wire::Refusal;

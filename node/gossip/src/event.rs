@@ -1,15 +1,13 @@
-//! What gossip reports to the agent, and the agent to node-core.
+//! What gossip reports to the agent.
 
 use std::sync::Arc;
 
 use identity::NodeName;
-use serde::{Deserialize, Serialize};
-
-use crate::NodeFacts;
+use node_facts::NodeFacts;
 
 /// News about another node. Levels, not edges: a reader who was slow sees the latest of each kind and
 /// node, not every step in between.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum GossipEvent {
     /// What a node says of itself now; replaces everything it said before.
     Facts {
@@ -22,7 +20,7 @@ pub enum GossipEvent {
     Live {
         /// The node.
         node: NodeName,
-        /// Whether heartbeats of its newest incarnation arrive.
+        /// Whether heartbeats arrive, of any of its incarnations: a restart is no death.
         alive: bool,
     },
     /// Something a node says does not hold; what else it says is not concerned.

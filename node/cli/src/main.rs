@@ -1,3 +1,198 @@
-//! The command line.
+//! `warren`: the command line. Asks the agent of this node and writes down its answer; decides nothing itself.
 
-fn main() {}
+mod arguments;
+mod render;
+
+use std::{
+    io::{self, IsTerminal, Write},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Context, Result};
+use arguments::{
+    Arguments, CidrCommand, Command, EndpointCommand, FlowCommand, IdentityCommand, IpCommand, MapCommand,
+    NodeCommand, ObserveArguments, Output, StateArguments, StateCommand,
+};
+use clap::{CommandFactory, Parser};
+use identity::Labels;
+use node_api::{
+    AttachmentKind, Client, DiffQuery, EndpointAdd, FlowQuery, LimitQuery, ObserveLine, ObserveQuery,
+};
+use render::Style;
+use serde::Serialize;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let result = runtime.context("start the runtime").and_then(|runtime| runtime.block_on(run(arguments)));
+    match result {
+        Ok(code) => code,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("warren: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whoever read our output has seen enough (`warren observe | head`).
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    })
+}
+
+/// Where answers go.
+struct Printer {
+    json: bool,
+    style: Style,
+}
+
+impl Printer {
+    /// Writes an answer: as it is for programs, rendered for people.
+    fn print<T: Serialize>(&self, answer: &T, render: impl FnOnce(&T, Style) -> String) -> Result<()> {
+        let text =
+            if self.json { serde_json::to_string_pretty(answer)? + "\n" } else { render(answer, self.style) };
+        let mut output = io::stdout().lock();
+        output.write_all(text.as_bytes())?;
+        output.flush()?;
+        Ok(())
+    }
+}
+
+async fn run(arguments: Arguments) -> Result<ExitCode> {
+    let client = Client::new(&arguments.socket);
+    let colour =
+        io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let out = Printer { json: arguments.output == Output::Json, style: Style { colour } };
+    match arguments.command {
+        Command::Status => out.print(&client.status().await?, render::status)?,
+        Command::Node(NodeCommand::List) => out.print(&client.nodes().await?, render::nodes)?,
+        Command::Node(NodeCommand::Remove { name }) => {
+            out.print(&client.node_remove(&name).await?, |answer, _| {
+                format!("node {} removed\n", answer.name)
+            })?;
+        }
+        Command::Endpoint(command) => endpoint(&client, &out, command).await?,
+        Command::Identity(IdentityCommand::List) => {
+            out.print(&client.identities().await?, render::identities)?;
+        }
+        Command::Ip(IpCommand::List(limit)) => {
+            out.print(&client.ips(&LimitQuery { limit: limit.limit }).await?, render::ips)?;
+        }
+        Command::Cidr(CidrCommand::Release { cidr }) => {
+            out.print(&client.cidr_release(cidr).await?, |answer, _| {
+                format!("{} given back; it rests before another node may claim it\n", answer.cidr)
+            })?;
+        }
+        Command::Map(MapCommand::List) => out.print(&client.maps().await?, render::maps)?,
+        Command::Map(MapCommand::Dump { name, limit }) => {
+            out.print(&client.map_dump(&name, &LimitQuery { limit: limit.limit }).await?, render::map_dump)?;
+        }
+        Command::State(StateArguments { command: None }) => {
+            out.print(&client.state().await?, render::state)?
+        }
+        Command::State(StateArguments { command: Some(StateCommand::Diff { repair }) }) => {
+            let answer = client.state_diff(&DiffQuery { repair }).await?;
+            out.print(&answer, render::state_diff)?;
+            if !answer.differences.is_empty() && !answer.repaired {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        Command::Observe(wanted) => observe(&client, &out, wanted).await?,
+        Command::Flow(FlowCommand::List { limit, filter }) => {
+            let query = FlowQuery {
+                limit: limit.limit,
+                from: filter.from,
+                to: filter.to,
+                protocol: filter.protocol,
+                port: filter.port,
+            };
+            out.print(&client.flows(&query).await?, render::flows)?;
+        }
+        Command::Drops => out.print(&client.drops().await?, render::drops)?,
+        Command::Version => {
+            let answer = client.version().await?;
+            out.print(&answer, |answer, _| {
+                format!(
+                    "warren  {}\nwarrend {} (API {}, ABI {})\n",
+                    env!("CARGO_PKG_VERSION"),
+                    answer.agent,
+                    answer.api,
+                    answer.abi
+                )
+            })?;
+        }
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Arguments::command(), "warren", &mut io::stdout());
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn endpoint(client: &Client, out: &Printer, command: EndpointCommand) -> Result<()> {
+    match command {
+        EndpointCommand::Add { name, netns, interface, labels, ip } => {
+            let request = EndpointAdd {
+                name,
+                labels: Labels::parse(&labels)?,
+                attachment: AttachmentKind::Netns { path: namespace_path(&netns), interface },
+                address: ip,
+            };
+            out.print(&client.endpoint_add(&request).await?, render::endpoint_added)
+        }
+        EndpointCommand::List => out.print(&client.endpoints().await?, render::endpoints),
+        EndpointCommand::Get { name } => out.print(&client.endpoint(&name).await?, render::endpoint),
+        EndpointCommand::Delete { name } => out.print(&client.endpoint_delete(&name).await?, |answer, _| {
+            let what = if answer.existed { "deleted" } else { "was not there" };
+            format!("endpoint {name} {what}\n")
+        }),
+    }
+}
+
+/// A bare word names a namespace as `ip netns` does; anything with a `/` is a path.
+fn namespace_path(text: &Path) -> PathBuf {
+    if text.components().count() == 1 && !text.has_root() {
+        Path::new("/run/netns").join(text)
+    } else {
+        std::path::absolute(text).unwrap_or_else(|_| text.to_owned())
+    }
+}
+
+async fn observe(client: &Client, out: &Printer, wanted: ObserveArguments) -> Result<()> {
+    let mut lines = client
+        .observe(&ObserveQuery {
+            follow: wanted.follow,
+            last: wanted.last,
+            verdict: wanted.verdict,
+            kind: wanted.kind,
+            reason: wanted.reason,
+            from: wanted.filter.from,
+            to: wanted.filter.to,
+            protocol: wanted.filter.protocol,
+            port: wanted.filter.port,
+        })
+        .await?;
+    loop {
+        let line = tokio::select! {
+            line = lines.next() => line?,
+            interrupted = tokio::signal::ctrl_c() => {
+                interrupted.context("wait for Ctrl-C")?;
+                return Ok(());
+            }
+        };
+        let Some(line) = line else { return Ok(()) };
+        let text = if out.json { serde_json::to_string(&line)? } else { observe_line(&line, out.style) };
+        let mut output = io::stdout().lock();
+        writeln!(output, "{text}")?;
+        output.flush()?;
+    }
+}
+
+fn observe_line(line: &ObserveLine, style: Style) -> String {
+    match line {
+        ObserveLine::Event(event) => render::event(event, style),
+        ObserveLine::Lagged { events } => format!("… {events} events were lost: this reader is too slow"),
+    }
+}

@@ -1,0 +1,182 @@
+//! Maps, state, flows, counters, events.
+
+use node_api::{CounterRow, FlowEvent, FlowRow, Listing, MapDump, MapSummary, State, StateDiff};
+use node_observe::{EventKind, Party};
+
+use super::{Mark, Style, bytes, duration, table::table, time};
+
+pub fn maps(listing: &Listing<MapSummary>, _: Style) -> String {
+    let rows = listing
+        .items
+        .iter()
+        .map(|map| {
+            let (entries, fill) = match map.entries {
+                Some(entries) => {
+                    let share = entries as f64 * 100.0 / f64::from(map.max_entries.max(1));
+                    (entries.to_string(), format!("{share:.1}%"))
+                }
+                None => ("-".to_owned(), "-".to_owned()),
+            };
+            let sizes = format!("{}/{}", map.key_bytes, map.value_bytes);
+            [
+                map.name.clone(),
+                map.id.to_string(),
+                map.kind.clone(),
+                sizes,
+                entries,
+                map.max_entries.to_string(),
+                fill,
+            ]
+        })
+        .collect();
+    table(["MAP", "ID", "TYPE", "KEY/VALUE", "ENTRIES", "MAX", "FILL"], rows, listing.total, "maps")
+}
+
+/// One line an entry, `field=value`: maps have different fields, and each line can be searched for.
+pub fn map_dump(dump: &MapDump, _: Style) -> String {
+    let mut text = String::new();
+    for row in &dump.rows {
+        let fields: Vec<String> = row
+            .iter()
+            .map(|(name, value)| match value {
+                serde_json::Value::String(value) => format!("{name}={value}"),
+                other => format!("{name}={other}"),
+            })
+            .collect();
+        text += &fields.join("  ");
+        text.push('\n');
+    }
+    if dump.rows.len() < dump.total {
+        text += &format!("{} of {} entries shown\n", dump.rows.len(), dump.total);
+    } else if dump.total == 0 {
+        text += "no entries\n";
+    }
+    text
+}
+
+pub fn state(state: &State, _: Style) -> String {
+    let mut text = match &state.base {
+        Some(base) => {
+            format!(
+                "base      gateway {}, tunnel port {}, MTU {}\n",
+                base.gateway, base.tunnel_port, base.mtu_bytes
+            )
+        }
+        None => "base      none yet: this node has no CIDR\n".to_owned(),
+    };
+    for node in &state.nodes {
+        text += &format!("node      {} underlay {}\n", node.index, node.underlay);
+    }
+    for entry in &state.ipcache {
+        text += &format!("ipcache   {} identity {} node {}\n", entry.prefix, entry.identity, entry.node);
+    }
+    for route in &state.routes {
+        text += &format!("route     {} source {} MTU {}\n", route.destination, route.source, route.mtu_bytes);
+    }
+    for endpoint in &state.endpoints {
+        text += &format!(
+            "endpoint  {} address {} identity {} mac {}\n",
+            endpoint.id, endpoint.address, endpoint.identity, endpoint.mac
+        );
+    }
+    text
+}
+
+pub fn state_diff(diff: &StateDiff, _: Style) -> String {
+    if diff.differences.is_empty() {
+        return "the kernel holds exactly what the agent wants\n".to_owned();
+    }
+    let mut text: String = diff.differences.iter().map(|line| format!("{line}\n")).collect();
+    let count = diff.differences.len();
+    text += &if diff.repaired {
+        format!("{count} differences, repaired\n")
+    } else {
+        format!(
+            "{count} differences; `warren state diff --repair` repairs them now, the next audit does so by itself\n"
+        )
+    };
+    text
+}
+
+fn party(party: &Party) -> String {
+    let name = match (&party.endpoint, party.identity.reserved_name()) {
+        (Some(endpoint), _) => endpoint.to_string(),
+        (None, Some(name)) => name.to_owned(),
+        (None, None) if party.labels.is_empty() => format!("identity {}", party.identity),
+        (None, None) => party.labels.to_string(),
+    };
+    let address = party.address.map_or_else(|| "?".to_owned(), |address| address.to_string());
+    if party.port == 0 { format!("{address} ({name})") } else { format!("{address}:{} ({name})", party.port) }
+}
+
+pub fn flows(listing: &Listing<FlowRow>, _: Style) -> String {
+    let rows = listing
+        .items
+        .iter()
+        .map(|flow| {
+            [
+                party(&flow.source),
+                party(&flow.destination),
+                flow.protocol.to_string(),
+                flow.action.clone(),
+                format!("{}/{}", flow.packets, flow.reply_packets),
+                format!("{}/{}", bytes(flow.bytes), bytes(flow.reply_bytes)),
+                duration(flow.age_ms),
+                duration(flow.idle_ms),
+                flow.tcp_flags.clone(),
+            ]
+        })
+        .collect();
+    let heading = ["SOURCE", "DESTINATION", "PROTO", "TO", "PACKETS", "BYTES", "AGE", "IDLE", "TCP"];
+    table(heading, rows, listing.total, "flows")
+}
+
+pub fn drops(listing: &Listing<CounterRow>, _: Style) -> String {
+    let rows = listing
+        .items
+        .iter()
+        .map(|row| {
+            [
+                row.reason.clone(),
+                row.direction.clone(),
+                row.packets.to_string(),
+                bytes(row.bytes),
+                row.meaning.clone().unwrap_or_default(),
+            ]
+        })
+        .collect();
+    table(["REASON", "DIRECTION", "PACKETS", "BYTES", "MEANING"], rows, listing.total, "counters")
+}
+
+/// One line an event.
+pub fn event(event: &FlowEvent, style: Style) -> String {
+    let (mark, what) = match event.kind {
+        EventKind::FlowNew => (Mark::Ok, format!("new {}", event.action.as_deref().unwrap_or("flow"))),
+        EventKind::FlowEnd => (Mark::Ok, "end".to_owned()),
+        EventKind::Drop => (Mark::Fail, event.drop_reason.clone().unwrap_or_default()),
+    };
+    let word = match mark {
+        Mark::Fail => "DROP",
+        Mark::Ok | Mark::Warn => "    ",
+    };
+    let word =
+        if mark == Mark::Fail && style.colour { format!("\x1b[31m{word}\x1b[0m") } else { word.to_owned() };
+    let mut text = format!(
+        "{} {word} {what:<19} {:<7} {:<4} {} -> {}",
+        style.dim(&time(event.unix_us)),
+        event.direction,
+        event.protocol.to_string(),
+        party(&event.source),
+        party(&event.destination)
+    );
+    if !event.tcp_flags.is_empty() {
+        text += &format!(" {}", event.tcp_flags);
+    }
+    if event.kind == EventKind::FlowEnd {
+        text += &format!(" {} packets, {}", event.packets, bytes(event.bytes));
+    }
+    if let Some(source) = event.tunnel_source {
+        text += &format!(" from tunnel {source}");
+    }
+    text
+}

@@ -1,0 +1,92 @@
+//! Answers as people read them. Pure: from an answer to text.
+
+mod datapath;
+mod fleet;
+mod status;
+mod table;
+
+pub use datapath::{drops, event, flows, map_dump, maps, state, state_diff};
+pub use fleet::{endpoint, endpoint_added, endpoints, identities, ips, nodes};
+pub use status::status;
+
+/// How text may look.
+#[derive(Debug, Clone, Copy)]
+pub struct Style {
+    /// Whether the reader is a terminal that wants colours.
+    pub colour: bool,
+}
+
+/// How good a thing is, in one word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mark {
+    Ok,
+    Warn,
+    Fail,
+}
+
+impl Style {
+    /// The word of a mark, coloured for a terminal, always as wide.
+    pub fn mark(self, mark: Mark) -> String {
+        let (word, colour) = match mark {
+            Mark::Ok => ("OK  ", 32),
+            Mark::Warn => ("WARN", 33),
+            Mark::Fail => ("FAIL", 31),
+        };
+        if self.colour { format!("\x1b[{colour}m{word}\x1b[0m") } else { word.to_owned() }
+    }
+
+    /// Text that stands back.
+    pub fn dim(self, text: &str) -> String {
+        if self.colour { format!("\x1b[2m{text}\x1b[0m") } else { text.to_owned() }
+    }
+}
+
+/// `1d 2h`, `3m 4s`, `12s`, `340ms`: the two largest units.
+pub fn duration(milliseconds: u64) -> String {
+    let seconds = milliseconds / 1_000;
+    match seconds {
+        0 => format!("{milliseconds}ms"),
+        1..60 => format!("{seconds}s"),
+        60..3_600 => format!("{}m {}s", seconds / 60, seconds % 60),
+        3_600..86_400 => format!("{}h {}m", seconds / 3_600, seconds % 3_600 / 60),
+        _ => format!("{}d {}h", seconds / 86_400, seconds % 86_400 / 3_600),
+    }
+}
+
+/// `1.2 KiB`, `3.4 MiB`: bytes with a binary unit.
+pub fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = count as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{count} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+/// A point in time, in UTC, as RFC 3339 writes it.
+pub fn time(unix_us: u64) -> String {
+    let micros = i64::try_from(unix_us).unwrap_or(i64::MAX);
+    match jiff::Timestamp::from_microsecond(micros) {
+        Ok(timestamp) => format!("{timestamp:.3}"),
+        Err(_) => format!("{unix_us}us"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_for_people() {
+        assert_eq!(duration(340), "340ms");
+        assert_eq!(duration(12_000), "12s");
+        assert_eq!(duration(184_000), "3m 4s");
+        assert_eq!(duration(93_600_000), "1d 2h");
+        assert_eq!(bytes(900), "900 B");
+        assert_eq!(bytes(1_536), "1.5 KiB");
+        assert_eq!(bytes(5 << 30), "5.0 GiB");
+        assert_eq!(time(1_700_000_000_123_456), "2023-11-14T22:13:20.123Z");
+    }
+}

@@ -1,6 +1,7 @@
 //! The repository's files.
 
 use std::{
+    env,
     ffi::OsStr,
     fs,
     path::{Path, PathBuf},
@@ -9,13 +10,11 @@ use std::{
 /// Folders that hold no source: git's own, and what cargo builds.
 const NOT_OURS: [&str; 2] = [".git", "target"];
 
-/// The repository's top folder.
+/// The repository's top folder. Asked when the tests run: a target directory that several checkouts share
+/// may hold tests that were compiled in another one.
 pub fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .ancestors()
-        .nth(2)
-        .expect("this crate is at deploy/xtask")
-        .to_path_buf()
+    let manifest_dir = env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR for tests");
+    Path::new(&manifest_dir).ancestors().nth(2).expect("this crate is at deploy/xtask").to_path_buf()
 }
 
 /// All files of the repository that are not built, relative to [`root`], sorted.

@@ -20,13 +20,13 @@ fn links_between_pages_lead_somewhere() {
     assert!(broken.is_empty(), "{}", broken.join("\n"));
 }
 
-/// The words in backquotes of a table's second column, from the row after the line `header` on.
-fn second_column(page: &str, header: &str) -> Vec<String> {
+/// The words in backquotes of column `number` (from 1) of the table under the line `header`.
+fn column(page: &str, header: &str, number: usize) -> Vec<String> {
     page.lines()
         .skip_while(|line| *line != header)
         .skip(2)
         .take_while(|line| line.starts_with('|'))
-        .filter_map(|line| line.split('|').nth(2))
+        .filter_map(|line| line.split('|').nth(number))
         .flat_map(|cell| cell.split('`').skip(1).step_by(2))
         .map(String::from)
         .collect()
@@ -34,7 +34,7 @@ fn second_column(page: &str, header: &str) -> Vec<String> {
 
 #[test]
 fn invariants_name_tests_that_exist() {
-    let named = second_column(&read("docs/ARCHITECTURE.md"), "| invariant | kept by |");
+    let named = column(&read("docs/ARCHITECTURE.md"), "| invariant | kept by |", 2);
     assert!(!named.is_empty(), "docs/ARCHITECTURE.md has no table of invariants");
     let functions: BTreeSet<String> = files()
         .into_iter()
@@ -50,7 +50,24 @@ fn invariants_name_tests_that_exist() {
 }
 
 #[test]
-fn the_second_column_is_read_to_its_end() {
+fn every_setting_is_described() {
+    // The agent makes file keys, flags and help from this table: `"section.name" field "help";` a line.
+    let declared: Vec<_> = read("node/agent/src/config/settings.rs")
+        .lines()
+        .filter(|line| line.starts_with("    \"") && line.ends_with("\";"))
+        .filter_map(|line| line.split('"').nth(1).map(String::from))
+        .collect();
+    assert!(!declared.is_empty(), "the agent's table of settings was not found");
+    let described = column(&read("docs/OPERATIONS.md"), "| setting | default | what it is |", 1);
+    assert_eq!(
+        described, declared,
+        "docs/OPERATIONS.md does not describe the agent's settings in their order"
+    );
+}
+
+#[test]
+fn a_column_is_read_to_its_end() {
     let page = "x\n| a | b |\n|---|---|\n| one `no` | `f`, `g` |\n| two | `h` |\n\n| three | `i` |";
-    assert_eq!(second_column(page, "| a | b |"), ["f", "g", "h"]);
+    assert_eq!(column(page, "| a | b |", 2), ["f", "g", "h"]);
+    assert_eq!(column(page, "| a | b |", 1), ["no"]);
 }

@@ -33,7 +33,6 @@ ethtool                         ethtool
 ping                            iputils-ping
 jq                              jq
 ps                              procps
-git                             git
 /etc/ssl/certs/ca-certificates.crt  ca-certificates
 "
 

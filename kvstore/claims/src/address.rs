@@ -266,6 +266,14 @@ impl AddressPool {
         }
     }
 
+    /// How full one block is; `None` when it is not in the pool.
+    pub fn block_fill(&self, cidr: IpNetwork) -> Option<PoolFill> {
+        let block = self.blocks.iter().find(|block| block.cidr == cidr)?;
+        let (first, last) = usable(cidr)?;
+        let cooling = self.cooling.range(first..=last).count();
+        Some(PoolFill { capacity: capacity(cidr), used: block.used, cooling })
+    }
+
     /// The number of an address that is ours and not in use.
     fn known(&self, ip: IpAddr) -> Result<u128, AddressError> {
         let bits = to_bits(ip);

@@ -44,6 +44,8 @@ pub struct CidrGrant {
     pub epoch: Revision,
     /// The revision of the claim's last change; [`CidrRelease`] needs it.
     pub revision: Revision,
+    /// The token that the claim was made or adopted with.
+    pub token: String,
     /// Whether the node had claimed it in an earlier life.
     pub adopted: bool,
 }
@@ -156,7 +158,13 @@ impl CidrClaim {
     }
 
     fn granted(&self, epoch: Revision, revision: Revision) -> Next<CidrGrant> {
-        Next::Done(CidrGrant { cidr: self.wanted, epoch, revision, adopted: self.epoch.is_some() })
+        Next::Done(CidrGrant {
+            cidr: self.wanted,
+            epoch,
+            revision,
+            token: self.token.clone(),
+            adopted: self.epoch.is_some(),
+        })
     }
 
     fn decide(
@@ -222,24 +230,18 @@ fn overlaps_claim(view: &FleetView, block: IpNetwork) -> bool {
 pub struct CidrRelease {
     schema: Schema,
     node: NodeName,
-    token: String,
     grant: CidrGrant,
 }
 
 impl CidrRelease {
-    /// `token`: the one that the claim was made or adopted with. No endpoint may be left in the block;
+    /// No endpoint may be left in the block;
     /// [`crate::AddressPool::remove_block`] says so.
     ///
     /// Ends in [`ClaimError::ClaimLost`] when somebody else has the claim; releasing what is released or
     /// gone is no error.
-    pub fn start(
-        schema: &Schema,
-        node: NodeName,
-        token: String,
-        grant: CidrGrant,
-    ) -> (Machine<Self>, KvRequest) {
+    pub fn start(schema: &Schema, node: NodeName, grant: CidrGrant) -> (Machine<Self>, KvRequest) {
         let revision = grant.revision;
-        let this = Self { schema: schema.clone(), node, token, grant };
+        let this = Self { schema: schema.clone(), node, grant };
         let txn = this.quarantine(revision, Default::default());
         Machine::begin(this, txn)
     }
@@ -249,7 +251,7 @@ impl CidrRelease {
         let record = CidrRecord {
             node: self.node.clone(),
             state: ClaimState::Quarantined,
-            token: self.token.clone(),
+            token: self.grant.token.clone(),
             unknown,
         };
         Txn::new()
@@ -262,13 +264,13 @@ impl CidrRelease {
     fn decide(&self, answer: &TxnResponse) -> Result<Next<()>, ClaimError> {
         let Some(found) = got(answer, 0)? else { return Ok(Next::Done(())) };
         let record: CidrRecord = decode(found)?;
-        let ours = found.create_revision == self.grant.epoch && record.token == self.token;
+        let ours = found.create_revision == self.grant.epoch && record.token == self.grant.token;
         match record.state {
             ClaimState::Quarantined if ours => Ok(Next::Done(())),
             ClaimState::Live if ours => Ok(Next::Ask(self.quarantine(found.mod_revision, record.unknown))),
             _ => Err(ClaimError::ClaimLost {
                 cidr: self.grant.cidr,
-                wanted: format!("epoch {} of {}", self.grant.epoch, self.token),
+                wanted: format!("epoch {} of {}", self.grant.epoch, self.grant.token),
                 found: format!("epoch {} of {} ({})", found.create_revision, record.node, record.token),
             }),
         }

@@ -37,6 +37,9 @@ pub mod map_name {
     pub const EVENTS: &str = "WARREN_EVENTS";
     /// Per-CPU array of one [`super::EventBudget`]: the programs' own, of no use to user space.
     pub const EVENT_BUDGET: &str = "WARREN_BUDGET";
+    /// Per-CPU array of two [`crate::FlowEntry`]: where a decision is made, the stack being small. The
+    /// programs' own.
+    pub const SCRATCH: &str = "WARREN_SCRATCH";
 }
 
 /// Local endpoints at the most. A node with more than this many workloads is two nodes.
@@ -157,6 +160,8 @@ pub struct EventBudget {
 
 abi_bytes! {
     u32 = 4,
+    V4 = 4,
+    V6 = 16,
     EventBudget = 16,
     NodeConfig = 28,
     EndpointEntry = 28,

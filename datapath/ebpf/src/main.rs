@@ -1,43 +1,40 @@
 //! The kernel programs: classifiers on the host sides of the endpoints' devices, on `warren_vxlan` and on
 //! `warren_host`.
+//!
+//! Each decides in a module of its own and ends in [`finish`], the one place where a verdict becomes what the
+//! kernel is told. A packet of a known flow costs one lookup in the flow table; the first one is decided from
+//! the other maps and makes both entries of its flow.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(target_arch = "bpf", allow(internal_features), feature(core_intrinsics))]
 
+#[cfg(target_arch = "bpf")]
+mod atomic;
+#[cfg(target_arch = "bpf")]
+mod deliver;
+#[cfg(target_arch = "bpf")]
+mod flows;
+#[cfg(target_arch = "bpf")]
+mod from_endpoint;
+#[cfg(target_arch = "bpf")]
+mod from_host;
+#[cfg(target_arch = "bpf")]
+mod from_overlay;
+#[cfg(target_arch = "bpf")]
+mod lookup;
 #[cfg(target_arch = "bpf")]
 mod maps;
+#[cfg(target_arch = "bpf")]
+mod packet;
+#[cfg(target_arch = "bpf")]
+mod programs;
+#[cfg(target_arch = "bpf")]
+mod report;
+#[cfg(target_arch = "bpf")]
+mod to_endpoint;
 
+/// On the host there is nothing to run; the crate builds there so that checks and lints see it.
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}
-
-#[cfg(target_arch = "bpf")]
-mod programs {
-    use aya_ebpf::{bindings::TC_ACT_OK, macros::classifier, programs::TcContext};
-
-    use crate::maps;
-
-    #[classifier]
-    pub fn from_endpoint(context: TcContext) -> i32 {
-        if let Some(counter) = maps::COUNTERS.get_ptr_mut(0) {
-            // SAFETY: a slot of this CPU.
-            unsafe { (*counter).packets += u64::from(context.len()) };
-        }
-        TC_ACT_OK as i32
-    }
-
-    #[classifier]
-    pub fn to_endpoint(_context: TcContext) -> i32 {
-        TC_ACT_OK as i32
-    }
-
-    #[classifier]
-    pub fn from_overlay(_context: TcContext) -> i32 {
-        TC_ACT_OK as i32
-    }
-
-    #[classifier]
-    pub fn from_host(_context: TcContext) -> i32 {
-        TC_ACT_OK as i32
-    }
-}
 
 #[cfg(target_arch = "bpf")]
 #[panic_handler]
@@ -45,7 +42,7 @@ fn panic(_info: &core::panic::PanicInfo) -> ! {
     loop {}
 }
 
-/// What the programs may call: some helpers are for GPL programs only.
+/// Some helpers are for GPL programs only.
 #[cfg(target_arch = "bpf")]
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]

@@ -5,10 +5,11 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use datapath_abi::{
-    COUNTER_SLOTS, Counter, EPOCH_SHARDS, EVENT_RING_BYTES, EndpointEntry, Event, FlowEntry, FlowKey,
-    IpcacheEntry, MAX_ENDPOINTS, MAX_FLOWS, MAX_IPCACHE, MAX_IPCACHE_LPM, MAX_NODES, NodeConfig, NodeEntry,
-    V4,
+    COUNTER_SLOTS, Counter, EPOCH_SHARDS, EVENT_RING_BYTES, EndpointEntry, Event, EventBudget, FlowEntry,
+    FlowKey, IpcacheEntry, MAX_ENDPOINTS, MAX_FLOWS, MAX_IPCACHE, MAX_IPCACHE_LPM, MAX_NODES, NodeConfig,
+    NodeEntry, V4,
 };
+use datapath_packet::Halves;
 
 /// Hash tables that user space fills are not allocated in advance: a small fleet costs little memory.
 const NO_PREALLOC: usize = aya_ebpf::bindings::BPF_F_NO_PREALLOC as usize;
@@ -46,3 +47,9 @@ pub static COUNTERS: PerCpuArray<Counter, { COUNTER_SLOTS as usize }> = PerCpuAr
 
 #[btf_map(name = "WARREN_EVENTS")]
 pub static EVENTS: RingBuf<Event, { EVENT_RING_BYTES as usize }> = RingBuf::new();
+
+#[btf_map(name = "WARREN_BUDGET")]
+pub static EVENT_BUDGET: PerCpuArray<EventBudget, 1> = PerCpuArray::new();
+
+#[btf_map(name = "WARREN_SCRATCH")]
+pub static SCRATCH: PerCpuArray<Halves, 1> = PerCpuArray::new();

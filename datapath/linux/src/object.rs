@@ -35,7 +35,7 @@ impl Program {
 }
 
 /// The maps of [`OBJECT`], all of them.
-pub const MAPS: [&str; 11] = [
+pub const MAPS: [&str; 13] = [
     map_name::CONFIG,
     map_name::ENDPOINTS_BY_IFINDEX,
     map_name::ENDPOINTS_V4,
@@ -47,6 +47,8 @@ pub const MAPS: [&str; 11] = [
     map_name::EPOCHS,
     map_name::COUNTERS,
     map_name::EVENTS,
+    map_name::EVENT_BUDGET,
+    map_name::SCRATCH,
 ];
 
 #[cfg(test)]

@@ -83,6 +83,7 @@ impl Side {
 }
 
 /// Both entries of a flow.
+#[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Halves {
     /// Of the direction that is being decided.

@@ -1,0 +1,15 @@
+//! Counting where several CPUs count.
+//!
+//! `core::sync::atomic` has no read-modify-write for this target, the intrinsic behind it does.
+
+use core::intrinsics::{AtomicOrdering, atomic_xadd};
+
+/// Adds to a counter that other CPUs add to as well.
+///
+/// # Safety
+/// `counter` points to a live, aligned map value.
+#[inline(always)]
+pub unsafe fn add(counter: *mut u64, amount: u64) {
+    // SAFETY: by the caller. The sum is not used: with relaxed order and a used result LLVM 22 goes wrong.
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, amount) };
+}

@@ -1,0 +1,161 @@
+//! The flow table: what is known of a packet's flow, and how a flow becomes known.
+
+use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
+use datapath_abi::{DropReason, EventKind, FlowEntry, epoch_shard_v4, flow_flags::ENDED};
+use datapath_packet::{Halves, Side, TcpState, carry_over, is_current, may_end, opens, tcp_state};
+
+use crate::{
+    atomic, lookup,
+    maps::{self, FLOWS_V4},
+    packet::Packet,
+    report,
+};
+
+/// An entry in the table, for packets like the one it was looked up for.
+#[derive(Clone, Copy)]
+pub struct Flow(*mut FlowEntry);
+
+impl Flow {
+    /// What it says.
+    #[inline(always)]
+    pub fn entry(&self) -> &FlowEntry {
+        // SAFETY: table values live until the run ends (RCU). Other CPUs may count in them meanwhile; what is
+        // decided on never changes in place.
+        unsafe { &*self.0 }
+    }
+
+    /// Counts a packet that was sent on as the entry says, and notes what its flags do to the connection.
+    #[inline(always)]
+    pub fn touch(&self, packet: &Packet<'_>) {
+        let entry = self.0;
+        // SAFETY: as in `entry`. Times and flags are plain writes: CPUs that race write nearly the same.
+        unsafe {
+            atomic::add(&raw mut (*entry).packets, 1);
+            atomic::add(&raw mut (*entry).bytes, u64::from(packet.bytes()));
+            (*entry).last_seen_ns = now_ns();
+            if packet.tcp_flags & !(*entry).tcp_flags != 0 {
+                (*entry).tcp_flags |= packet.tcp_flags;
+            }
+            if may_end(packet.tcp_flags) && (*entry).flags & ENDED == 0 {
+                end(packet, &mut *entry, reverse_of(packet));
+            }
+        }
+    }
+}
+
+/// The entry for the packet, if what it says holds now and the packet comes from where it must.
+#[inline(always)]
+pub fn known(packet: &Packet<'_>, comes_from: impl FnOnce(&FlowEntry) -> bool) -> Option<Flow> {
+    let flow = Flow(FLOWS_V4.get_ptr_mut(&packet.key)?);
+    let entry = flow.entry();
+    let holds = comes_from(entry)
+        && is_current(entry, lookup::epoch(entry.src_shard), lookup::epoch(entry.dst_shard))
+        && !(entry.flags & ENDED != 0 && opens(packet.tcp_flags));
+    if holds { Some(flow) } else { None }
+}
+
+/// The shards of a packet's addresses and the sum of their epochs.
+///
+/// To be read before any map that the decision is made from: user space changes maps first and epochs
+/// after, so a decision from what was there before a change never outlives it.
+#[derive(Clone, Copy)]
+pub struct Moment {
+    /// Shard of the source.
+    pub src_shard: u16,
+    /// Shard of the destination.
+    pub dst_shard: u16,
+    epoch: u32,
+}
+
+impl Moment {
+    /// Now.
+    #[inline(always)]
+    pub fn of(packet: &Packet<'_>) -> Self {
+        let src_shard = epoch_shard_v4(packet.key.src) as u16;
+        let dst_shard = epoch_shard_v4(packet.key.dst) as u16;
+        let epoch = lookup::epoch(src_shard).wrapping_add(lookup::epoch(dst_shard));
+        Self { src_shard, dst_shard, epoch }
+    }
+}
+
+/// Decides about a flow both of whose ends are known. Nothing refuses yet: policy will, here and only here.
+///
+/// # Errors
+/// [`DropReason::HelperFailed`]: never, but the verifier cannot know.
+#[inline(always)]
+pub fn decide(
+    packet: &mut Packet<'_>,
+    from: &Side,
+    to: &Side,
+    moment: &Moment,
+) -> Result<&'static mut Halves, DropReason> {
+    packet.src_identity = from.identity;
+    packet.dst_identity = to.identity;
+    let halves = maps::SCRATCH.get_ptr_mut(0).ok_or(DropReason::HelperFailed)?;
+    // SAFETY: this CPU's own. Programs do not interrupt one another on a CPU, and each decides once a run.
+    let halves = unsafe { &mut *halves };
+    *halves = Halves::between(from, to, moment.epoch, now_ns());
+    Ok(halves)
+}
+
+/// Writes a decision that its packet was sent on by into the table: both halves, or none.
+///
+/// # Errors
+/// [`DropReason::FlowTableFull`].
+#[inline(never)]
+pub fn remember(packet: &Packet<'_>, halves: &mut Halves) -> Result<(), DropReason> {
+    let reverse_key = packet.key.reverse();
+    // SAFETY: values live until the run ends (RCU), and are read before anything is written below.
+    let (forward, reverse) = unsafe { (FLOWS_V4.get(&packet.key), FLOWS_V4.get(&reverse_key)) };
+    let is_new = !carry_over(halves, forward, reverse, opens(packet.tcp_flags));
+
+    halves.forward.packets += 1;
+    halves.forward.bytes += u64::from(packet.bytes());
+    halves.forward.last_seen_ns = now_ns();
+    halves.forward.tcp_flags |= packet.tcp_flags;
+    if is_new {
+        report::flow(packet, EventKind::FlowNew, &halves.forward, None);
+    }
+    if may_end(packet.tcp_flags) && halves.forward.flags & ENDED == 0 {
+        end(packet, &mut halves.forward, Some(&mut halves.reverse));
+    }
+
+    let written = FLOWS_V4.insert(&packet.key, &halves.forward, 0).is_ok()
+        && FLOWS_V4.insert(&reverse_key, &halves.reverse, 0).is_ok();
+    if written {
+        return Ok(());
+    }
+    // One half alone would be a flow with an end; what cannot be removed is not there.
+    let _ = FLOWS_V4.remove(&packet.key);
+    let _ = FLOWS_V4.remove(&reverse_key);
+    Err(DropReason::FlowTableFull)
+}
+
+#[inline(always)]
+fn reverse_of(packet: &Packet<'_>) -> Option<&'static mut FlowEntry> {
+    let entry = FLOWS_V4.get_ptr_mut(packet.key.reverse())?;
+    // SAFETY: as in `Flow::entry`.
+    Some(unsafe { &mut *entry })
+}
+
+/// Reports the end of a connection, if the flags of both directions say so. Once: two FINs that cross on two
+/// CPUs may both find it open, or neither; then the collection in user space ends it.
+#[inline(always)]
+fn end(packet: &Packet<'_>, entry: &mut FlowEntry, reverse: Option<&mut FlowEntry>) {
+    let other_flags = reverse.as_ref().map_or(0, |half| half.tcp_flags);
+    if tcp_state(entry.tcp_flags, other_flags) != TcpState::Closed {
+        return;
+    }
+    report::flow(packet, EventKind::FlowEnd, entry, reverse.as_deref());
+    entry.flags |= ENDED;
+    if let Some(half) = reverse {
+        half.flags |= ENDED;
+    }
+}
+
+/// `CLOCK_MONOTONIC_COARSE`: good to a few milliseconds, and far cheaper than the exact time.
+#[inline(always)]
+pub fn now_ns() -> u64 {
+    // SAFETY: a helper without arguments.
+    unsafe { bpf_ktime_get_coarse_ns() }
+}

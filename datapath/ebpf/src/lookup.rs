@@ -1,0 +1,64 @@
+//! What the maps say.
+
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use datapath_abi::{ABI_VERSION, DropReason, EndpointEntry, IpcacheEntry, NodeConfig, V4};
+
+use crate::maps;
+
+/// What the programs must know of their node.
+///
+/// # Errors
+/// [`DropReason::NotConfigured`]: user space has written nothing yet, or in other layouts than these.
+#[inline(always)]
+pub fn config() -> Result<&'static NodeConfig, DropReason> {
+    match maps::CONFIG.get(0) {
+        Some(config) if config.abi_version == ABI_VERSION => Ok(config),
+        _ => Err(DropReason::NotConfigured),
+    }
+}
+
+/// The endpoint behind an interface.
+#[inline(always)]
+pub fn endpoint_at(ifindex: u32) -> Result<&'static EndpointEntry, DropReason> {
+    // SAFETY: entries are not reused before this run ends (RCU); a value that changes meanwhile is made up
+    // for by the epoch.
+    unsafe { maps::ENDPOINTS_BY_IFINDEX.get(ifindex) }.ok_or(DropReason::UnknownEndpoint)
+}
+
+/// The local endpoint with an address.
+#[inline(always)]
+pub fn endpoint_of(address: V4) -> Option<&'static EndpointEntry> {
+    // SAFETY: as in `endpoint_at`.
+    unsafe { maps::ENDPOINTS_V4.get(address) }
+}
+
+/// Whose an address is: the exact entry, else the longest prefix.
+#[inline(always)]
+pub fn ipcache(address: V4) -> Option<IpcacheEntry> {
+    // SAFETY: as in `endpoint_at`; the value is copied.
+    match unsafe { maps::IPCACHE_V4.get(address) } {
+        Some(entry) => Some(*entry),
+        None => maps::IPCACHE_LPM_V4.get(&Key::new(32, address)).copied(),
+    }
+}
+
+/// The underlay address of a node, `None` where there is no such node or it has no IPv4 one.
+#[inline(always)]
+pub fn underlay_of(node: u32) -> Option<V4> {
+    let entry = maps::NODES.get(node)?;
+    let [.., a, b, c, d] = entry.underlay;
+    if entry.family == 4 { Some([a, b, c, d]) } else { None }
+}
+
+/// The index of the node with an underlay address.
+#[inline(always)]
+pub fn node_at(underlay: V4) -> Option<u32> {
+    // SAFETY: as in `endpoint_at`; the value is copied.
+    unsafe { maps::NODE_BY_ADDRESS_V4.get(underlay) }.copied()
+}
+
+/// The epoch of a shard.
+#[inline(always)]
+pub fn epoch(shard: u16) -> u32 {
+    maps::EPOCHS.get(u32::from(shard)).copied().unwrap_or(0)
+}

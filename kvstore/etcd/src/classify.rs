@@ -1,0 +1,119 @@
+//! What an error of etcd or of the way to it means to the caller: one table, in one place.
+//!
+//! The rule: a write counts as certainly not carried out only where the server refuses before it
+//! proposes, or where no connection was made. Everything else is ambiguous: a put that had "failed" with
+//! a time-out was found applied.
+
+use std::error::Error as _;
+
+use kvstore_store::StoreError;
+use tonic::{Code, ConnectError, Status};
+
+/// Why one attempt on one member has no answer.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// Certainly not carried out; another member may do it.
+    Retry(String),
+    /// Perhaps carried out. A read may be repeated on another member, a write not.
+    Ambiguous(String),
+    /// Another member would say the same.
+    Fatal(StoreError),
+    /// The lease of the request is not there.
+    LeaseGone,
+    /// The revision asked for is compacted.
+    Compacted,
+}
+
+impl From<etcd_client::Error> for Failure {
+    fn from(error: etcd_client::Error) -> Self {
+        use etcd_client::Error;
+        match error {
+            Error::GRpcStatus(status) => of_status(&status),
+            // The text is the stub's own, for a TTL of zero; any other text means a broken stream.
+            Error::LeaseKeepAliveError(text) if text == "lease not found" => Self::LeaseGone,
+            Error::TransportError(error) => Self::Retry(format!("set up the connection: {error}")),
+            Error::InvalidArgs(text) => Self::Fatal(StoreError::Refused(text)),
+            Error::InvalidUri(error) => Self::Fatal(StoreError::Refused(error.to_string())),
+            other => Self::Ambiguous(other.to_string()),
+        }
+    }
+}
+
+fn of_status(status: &Status) -> Failure {
+    let text = status.message();
+    let told = || match status.source() {
+        // Tonic's own text stops at "transport error"; the cause says which.
+        Some(source) => format!("{text} ({})", innermost(source)),
+        None => text.to_owned(),
+    };
+    if never_connected(status) {
+        return Failure::Retry(told());
+    }
+    match status.code() {
+        Code::OutOfRange if text.contains("has been compacted") => Failure::Compacted,
+        Code::OutOfRange if text.contains("future revision") => {
+            Failure::Fatal(StoreError::Replaced(text.to_owned()))
+        }
+        Code::NotFound if text.contains("requested lease not found") => Failure::LeaseGone,
+        // The leader check comes before the request is looked at.
+        Code::Unavailable if text == "etcdserver: no leader" => Failure::Retry(told()),
+        // Too many requests in flight, or no space: both are decided before the proposal, and both pass.
+        Code::ResourceExhausted if text.starts_with("etcdserver:") => Failure::Retry(told()),
+        // A token that the member forgot over a restart, or older than the latest change of users: the
+        // next attempt makes a new client, with a new token.
+        Code::Unauthenticated => Failure::Retry(told()),
+        Code::InvalidArgument if text.contains("revision of auth store is old") => Failure::Retry(told()),
+        Code::InvalidArgument | Code::PermissionDenied | Code::FailedPrecondition | Code::Unimplemented => {
+            Failure::Fatal(StoreError::Refused(told()))
+        }
+        _ => Failure::Ambiguous(told()),
+    }
+}
+
+/// Whether no connection was made at all: refused, no route, no such name, TLS handshake failed.
+fn never_connected(status: &Status) -> bool {
+    let mut source = status.source();
+    while let Some(error) = source {
+        if error.is::<ConnectError>() {
+            return true;
+        }
+        source = error.source();
+    }
+    false
+}
+
+fn innermost<'a>(mut error: &'a (dyn std::error::Error + 'static)) -> &'a (dyn std::error::Error + 'static) {
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(code: Code, text: &str, expected: &str) {
+        let failure = format!("{:?}", of_status(&Status::new(code, text)));
+        assert!(failure.starts_with(expected), "{failure}");
+    }
+
+    #[test]
+    fn errors_of_the_server() {
+        check(Code::OutOfRange, "etcdserver: mvcc: required revision has been compacted", "Compacted");
+        check(Code::OutOfRange, "etcdserver: mvcc: required revision is a future revision", "Fatal(Replaced");
+        check(Code::OutOfRange, "Error, decoded message length too large", "Ambiguous");
+        check(Code::NotFound, "etcdserver: requested lease not found", "LeaseGone");
+        check(Code::Unavailable, "etcdserver: no leader", "Retry");
+        check(Code::Unavailable, "etcdserver: request timed out", "Ambiguous");
+        check(Code::Unavailable, "etcdserver: leader changed", "Ambiguous");
+        check(Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded", "Retry");
+        check(Code::ResourceExhausted, "grpc: received message larger than max", "Ambiguous");
+        check(Code::Unauthenticated, "etcdserver: invalid auth token", "Retry");
+        check(Code::PermissionDenied, "etcdserver: permission denied", "Fatal(Refused");
+        check(Code::InvalidArgument, "etcdserver: too many operations in txn request", "Fatal(Refused");
+        check(Code::DeadlineExceeded, "context deadline exceeded", "Ambiguous");
+        check(Code::Unknown, "anything new", "Ambiguous");
+    }
+}

@@ -1,0 +1,285 @@
+//! Real etcd servers on loopback, for tests: started in a directory of their own, on free ports, and gone
+//! when dropped, also after a failed assertion; when the test itself is killed, the kernel kills them.
+
+use std::{
+    fs,
+    net::TcpListener,
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use kvstore_schema::Revision;
+use kvstore_store::Store;
+use tempfile::TempDir;
+use tokio::time::{Instant, sleep};
+
+use crate::{EtcdConfig, EtcdStore, TlsConfig};
+
+/// How long a cluster may take to elect its leader, on a machine that is busy with other tests.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How often its state is looked at.
+const POLL: Duration = Duration::from_millis(50);
+
+/// How often other ports are tried, when somebody took one between finding and using it.
+const PORT_ATTEMPTS: usize = 3;
+
+/// What a server presents to its clients, and demands of them.
+#[derive(Debug, Clone)]
+pub struct ServerTls {
+    /// Its certificate.
+    pub cert: PathBuf,
+    /// The certificate's key.
+    pub key: PathBuf,
+    /// Who may have signed the clients' certificates; a client without one is refused.
+    pub client_ca: PathBuf,
+}
+
+/// A cluster of one or more members.
+#[derive(Debug)]
+pub struct EtcdCluster {
+    members: Vec<Member>,
+    client_tls: Option<TlsConfig>,
+    _dir: TempDir,
+}
+
+#[derive(Debug)]
+struct Member {
+    args: Vec<String>,
+    url: String,
+    log: PathBuf,
+    process: Option<Child>,
+}
+
+/// Says on standard output why tests with etcd are skipped, if they must be.
+pub fn missing() -> bool {
+    let probe = Command::new("etcd").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    let why = match probe {
+        Ok(status) if status.success() => return false,
+        Ok(status) => status.to_string(),
+        Err(error) => error.to_string(),
+    };
+    println!("skipped: etcd --version: {why} (deploy/setup.sh installs etcd)");
+    true
+}
+
+impl EtcdCluster {
+    /// Starts that many members; returns when each of them knows a leader.
+    ///
+    /// # Panics
+    /// When they do not come up in time; the message holds the end of a member's log.
+    pub async fn start(count: usize) -> Self {
+        Self::start_with(count, None).await
+    }
+
+    /// As [`Self::start`], with TLS for the clients; `client` is what the wait for a leader uses.
+    ///
+    /// # Panics
+    /// As [`Self::start`].
+    pub async fn start_with(count: usize, tls: Option<(ServerTls, TlsConfig)>) -> Self {
+        for _ in 1..PORT_ATTEMPTS {
+            let mut cluster = Self::spawn(count, tls.clone());
+            match cluster.wait_ready().await {
+                Ok(()) => return cluster,
+                Err(log) if log.contains("address already in use") => {}
+                Err(log) => panic!("etcd does not come up: {log}"),
+            }
+        }
+        panic!("no free ports for {count} members of etcd");
+    }
+
+    fn spawn(count: usize, tls: Option<(ServerTls, TlsConfig)>) -> Self {
+        let dir = TempDir::with_prefix("warren-etcd-").expect("make a temporary directory");
+        let ports = free_ports(2 * count);
+        let (server_tls, client_tls) = tls.unzip();
+        let scheme = if server_tls.is_some() { "https" } else { "http" };
+        let peer = |n: usize| format!("http://127.0.0.1:{}", ports[2 * n + 1]);
+        let all = (0..count).map(|n| format!("m{n}={}", peer(n))).collect::<Vec<_>>().join(",");
+        let members = (0..count).map(|n| {
+            let url = format!("{scheme}://127.0.0.1:{}", ports[2 * n]);
+            let mut args = member_args(n, dir.path(), &url, &peer(n), &all);
+            args.extend(server_tls.as_ref().map(tls_args).unwrap_or_default());
+            let log = dir.path().join(format!("m{n}.log"));
+            let process = Some(spawn(&args, &log));
+            Member { args, url, log, process }
+        });
+        Self { members: members.collect(), client_tls, _dir: dir }
+    }
+
+    /// A configuration for all members.
+    pub fn config(&self) -> EtcdConfig {
+        let urls = self.members.iter().map(|member| member.url.clone());
+        EtcdConfig { tls: self.client_tls.clone(), ..EtcdConfig::new(urls) }
+    }
+
+    /// A store over all members.
+    ///
+    /// # Panics
+    /// Never: the configuration is ours.
+    pub fn store(&self) -> EtcdStore {
+        EtcdStore::connect(self.config()).expect("our own configuration is valid")
+    }
+
+    /// The index of the leader.
+    ///
+    /// # Panics
+    /// When there is none in time.
+    pub async fn leader(&self) -> usize {
+        let store = self.store();
+        let begun = Instant::now();
+        loop {
+            let members = store.members().await;
+            let leads = |health: &kvstore_store::MemberHealth| health.leader;
+            if let Some(index) = members.iter().position(|member| member.health.as_ref().is_ok_and(leads)) {
+                return index;
+            }
+            assert!(begun.elapsed() < START_TIMEOUT, "no leader: {members:?}");
+            sleep(POLL).await;
+        }
+    }
+
+    /// A member stops to answer; its connections stay open.
+    pub fn freeze(&self, index: usize) {
+        self.members[index].signal(libc::SIGSTOP);
+    }
+
+    /// It answers again.
+    pub fn thaw(&self, index: usize) {
+        self.members[index].signal(libc::SIGCONT);
+    }
+
+    /// Kills a member; its data stay.
+    pub fn kill(&mut self, index: usize) {
+        self.members[index].end();
+    }
+
+    /// Starts a killed member again, on its data.
+    pub fn revive(&mut self, index: usize) {
+        let member = &mut self.members[index];
+        member.process = Some(spawn(&member.args, &member.log));
+    }
+
+    /// Waits until every member knows a leader.
+    ///
+    /// # Errors
+    /// The end of a member's log when it ended, or when time is over.
+    pub async fn wait_ready(&mut self) -> Result<(), String> {
+        let store = self.store();
+        let begun = Instant::now();
+        loop {
+            for member in &mut self.members {
+                if member.has_ended() {
+                    return Err(member.log_end());
+                }
+            }
+            let members = store.members().await;
+            if members.iter().all(|member| member.health.is_ok()) {
+                return Ok(());
+            }
+            if begun.elapsed() > START_TIMEOUT {
+                return Err(format!("{members:?}\n{}", self.members[0].log_end()));
+            }
+            sleep(POLL).await;
+        }
+    }
+
+    /// Compacts the history up to a revision.
+    ///
+    /// # Panics
+    /// When the first member refuses.
+    pub async fn compact(&self, at: Revision) {
+        let mut client = etcd_client::Client::connect([&self.members[0].url], None).await.expect("connect");
+        client.compact(at.0, None).await.expect("compact");
+    }
+}
+
+impl Member {
+    fn signal(&self, signal: i32) {
+        let process = self.process.as_ref().expect("the member runs");
+        let pid = process.id().cast_signed();
+        // SAFETY: kill(2) takes plain numbers; the child is ours and not yet waited for, so its id is its own.
+        let result = unsafe { libc::kill(pid, signal) };
+        assert_eq!(result, 0, "signal {signal} to {pid}: {}", std::io::Error::last_os_error());
+    }
+
+    fn end(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            // SIGKILL ends a stopped process too. It may have ended by itself: then there is nothing to do.
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+
+    fn has_ended(&mut self) -> bool {
+        self.process.as_mut().is_some_and(|process| !matches!(process.try_wait(), Ok(None)))
+    }
+
+    fn log_end(&self) -> String {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(10)..].join("\n")
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Free when asked; they are held together, so that they differ.
+fn free_ports(count: usize) -> Vec<u16> {
+    let bind = |_| TcpListener::bind("127.0.0.1:0").expect("a free port on loopback");
+    let listeners: Vec<TcpListener> = (0..count).map(bind).collect();
+    let port = |listener: &TcpListener| listener.local_addr().expect("bound").port();
+    listeners.iter().map(port).collect()
+}
+
+fn member_args(index: usize, dir: &Path, url: &str, peer: &str, all: &str) -> Vec<String> {
+    let data = dir.join(format!("m{index}")).display().to_string();
+    let pairs = [
+        ("--name", format!("m{index}")),
+        ("--data-dir", data),
+        ("--listen-client-urls", url.to_owned()),
+        ("--advertise-client-urls", url.to_owned()),
+        ("--listen-peer-urls", peer.to_owned()),
+        ("--initial-advertise-peer-urls", peer.to_owned()),
+        ("--initial-cluster", all.to_owned()),
+        ("--initial-cluster-state", "new".to_owned()),
+        ("--logger", "zap".to_owned()),
+        ("--log-outputs", "stderr".to_owned()),
+    ];
+    pairs.into_iter().flat_map(|(name, value)| [name.to_owned(), value]).collect()
+}
+
+fn tls_args(tls: &ServerTls) -> Vec<String> {
+    vec![
+        format!("--cert-file={}", tls.cert.display()),
+        format!("--key-file={}", tls.key.display()),
+        format!("--trusted-ca-file={}", tls.client_ca.display()),
+        "--client-cert-auth".to_owned(),
+    ]
+}
+
+fn spawn(args: &[String], log: &Path) -> Child {
+    let log = fs::OpenOptions::new().create(true).append(true).open(log).expect("open the member's log");
+    let mut command = Command::new("etcd");
+    // etcd reads ETCD_* variables; nobody else's may reach it.
+    command.args(args).env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+    if let Some(path) = std::env::var_os("PATH") {
+        command.env("PATH", path);
+    }
+    let die_with_parent = || {
+        // SAFETY: prctl(2) with plain numbers, safe between fork and exec. It is the spawning *thread*
+        // whose end counts: members are spawned from the test's own thread.
+        match unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: the closure makes one async-signal-safe call and allocates nothing.
+    unsafe { command.pre_exec(die_with_parent) };
+    command.spawn().expect("start etcd")
+}

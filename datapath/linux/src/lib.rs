@@ -1,3 +1,37 @@
-//! The only crate that names aya and rtnetlink.
+//! The kernel of one node: loads and pins the programs, observes what the kernel holds, carries out plans,
+//! reads flows, counters and events, and takes everything away again.
+//!
+//! The only crate that names aya and rtnetlink. Invariant: it decides nothing; what is wanted is decided in
+//! `datapath-plan` and above, and everything here can be done twice.
 
+mod apply;
+mod bpf;
+mod clsact;
+mod config;
+mod counters;
+mod datapath;
+mod device;
+mod dump;
+mod endpoint;
+mod error;
+mod events;
+mod flows;
+mod hook;
+mod maps;
+mod namespace;
+mod netlink;
 pub mod object;
+mod observe;
+mod pins;
+mod route;
+mod sysctl;
+mod table;
+
+pub use config::{DEFAULT_PIN_ROOT, LinuxConfig, UnderlayChoice, WARREN_ROUTE_PROTOCOL};
+pub use counters::{Count, CounterKind, Counters};
+pub use datapath::Datapath;
+pub use device::{ENDPOINT_PREFIX, GROUP as DEVICE_GROUP, HOST_DEVICE, NET_DEVICE, VXLAN_DEVICE};
+pub use dump::{MapInfo, MapRow};
+pub use error::DatapathError;
+pub use events::Events;
+pub use flows::{EndedFlow, Flow, FlowFilter, FlowStats};

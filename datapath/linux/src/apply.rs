@@ -1,0 +1,242 @@
+//! Carries out plans: each step is one arm of one `match`.
+
+use std::{
+    mem::discriminant,
+    net::{IpAddr, Ipv4Addr},
+};
+
+use datapath_abi::{ABI_VERSION, IpcacheEntry, LpmKey, NodeConfig, NodeEntry, V4, epoch_shard_v4};
+use datapath_plan::{
+    Base, EndpointId, EndpointValue, EpochScope, IpcacheValue, NodeIndex, NodeValue, Op, OpFailure, Plan,
+    PlanOutcome, RouteValue,
+};
+use ipnetwork::IpNetwork;
+
+use crate::{
+    datapath::Datapath,
+    device::{self, HOST_DEVICE, VXLAN_DEVICE},
+    endpoint::Workshop,
+    error::DatapathError,
+    route,
+};
+
+type Answer = Result<(), DatapathError>;
+
+impl Datapath {
+    /// Carries out the steps in order. Ipcache entries and routes that follow one another go to the kernel
+    /// together; a step that fails is named in the outcome and stops neither its neighbours nor those after
+    /// it. Applying a plan twice changes nothing, but that epochs rise.
+    pub async fn apply(&mut self, plan: Plan) -> PlanOutcome {
+        let mut failures = Vec::new();
+        for run in plan.ops.chunk_by(|a, b| goes_in_batches(a) && discriminant(a) == discriminant(b)) {
+            let answers = match &run[0] {
+                Op::PutBase(base) => vec![self.put_base(base).await],
+                Op::PutNode(index, value) => vec![self.put_node(*index, *value)],
+                Op::DeleteNode(index) => vec![self.delete_node(*index)],
+                Op::PutIpcache(..) => self.put_ipcache(run),
+                Op::DeleteIpcache(_) => self.delete_ipcache(run),
+                Op::PutRoute(..) => self.put_routes(run).await,
+                Op::DeleteRoute(_) => self.delete_routes(run).await,
+                Op::PutEndpoint(id, value) => vec![self.put_endpoint(*id, value).await],
+                Op::DeleteEndpoint(id) => vec![self.workshop().delete(*id).await],
+                Op::BumpEpochs(scope) => vec![self.bump_epochs(scope)],
+            };
+            for (op, answer) in run.iter().zip(answers) {
+                if let Err(error) = answer {
+                    failures.push(OpFailure { op: op.clone(), error: error.into() });
+                }
+            }
+        }
+        PlanOutcome { generation: plan.generation, failures }
+    }
+
+    fn workshop(&mut self) -> Workshop<'_> {
+        Workshop { netlink: &self.netlink, maps: &self.maps, hooks: &mut self.hooks }
+    }
+
+    async fn put_base(&mut self, base: &Base) -> Answer {
+        let gateway_v4 = v4(base.gateway)?;
+        let devices = device::prepare_base(&self.netlink, base).await?;
+        let config = NodeConfig {
+            abi_version: ABI_VERSION,
+            host_ifindex: devices.host.index,
+            net_ifindex: devices.net.index,
+            vxlan_ifindex: devices.vxlan.index,
+            gateway_v4,
+            tunnel_port: base.tunnel_port,
+            host_mac: devices.host.mac.map_or([0; 6], |mac| mac.0),
+        };
+        // Written before the programs are attached: without it they drop.
+        self.maps.config.put(&0, &config)?;
+        self.hooks.attach(HOST_DEVICE)?;
+        self.hooks.attach(VXLAN_DEVICE)
+    }
+
+    async fn put_endpoint(&mut self, id: EndpointId, value: &EndpointValue) -> Answer {
+        let Some((base, _)) = self.base().await? else {
+            return Err(DatapathError::NotReady("the node's own devices are not there yet".into()));
+        };
+        self.workshop().put(id, value, &base).await
+    }
+
+    fn put_node(&mut self, index: NodeIndex, value: NodeValue) -> Answer {
+        let address = v4(value.underlay)?;
+        let underlay = Ipv4Addr::from(address).to_ipv6_mapped().octets();
+        let entry = NodeEntry { underlay, family: 4 };
+        self.maps.nodes.put(&index.0, &entry)?;
+        self.maps.node_by_address_v4.put(&address, &index.0)?;
+        self.forget_senders(index, Some(address))
+    }
+
+    fn delete_node(&mut self, index: NodeIndex) -> Answer {
+        // First: nothing more is accepted from it.
+        self.forget_senders(index, None)?;
+        self.maps.nodes.put(&index.0, &NodeEntry::default())
+    }
+
+    /// Takes away the addresses that tunnel packets of a node are accepted from, but for `keep`.
+    fn forget_senders(&self, index: NodeIndex, keep: Option<V4>) -> Answer {
+        for (address, owner) in self.maps.node_by_address_v4.dump()? {
+            if owner == index.0 && keep != Some(address) {
+                self.maps.node_by_address_v4.delete(&address)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn put_ipcache(&self, run: &[Op]) -> Vec<Answer> {
+        let mut split = Split::new(run.len());
+        for (index, op) in run.iter().enumerate() {
+            let Op::PutIpcache(prefix, IpcacheValue { identity, node }) = op else { continue };
+            let entry = IpcacheEntry { identity: identity.get(), node: node.0 };
+            split.add(index, *prefix, entry);
+        }
+        let failed = self.maps.ipcache_v4.put_all(&split.exact);
+        split.fail_exact(failed);
+        let failed = self.maps.ipcache_lpm_v4.put_all(&split.prefixes);
+        split.fail_prefixes(failed);
+        split.answers
+    }
+
+    fn delete_ipcache(&self, run: &[Op]) -> Vec<Answer> {
+        let mut split = Split::new(run.len());
+        for (index, op) in run.iter().enumerate() {
+            let Op::DeleteIpcache(prefix) = op else { continue };
+            split.add(index, *prefix, ());
+        }
+        let keys: Vec<V4> = split.exact.iter().map(|(key, ())| *key).collect();
+        split.fail_exact(self.maps.ipcache_v4.delete_all(&keys));
+        let keys: Vec<LpmKey<V4>> = split.prefixes.iter().map(|(key, ())| *key).collect();
+        split.fail_prefixes(self.maps.ipcache_lpm_v4.delete_all(&keys));
+        split.answers
+    }
+
+    async fn put_routes(&self, run: &[Op]) -> Vec<Answer> {
+        let device = match self.netlink.expect_link(HOST_DEVICE).await {
+            Ok(link) => link.index,
+            Err(error) => {
+                let text = error.chain();
+                return run.iter().map(|_| Err(DatapathError::NotReady(text.clone()))).collect();
+            }
+        };
+        let routes = run.iter().filter_map(|op| match op {
+            Op::PutRoute(destination, value) => Some((*destination, *value)),
+            _ => None,
+        });
+        let routes: Vec<(IpNetwork, RouteValue)> = routes.collect();
+        route::put_all(&self.netlink, device, self.config.route_protocol, routes).await
+    }
+
+    async fn delete_routes(&self, run: &[Op]) -> Vec<Answer> {
+        let destinations = run.iter().filter_map(|op| match op {
+            Op::DeleteRoute(destination) => Some(*destination),
+            _ => None,
+        });
+        route::delete_all(&self.netlink, self.config.route_protocol, destinations.collect()).await
+    }
+
+    fn bump_epochs(&self, scope: &EpochScope) -> Answer {
+        let mut epochs = match scope {
+            EpochScope::All => self.maps.epochs.dump()?,
+            EpochScope::Addresses(addresses) => {
+                let mut shards: Vec<u32> = Vec::with_capacity(addresses.len());
+                for address in addresses {
+                    shards.push(epoch_shard_v4(v4(*address)?));
+                }
+                shards.sort_unstable();
+                shards.dedup();
+                let mut epochs = Vec::with_capacity(shards.len());
+                for shard in shards {
+                    epochs.push((shard, self.maps.epochs.get(&shard)?.unwrap_or_default()));
+                }
+                epochs
+            }
+        };
+        for (_, epoch) in &mut epochs {
+            *epoch = epoch.wrapping_add(1);
+        }
+        self.maps.epochs.put_all(&epochs).into_iter().next().map_or(Ok(()), |(_, error)| Err(error))
+    }
+}
+
+const fn goes_in_batches(op: &Op) -> bool {
+    matches!(op, Op::PutIpcache(..) | Op::DeleteIpcache(_) | Op::PutRoute(..) | Op::DeleteRoute(_))
+}
+
+/// Ipcache steps by the map that they concern, with the way back to the place of each in the run.
+struct Split<T> {
+    exact: Vec<(V4, T)>,
+    exact_places: Vec<usize>,
+    prefixes: Vec<(LpmKey<V4>, T)>,
+    prefix_places: Vec<usize>,
+    answers: Vec<Answer>,
+}
+
+impl<T> Split<T> {
+    fn new(len: usize) -> Self {
+        Self {
+            exact: Vec::new(),
+            exact_places: Vec::new(),
+            prefixes: Vec::new(),
+            prefix_places: Vec::new(),
+            answers: (0..len).map(|_| Ok(())).collect(),
+        }
+    }
+
+    fn add(&mut self, place: usize, prefix: IpNetwork, value: T) {
+        match prefix {
+            IpNetwork::V4(network) if network.prefix() == 32 => {
+                self.exact.push((network.ip().octets(), value));
+                self.exact_places.push(place);
+            }
+            IpNetwork::V4(network) => {
+                let key = LpmKey { prefix_len: network.prefix().into(), address: network.network().octets() };
+                self.prefixes.push((key, value));
+                self.prefix_places.push(place);
+            }
+            IpNetwork::V6(_) => {
+                self.answers[place] = Err(DatapathError::Unsupported(format!("IPv6 prefix {prefix}")));
+            }
+        }
+    }
+
+    fn fail_exact(&mut self, failed: Vec<(usize, DatapathError)>) {
+        for (index, error) in failed {
+            self.answers[self.exact_places[index]] = Err(error);
+        }
+    }
+
+    fn fail_prefixes(&mut self, failed: Vec<(usize, DatapathError)>) {
+        for (index, error) in failed {
+            self.answers[self.prefix_places[index]] = Err(error);
+        }
+    }
+}
+
+/// The bytes of an IPv4 address; this version has maps for no other.
+fn v4(address: IpAddr) -> Result<V4, DatapathError> {
+    match address {
+        IpAddr::V4(address) => Ok(address.octets()),
+        IpAddr::V6(_) => Err(DatapathError::Unsupported(format!("IPv6 address {address}"))),
+    }
+}

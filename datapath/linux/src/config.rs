@@ -1,0 +1,51 @@
+//! What the datapath must be told.
+
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+/// The number that marks routes as ours (`ip route show proto 112`). In the range that iproute2 leaves to
+/// administrators' daemons, not taken in its rt_protos.
+pub const WARREN_ROUTE_PROTOCOL: u8 = 112;
+
+/// Where an agent pins its maps, links and programs, unless told otherwise.
+pub const DEFAULT_PIN_ROOT: &str = "/sys/fs/bpf/warren";
+
+/// The datapath's settings. One per agent, fixed for its life.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinuxConfig {
+    /// A folder on a BPF file system that is this agent's alone; made if it is not there.
+    pub pin_root: PathBuf,
+    /// The protocol number of our routes; others' are never touched.
+    pub route_protocol: u8,
+    /// Attach by clsact also where the kernel has TCX: for tests of what older kernels get.
+    pub force_clsact: bool,
+}
+
+impl Default for LinuxConfig {
+    fn default() -> Self {
+        Self { pin_root: DEFAULT_PIN_ROOT.into(), route_protocol: WARREN_ROUTE_PROTOCOL, force_clsact: false }
+    }
+}
+
+impl LinuxConfig {
+    /// The defaults with another folder for pins.
+    pub fn at(pin_root: impl AsRef<Path>) -> Self {
+        Self { pin_root: pin_root.as_ref().into(), ..Self::default() }
+    }
+}
+
+/// Which of the node's addresses other nodes send tunnel packets to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum UnderlayChoice {
+    /// The address by which the node would reach one of these (etcd, peers), else that of the default route.
+    #[default]
+    Automatic,
+    /// As [`Self::Automatic`], with addresses to be reached.
+    Towards(Vec<IpAddr>),
+    /// The first address of an interface.
+    Interface(String),
+    /// This one.
+    Address(IpAddr),
+}

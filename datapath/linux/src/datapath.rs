@@ -1,0 +1,104 @@
+//! The datapath of one node: opened once, then observed and changed.
+
+use std::{net::IpAddr, path::PathBuf};
+
+use datapath_plan::Base;
+use nix::unistd::Uid;
+
+use crate::{
+    config::LinuxConfig,
+    counters::Counters,
+    device::{BaseDevices, HOST_DEVICE, NET_DEVICE, VXLAN_DEVICE},
+    error::DatapathError,
+    events::{self, Events},
+    hook::{AttachMode, Hooks},
+    maps::{self, Adoption, Maps},
+    netlink::Netlink,
+    pins::Pins,
+};
+
+/// The node's maps, programs, devices and routes. One per agent and node namespace; whoever opens it owns them.
+/// Dropping it changes nothing in the kernel: programs and maps stay at work until the next agent adopts
+/// them or [`crate::cleanup`] takes them away.
+///
+/// Methods that talk netlink are async and need a tokio runtime. Map work is done in place: it is short (a
+/// hundred thousand entries in some 60 ms).
+#[derive(Debug)]
+pub struct Datapath {
+    pub(crate) config: LinuxConfig,
+    pub(crate) netlink: Netlink,
+    pub(crate) maps: Maps,
+    pub(crate) hooks: Hooks,
+    events: Option<events::Ring>,
+}
+
+impl Datapath {
+    /// Loads the programs and makes or adopts the maps. Where an earlier agent's programs are at work on
+    /// devices and the maps are adopted, they are replaced in place, without a packet lost. Touches no
+    /// device otherwise. Must be called in the node's network namespace and in a tokio runtime.
+    ///
+    /// # Errors
+    /// [`DatapathError::NotPermitted`] without root; [`DatapathError::NoBpffs`] where there is nothing to pin
+    /// to; [`DatapathError::Load`] and [`DatapathError::Program`] if the kernel refuses the programs.
+    pub async fn open(config: LinuxConfig) -> Result<Self, DatapathError> {
+        if !Uid::effective().is_root() {
+            return Err(DatapathError::NotPermitted(format!("this process has uid {}", Uid::effective())));
+        }
+        let netlink = Netlink::here()?;
+        let pins = Pins::create(&config.pin_root)?;
+        let (mut ebpf, maps, adoption) = maps::load(&pins)?;
+        let events = events::Ring::take(&mut ebpf)?;
+        let mode = if config.force_clsact { AttachMode::Clsact } else { AttachMode::probe() };
+        let mut hooks = Hooks::load(ebpf, pins, mode)?;
+        let links = netlink.links().await?;
+        // With empty maps the new programs would drop what the old ones still carry: they are then replaced
+        // one by one, as the plan fills the maps.
+        let adopted = if adoption == Adoption::Adopted { hooks.adopt(&netlink, &links).await? } else { 0 };
+        tracing::info!(pin_root = %config.pin_root.display(), ?mode, ?adoption, adopted, "datapath open");
+        Ok(Self { config, netlink, maps, hooks, events: Some(events) })
+    }
+
+    /// Where this datapath pins.
+    pub fn pin_root(&self) -> &PathBuf {
+        &self.config.pin_root
+    }
+
+    /// Packets and bytes by reason and direction, since the maps were made. Lost events count as packets.
+    ///
+    /// # Errors
+    /// [`DatapathError::Map`] if the kernel refuses to be read.
+    pub fn counters(&self) -> Result<Counters, DatapathError> {
+        self.maps.counters.read()
+    }
+
+    /// The programs' reports, from now on and what the ring still holds. Can be taken once; `None` after that.
+    ///
+    /// # Errors
+    /// [`DatapathError::Map`] if the ring cannot be watched.
+    pub fn events(&mut self) -> Result<Option<Events>, DatapathError> {
+        self.events.take().map(events::Ring::watch).transpose()
+    }
+
+    /// The base that the kernel holds, if it is complete.
+    pub(crate) async fn base(&self) -> Result<Option<(Base, BaseDevices)>, DatapathError> {
+        let Some(config) = self.maps.config.get(&0)? else { return Ok(None) };
+        let mut links = Vec::new();
+        for name in [HOST_DEVICE, NET_DEVICE, VXLAN_DEVICE] {
+            match self.netlink.link(name).await? {
+                Some(link) if link.is_ours() && link.up => links.push(link),
+                _ => return Ok(None),
+            }
+        }
+        let Ok([host, net, vxlan]) = <[_; 3]>::try_from(links) else { return Ok(None) };
+        let gateway = IpAddr::from(config.gateway_v4);
+        let same = config.host_ifindex == host.index
+            && config.net_ifindex == net.index
+            && config.vxlan_ifindex == vxlan.index
+            && config.tunnel_port == vxlan.port
+            && Some(config.host_mac) == host.mac.map(|mac| mac.0)
+            && host.mtu_bytes == net.mtu_bytes
+            && host.mtu_bytes == vxlan.mtu_bytes;
+        let base = Base { gateway, tunnel_port: config.tunnel_port, mtu_bytes: host.mtu_bytes };
+        Ok(same.then_some((base, BaseDevices { host, net, vxlan })))
+    }
+}

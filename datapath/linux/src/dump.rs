@@ -1,0 +1,186 @@
+//! The maps as rows that people and `jq` can read, sorted.
+
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    path::Path,
+};
+
+use aya::maps::MapInfo as KernelMapInfo;
+use datapath_abi::{EndpointEntry, IpcacheEntry, map_name};
+use datapath_plan::Mac;
+use ipnetwork::Ipv4Network;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::{datapath::Datapath, error::DatapathError, flows::FlowFilter, object};
+
+/// A map of ours.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct MapInfo {
+    /// Its name in the object and as pinned.
+    pub name: String,
+    /// The kernel's number for it.
+    pub id: u32,
+    /// Its type, as bpftool calls it.
+    pub kind: String,
+    /// Bytes of a key.
+    pub key_bytes: u32,
+    /// Bytes of a value.
+    pub value_bytes: u32,
+    /// Entries at the most; bytes of the ring.
+    pub max_entries: u32,
+    /// Entries in use; `None` where that is no question.
+    pub entries: Option<u64>,
+}
+
+/// One entry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct MapRow {
+    /// Its key, decoded.
+    pub key: Value,
+    /// Its value, decoded.
+    pub value: Value,
+}
+
+impl Datapath {
+    /// All maps with their fill, by name. Counts entries by reading them: O(entries).
+    ///
+    /// # Errors
+    /// [`DatapathError::Map`] or [`DatapathError::Layout`] if the kernel refuses to be read.
+    pub fn map_list(&self) -> Result<Vec<MapInfo>, DatapathError> {
+        let mut maps = Vec::new();
+        for name in object::MAPS {
+            let path = self.config.pin_root.join("maps").join(name);
+            maps.push(self.map_info(name, &path)?);
+        }
+        maps.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(maps)
+    }
+
+    fn map_info(&self, name: &str, path: &Path) -> Result<MapInfo, DatapathError> {
+        let fail =
+            |error: aya::maps::MapError| DatapathError::Layout { map: name.into(), text: error.to_string() };
+        let info = KernelMapInfo::from_pin(path).map_err(fail)?;
+        Ok(MapInfo {
+            name: name.into(),
+            id: info.id(),
+            kind: format!("{:?}", info.map_type().map_err(fail)?),
+            key_bytes: info.key_size(),
+            value_bytes: info.value_size(),
+            max_entries: info.max_entries(),
+            entries: self.fill(name)?,
+        })
+    }
+
+    /// Entries in use. An array always has all; what counts there is what is not zero.
+    fn fill(&self, name: &str) -> Result<Option<u64>, DatapathError> {
+        let maps = &self.maps;
+        Ok(Some(match name {
+            map_name::ENDPOINTS_BY_IFINDEX => maps.endpoints_by_ifindex.count(|_, _| true)?,
+            map_name::ENDPOINTS_V4 => maps.endpoints_v4.count(|_, _| true)?,
+            map_name::IPCACHE_V4 => maps.ipcache_v4.count(|_, _| true)?,
+            map_name::IPCACHE_LPM_V4 => maps.ipcache_lpm_v4.count(|_, _| true)?,
+            map_name::NODE_BY_ADDRESS_V4 => maps.node_by_address_v4.count(|_, _| true)?,
+            map_name::FLOWS_V4 => maps.flows_v4.count(|_, _| true)?,
+            map_name::NODES => maps.nodes.count(|_, entry| entry.family != 0)?,
+            _ => return Ok(None),
+        }))
+    }
+
+    /// The entries of a map by name, decoded and sorted by key. Array slots that are empty are left out.
+    ///
+    /// # Errors
+    /// [`DatapathError::Unsupported`] for a name that is none, or of a map without entries; otherwise as
+    /// [`Self::map_list`].
+    pub fn map_dump(&self, name: &str) -> Result<Vec<MapRow>, DatapathError> {
+        let maps = &self.maps;
+        match name {
+            map_name::CONFIG => rows(maps.config.dump()?, |key, config| {
+                let value = json!({
+                    "abi_version": config.abi_version,
+                    "host_ifindex": config.host_ifindex,
+                    "net_ifindex": config.net_ifindex,
+                    "vxlan_ifindex": config.vxlan_ifindex,
+                    "gateway": Ipv4Addr::from(config.gateway_v4),
+                    "tunnel_port": config.tunnel_port,
+                    "host_mac": Mac(config.host_mac).to_string(),
+                });
+                Some((json!(key), value))
+            }),
+            map_name::ENDPOINTS_BY_IFINDEX => {
+                rows(maps.endpoints_by_ifindex.dump()?, |key, entry| Some((json!(key), endpoint(entry))))
+            }
+            map_name::ENDPOINTS_V4 => rows(maps.endpoints_v4.dump()?, |key, entry| {
+                Some((json!(Ipv4Addr::from(*key)), endpoint(entry)))
+            }),
+            map_name::IPCACHE_V4 => rows(maps.ipcache_v4.dump()?, |key, entry| {
+                Some((json!(Ipv4Addr::from(*key)), ipcache(entry)))
+            }),
+            map_name::IPCACHE_LPM_V4 => {
+                let entries = maps.ipcache_lpm_v4.dump()?.into_iter();
+                let networks = entries.filter_map(|(key, entry)| {
+                    let length = u8::try_from(key.prefix_len).ok()?;
+                    Some((Ipv4Network::new(key.address.into(), length).ok()?, entry))
+                });
+                rows(networks.collect(), |network, entry| Some((json!(network), ipcache(entry))))
+            }
+            map_name::NODES => rows(maps.nodes.dump()?, |key, node| {
+                let underlay = Ipv6Addr::from(node.underlay).to_canonical();
+                (node.family != 0)
+                    .then(|| (json!(key), json!({ "underlay": underlay, "family": node.family })))
+            }),
+            map_name::NODE_BY_ADDRESS_V4 => rows(maps.node_by_address_v4.dump()?, |key, index| {
+                Some((json!(Ipv4Addr::from(*key)), json!({ "node": index })))
+            }),
+            map_name::EPOCHS => {
+                rows(maps.epochs.dump()?, |key, epoch| (*epoch != 0).then(|| (json!(key), json!(epoch))))
+            }
+            map_name::FLOWS_V4 => {
+                let mut flows = self.flows(usize::MAX, &FlowFilter::default())?;
+                flows.sort_unstable();
+                Ok(flows.into_iter().map(|flow| MapRow { key: flow.key(), value: json!(flow) }).collect())
+            }
+            map_name::COUNTERS => {
+                let counters = self.counters()?.into_iter();
+                let used = counters.filter(|(_, count)| count.packets != 0);
+                Ok(used
+                    .map(|((kind, direction), count)| MapRow {
+                        key: json!({ "reason": kind.key(), "direction": direction.key() }),
+                        value: json!(count),
+                    })
+                    .collect())
+            }
+            _ => Err(DatapathError::Unsupported(format!(
+                "{name} is no map that can be dumped; there are {}",
+                object::MAPS.join(", ")
+            ))),
+        }
+    }
+}
+
+fn rows<K: Ord, V>(
+    mut entries: Vec<(K, V)>,
+    decode: impl Fn(&K, &V) -> Option<(Value, Value)>,
+) -> Result<Vec<MapRow>, DatapathError> {
+    entries.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+    Ok(entries
+        .iter()
+        .filter_map(|(key, value)| decode(key, value))
+        .map(|(key, value)| MapRow { key, value })
+        .collect())
+}
+
+fn endpoint(entry: &EndpointEntry) -> Value {
+    json!({
+        "ifindex": entry.ifindex,
+        "endpoint": entry.id,
+        "identity": entry.identity,
+        "address": Ipv4Addr::from(entry.address_v4),
+        "mac": Mac(entry.mac).to_string(),
+        "host_mac": Mac(entry.host_mac).to_string(),
+    })
+}
+
+fn ipcache(entry: &IpcacheEntry) -> Value {
+    json!({ "identity": entry.identity, "node": entry.node })
+}

@@ -1,0 +1,208 @@
+//! An endpoint's devices: `wrn<id>` here, its peer inside the workload's namespace.
+//!
+//! Invariant: an endpoint is in both endpoint maps before its programs are attached, and its programs are
+//! attached before its device is up; it goes in the reverse order. A failure on the way undoes what was made.
+
+use std::net::IpAddr;
+
+use datapath_abi::EndpointEntry;
+use datapath_plan::{Attachment, Base, EndpointId, EndpointValue};
+use ipnetwork::IpNetwork;
+use rtnetlink::{
+    LinkUnspec, LinkVeth, RouteMessageBuilder,
+    packet_route::{
+        link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute},
+        route::{RouteMessage, RouteScope},
+    },
+};
+
+use crate::{
+    device::{check_ours, endpoint_device, veth},
+    error::DatapathError,
+    hook::Hooks,
+    maps::Maps,
+    namespace::Namespace,
+    netlink::{Link, Netlink},
+    route, sysctl,
+};
+
+/// What an endpoint's making needs.
+pub(crate) struct Workshop<'a> {
+    pub netlink: &'a Netlink,
+    pub maps: &'a Maps,
+    pub hooks: &'a mut Hooks,
+}
+
+impl Workshop<'_> {
+    /// Makes an endpoint, or adopts it and repairs what differs. Repeating it changes nothing.
+    pub(crate) async fn put(
+        &mut self,
+        id: EndpointId,
+        value: &EndpointValue,
+        base: &Base,
+    ) -> Result<(), DatapathError> {
+        let Some(Attachment::Netns { path, interface }) = &value.attachment else {
+            return Err(DatapathError::NotReady(format!("endpoint {id} is attached to nothing")));
+        };
+        let namespace = Namespace::open(path)?;
+        let inside = namespace.netlink()?;
+        let name = endpoint_device(id);
+        let place = Place { id, name: &name, interface, namespace: &namespace, inside: &inside };
+        let made = match self.adopt_device(&place, value).await? {
+            true => false,
+            false => self.make_device(&place, value, base).await.map(|()| true)?,
+        };
+        let finished = self.finish(&place, value, base).await;
+        if finished.is_err()
+            && made
+            && let Err(undo) = self.delete(id).await
+        {
+            tracing::warn!(%id, error = undo.chain(), "a half-made endpoint could not be undone");
+        }
+        finished
+    }
+
+    /// Whether the right pair is there already. A device of ours whose peer is elsewhere is deleted.
+    async fn adopt_device(&self, place: &Place<'_>, value: &EndpointValue) -> Result<bool, DatapathError> {
+        let outer = self.netlink.link(place.name).await?;
+        let inner = place.inside.link(place.interface).await?;
+        if let Some(outer) = &outer {
+            check_ours(outer)?;
+        }
+        match (outer, inner) {
+            // Indexes alone may agree by chance: each namespace counts its own.
+            (Some(outer), Some(inner))
+                if outer.peer == inner.index && inner.peer == outer.index && inner.mac == Some(value.mac) =>
+            {
+                Ok(true)
+            }
+            (_, Some(_)) => Err(DatapathError::Conflict(format!(
+                "interface {} is already in the namespace of endpoint {}: delete it, or give another name",
+                place.interface, place.id
+            ))),
+            (Some(outer), None) => self.netlink.delete(&outer).await.map(|()| false),
+            (None, None) => Ok(false),
+        }
+    }
+
+    async fn make_device(
+        &self,
+        place: &Place<'_>,
+        value: &EndpointValue,
+        base: &Base,
+    ) -> Result<(), DatapathError> {
+        let message = veth(
+            LinkUnspec::new_with_name(place.interface)
+                .address(value.mac.0.to_vec())
+                .mtu(base.mtu_bytes)
+                .setns_by_fd(place.namespace.fd()),
+            LinkVeth::new(place.name, place.interface).address(value.host_mac.0.to_vec()).mtu(base.mtu_bytes),
+        );
+        self.netlink.create(place.name, message).await
+    }
+
+    async fn finish(
+        &mut self,
+        place: &Place<'_>,
+        value: &EndpointValue,
+        base: &Base,
+    ) -> Result<(), DatapathError> {
+        let outer = self.netlink.expect_link(place.name).await?;
+        sysctl::prepare_device(place.name)?;
+        if outer.mtu_bytes != base.mtu_bytes || outer.mac != Some(value.host_mac) {
+            let mac = value.host_mac.0.to_vec();
+            self.netlink.change(outer.index, |change| change.mtu(base.mtu_bytes).address(mac)).await?;
+        }
+        self.write_maps(place.id, &outer, value)?;
+        self.hooks.attach(place.name)?;
+        place.prepare_inside(value, base).await?;
+        self.netlink.change(outer.index, |change| change.up()).await
+    }
+
+    fn write_maps(&self, id: EndpointId, outer: &Link, value: &EndpointValue) -> Result<(), DatapathError> {
+        let IpAddr::V4(address) = value.address else {
+            return Err(DatapathError::Unsupported(format!("endpoint {id}: IPv6 address {}", value.address)));
+        };
+        let entry = EndpointEntry {
+            ifindex: outer.index,
+            id: id.0,
+            identity: value.identity.get(),
+            address_v4: address.octets(),
+            mac: value.mac.0,
+            host_mac: value.host_mac.0,
+        };
+        self.maps.endpoints_by_ifindex.put(&entry.ifindex, &entry)?;
+        self.maps.endpoints_v4.put(&entry.address_v4, &entry)?;
+        self.clear_maps(id, Some(&entry))
+    }
+
+    /// Deletes what both maps hold of an endpoint, but for `keep`.
+    fn clear_maps(&self, id: EndpointId, keep: Option<&EndpointEntry>) -> Result<(), DatapathError> {
+        for (address, entry) in self.maps.endpoints_v4.dump()? {
+            if entry.id == id.0 && keep.is_none_or(|keep| keep.address_v4 != address) {
+                self.maps.endpoints_v4.delete(&address)?;
+            }
+        }
+        for (ifindex, entry) in self.maps.endpoints_by_ifindex.dump()? {
+            if entry.id == id.0 && keep.is_none_or(|keep| keep.ifindex != ifindex) {
+                self.maps.endpoints_by_ifindex.delete(&ifindex)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes an endpoint: what is left of it, also when its namespace is gone. Goes on past a failure and
+    /// returns the first.
+    pub(crate) async fn delete(&mut self, id: EndpointId) -> Result<(), DatapathError> {
+        let name = endpoint_device(id);
+        let device = match self.netlink.link(&name).await {
+            Ok(Some(link)) if link.is_ours() => self.netlink.delete(&link).await,
+            Ok(_) => Ok(()),
+            Err(error) => Err(error),
+        };
+        device.and(self.hooks.detach(&name)).and(self.clear_maps(id, None))
+    }
+}
+
+/// Where an endpoint is made.
+struct Place<'a> {
+    id: EndpointId,
+    name: &'a str,
+    interface: &'a str,
+    namespace: &'a Namespace,
+    inside: &'a Netlink,
+}
+
+impl Place<'_> {
+    /// The workload's side: loopback up, no IPv6 chatter, the one address, routes by the gateway.
+    async fn prepare_inside(&self, value: &EndpointValue, base: &Base) -> Result<(), DatapathError> {
+        if let Some(loopback) = self.inside.link("lo").await?.filter(|link| !link.up) {
+            self.inside.change(loopback.index, |change| change.up()).await?;
+        }
+        let link = self.inside.expect_link(self.interface).await?;
+        if !link.up {
+            // Before it is up: a link-local address would be made, and solicitations sent, which the programs
+            // can only drop. In a message of its own: the kernel looks at flags before families.
+            let quiet = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
+            let attribute = LinkAttribute::AfSpecUnspec(vec![quiet]);
+            self.inside.change(link.index, |change| change.append_extra_attribute(attribute)).await?;
+        }
+        if !link.up || link.mtu_bytes != base.mtu_bytes {
+            self.inside.change(link.index, |change| change.mtu(base.mtu_bytes).up()).await?;
+        }
+        self.inside.set_address(&link, value.address).await?;
+        let gateway = IpNetwork::from(base.gateway);
+        let to_gateway = route::message(gateway, link.index)?.scope(RouteScope::Link).build();
+        self.inside.put_route(to_gateway, gateway).await?;
+        self.inside.put_route(default_route(base.gateway, link.index)?, "default").await
+    }
+}
+
+fn default_route(gateway: IpAddr, device: u32) -> Result<RouteMessage, DatapathError> {
+    let everywhere = if gateway.is_ipv4() { IpAddr::from([0; 4]) } else { IpAddr::from([0; 16]) };
+    RouteMessageBuilder::<IpAddr>::new()
+        .destination_prefix(everywhere, 0)
+        .and_then(|builder| builder.gateway(gateway))
+        .map(|builder| builder.output_interface(device).build())
+        .map_err(|error| DatapathError::Unsupported(error.to_string()))
+}

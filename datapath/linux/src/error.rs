@@ -1,0 +1,126 @@
+//! What can go wrong between this crate and the kernel, and what it means for a plan.
+
+use std::{io, path::PathBuf};
+
+use datapath_plan::{OpError, OpErrorKind};
+
+/// A failure of the datapath. The text says what to do where the user can do something.
+#[derive(Debug, thiserror::Error)]
+pub enum DatapathError {
+    /// The process may not load programs or change the network.
+    #[error("needs root, or the capabilities CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN: {0}")]
+    NotPermitted(String),
+    /// There is no BPF file system to pin to.
+    #[error("{} is not on a BPF file system ({reason}): mount one with `mount -t bpf bpf /sys/fs/bpf`", path.display())]
+    NoBpffs {
+        /// Where it was looked for.
+        path: PathBuf,
+        /// What was found instead.
+        reason: String,
+    },
+    /// The object could not be loaded; aya's text carries the verifier's log.
+    #[error("load the kernel programs")]
+    Load(#[source] aya::EbpfError),
+    /// A program could not be loaded, attached or queried.
+    #[error("{operation} program {program}")]
+    Program {
+        /// Its name.
+        program: String,
+        /// What was tried.
+        operation: String,
+        /// Why it failed.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A pinned map is not what this build needs.
+    #[error("map {map}: {text}")]
+    Layout {
+        /// The map.
+        map: String,
+        /// What is different.
+        text: String,
+    },
+    /// A map could not be read or written.
+    #[error("{operation} map {map}")]
+    Map {
+        /// The map.
+        map: &'static str,
+        /// What was tried.
+        operation: &'static str,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// A change or question to the network stack failed.
+    #[error("{operation}")]
+    Netlink {
+        /// What was tried.
+        operation: String,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// A file, a sysctl or a pin could not be read or written.
+    #[error("{operation} {}", path.display())]
+    File {
+        /// What was tried.
+        operation: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The network namespace of an endpoint is not there.
+    #[error("network namespace {}: {reason}; create it before the endpoint, or delete the endpoint", path.display())]
+    NamespaceGone {
+        /// Its path.
+        path: PathBuf,
+        /// What was found instead.
+        reason: String,
+    },
+    /// Something else has the name that we need.
+    #[error("{0}")]
+    Conflict(String),
+    /// The operation needs devices that are not there (any more).
+    #[error("{0}")]
+    NotReady(String),
+    /// A value that this version cannot carry, such as an IPv6 address.
+    #[error("{0}")]
+    Unsupported(String),
+}
+
+impl DatapathError {
+    /// What the plan's author needs to know.
+    pub fn kind(&self) -> OpErrorKind {
+        match self {
+            Self::NamespaceGone { .. } => OpErrorKind::NamespaceGone,
+            Self::Conflict(_) => OpErrorKind::Conflict,
+            Self::Map { source, .. } if matches!(source.raw_os_error(), Some(libc::E2BIG | libc::ENOSPC)) => {
+                OpErrorKind::Capacity
+            }
+            _ => OpErrorKind::Transient,
+        }
+    }
+
+    /// The whole chain of causes in one line.
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            text = format!("{text}: {error}");
+            cause = error.source();
+        }
+        text
+    }
+
+    pub(crate) fn file(operation: &'static str, path: impl Into<PathBuf>, source: io::Error) -> Self {
+        Self::File { operation, path: path.into(), source }
+    }
+}
+
+impl From<DatapathError> for OpError {
+    fn from(error: DatapathError) -> Self {
+        Self { kind: error.kind(), text: error.chain() }
+    }
+}

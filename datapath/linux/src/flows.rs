@@ -1,0 +1,234 @@
+//! The flow table, seen from user space: listing, and forgetting what is over.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
+
+use datapath_abi::{FlowAction, FlowEntry, FlowKey, SourceKind, V4, flow_flags};
+use datapath_packet::has_expired;
+use serde::Serialize;
+
+use crate::{datapath::Datapath, error::DatapathError};
+
+/// Which flows to list. Empty: all.
+#[derive(Debug, Clone, Default)]
+pub struct FlowFilter {
+    /// Source or destination.
+    pub address: Option<IpAddr>,
+    /// IP protocol number.
+    pub protocol: Option<u8>,
+    /// Source or destination port.
+    pub port: Option<u16>,
+}
+
+/// One direction of a flow, as it is in the kernel.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Flow {
+    /// Source address.
+    pub source: IpAddr,
+    /// Destination address.
+    pub destination: IpAddr,
+    /// Source port, or the ICMP identifier of the side that asks.
+    pub source_port: u16,
+    /// Destination port.
+    pub destination_port: u16,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Identity of the sender, 0 for unknown.
+    pub source_identity: u32,
+    /// Identity of the receiver, 0 for unknown.
+    pub destination_identity: u32,
+    /// Where packets must come from: `endpoint`, `node` or `host`.
+    pub from: &'static str,
+    /// Index of the interface or node that they come from.
+    pub from_index: u32,
+    /// What is done with them: `local`, `tunnel`, `host` or `stack`.
+    pub action: &'static str,
+    /// Index of the interface or node that they go to.
+    pub to_index: u32,
+    /// Whether this is the direction opposite to the first packet's.
+    pub reply: bool,
+    /// Packets of this direction.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// TCP flags seen in this direction, or-ed.
+    pub tcp_flags: u8,
+    /// How long ago its last packet came, in milliseconds.
+    pub idle_ms: u64,
+    /// How long ago the flow began, in milliseconds.
+    pub age_ms: u64,
+    /// Whether it stands: an entry that was decided before something it depends on changed is decided again
+    /// with its next packet.
+    pub current: bool,
+}
+
+/// A flow that ended because nothing was heard of it, for the record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndedFlow {
+    /// The direction of its first packet.
+    pub flow: Flow,
+    /// Packets of the other direction.
+    pub reply_packets: u64,
+    /// Bytes of the other direction.
+    pub reply_bytes: u64,
+}
+
+/// How full the flow table is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct FlowStats {
+    /// Entries, two for each flow.
+    pub entries: u64,
+    /// Entries that carry TCP.
+    pub tcp: u64,
+    /// Entries that will be decided again.
+    pub stale: u64,
+}
+
+impl Datapath {
+    /// The first `limit` entries that the filter lets through, in the kernel's order. O(table).
+    ///
+    /// # Errors
+    /// [`DatapathError::Map`] if the kernel refuses to be read.
+    pub fn flows(&self, limit: usize, filter: &FlowFilter) -> Result<Vec<Flow>, DatapathError> {
+        let epochs = self.epochs()?;
+        let now_ns = now_ns()?;
+        let mut flows = Vec::new();
+        self.maps.flows_v4.for_each(|key, entry| {
+            if flows.len() < limit && filter.accepts(key) {
+                flows.push(flow(key, entry, &epochs, now_ns));
+            }
+        })?;
+        Ok(flows)
+    }
+
+    /// Counts the flow table. O(table).
+    ///
+    /// # Errors
+    /// As [`Self::flows`].
+    pub fn flow_stats(&self) -> Result<FlowStats, DatapathError> {
+        let epochs = self.epochs()?;
+        let mut stats = FlowStats::default();
+        self.maps.flows_v4.for_each(|key, entry| {
+            stats.entries += 1;
+            stats.tcp += u64::from(i32::from(key.protocol) == libc::IPPROTO_TCP);
+            stats.stale += u64::from(!is_current(entry, &epochs));
+        })?;
+        Ok(stats)
+    }
+
+    /// Forgets the flows that have been silent for longer than their protocol and state allow, both halves
+    /// together, and returns those whose end the programs have not reported. O(table): meant for every few
+    /// seconds. A packet that comes meanwhile costs its flow one more decision, nothing else.
+    ///
+    /// # Errors
+    /// As [`Self::flows`]; what was deleted before stays deleted.
+    pub fn gc_flows(&mut self) -> Result<Vec<EndedFlow>, DatapathError> {
+        self.gc_flows_at(now_ns()?)
+    }
+
+    /// [`Self::gc_flows`] as if it were `now_ns` (`CLOCK_MONOTONIC_COARSE`).
+    ///
+    /// # Errors
+    /// As [`Self::gc_flows`].
+    pub fn gc_flows_at(&mut self, now_ns: u64) -> Result<Vec<EndedFlow>, DatapathError> {
+        let epochs = self.epochs()?;
+        let table: HashMap<FlowKey<V4>, FlowEntry> = self.maps.flows_v4.dump()?.into_iter().collect();
+        let mut ended = Vec::new();
+        let mut keys = HashSet::new();
+        for (key, entry) in &table {
+            let reverse = table.get(&key.reverse());
+            if !has_expired(key.protocol, entry, reverse, now_ns) {
+                continue;
+            }
+            keys.insert(*key);
+            let first = entry.flags & flow_flags::REPLY == 0;
+            if first && entry.flags & flow_flags::ENDED == 0 {
+                ended.push(EndedFlow {
+                    flow: flow(key, entry, &epochs, now_ns),
+                    reply_packets: reverse.map_or(0, |half| half.packets),
+                    reply_bytes: reverse.map_or(0, |half| half.bytes),
+                });
+            }
+        }
+        let keys: Vec<_> = keys.into_iter().collect();
+        match self.maps.flows_v4.delete_all(&keys).into_iter().next() {
+            Some((_, error)) => Err(error),
+            None => Ok(ended),
+        }
+    }
+
+    /// The epoch of each shard, by its number.
+    fn epochs(&self) -> Result<Vec<u32>, DatapathError> {
+        let mut epochs = self.maps.epochs.dump()?;
+        epochs.sort_unstable();
+        Ok(epochs.into_iter().map(|(_, epoch)| epoch).collect())
+    }
+}
+
+impl Flow {
+    /// What tells it from others, in one line.
+    pub(crate) fn key(&self) -> serde_json::Value {
+        let Self { source, source_port, destination, destination_port, protocol, .. } = self;
+        format!("{protocol} {source}:{source_port} -> {destination}:{destination_port}").into()
+    }
+}
+
+impl FlowFilter {
+    fn accepts(&self, key: &FlowKey<V4>) -> bool {
+        let (source, destination) = (Ipv4Addr::from(key.src), Ipv4Addr::from(key.dst));
+        let ports = [u16::from_be_bytes(key.src_port_be), u16::from_be_bytes(key.dst_port_be)];
+        self.address.is_none_or(|address| address == source || address == destination)
+            && self.protocol.is_none_or(|protocol| protocol == key.protocol)
+            && self.port.is_none_or(|port| ports.contains(&port))
+    }
+}
+
+fn is_current(entry: &FlowEntry, epochs: &[u32]) -> bool {
+    let epoch = |shard: u16| epochs.get(usize::from(shard)).copied().unwrap_or_default();
+    entry.epoch == epoch(entry.src_shard).wrapping_add(epoch(entry.dst_shard))
+}
+
+fn flow(key: &FlowKey<V4>, entry: &FlowEntry, epochs: &[u32], now_ns: u64) -> Flow {
+    let ago_ms = |then_ns: u64| Duration::from_nanos(now_ns.saturating_sub(then_ns)).as_millis() as u64;
+    Flow {
+        source: Ipv4Addr::from(key.src).into(),
+        destination: Ipv4Addr::from(key.dst).into(),
+        source_port: u16::from_be_bytes(key.src_port_be),
+        destination_port: u16::from_be_bytes(key.dst_port_be),
+        protocol: key.protocol,
+        source_identity: entry.src_identity,
+        destination_identity: entry.dst_identity,
+        from: match SourceKind::from_number(entry.source_kind) {
+            Some(SourceKind::Endpoint) => "endpoint",
+            Some(SourceKind::Node) => "node",
+            Some(SourceKind::Host) => "host",
+            None => "unknown",
+        },
+        from_index: entry.source,
+        action: match FlowAction::from_number(entry.action) {
+            Some(FlowAction::Local) => "local",
+            Some(FlowAction::Tunnel) => "tunnel",
+            Some(FlowAction::Host) => "host",
+            Some(FlowAction::Stack) => "stack",
+            None => "unknown",
+        },
+        to_index: entry.target,
+        reply: entry.flags & flow_flags::REPLY != 0,
+        packets: entry.packets,
+        bytes: entry.bytes,
+        tcp_flags: entry.tcp_flags,
+        idle_ms: ago_ms(entry.last_seen_ns),
+        age_ms: ago_ms(entry.created_ns),
+        current: is_current(entry, epochs),
+    }
+}
+
+/// The clock of the programs.
+fn now_ns() -> Result<u64, DatapathError> {
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC_COARSE)
+        .map_err(|error| DatapathError::NotReady(format!("no coarse clock: {error}")))?;
+    Ok(Duration::from(time).as_nanos() as u64)
+}

@@ -1,0 +1,352 @@
+//! Links, addresses and routes by netlink: a thin layer over rtnetlink that speaks in our types and names
+//! what failed.
+//!
+//! A netlink socket belongs to the network namespace in which it was made, whatever thread uses it later;
+//! see [`crate::namespace`].
+
+use std::{io, net::IpAddr};
+
+use datapath_plan::Mac;
+use futures::TryStreamExt;
+use ipnetwork::IpNetwork;
+use rtnetlink::{
+    Handle, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder,
+    packet_route::{
+        AddressFamily,
+        address::AddressAttribute,
+        link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+        route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric},
+    },
+    sys::{AsyncSocket, TokioSocket},
+};
+use tokio::task::JoinHandle;
+
+use crate::error::DatapathError;
+
+/// A connection to the network stack of one namespace. Needs a tokio runtime; ends with its owner.
+#[derive(Debug)]
+pub(crate) struct Netlink {
+    pub handle: Handle,
+    driver: JoinHandle<()>,
+}
+
+impl Drop for Netlink {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+/// A network device, as far as we care.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Link {
+    pub index: u32,
+    pub name: String,
+    /// `veth`, `vxlan`, …; empty for a plain device.
+    pub kind: String,
+    pub mac: Option<Mac>,
+    pub mtu_bytes: u32,
+    /// The device group: see [`crate::device::GROUP`].
+    pub group: u32,
+    pub up: bool,
+    pub noarp: bool,
+    /// Index of the other end of a veth pair, in that one's namespace.
+    pub peer: u32,
+    /// UDP port of a vxlan device.
+    pub port: u16,
+    /// A vxlan device whose keys come from the programs.
+    pub external: bool,
+}
+
+/// A route, as far as we care.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Route {
+    pub destination: IpNetwork,
+    pub device: u32,
+    pub source: Option<IpAddr>,
+    pub mtu_bytes: Option<u32>,
+    pub protocol: u8,
+    pub table: u32,
+}
+
+impl Netlink {
+    /// Connects in the namespace of the calling thread.
+    pub(crate) fn here() -> Result<Self, DatapathError> {
+        Self::over(
+            TokioSocket::new(rtnetlink::sys::protocols::NETLINK_ROUTE)
+                .map_err(|source| fail("open netlink", source))?,
+        )
+    }
+
+    pub(crate) fn over(socket: TokioSocket) -> Result<Self, DatapathError> {
+        let (connection, handle, _) = rtnetlink::from_socket(socket);
+        Ok(Self { handle, driver: tokio::spawn(connection) })
+    }
+
+    /// A device by name.
+    pub(crate) async fn link(&self, name: &str) -> Result<Option<Link>, DatapathError> {
+        let answer = self.handle.link().get().match_name(name.to_owned()).execute().try_next().await;
+        match answer {
+            Ok(message) => Ok(message.map(|message| parse_link(&message))),
+            Err(error) if errno(&error) == Some(libc::ENODEV) => Ok(None),
+            Err(error) => Err(failed(format!("look for device {name}"), error)),
+        }
+    }
+
+    /// A device by name that must be there.
+    pub(crate) async fn expect_link(&self, name: &str) -> Result<Link, DatapathError> {
+        self.link(name).await?.ok_or_else(|| DatapathError::NotReady(format!("device {name} is not there")))
+    }
+
+    /// All devices.
+    pub(crate) async fn links(&self) -> Result<Vec<Link>, DatapathError> {
+        let messages: Vec<_> = self
+            .handle
+            .link()
+            .get()
+            .execute()
+            .try_collect()
+            .await
+            .map_err(|error| failed("list devices".into(), error))?;
+        Ok(messages.iter().map(parse_link).collect())
+    }
+
+    /// Makes a device; an existing one is an error.
+    pub(crate) async fn create(&self, name: &str, message: LinkMessage) -> Result<(), DatapathError> {
+        self.handle
+            .link()
+            .add(message)
+            .execute()
+            .await
+            .map_err(|error| failed(format!("make device {name}"), error))
+    }
+
+    /// Changes a device by index: what `change` adds to an empty message.
+    pub(crate) async fn change(
+        &self,
+        index: u32,
+        change: impl FnOnce(LinkMessageBuilder<LinkUnspec>) -> LinkMessageBuilder<LinkUnspec>,
+    ) -> Result<(), DatapathError> {
+        let message = change(LinkUnspec::new_with_index(index)).build();
+        let what = format!("change device {index}");
+        self.handle.link().change(message).execute().await.map_err(|error| failed(what, error))
+    }
+
+    /// Deletes a device; one that is not there counts as deleted.
+    pub(crate) async fn delete(&self, link: &Link) -> Result<(), DatapathError> {
+        match self.handle.link().del(link.index).execute().await {
+            Err(error) if errno(&error) != Some(libc::ENODEV) => {
+                Err(failed(format!("delete device {}", link.name), error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// IPv4 and IPv6 addresses of a device, without link-local ones.
+    pub(crate) async fn addresses(&self, index: u32) -> Result<Vec<IpNetwork>, DatapathError> {
+        let request = self.handle.address().get().set_link_index_filter(index).execute();
+        let messages: Vec<_> =
+            request.try_collect().await.map_err(|error| failed("list addresses".into(), error))?;
+        let mut addresses = Vec::new();
+        for message in messages {
+            let find = |local: bool| {
+                message.attributes.iter().find_map(|attribute| match attribute {
+                    AddressAttribute::Local(address) if local => Some(*address),
+                    AddressAttribute::Address(address) if !local => Some(*address),
+                    _ => None,
+                })
+            };
+            let Some(address) = find(true).or_else(|| find(false)) else { continue };
+            let link_local = matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
+            if let (false, Ok(network)) = (link_local, IpNetwork::new(address, message.header.prefix_len)) {
+                addresses.push(network);
+            }
+        }
+        Ok(addresses)
+    }
+
+    /// Makes `wanted` the one address of a device, as a host address.
+    pub(crate) async fn set_address(&self, link: &Link, wanted: IpAddr) -> Result<(), DatapathError> {
+        let wanted = IpNetwork::from(wanted);
+        let present = self.addresses(link.index).await?;
+        if !present.contains(&wanted) {
+            let request = self.handle.address().add(link.index, wanted.ip(), wanted.prefix()).replace();
+            let what = format!("give {wanted} to {}", link.name);
+            request.execute().await.map_err(|error| failed(what, error))?;
+        }
+        for other in present.into_iter().filter(|address| *address != wanted) {
+            let mut request = self
+                .handle
+                .address()
+                .get()
+                .set_link_index_filter(link.index)
+                .set_address_filter(other.ip())
+                .execute();
+            let what = format!("take {other} from {}", link.name);
+            if let Some(message) = request.try_next().await.map_err(|error| failed(what.clone(), error))? {
+                self.handle.address().del(message).execute().await.map_err(|error| failed(what, error))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes or changes a route of the main table.
+    pub(crate) async fn put_route(
+        &self,
+        message: RouteMessage,
+        what: impl std::fmt::Display,
+    ) -> Result<(), DatapathError> {
+        let request = self.handle.route().add(message).replace();
+        request.execute().await.map_err(|error| failed(format!("make route {what}"), error))
+    }
+
+    /// Deletes a route; one that is not there counts as deleted.
+    pub(crate) async fn delete_route(
+        &self,
+        message: RouteMessage,
+        what: impl std::fmt::Display,
+    ) -> Result<(), DatapathError> {
+        match self.handle.route().del(message).execute().await {
+            Err(error) if errno(&error) != Some(libc::ESRCH) => {
+                Err(failed(format!("delete route {what}"), error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// All unicast routes of one family.
+    pub(crate) async fn routes(&self, family: AddressFamily) -> Result<Vec<Route>, DatapathError> {
+        let mut filter = RouteMessage::default();
+        filter.header.address_family = family;
+        let messages: Vec<_> = self
+            .handle
+            .route()
+            .get(filter)
+            .execute()
+            .try_collect()
+            .await
+            .map_err(|error| failed("list routes".into(), error))?;
+        Ok(messages.iter().filter_map(parse_route).collect())
+    }
+
+    /// The route that the kernel takes to an address.
+    pub(crate) async fn route_to(&self, address: IpAddr) -> Result<Option<Route>, DatapathError> {
+        let message = RouteMessageBuilder::<IpAddr>::new()
+            .destination_prefix(address, IpNetwork::from(address).prefix())
+            .map_err(|error| DatapathError::Unsupported(error.to_string()))?
+            .build();
+        match self.handle.route().get(message).execute().try_next().await {
+            Ok(message) => Ok(message.as_ref().and_then(parse_route)),
+            Err(error) if errno(&error) == Some(libc::ENETUNREACH) => Ok(None),
+            Err(error) => Err(failed(format!("find the route to {address}"), error)),
+        }
+    }
+}
+
+fn parse_link(message: &LinkMessage) -> Link {
+    let mut link = Link {
+        index: message.header.index,
+        up: message.header.flags.contains(LinkFlags::Up),
+        noarp: message.header.flags.contains(LinkFlags::Noarp),
+        ..Link::default()
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Address(bytes) => link.mac = bytes.as_slice().try_into().ok().map(Mac),
+            LinkAttribute::Mtu(mtu_bytes) => link.mtu_bytes = *mtu_bytes,
+            LinkAttribute::Group(group) => link.group = *group,
+            LinkAttribute::Link(peer) => link.peer = *peer,
+            LinkAttribute::LinkInfo(infos) => parse_info(infos, &mut link),
+            _ => {}
+        }
+    }
+    link
+}
+
+fn parse_info(infos: &[LinkInfo], link: &mut Link) {
+    for info in infos {
+        match info {
+            LinkInfo::Kind(kind) => link.kind = kind_name(kind),
+            LinkInfo::Data(InfoData::Vxlan(settings)) => {
+                for setting in settings {
+                    match setting {
+                        InfoVxlan::Port(port) => link.port = *port,
+                        InfoVxlan::CollectMetadata(external) => link.external = *external,
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+fn kind_name(kind: &InfoKind) -> String {
+    match kind {
+        InfoKind::Veth => "veth".into(),
+        InfoKind::Vxlan => "vxlan".into(),
+        other => format!("{other:?}").to_lowercase(),
+    }
+}
+
+fn parse_route(message: &RouteMessage) -> Option<Route> {
+    let family = message.header.address_family;
+    let mut route = Route {
+        destination: IpNetwork::new(
+            if family == AddressFamily::Inet { IpAddr::from([0; 4]) } else { IpAddr::from([0; 16]) },
+            0,
+        )
+        .ok()?,
+        device: 0,
+        source: None,
+        mtu_bytes: None,
+        protocol: message.header.protocol.into(),
+        table: message.header.table.into(),
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(address) => {
+                route.destination =
+                    IpNetwork::new(ip(address)?, message.header.destination_prefix_length).ok()?;
+            }
+            RouteAttribute::PrefSource(address) => route.source = ip(address),
+            RouteAttribute::Oif(device) => route.device = *device,
+            RouteAttribute::Table(table) => route.table = *table,
+            RouteAttribute::Metrics(metrics) => {
+                route.mtu_bytes = metrics.iter().find_map(|metric| match metric {
+                    RouteMetric::Mtu(mtu_bytes) => Some(*mtu_bytes),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    Some(route)
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some((*address).into()),
+        RouteAddress::Inet6(address) => Some((*address).into()),
+        _ => None,
+    }
+}
+
+fn errno(error: &rtnetlink::Error) -> Option<i32> {
+    match error {
+        rtnetlink::Error::NetlinkError(message) => Some(message.raw_code().abs()),
+        _ => None,
+    }
+}
+
+fn fail(operation: impl Into<String>, source: io::Error) -> DatapathError {
+    DatapathError::Netlink { operation: operation.into(), source }
+}
+
+pub(crate) fn failed(operation: String, error: rtnetlink::Error) -> DatapathError {
+    let source = match &error {
+        rtnetlink::Error::NetlinkError(message) => message.to_io(),
+        _ => io::Error::other(error.to_string()),
+    };
+    fail(operation, source)
+}

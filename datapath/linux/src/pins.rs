@@ -1,0 +1,87 @@
+//! The folder on the BPF file system in which maps, links and programs outlive the agent.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    mount::{MsFlags, mount},
+    sys::statfs::{BPF_FS_MAGIC, statfs},
+};
+
+use crate::error::DatapathError;
+
+/// Where BPF file systems are mounted by custom.
+const BPFFS: &str = "/sys/fs/bpf";
+
+/// The folder with its three parts. One agent owns it.
+#[derive(Debug, Clone)]
+pub(crate) struct Pins {
+    root: PathBuf,
+}
+
+impl Pins {
+    /// Makes the folders; mounts the BPF file system at its customary place if nothing is there yet.
+    pub(crate) fn create(root: &Path) -> Result<Self, DatapathError> {
+        let pins = Self { root: root.into() };
+        if root.starts_with(BPFFS) && !is_bpffs(Path::new(BPFFS)) {
+            mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), None::<&str>)
+                .map_err(|error| DatapathError::NoBpffs { path: BPFFS.into(), reason: error.to_string() })?;
+            tracing::info!(path = BPFFS, "BPF file system mounted");
+        }
+        let mount_point = root.ancestors().find(|path| path.exists()).unwrap_or(root);
+        if !is_bpffs(mount_point) {
+            return Err(DatapathError::NoBpffs {
+                path: root.into(),
+                reason: "it is another file system".into(),
+            });
+        }
+        for folder in [pins.maps(), pins.links(), pins.programs()] {
+            fs::create_dir_all(&folder)
+                .map_err(|source| DatapathError::file("make folder", folder, source))?;
+        }
+        Ok(pins)
+    }
+
+    pub(crate) fn maps(&self) -> PathBuf {
+        self.root.join("maps")
+    }
+
+    pub(crate) fn links(&self) -> PathBuf {
+        self.root.join("links")
+    }
+
+    pub(crate) fn programs(&self) -> PathBuf {
+        self.root.join("programs")
+    }
+}
+
+/// Removes a pin; one that is not there counts as removed.
+pub(crate) fn remove(path: &Path) -> Result<(), DatapathError> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(DatapathError::file("remove", path, source))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Names in a folder, sorted; none if there is no folder.
+pub(crate) fn names(folder: &Path) -> Result<Vec<String>, DatapathError> {
+    let fail = |source| DatapathError::file("list", folder, source);
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(fail)?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        names.push(entry.map_err(fail)?.file_name().to_string_lossy().into_owned());
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+fn is_bpffs(path: &Path) -> bool {
+    statfs(path).is_ok_and(|status| status.filesystem_type() == BPF_FS_MAGIC)
+}

@@ -1,0 +1,4 @@
+//! The datapath against the real kernel, each test in namespaces and with pins of its own.
+
+mod applying;
+mod stage;

@@ -1,0 +1,200 @@
+//! Where a test plays: a network namespace of its own as the node, further ones as workloads, a folder of its
+//! own for pins. Everything goes when the stage is dropped, also after a panic.
+
+use std::{
+    fs::File,
+    io,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+};
+
+use datapath_linux::{Datapath, LinuxConfig};
+use datapath_plan::{
+    Attachment, Base, EndpointId, EndpointValue, Generation, IpcacheValue, Mac, NodeIndex, NodeValue, Op,
+    Plan, PlanOutcome, RouteValue,
+};
+use identity::Identity;
+use nix::sched::{CloneFlags, setns};
+
+pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 77, 1, 1);
+pub const MTU_BYTES: u32 = 1450;
+pub const TUNNEL_PORT: u16 = 8472;
+
+/// One node's stage.
+pub struct Stage {
+    pub node: Namespace,
+    pub pin_root: PathBuf,
+}
+
+/// A network namespace that is deleted with its handle.
+pub struct Namespace {
+    pub name: String,
+}
+
+impl Namespace {
+    pub fn new(role: &str) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("wt{}-{}-{role}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        run("ip", &["netns", "add", &name]);
+        Self { name }
+    }
+
+    pub fn path(&self) -> PathBuf {
+        Path::new("/run/netns").join(&self.name)
+    }
+
+    /// Runs something on a thread inside. (`ip netns exec` would hide the BPF file system.)
+    pub fn enter<T: Send>(&self, inside: impl FnOnce() -> T + Send) -> T {
+        thread::scope(|scope| {
+            let body = || {
+                let file = File::open(self.path()).expect("the namespace is there");
+                setns(file, CloneFlags::CLONE_NEWNET).expect("enter the namespace");
+                inside()
+            };
+            scope.spawn(body).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// What a command inside prints; panics if it fails.
+    pub fn run(&self, program: &str, arguments: &[&str]) -> String {
+        self.enter(|| run(program, arguments))
+    }
+
+    /// Whether a ping is answered within a second.
+    pub fn pings(&self, address: Ipv4Addr) -> bool {
+        self.enter(|| {
+            let mut ping = Command::new("ping");
+            ping.args(["-n", "-c", "1", "-W", "1", &address.to_string()]);
+            ping.output().expect("run ping").status.success()
+        })
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["netns", "del", &self.name]).output();
+    }
+}
+
+impl Stage {
+    /// `None` (and a line that says why) where the kernel cannot be asked.
+    pub fn new() -> Option<Self> {
+        if !nix::unistd::Uid::effective().is_root() {
+            println!("skipped: needs root");
+            return None;
+        }
+        if Command::new("ip").arg("-V").output().is_err() {
+            println!("skipped: needs ip (iproute2)");
+            return None;
+        }
+        let node = Namespace::new("node");
+        node.run("ip", &["link", "set", "lo", "up"]);
+        let pin_root = Path::new("/sys/fs/bpf").join(format!("warren-test-{}", node.name));
+        Some(Self { node, pin_root })
+    }
+
+    pub fn config(&self) -> LinuxConfig {
+        LinuxConfig::at(&self.pin_root)
+    }
+
+    /// Runs a test's body in the node's namespace.
+    pub fn play<T: Send>(&self, body: impl AsyncFnOnce() -> T + Send) -> T {
+        self.node.enter(|| {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(body())
+        })
+    }
+
+    pub async fn open(&self) -> Datapath {
+        Datapath::open(self.config()).await.unwrap_or_else(|error| panic!("{}", error.chain()))
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        for folder in ["maps", "links", "programs"] {
+            let folder = self.pin_root.join(folder);
+            for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
+                let _ = std::fs::remove_file(entry.path());
+            }
+            let _ = std::fs::remove_dir(&folder);
+        }
+        let _ = std::fs::remove_dir(&self.pin_root);
+    }
+}
+
+/// Runs a command; panics with its words if it fails.
+pub fn run(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program)
+        .args(arguments)
+        .output()
+        .unwrap_or_else(|error: io::Error| panic!("{program}: {error}"));
+    assert!(
+        output.status.success(),
+        "{program} {}: {}",
+        arguments.join(" "),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+pub fn base() -> Base {
+    Base { gateway: GATEWAY.into(), tunnel_port: TUNNEL_PORT, mtu_bytes: MTU_BYTES }
+}
+
+pub fn identity(number: u32) -> Identity {
+    Identity::new(number).expect("a number in range")
+}
+
+/// An endpoint `10.77.1.<10+id>` in a namespace, interface eth0.
+pub fn endpoint(id: u32, namespace: &Path) -> (EndpointId, EndpointValue) {
+    let last = u8::try_from(id + 10).expect("a small number");
+    let value = EndpointValue {
+        address: Ipv4Addr::new(10, 77, 1, last).into(),
+        identity: identity(300 + id),
+        mac: Mac([2, 0, 0, 0, 1, last]),
+        host_mac: Mac([2, 0, 0, 0, 2, last]),
+        attachment: Some(Attachment::Netns { path: namespace.into(), interface: "eth0".into() }),
+    };
+    (EndpointId(id), value)
+}
+
+/// What a node alone needs before it has endpoints.
+pub fn foundations() -> Vec<Op> {
+    let cidr = "10.77.1.0/24".parse().expect("a CIDR");
+    vec![
+        Op::PutBase(base()),
+        Op::PutNode(NodeIndex::SELF, NodeValue { underlay: Ipv4Addr::new(192, 0, 2, 1).into() }),
+        Op::PutIpcache(cidr, IpcacheValue { identity: Identity::UNKNOWN, node: NodeIndex::SELF }),
+        Op::PutIpcache(
+            std::net::IpAddr::from(GATEWAY).into(),
+            IpcacheValue { identity: Identity::HOST, node: NodeIndex::SELF },
+        ),
+        Op::PutRoute(cidr, RouteValue { source: GATEWAY.into(), mtu_bytes: MTU_BYTES }),
+    ]
+}
+
+/// An endpoint and its ipcache entry.
+pub fn endpoint_ops(id: EndpointId, value: &EndpointValue) -> Vec<Op> {
+    vec![
+        Op::PutIpcache(
+            value.address.into(),
+            IpcacheValue { identity: value.identity, node: NodeIndex::SELF },
+        ),
+        Op::PutEndpoint(id, value.clone()),
+    ]
+}
+
+pub async fn apply(datapath: &mut Datapath, ops: Vec<Op>) -> PlanOutcome {
+    datapath.apply(Plan { generation: Generation(1), ops }).await
+}
+
+/// Applies steps of which none may fail.
+pub async fn must(datapath: &mut Datapath, ops: Vec<Op>) {
+    let outcome = apply(datapath, ops).await;
+    assert_eq!(outcome.failures, [], "no step may fail");
+}

@@ -31,14 +31,14 @@ fn what_is_applied_is_observed() {
         let mut datapath = stage.open().await;
         assert_eq!(datapath.observe().await.expect("observe"), Observed::default());
 
-        let (id, value) = endpoint(1, &workload.path());
-        let mut ops = foundations();
+        let (id, value) = endpoint(1, 1, &workload.path());
+        let mut ops = foundations(1);
         ops.extend(endpoint_ops(id, &value));
         must(&mut datapath, ops.clone()).await;
 
         let observed = datapath.observe().await.expect("observe");
         let expected = Observed { tables: wanted(&ops), broken: vec![], endpoint_devices: vec![id] };
         assert_eq!(observed, expected);
-        assert_eq!(observed.tables.base, Some(base()));
+        assert_eq!(observed.tables.base, Some(base(1)));
     });
 }

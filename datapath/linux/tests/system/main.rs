@@ -2,3 +2,4 @@
 
 mod applying;
 mod stage;
+mod traffic;

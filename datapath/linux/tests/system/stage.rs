@@ -4,7 +4,7 @@
 use std::{
     fs::File,
     io,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
@@ -19,7 +19,6 @@ use datapath_plan::{
 use identity::Identity;
 use nix::sched::{CloneFlags, setns};
 
-pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 77, 1, 1);
 pub const MTU_BYTES: u32 = 1450;
 pub const TUNNEL_PORT: u16 = 8472;
 
@@ -127,6 +126,44 @@ impl Drop for Stage {
     }
 }
 
+/// Nodes on one underlay, a bridge in a namespace of its own.
+pub struct Cluster {
+    pub stages: Vec<Stage>,
+    _bridge: Namespace,
+}
+
+impl Cluster {
+    pub fn new(nodes: u8) -> Option<Self> {
+        let stages: Option<Vec<_>> = (0..nodes).map(|_| Stage::new()).collect();
+        let bridge = Namespace::new("underlay");
+        let cluster = Self { stages: stages?, _bridge: bridge };
+        let bridge = &cluster._bridge;
+        bridge.run("ip", &["link", "add", "br0", "type", "bridge"]);
+        bridge.run("ip", &["link", "set", "br0", "up"]);
+        for (number, stage) in (1..).zip(&cluster.stages) {
+            let port = format!("port{number}");
+            let node = &stage.node;
+            bridge.run(
+                "ip",
+                &["link", "add", &port, "type", "veth", "peer", "name", "under0", "netns", &node.name],
+            );
+            bridge.run("ip", &["link", "set", &port, "master", "br0", "up"]);
+            node.run("ip", &["addr", "add", &format!("{}/24", Self::underlay(number)), "dev", "under0"]);
+            node.run("ip", &["link", "set", "under0", "up"]);
+        }
+        Some(cluster)
+    }
+
+    /// The underlay address of a node, from 1.
+    pub const fn underlay(node: u8) -> Ipv4Addr {
+        Ipv4Addr::new(192, 0, 2, node)
+    }
+
+    pub fn node(&self, number: u8) -> &Stage {
+        &self.stages[usize::from(number) - 1]
+    }
+}
+
 /// Runs a command; panics with its words if it fails.
 pub fn run(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program)
@@ -142,39 +179,46 @@ pub fn run(program: &str, arguments: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-pub fn base() -> Base {
-    Base { gateway: GATEWAY.into(), tunnel_port: TUNNEL_PORT, mtu_bytes: MTU_BYTES }
+/// The gateway of node `node`: `10.77.<node>.1`.
+pub const fn gateway(node: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 77, node, 1)
+}
+
+/// The address of endpoint `id` on node `node`: `10.77.<node>.<10+id>`.
+pub const fn address(node: u8, id: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 77, node, 10 + id)
+}
+
+pub fn base(node: u8) -> Base {
+    Base { gateway: gateway(node).into(), tunnel_port: TUNNEL_PORT, mtu_bytes: MTU_BYTES }
 }
 
 pub fn identity(number: u32) -> Identity {
     Identity::new(number).expect("a number in range")
 }
 
-/// An endpoint `10.77.1.<10+id>` in a namespace, interface eth0.
-pub fn endpoint(id: u32, namespace: &Path) -> (EndpointId, EndpointValue) {
-    let last = u8::try_from(id + 10).expect("a small number");
+/// Endpoint `id` of node `node` in a namespace, with interface eth0 and identity `<node>0<id>` plus 200.
+pub fn endpoint(node: u8, id: u8, namespace: &Path) -> (EndpointId, EndpointValue) {
     let value = EndpointValue {
-        address: Ipv4Addr::new(10, 77, 1, last).into(),
-        identity: identity(300 + id),
-        mac: Mac([2, 0, 0, 0, 1, last]),
-        host_mac: Mac([2, 0, 0, 0, 2, last]),
+        address: address(node, id).into(),
+        identity: identity(200 + 100 * u32::from(node) + u32::from(id)),
+        mac: Mac([2, 0, 0, node, 1, id]),
+        host_mac: Mac([2, 0, 0, node, 2, id]),
         attachment: Some(Attachment::Netns { path: namespace.into(), interface: "eth0".into() }),
     };
-    (EndpointId(id), value)
+    (EndpointId(id.into()), value)
 }
 
-/// What a node alone needs before it has endpoints.
-pub fn foundations() -> Vec<Op> {
-    let cidr = "10.77.1.0/24".parse().expect("a CIDR");
+/// What node `node` alone needs before it has endpoints.
+pub fn foundations(node: u8) -> Vec<Op> {
+    let cidr = format!("10.77.{node}.0/24").parse().expect("a CIDR");
+    let host = IpcacheValue { identity: Identity::HOST, node: NodeIndex::SELF };
     vec![
-        Op::PutBase(base()),
-        Op::PutNode(NodeIndex::SELF, NodeValue { underlay: Ipv4Addr::new(192, 0, 2, 1).into() }),
+        Op::PutBase(base(node)),
+        Op::PutNode(NodeIndex::SELF, NodeValue { underlay: Cluster::underlay(node).into() }),
         Op::PutIpcache(cidr, IpcacheValue { identity: Identity::UNKNOWN, node: NodeIndex::SELF }),
-        Op::PutIpcache(
-            std::net::IpAddr::from(GATEWAY).into(),
-            IpcacheValue { identity: Identity::HOST, node: NodeIndex::SELF },
-        ),
-        Op::PutRoute(cidr, RouteValue { source: GATEWAY.into(), mtu_bytes: MTU_BYTES }),
+        Op::PutIpcache(IpAddr::from(gateway(node)).into(), host),
+        Op::PutRoute(cidr, RouteValue { source: gateway(node).into(), mtu_bytes: MTU_BYTES }),
     ]
 }
 

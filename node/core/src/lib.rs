@@ -3,10 +3,21 @@
 //! Invariant: no clock, socket, file, thread or randomness of its own. The same events at the same times
 //! with the same configuration give the same commands, on any machine.
 
+mod audit;
 mod command;
 mod config;
+mod desired;
+mod endpoints;
 mod event;
+mod identities;
+mod ipam;
+mod limits;
+mod membership;
 mod node;
+mod peers;
+mod records;
+mod store;
+mod tasks;
 mod view;
 
 pub use command::{CallError, CallErrorKind, Command, Reply};

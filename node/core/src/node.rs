@@ -1,42 +1,212 @@
 //! The node: one value, one way in (`handle`), and accessors that only read.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
-use datapath_plan::Tables;
-use identity::EndpointName;
+use datapath_plan::{Limits, Reconciler, Tables};
+use kvstore_claims::{Collector, FleetView};
+use kvstore_schema::{Revision, Schema};
 
 use crate::{
-    Command, Counters, EndpointView, Event, IdentityView, IpcacheView, NodeConfig, NodeView, Now,
-    RejectedView, StatusView, StoreView,
+    Call, CallError, CallErrorKind, CallId, Command, Counters, CountsView, ErrorView, Event, NodeConfig, Now,
+    PlanView, Reply, StatusView, StoreView,
+    audit::Audit,
+    desired::Desired,
+    endpoints::Endpoints,
+    identities::Identities,
+    ipam::Ipam,
+    membership::{Membership, Phase},
+    peers::Peers,
+    records::Records,
+    store::StoreState,
+    tasks::{Task, Tasks},
 };
+
+/// The underlay as it is now.
+#[derive(Debug, Clone)]
+pub(crate) struct Underlay {
+    /// All addresses, the tunnel's first.
+    pub addresses: Vec<IpAddr>,
+    pub mtu_bytes: u32,
+}
 
 /// Everything that one agent knows and wants. One per agent, owned by the task that runs it.
 #[derive(Debug)]
 pub struct Node {
-    config: NodeConfig,
-    started_at: Now,
-    counters: Counters,
-    wanted: Tables,
+    pub(crate) config: NodeConfig,
+    pub(crate) rng: fastrand::Rng,
+    /// The time of the event that is being handled.
+    pub(crate) now: Now,
+    started_at: Duration,
+    /// The store's revision when its records were taken over: references from before are a former agent's.
+    pub(crate) started_revision: Revision,
+    /// What the event that is being handled asks for.
+    pub(crate) out: Vec<Command>,
+    pub(crate) view: FleetView,
+    pub(crate) store: StoreState,
+    pub(crate) tasks: Tasks,
+    pub(crate) membership: Membership,
+    pub(crate) underlay: Underlay,
+    /// The gateway that the kernel had at the start; holds until the store tells this node's blocks.
+    pub(crate) adopted_gateway: Option<IpAddr>,
+    pub(crate) ipam: Ipam,
+    pub(crate) identities: Identities,
+    pub(crate) endpoints: Endpoints,
+    pub(crate) records: Records,
+    pub(crate) peers: Peers,
+    pub(crate) desired: Desired,
+    pub(crate) reconciler: Reconciler,
+    pub(crate) audit: Audit,
+    collector: Collector,
+    collect_at: Duration,
+    pub(crate) counters: Counters,
+    last_error: Option<ErrorView>,
+    wake_at: Option<Duration>,
 }
 
 impl Node {
     /// A node that has seen nothing yet; the first event must be `Started`.
     pub fn new(config: NodeConfig) -> Self {
-        Self { config, started_at: Now::default(), counters: Counters::default(), wanted: Tables::default() }
+        let schema = Schema::new(&config.fleet);
+        // Both halves of the seed count; fastrand takes 64 bits.
+        let seed = config.seed[0] ^ config.seed[1].rotate_left(32);
+        Self {
+            rng: fastrand::Rng::with_seed(seed),
+            now: Now::default(),
+            started_at: Duration::ZERO,
+            started_revision: Revision::default(),
+            out: Vec::new(),
+            view: FleetView::new(schema),
+            store: StoreState::default(),
+            tasks: Tasks::default(),
+            membership: Membership::default(),
+            underlay: Underlay { addresses: config.underlay.clone(), mtu_bytes: config.underlay_mtu_bytes },
+            adopted_gateway: None,
+            ipam: Ipam::new(&config),
+            identities: Identities::default(),
+            endpoints: Endpoints::default(),
+            records: Records::default(),
+            peers: Peers::default(),
+            desired: Desired::default(),
+            reconciler: Reconciler::new(Limits::default()),
+            audit: Audit::default(),
+            collector: Collector::new(config.quarantine),
+            collect_at: Duration::ZERO,
+            counters: Counters::default(),
+            last_error: None,
+            wake_at: None,
+            config,
+        }
     }
 
     /// Takes one event in and says what is to be done about it, in this order.
     ///
     /// `now` never goes back. Commands are not repeated: the shell carries out each one exactly once.
     pub fn handle(&mut self, now: Now, event: Event) -> Vec<Command> {
+        self.now = now;
         self.counters.events += 1;
         match event {
             Event::Started => {
-                self.started_at = now;
-                vec![Command::Observe]
+                self.started_at = now.wall;
+                self.collect_at = now.monotonic + self.collect_pause();
             }
-            _ => Vec::new(),
+            Event::Woke => {}
+            Event::Kv(update) => self.on_kv_update(update),
+            Event::KvAnswer(id, outcome) => self.on_kv_answer(id, outcome),
+            Event::Gossip(update) => self.on_gossip(update),
+            Event::Observed(result) => self.on_observed(result),
+            Event::Applied(outcome) => self.on_applied(&outcome),
+            Event::Called(call, request) => self.on_call(call, request),
+            Event::Underlay { addresses, mtu_bytes } => self.on_underlay(addresses, mtu_bytes),
         }
+        self.pursue();
+        std::mem::take(&mut self.out)
+    }
+
+    /// Does what has become possible or due. Costs O(what changed).
+    fn pursue(&mut self) {
+        self.resume_due();
+        self.expire_endpoints();
+        self.pursue_membership();
+        self.pursue_blocks();
+        self.pursue_identities();
+        self.collect();
+        self.refresh_desired();
+        self.pursue_kernel();
+        self.pursue_records();
+        self.publish();
+        self.wake();
+    }
+
+    fn on_call(&mut self, call: CallId, request: Call) {
+        match request {
+            Call::EndpointAdd(spec) => self.add_endpoint(call, spec),
+            Call::EndpointDelete(name) => self.delete_endpoint(call, &name),
+            Call::NodeRemove(node) => self.remove_node(call, node),
+            Call::CidrRelease(cidr) => self.release_cidr(call, cidr),
+            Call::Audit { repair } => self.request_audit(call, repair),
+        }
+    }
+
+    fn on_underlay(&mut self, addresses: Vec<IpAddr>, mtu_bytes: u32) {
+        self.desired.addresses.extend(self.underlay.addresses.iter().copied());
+        self.underlay = Underlay { addresses, mtu_bytes };
+        self.desired.base = true;
+        // A rival for one of our addresses, or an address family that we have now.
+        self.touch_all_peers();
+    }
+
+    /// Plans one piece of garbage collection when the jittered pause is over.
+    fn collect(&mut self) {
+        if self.now.monotonic < self.collect_at {
+            return;
+        }
+        self.collect_at = self.now.monotonic + self.collect_pause();
+        if self.membership.phase != Phase::Joined || !self.store.connected || self.audit.trusted != Some(true)
+        {
+            return;
+        }
+        let draw = self.rng.u64(..);
+        if let Some(request) = self.collector.plan(&self.view, self.now.monotonic, draw) {
+            self.ask(request, Task::Collect);
+        }
+    }
+
+    fn collect_pause(&mut self) -> Duration {
+        self.config.collect_interval.mul_f64(0.5 + self.rng.f64())
+    }
+
+    /// Asks to be woken for whatever comes due first, if that has changed.
+    fn wake(&mut self) {
+        let next = [
+            self.tasks.next_wake(),
+            self.identities.next_wake(),
+            self.endpoints.next_wake(),
+            self.records.next_wake(),
+            self.ipam.next_wake(),
+            self.audit.next_wake(),
+            self.reconciler.next_retry(),
+            Some(self.membership.retry_at),
+            Some(self.collect_at),
+        ];
+        // What is due and was not done waits for something else than time.
+        let next = next.into_iter().flatten().filter(|at| *at > self.now.monotonic).min();
+        if let Some(at) = next.filter(|_| next != self.wake_at) {
+            self.wake_at = next;
+            self.out.push(Command::WakeAt(at));
+        }
+    }
+
+    pub(crate) fn reply(&mut self, call: CallId, answer: Result<Reply, CallError>) {
+        self.out.push(Command::Reply(call, answer));
+    }
+
+    pub(crate) fn refuse(&mut self, call: CallId, kind: CallErrorKind, text: String) {
+        self.reply(call, Err(CallError::new(kind, text)));
+    }
+
+    /// Notes something that failed, for `status`.
+    pub(crate) fn error(&mut self, text: String) {
+        self.last_error = Some(ErrorView { at: self.now.wall, text });
     }
 
     /// The node at a glance.
@@ -44,63 +214,69 @@ impl Node {
         StatusView {
             node: self.config.node.clone(),
             fleet: self.config.fleet.clone(),
-            fleet_id: None,
+            fleet_id: self.membership.fleet_id.clone(),
             agent_version: self.config.agent_version.clone(),
             incarnation: self.config.incarnation,
-            started_at: self.started_at.wall,
-            halted: None,
-            warnings: Vec::new(),
-            store: StoreView::default(),
-            underlay: self.config.underlay.clone(),
-            pod_mtu_bytes: 0,
-            gateway: None,
-            cidrs: Vec::new(),
-            plan: Default::default(),
-            audit: None,
-            last_error: None,
-            counts: Default::default(),
+            started_at: self.started_at,
+            halted: self.membership.halted.clone(),
+            warnings: self.warnings(),
+            store: StoreView {
+                connected: self.store.connected,
+                lost: self.store.lost.clone(),
+                revision: self.view.revision().0,
+                heard_at: self.store.heard_at,
+                requests_in_flight: self.tasks.in_flight(),
+                writes_queued: self.records.queued(),
+                rejected: self.rejected().len(),
+            },
+            underlay: self.underlay.addresses.clone(),
+            pod_mtu_bytes: self.pod_mtu_bytes(),
+            gateway: self.gateway(),
+            cidrs: self.ipam.views(),
+            plan: self.plan_view(),
+            audit: self.audit.last().cloned(),
+            last_error: self.last_error.clone(),
+            counts: CountsView {
+                nodes: self.nodes().len(),
+                endpoints: self.endpoints.len(),
+                fleet_endpoints: self.view.endpoint_count(),
+                identities: self.view.identities().len(),
+                ipcache: self.reconciler.wanted().ipcache.len(),
+            },
             counters: self.counters.clone(),
         }
     }
 
-    /// This node's endpoints, by name.
-    pub fn endpoints(&self) -> Vec<EndpointView> {
-        Vec::new()
+    fn plan_view(&self) -> PlanView {
+        let (planned, applied) = self.reconciler.generations();
+        let failing = self.reconciler.failing().iter();
+        PlanView {
+            planned,
+            applied,
+            in_flight: self.reconciler.in_flight(),
+            dirty: self.reconciler.dirty(),
+            failing: failing.map(|(key, failing)| (key.to_string(), failing.error.to_string())).collect(),
+            full: self.reconciler.full().iter().map(ToString::to_string).collect(),
+        }
     }
 
-    /// One endpoint of this node.
-    pub fn endpoint(&self, _name: &EndpointName) -> Option<EndpointView> {
-        None
-    }
-
-    /// The fleet's nodes, by name.
-    pub fn nodes(&self) -> Vec<NodeView> {
-        Vec::new()
-    }
-
-    /// Reserved and fleet identities, by number.
-    pub fn identities(&self) -> Vec<IdentityView> {
-        Vec::new()
-    }
-
-    /// The ipcache as wanted, by prefix: O(all), for listings.
-    pub fn ipcache(&self) -> Vec<IpcacheView> {
-        Vec::new()
-    }
-
-    /// The ipcache entry that decides about one address: O(log n), for decoding events.
-    pub fn lookup(&self, _address: IpAddr) -> Option<IpcacheView> {
-        None
+    /// What an operator should look at.
+    fn warnings(&self) -> Vec<String> {
+        let suspect = self.store.suspect.iter().map(|reason| format!("the store is not believed: {reason}"));
+        let foreign = (self.audit.trusted == Some(false)).then(|| {
+            "the store has never heard of this node, but its kernel holds a fleet: what is there is kept; if the fleet was made anew, run `warrend cleanup` on this node and start the agent again".to_owned()
+        });
+        let exhausted = self.ipam.exhausted().map(str::to_owned);
+        let lost = self.ipam.lost.iter().map(|cidr| {
+            format!("pod CIDR {cidr} was taken from this node: delete the endpoints in it and add them again")
+        });
+        let full = self.reconciler.full().into_iter().map(|error| error.to_string());
+        suspect.chain(foreign).chain(exhausted).chain(lost).chain(full).collect()
     }
 
     /// Everything that the kernel should hold.
     pub fn wanted(&self) -> &Tables {
-        &self.wanted
-    }
-
-    /// Records and facts that were not accepted, by key.
-    pub fn rejected(&self) -> Vec<RejectedView> {
-        Vec::new()
+        self.reconciler.wanted()
     }
 
     /// Counters since the start.

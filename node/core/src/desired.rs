@@ -1,0 +1,213 @@
+//! From what is known to what the kernel should hold, entry by entry: only what was touched is looked at.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use datapath_plan::{Base, IpcacheValue, NodeIndex, RouteValue};
+use identity::{Identity, NodeName};
+use ipnetwork::IpNetwork;
+use node_facts::PendingOp;
+
+use crate::{
+    EndpointState, IpcacheSource, IpcacheView, RejectedView, limits::TUNNEL_OVERHEAD_BYTES, node::Node,
+    peers::network,
+};
+
+/// What has to be looked at again, and what was not accepted. One per node.
+#[derive(Debug, Default)]
+pub(crate) struct Desired {
+    /// The base: gateway, MTU, port. All routes depend on it.
+    pub base: bool,
+    pub nodes: BTreeSet<NodeName>,
+    /// Blocks: their owner, prefix and route.
+    pub prefixes: BTreeSet<IpNetwork>,
+    /// Endpoint records of other nodes: whether they count.
+    pub records: BTreeSet<(NodeName, IpAddr)>,
+    /// Exact addresses.
+    pub addresses: BTreeSet<IpAddr>,
+    rejected_records: BTreeMap<(NodeName, IpAddr), String>,
+    pub rejected_facts: BTreeMap<NodeName, String>,
+}
+
+impl Node {
+    /// Brings everything touched up to date. O(touched · log n). Each kind may touch the ones after it;
+    /// nodes may touch nodes (rivals for an address), which ends because a rival that is looked at again
+    /// without a change touches nobody.
+    pub(crate) fn refresh_desired(&mut self) {
+        while let Some(node) = self.desired.nodes.pop_first() {
+            self.refresh_node(&node);
+        }
+        if std::mem::take(&mut self.desired.base) {
+            self.refresh_base();
+        }
+        while let Some(cidr) = self.desired.prefixes.pop_first() {
+            self.refresh_owner(cidr);
+            self.refresh_prefix(cidr);
+        }
+        while let Some((node, ip)) = self.desired.records.pop_first() {
+            self.refresh_record(node, ip);
+        }
+        while let Some(ip) = self.desired.addresses.pop_first() {
+            let value = self.address_entry(ip).map(|(value, _)| value);
+            self.want_ipcache(IpNetwork::from(ip), value);
+        }
+    }
+
+    /// Before a whole listing has been seen, an entry that we know nothing of is no entry to remove: the
+    /// kernel may have it from a former agent that knew more (P6).
+    fn want_ipcache(&mut self, prefix: IpNetwork, value: Option<IpcacheValue>) {
+        let known = self.view.is_complete() || self.reconciler.wanted().ipcache.contains_key(&prefix);
+        if value.is_some() || known {
+            self.reconciler.set_ipcache(prefix, value);
+        }
+    }
+
+    /// MTU of endpoints and of routes to pods.
+    pub(crate) fn pod_mtu_bytes(&self) -> u32 {
+        self.underlay.mtu_bytes.saturating_sub(TUNNEL_OVERHEAD_BYTES)
+    }
+
+    fn refresh_base(&mut self) {
+        self.desired.addresses.extend(self.underlay.addresses.iter().copied());
+        if let Some(gateway) = self.gateway() {
+            self.reconciler.set_base(Base {
+                gateway,
+                tunnel_port: self.config.tunnel_port,
+                mtu_bytes: self.pod_mtu_bytes(),
+            });
+            self.desired.addresses.insert(gateway);
+        }
+        self.desired.prefixes.extend(self.peers.owned_cidrs());
+    }
+
+    fn refresh_prefix(&mut self, cidr: IpNetwork) {
+        let entry = self.prefix_entry(cidr);
+        self.want_ipcache(cidr, entry.map(|(value, _)| value));
+        let mtu_bytes = self.pod_mtu_bytes();
+        let route = entry.and(self.gateway()).map(|source| RouteValue { source, mtu_bytes });
+        let known = self.view.is_complete() || self.reconciler.wanted().routes.contains_key(&cidr);
+        if route.is_some() || known {
+            self.reconciler.set_route(cidr, route);
+        }
+    }
+
+    /// What is known of the addresses of a block that nothing else is known of. They are routed to its node
+    /// all the same; of another node's it is not known who they are, and unknown never means host.
+    fn prefix_entry(&self, cidr: IpNetwork) -> Option<(IpcacheValue, IpcacheSource)> {
+        let owner = self.peers.owner(cidr)?;
+        let value = if *owner == self.config.node {
+            IpcacheValue { identity: Identity::UNMANAGED, node: NodeIndex::SELF }
+        } else {
+            IpcacheValue { identity: Identity::UNKNOWN, node: self.peers.index_of(owner)? }
+        };
+        Some((value, IpcacheSource::Cidr))
+    }
+
+    /// Whose an address is, and why we say so. The first that knows wins.
+    fn address_entry(&self, ip: IpAddr) -> Option<(IpcacheValue, IpcacheSource)> {
+        let entry = |identity, node, source| Some((IpcacheValue { identity, node }, source));
+        if self.underlay.addresses.contains(&ip) || self.gateway() == Some(ip) {
+            return entry(Identity::HOST, NodeIndex::SELF, IpcacheSource::Host);
+        }
+        if let Some(index) = self.peers.node_at(ip) {
+            return entry(Identity::REMOTE_NODE, index, IpcacheSource::RemoteNode);
+        }
+        if let Some(endpoint) = self.endpoints.at(ip) {
+            let attached = matches!(endpoint.state, EndpointState::Attaching | EndpointState::Ready);
+            return entry(
+                endpoint.identity.filter(|_| attached)?,
+                NodeIndex::SELF,
+                IpcacheSource::LocalEndpoint,
+            );
+        }
+        let owner = self.peers.owner_of_ip(ip).filter(|owner| **owner != self.config.node)?;
+        let index = self.peers.index_of(owner)?;
+        if let Some(change) = self.peers.pending_at(owner, ip) {
+            return match change.op {
+                PendingOp::Added => entry(change.identity, index, IpcacheSource::Gossip),
+                PendingOp::Removed => None,
+            };
+        }
+        let record = self.view.endpoints().get(owner)?.get(&ip)?;
+        entry(record.record.identity, index, IpcacheSource::Record)
+    }
+
+    /// An endpoint's record counts only inside a block that its node has claimed (P7): another one is
+    /// rejected alone, and shown.
+    fn refresh_record(&mut self, node: NodeName, ip: IpAddr) {
+        self.desired.addresses.insert(ip);
+        let there = self.view.endpoints().get(&node).is_some_and(|ips| ips.contains_key(&ip));
+        let owner = self.peers.owner_of_ip(ip);
+        let key = (node, ip);
+        if !there || owner == Some(&key.0) {
+            self.desired.rejected_records.remove(&key);
+            return;
+        }
+        let reason = match owner {
+            Some(owner) => format!("{ip} lies in a pod CIDR of node {owner}"),
+            None => format!("{ip} lies in no pod CIDR that is claimed"),
+        };
+        if self.desired.rejected_records.insert(key, reason).is_none() {
+            self.counters.records_rejected += 1;
+        }
+    }
+
+    /// The ipcache as wanted, by prefix: O(all), for listings.
+    pub fn ipcache(&self) -> Vec<IpcacheView> {
+        self.reconciler
+            .wanted()
+            .ipcache
+            .iter()
+            .map(|(prefix, value)| self.ipcache_view(*prefix, *value))
+            .collect()
+    }
+
+    /// The ipcache entry that decides about one address: O(log n), for decoding events.
+    pub fn lookup(&self, address: IpAddr) -> Option<IpcacheView> {
+        let longest = if address.is_ipv4() { 32 } else { 128 };
+        (0..=longest).rev().find_map(|length| {
+            let prefix = network(address, length);
+            let value = self.reconciler.wanted().ipcache.get(&prefix)?;
+            Some(self.ipcache_view(prefix, *value))
+        })
+    }
+
+    fn ipcache_view(&self, prefix: IpNetwork, value: IpcacheValue) -> IpcacheView {
+        let exact = self.address_entry(prefix.ip()).filter(|_| IpNetwork::from(prefix.ip()) == prefix);
+        let labels = self.view.identities().get(&value.identity).map(|entry| entry.record.labels.clone());
+        let node = match value.node {
+            NodeIndex::SELF => Some(self.config.node.clone()),
+            index => self.peers.name_of(index).cloned(),
+        };
+        IpcacheView {
+            prefix,
+            identity: value.identity,
+            labels: labels.unwrap_or_default(),
+            node,
+            index: value.node,
+            source: exact.map_or(IpcacheSource::Cidr, |(_, source)| source),
+        }
+    }
+
+    /// Records and facts that were not accepted, by key.
+    pub fn rejected(&self) -> Vec<RejectedView> {
+        let undecodable = self.view.rejected().iter();
+        let undecodable = undecodable
+            .map(|(key, rejected)| RejectedView { key: key.to_string(), reason: rejected.reason.clone() });
+        let schema = self.view.schema();
+        let records = self.desired.rejected_records.iter().map(|((node, ip), reason)| RejectedView {
+            key: schema.endpoint(node, *ip).to_string(),
+            reason: reason.clone(),
+        });
+        let facts = self.desired.rejected_facts.iter();
+        let facts = facts
+            .map(|(node, reason)| RejectedView { key: format!("gossip:{node}"), reason: reason.clone() });
+        let rivals = self.nodes_without_number();
+        let rivals = rivals.map(|(node, reason)| RejectedView { key: schema.node(node).to_string(), reason });
+        let mut all: Vec<RejectedView> = undecodable.chain(records).chain(facts).chain(rivals).collect();
+        all.sort_by(|a, b| a.key.cmp(&b.key));
+        all
+    }
+}

@@ -1,0 +1,270 @@
+//! This node's blocks and addresses.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::Duration,
+};
+
+use ipnetwork::IpNetwork;
+use kvstore_claims::{
+    AddressError, AddressPool, CidrClaim, CidrGrant, CidrRelease, ClaimError, Family, missing_blocks,
+};
+use kvstore_schema::Revision;
+
+use crate::{
+    CallErrorKind, CallId, CidrView, NodeConfig, Reply, limits::EXHAUSTED_RETRY, membership::Phase,
+    node::Node, tasks::Task,
+};
+
+/// Blocks and addresses. One per node.
+#[derive(Debug)]
+pub(crate) struct Ipam {
+    pub pool: AddressPool,
+    pub held: BTreeMap<IpNetwork, CidrGrant>,
+    /// This node's live claims, oldest first: those held, and those in the store that wait to be adopted.
+    pub own: Vec<(IpNetwork, Revision)>,
+    /// Claims changed since `own` was made.
+    pub changed: bool,
+    /// Blocks being given back: not ours any more.
+    releasing: BTreeSet<IpNetwork>,
+    claiming: bool,
+    tokens: u64,
+    /// Why there is no further block, and until when it is not asked for.
+    exhausted: Option<(String, Duration)>,
+    /// Claims that somebody else has taken away.
+    pub lost: BTreeSet<IpNetwork>,
+}
+
+impl Ipam {
+    pub(crate) fn new(config: &NodeConfig) -> Self {
+        let family = config.pools.first().map_or(Family::V4, |pool| Family::of(pool.network()));
+        Self {
+            pool: AddressPool::new(family, config.address_cooldown),
+            held: BTreeMap::new(),
+            own: Vec::new(),
+            changed: false,
+            releasing: BTreeSet::new(),
+            claiming: false,
+            tokens: 0,
+            exhausted: None,
+            lost: BTreeSet::new(),
+        }
+    }
+
+    /// Whether every claim of this node is held: its addresses can all be given out and recorded.
+    pub(crate) fn settled(&self) -> bool {
+        !self.held.is_empty() && self.own.iter().all(|(cidr, _)| self.held.contains_key(cidr))
+    }
+
+    /// The block that an address lies in.
+    pub(crate) fn block_of(&self, ip: IpAddr) -> Option<&CidrGrant> {
+        self.held.get(&self.pool.block_of(ip)?)
+    }
+
+    pub(crate) fn exhausted(&self) -> Option<&str> {
+        self.exhausted.as_ref().map(|(text, _)| text.as_str())
+    }
+
+    pub(crate) fn next_wake(&self) -> Option<Duration> {
+        self.exhausted.as_ref().map(|(_, until)| *until)
+    }
+
+    /// The blocks, oldest first, with their fill.
+    pub(crate) fn views(&self) -> Vec<CidrView> {
+        self.own
+            .iter()
+            .map(|(cidr, epoch)| {
+                let fill = self.pool.block_fill(*cidr).unwrap_or_default();
+                let free = fill.capacity.saturating_sub((fill.used + fill.cooling) as u128);
+                CidrView {
+                    cidr: *cidr,
+                    epoch: epoch.0,
+                    used: fill.used as u64,
+                    cooling: fill.cooling as u64,
+                    free: u64::try_from(free).unwrap_or(u64::MAX),
+                }
+            })
+            .collect()
+    }
+}
+
+impl Node {
+    /// Makes the list of this node's claims anew.
+    pub(crate) fn refresh_own_claims(&mut self) {
+        self.ipam.changed = false;
+        let claims = self.view.cidrs();
+        let me = &self.config.node;
+        // A claim that the store shows as another's, or not at all, after it was ours.
+        let seen = self.view.revision();
+        let lost: Vec<IpNetwork> = (self.ipam.held.iter())
+            .filter(|(cidr, grant)| {
+                let still = claims.get(cidr).is_some_and(|claim| {
+                    claim.record.node == *me
+                        && claim.created == grant.epoch
+                        && claim.record.state == kvstore_schema::record::ClaimState::Live
+                });
+                !still && seen >= grant.revision
+            })
+            .map(|(cidr, _)| *cidr)
+            .collect();
+        for cidr in lost {
+            self.ipam.held.remove(&cidr);
+            self.ipam.lost.insert(cidr);
+            self.error(format!("pod CIDR {cidr} was taken from this node"));
+        }
+        let (claims, me) = (self.view.cidrs(), &self.config.node);
+        // A block given back stays out of use until its claim is gone: we would adopt it again.
+        self.ipam.releasing.retain(|cidr| claims.get(cidr).is_some_and(|claim| claim.record.node == *me));
+        let in_store = self.view.cidrs_of(me).map(|(cidr, claim)| (cidr, claim.created));
+        let held = self.ipam.held.iter().map(|(cidr, grant)| (*cidr, grant.epoch));
+        let all: BTreeMap<IpNetwork, Revision> =
+            in_store.chain(held).filter(|(cidr, _)| !self.ipam.releasing.contains(cidr)).collect();
+        let mut own: Vec<(IpNetwork, Revision)> = all.into_iter().collect();
+        own.sort_by_key(|(cidr, epoch)| (*epoch, *cidr));
+        if own != self.ipam.own {
+            let gateway = self.gateway();
+            self.desired.prefixes.extend(own.iter().chain(&self.ipam.own).map(|(cidr, _)| *cidr));
+            self.ipam.own = own;
+            if self.gateway() != gateway {
+                self.desired.addresses.extend(gateway.into_iter().chain(self.gateway()));
+                self.desired.base = true;
+            }
+        }
+    }
+
+    /// Adopts claims of a former life, and claims a further block when the last address is taken.
+    pub(crate) fn pursue_blocks(&mut self) {
+        if self.ipam.changed {
+            self.refresh_own_claims();
+        }
+        if self.ipam.claiming || self.membership.phase != Phase::Joined || !self.store.connected {
+            return;
+        }
+        let adopt = self.ipam.own.iter().any(|(cidr, _)| !self.ipam.held.contains_key(cidr));
+        let more = self.endpoints.waits_for_address()
+            || missing_blocks(self.ipam.held.len(), self.ipam.pool.full_blocks(), 0) > 0;
+        let pausing = self.ipam.exhausted.as_ref().is_some_and(|(_, until)| self.now.monotonic < *until);
+        if !(adopt || more && !pausing) {
+            return;
+        }
+        self.ipam.tokens += 1;
+        let token = format!("{}-{}-{}", self.config.machine_id, self.config.incarnation, self.ipam.tokens);
+        let held = self.ipam.held.keys().chain(&self.ipam.releasing).copied().collect();
+        match CidrClaim::start(&self.view, self.config.node.clone(), token, &held) {
+            Ok((machine, request)) => {
+                self.ipam.claiming = true;
+                self.ask(request, Task::Claim(machine));
+            }
+            Err(error) => self.no_block(&error),
+        }
+    }
+
+    pub(crate) fn on_claimed(&mut self, end: Result<CidrGrant, ClaimError>) {
+        self.ipam.claiming = false;
+        let grant = match end {
+            Ok(grant) => grant,
+            Err(error) => return self.no_block(&error),
+        };
+        let cidr = grant.cidr;
+        self.ipam.exhausted = None;
+        self.ipam.lost.remove(&cidr);
+        // One that was lost and is adopted again is in the pool still.
+        if !self.ipam.pool.blocks().any(|block| block == cidr)
+            && let Err(error) = self.ipam.pool.add_block(cidr)
+        {
+            self.error(format!("pod CIDR {cidr} cannot be used: {error}"));
+        }
+        self.ipam.held.insert(cidr, grant);
+        self.refresh_own_claims();
+        self.restore_addresses(cidr);
+        self.give_addresses();
+    }
+
+    fn no_block(&mut self, error: &ClaimError) {
+        let text = error.to_string();
+        self.ipam.exhausted = Some((text.clone(), self.now.monotonic + EXHAUSTED_RETRY));
+        if matches!(error, ClaimError::NotRegistered { .. }) {
+            self.membership.registered = None;
+        }
+        self.error(text.clone());
+        self.refuse_addresses(&text);
+    }
+
+    /// Takes an address for an endpoint. `None`: it has to wait for a further block.
+    ///
+    /// # Errors
+    /// The answer to whoever asked.
+    pub(crate) fn take_address(
+        &mut self,
+        wanted: Option<IpAddr>,
+    ) -> Result<Option<IpAddr>, (CallErrorKind, String)> {
+        let now = self.now.monotonic;
+        if let Some(ip) = wanted {
+            return match self.ipam.pool.allocate_exact(ip, now) {
+                Ok(()) => Ok(Some(ip)),
+                Err(error @ AddressError::NotOurs(_)) => {
+                    let blocks: Vec<String> =
+                        self.ipam.own.iter().map(|(cidr, _)| cidr.to_string()).collect();
+                    let blocks = if blocks.is_empty() { "none yet".to_owned() } else { blocks.join(", ") };
+                    Err((CallErrorKind::Invalid, format!("{error}: its pod CIDRs are {blocks}")))
+                }
+                Err(error) => Err((CallErrorKind::Conflict, error.to_string())),
+            };
+        }
+        match (self.ipam.pool.allocate(now), &self.ipam.exhausted) {
+            (Ok(ip), _) => Ok(Some(ip)),
+            (Err(_), Some((text, until))) if now < *until => Err((CallErrorKind::Exhausted, text.clone())),
+            (Err(_), _) => Ok(None),
+        }
+    }
+
+    /// Gives a block of this node back.
+    pub(crate) fn release_cidr(&mut self, call: CallId, cidr: IpNetwork) {
+        if !self.store.connected {
+            let text =
+                format!("pod CIDR {cidr} cannot be given back while the store does not answer; try again");
+            return self.refuse(call, CallErrorKind::Unavailable, text);
+        }
+        let Some(grant) = self.ipam.held.get(&cidr).cloned() else {
+            return self.refuse(
+                call,
+                CallErrorKind::NotFound,
+                format!("pod CIDR {cidr} is none of this node's"),
+            );
+        };
+        if self.ipam.own.first().is_some_and(|(first, _)| *first == cidr) {
+            let text =
+                format!("pod CIDR {cidr} holds this node's own address: it goes when the node is removed");
+            return self.refuse(call, CallErrorKind::Conflict, text);
+        }
+        if let Err(error) = self.ipam.pool.remove_block(cidr) {
+            let text = format!("{error}: delete the endpoints in it first");
+            return self.refuse(call, CallErrorKind::Conflict, text);
+        }
+        self.ipam.held.remove(&cidr);
+        self.ipam.releasing.insert(cidr);
+        self.refresh_own_claims();
+        let (machine, request) = CidrRelease::start(self.view.schema(), self.config.node.clone(), grant);
+        self.ask(request, Task::GiveBack(cidr, call, machine));
+    }
+
+    pub(crate) fn on_given_back(&mut self, cidr: IpNetwork, call: CallId, end: Result<(), ClaimError>) {
+        match end {
+            Ok(()) => self.reply(call, Ok(Reply::CidrReleased(cidr))),
+            Err(error) => {
+                self.ipam.releasing.remove(&cidr);
+                self.refuse(call, CallErrorKind::Unavailable, error.to_string());
+            }
+        }
+        self.ipam.changed = true;
+    }
+}
+
+/// The first usable address of a block: the node's own.
+pub(crate) fn first_address(cidr: IpNetwork) -> IpAddr {
+    match cidr.network() {
+        IpAddr::V4(ip) => IpAddr::V4((u32::from(ip) + 1).into()),
+        IpAddr::V6(ip) => IpAddr::V6((u128::from(ip) + 1).into()),
+    }
+}

@@ -1,0 +1,35 @@
+//! Times and sizes that are the same on every node; what an operator may choose is in `NodeConfig`.
+
+use std::time::Duration;
+
+/// How long an endpoint may wait for its identity or address before its caller is told to try again: above
+/// the failover of the store's client (a few seconds), below what a container runtime waits for a network.
+pub(crate) const ENDPOINT_WAIT: Duration = Duration::from_secs(10);
+
+/// How long a number is kept after the last endpoint that used it: a workload that restarts, or is replaced
+/// by the next of its kind, does not send its identity round through the store.
+pub(crate) const IDENTITY_GRACE: Duration = Duration::from_secs(60);
+
+/// How long `alive/<node>` outlives its agent: above an agent's restart and a short partition.
+pub(crate) const ALIVE_TTL: Duration = Duration::from_secs(30);
+
+/// Until joining is tried again after the fleet refused this node: an operator has to act first.
+pub(crate) const JOIN_RETRY: Duration = Duration::from_secs(30);
+
+/// Until a block is asked for again after the pools were found empty.
+pub(crate) const EXHAUSTED_RETRY: Duration = Duration::from_secs(30);
+
+/// Until records are written again after the store refused them for good.
+pub(crate) const REFUSED_RETRY: Duration = Duration::from_secs(30);
+
+/// Until the kernel is read again after it could not be read.
+pub(crate) const OBSERVE_RETRY: Duration = Duration::from_secs(5);
+
+/// Endpoint records written in one round; what comes later waits for the next.
+pub(crate) const WRITES_PER_ROUND: usize = 1_024;
+
+/// Unconfirmed endpoint changes gossiped at once: below what `node-facts` can carry (about 1,700).
+pub(crate) const MAX_PENDING: usize = 1_000;
+
+/// What the tunnel adds to a packet: outer IPv4 (20), UDP (8), VXLAN (8), inner Ethernet (14).
+pub(crate) const TUNNEL_OVERHEAD_BYTES: u32 = 50;

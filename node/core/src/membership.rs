@@ -1,0 +1,218 @@
+//! Belonging to the fleet: its record, this node's record, its sign of life, its removal.
+
+use std::{net::IpAddr, time::Duration};
+
+use identity::NodeName;
+use kvstore_claims::{
+    ClaimError, FleetJoin, FleetJoined, NodeRegistered, NodeRegistration, node_removal_request,
+};
+use kvstore_schema::record::{AliveRecord, FleetRecord, NodeRecord, Record};
+
+use crate::{
+    CallErrorKind, CallId, Command, Reply,
+    limits::{ALIVE_TTL, JOIN_RETRY},
+    node::Node,
+    tasks::Task,
+};
+
+/// How far this node is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Waits for the kernel, the first listing, or the next attempt.
+    #[default]
+    Outside,
+    /// Makes or reads the fleet's record.
+    Joining,
+    /// Registers for the first time.
+    Registering,
+    /// Registered.
+    Joined,
+}
+
+/// This node's membership. One per node.
+#[derive(Debug, Default)]
+pub(crate) struct Membership {
+    pub phase: Phase,
+    /// The fleet that this node has joined; never changes afterwards.
+    pub fleet_id: Option<String>,
+    /// The record as it was written last.
+    pub registered: Option<NodeRecord>,
+    /// Whether a registration is under way.
+    registering: bool,
+    /// Whether `alive/<node>` is kept.
+    keeping_alive: bool,
+    /// Why the node cannot go on as configured.
+    pub halted: Option<String>,
+    /// Before this the fleet is not asked again.
+    pub retry_at: Duration,
+}
+
+impl Node {
+    /// Takes the next step towards membership, or rewrites the record when it changed.
+    pub(crate) fn pursue_membership(&mut self) {
+        if !self.audit.observed || !self.store.connected || self.now.monotonic < self.membership.retry_at {
+            return;
+        }
+        match self.membership.phase {
+            Phase::Outside => {
+                self.membership.phase = Phase::Joining;
+                let wanted = self.wanted_fleet();
+                let (machine, request) = FleetJoin::start(self.view.schema(), wanted);
+                self.ask(request, Task::Fleet(machine));
+            }
+            Phase::Joining | Phase::Registering => {}
+            Phase::Joined => {
+                if !self.membership.registering
+                    && self.membership.registered.as_ref() != Some(&self.wanted_record())
+                {
+                    self.register();
+                }
+            }
+        }
+    }
+
+    fn wanted_fleet(&mut self) -> FleetRecord {
+        let known = self.membership.fleet_id.clone();
+        FleetRecord {
+            fleet_id: known.unwrap_or_else(|| format!("{:032x}", self.rng.u128(..))),
+            pools: self.config.pools.clone(),
+            block_prefix_v4: self.config.block_prefix_v4,
+            block_prefix_v6: self.config.block_prefix_v6,
+            tunnel_port: self.config.tunnel_port,
+            unknown: Default::default(),
+        }
+    }
+
+    /// This node's record as it should be.
+    fn wanted_record(&self) -> NodeRecord {
+        let registered = self.membership.registered.as_ref();
+        NodeRecord {
+            underlay: self.underlay.addresses.clone(),
+            cidrs: self.ipam.own.iter().map(|(cidr, _)| *cidr).collect(),
+            gateway: self.gateway(),
+            gossip_port: self.config.gossip_port,
+            labels: self.config.node_labels.clone(),
+            boot_id: self.config.boot_id.clone(),
+            machine_id: self.config.machine_id.clone(),
+            incarnation: registered.map_or(self.config.incarnation, |record| record.incarnation),
+            agent_version: self.config.agent_version.clone(),
+            unknown: registered.map(|record| record.unknown.clone()).unwrap_or_default(),
+        }
+    }
+
+    fn register(&mut self) {
+        self.membership.registering = true;
+        let (machine, request) =
+            NodeRegistration::start(self.view.schema(), self.config.node.clone(), self.wanted_record(), None);
+        self.ask(request, Task::Register(machine));
+    }
+
+    pub(crate) fn on_fleet(&mut self, end: Result<FleetJoined, ClaimError>) {
+        match end {
+            Ok(joined) => {
+                self.membership.fleet_id = Some(joined.record.fleet_id);
+                self.membership.phase = Phase::Registering;
+                self.refresh_own_claims();
+                self.register();
+            }
+            Err(error) => self.refused(&error),
+        }
+    }
+
+    pub(crate) fn on_registered(&mut self, end: Result<NodeRegistered, ClaimError>) {
+        self.membership.registering = false;
+        match end {
+            Ok(registered) => {
+                if !self.membership.keeping_alive {
+                    self.membership.keeping_alive = true;
+                    self.keep_alive(&registered.record);
+                }
+                self.membership.registered = Some(registered.record);
+                self.membership.phase = Phase::Joined;
+                self.membership.halted = None;
+                self.ipam.changed = true;
+            }
+            Err(error) => self.refused(&error),
+        }
+    }
+
+    fn keep_alive(&mut self, record: &NodeRecord) {
+        let alive = AliveRecord {
+            incarnation: record.incarnation,
+            machine_id: record.machine_id.clone(),
+            unknown: Default::default(),
+        };
+        let key = self.view.schema().alive(&self.config.node);
+        self.out.push(Command::KeepAlive { key, value: alive.encode(), ttl: ALIVE_TTL });
+    }
+
+    /// The fleet does not take this node as it is. The kernel keeps what it has; an operator has to act.
+    fn refused(&mut self, error: &ClaimError) {
+        let text = error.to_string();
+        self.membership.phase = Phase::Outside;
+        self.membership.retry_at = self.now.monotonic + JOIN_RETRY;
+        if self.membership.halted.as_ref() != Some(&text) {
+            self.error(text.clone());
+            self.out.push(Command::Halt(text.clone()));
+            self.membership.halted = Some(text);
+        }
+    }
+
+    /// This node's record changed in the store, by us or by an operator.
+    pub(crate) fn on_own_record(&mut self, gone: bool) {
+        if gone {
+            // The node lives: it registers again, with the same claims.
+            self.membership.registered = None;
+        }
+    }
+
+    /// An operator says that a node will not come back.
+    pub(crate) fn remove_node(&mut self, call: CallId, node: NodeName) {
+        let known = self.view.nodes().contains_key(&node);
+        let problem = if node == self.config.node {
+            let text = "a node does not remove itself: stop its agent, then ask another node".to_owned();
+            Some((CallErrorKind::Invalid, text))
+        } else if !self.store.connected {
+            Some((
+                CallErrorKind::Unavailable,
+                format!("node {node} cannot be removed while the store does not answer; try again"),
+            ))
+        } else if !known {
+            Some((CallErrorKind::NotFound, format!("there is no node {node}")))
+        } else if self.view.alive().contains_key(&node) {
+            Some((CallErrorKind::Conflict, alive_text(&node)))
+        } else {
+            None
+        };
+        match problem {
+            Some((kind, text)) => self.refuse(call, kind, text),
+            None => {
+                let request = node_removal_request(self.view.schema(), &node);
+                self.ask(request, Task::Remove(node, call));
+            }
+        }
+    }
+
+    pub(crate) fn on_removed(&mut self, node: &NodeName, call: CallId, outcome: Result<bool, String>) {
+        match outcome {
+            Ok(true) => self.reply(call, Ok(Reply::NodeRemoved)),
+            Ok(false) => self.refuse(call, CallErrorKind::Conflict, alive_text(node)),
+            Err(reason) => {
+                let text = format!("whether node {node} was removed is not known ({reason}); ask again");
+                self.refuse(call, CallErrorKind::Unavailable, text);
+            }
+        }
+    }
+
+    /// The first usable address of this node's oldest block.
+    pub(crate) fn gateway(&self) -> Option<IpAddr> {
+        self.ipam.own.first().map(|(cidr, _)| crate::ipam::first_address(*cidr)).or(self.adopted_gateway)
+    }
+}
+
+fn alive_text(node: &NodeName) -> String {
+    format!(
+        "node {node} is alive, or was removed already: stop its agent and wait until its lease has run out ({} s)",
+        ALIVE_TTL.as_secs()
+    )
+}

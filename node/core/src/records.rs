@@ -1,0 +1,263 @@
+//! What the store and gossip say of this node's endpoints: records that follow the kernel, and the changes
+//! that the store has not confirmed yet.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
+
+use datapath_plan::Generation;
+use kvstore_claims::{ClaimError, EndpointChange, EndpointResult, EndpointWrites};
+use kvstore_schema::{Revision, record::EndpointRecord};
+use node_facts::{CidrFact, NodeFacts, NodeHealth, PendingEndpoint, PendingOp};
+
+use crate::{
+    Command, EndpointState,
+    limits::{MAX_PENDING, REFUSED_RETRY, WRITES_PER_ROUND},
+    membership::Phase,
+    node::Node,
+    tasks::Task,
+};
+
+/// A record with the revision that it has, or, when it was deleted, had.
+type Known = (Revision, Option<Arc<EndpointRecord>>);
+
+/// What is to be recorded. One per node.
+#[derive(Debug, Default)]
+pub(crate) struct Records {
+    /// Addresses whose record is not as it should be.
+    dirty: BTreeSet<IpAddr>,
+    /// What is being written now; one round at a time, so that writes of one address keep their order.
+    round: Option<BTreeMap<IpAddr, Known>>,
+    /// What was written and the view does not show yet.
+    written: BTreeMap<IpAddr, Known>,
+    /// Changes that the view does not show yet, for gossip.
+    pending: BTreeMap<IpAddr, PendingEndpoint>,
+    sequence: u64,
+    paused_until: Duration,
+    published: Option<NodeFacts>,
+}
+
+impl Records {
+    pub(crate) fn queued(&self) -> usize {
+        self.dirty.len() + self.round.as_ref().map_or(0, BTreeMap::len)
+    }
+
+    pub(crate) fn next_wake(&self) -> Option<Duration> {
+        (!self.dirty.is_empty() && self.round.is_none()).then_some(self.paused_until)
+    }
+}
+
+impl Node {
+    /// The record of an endpoint of this node as the store has it, to the best of our knowledge.
+    fn known_record(&self, ip: IpAddr) -> Option<(Revision, Arc<EndpointRecord>)> {
+        let seen = self.view.endpoints().get(&self.config.node).and_then(|records| records.get(&ip));
+        let seen = seen.map(|entry| (entry.modified, entry.record.clone()));
+        match self.records.written.get(&ip) {
+            Some((at, Some(record))) if self.view.revision() < *at => Some((*at, record.clone())),
+            Some((deleted, None)) => seen.filter(|(modified, _)| modified > deleted),
+            Some((_, Some(_))) | None => seen,
+        }
+    }
+
+    /// The record that an address should have. The error: it is not for us to say now.
+    fn wanted_endpoint_record(&self, ip: IpAddr) -> Result<Option<EndpointRecord>, ()> {
+        let Some(endpoint) = self.endpoints.at(ip) else { return Ok(None) };
+        match (endpoint.state, &endpoint.digest, endpoint.identity) {
+            (EndpointState::Ready, Some(digest), Some(identity)) => Ok(Some(EndpointRecord {
+                name: endpoint.name.clone(),
+                identity,
+                labels_digest: digest.clone(),
+                labels: endpoint.labels.clone(),
+                unknown: Default::default(),
+            })),
+            _ => Err(()),
+        }
+    }
+
+    /// Whether the store has the right record.
+    pub(crate) fn is_recorded(&self, ip: IpAddr) -> bool {
+        match (self.wanted_endpoint_record(ip), self.known_record(ip)) {
+            (Ok(Some(wanted)), Some((_, known))) => same(&wanted, &known),
+            _ => false,
+        }
+    }
+
+    /// The endpoint of an address, or its record, may have changed: finds out what is left to be done.
+    pub(crate) fn endpoint_changed(&mut self, ip: IpAddr) {
+        // Before the kernel and the store have been seen once, what is missing proves nothing.
+        if self.audit.trusted.is_none() {
+            return;
+        }
+        let Ok(wanted) = self.wanted_endpoint_record(ip) else { return };
+        let known = self.known_record(ip);
+        let settled = match (&wanted, &known) {
+            (Some(wanted), Some((_, known))) => same(wanted, known),
+            (wanted, known) => wanted.is_none() && known.is_none(),
+        };
+        if settled {
+            self.records.dirty.remove(&ip);
+            self.records.pending.remove(&ip);
+            return;
+        }
+        self.records.dirty.insert(ip);
+        let (op, record) = match (wanted, known) {
+            (Some(wanted), _) => (PendingOp::Added, wanted),
+            (None, Some((_, known))) => (PendingOp::Removed, known.as_ref().clone()),
+            (None, None) => return,
+        };
+        let told = self.records.pending.get(&ip);
+        if told
+            .is_some_and(|told| told.op == op && told.identity == record.identity && told.name == record.name)
+        {
+            return;
+        }
+        self.records.sequence += 1;
+        let change = PendingEndpoint {
+            ip,
+            identity: record.identity,
+            labels_digest: record.labels_digest,
+            labels: record.labels,
+            name: record.name,
+            op,
+            sequence: self.records.sequence,
+        };
+        self.records.pending.insert(ip, change);
+    }
+
+    pub(crate) fn on_own_endpoint_record(&mut self, ip: IpAddr) {
+        let seen = self.view.endpoints().get(&self.config.node).and_then(|records| records.get(&ip));
+        let caught_up = match self.records.written.get(&ip) {
+            Some((at, Some(_))) => self.view.revision() >= *at,
+            Some((deleted, None)) => seen.is_none_or(|entry| entry.modified > *deleted),
+            None => false,
+        };
+        if caught_up {
+            self.records.written.remove(&ip);
+        }
+        self.endpoint_changed(ip);
+    }
+
+    /// Writes what is to be written, one round at a time.
+    pub(crate) fn pursue_records(&mut self) {
+        let due = self.now.monotonic >= self.records.paused_until;
+        if self.records.round.is_some()
+            || self.records.dirty.is_empty()
+            || self.membership.phase != Phase::Joined
+            || !due
+        {
+            return;
+        }
+        let mut round = BTreeMap::new();
+        let mut changes = Vec::new();
+        for ip in std::mem::take(&mut self.records.dirty) {
+            if round.len() == WRITES_PER_ROUND {
+                self.records.dirty.insert(ip);
+                continue;
+            }
+            match (self.wanted_endpoint_record(ip), self.known_record(ip)) {
+                (Ok(Some(mut record)), known) => {
+                    // Without a block there is no fence: it is tried again when the block is held.
+                    let Some(block) = self.ipam.block_of(ip) else { continue };
+                    let (cidr, epoch) = (block.cidr, block.epoch);
+                    record.unknown = known.map(|(_, known)| known.unknown.clone()).unwrap_or_default();
+                    round.insert(ip, (Revision::default(), Some(Arc::new(record.clone()))));
+                    changes.push(EndpointChange::Put { ip, record, cidr, epoch });
+                }
+                (Ok(None), Some((revision, known))) => {
+                    round.insert(ip, (revision, None));
+                    changes.push(EndpointChange::Delete { ip, name: known.name.clone(), revision });
+                }
+                (Ok(None), None) | (Err(()), _) => {}
+            }
+        }
+        match EndpointWrites::start(self.view.schema(), self.config.node.clone(), changes) {
+            Ok(Some((machine, request))) => {
+                self.records.round = Some(round);
+                self.ask(request, Task::Write(machine));
+            }
+            Ok(None) => {}
+            Err(error) => self.error(error.to_string()),
+        }
+    }
+
+    pub(crate) fn on_written(&mut self, end: Result<Vec<(IpAddr, EndpointResult)>, ClaimError>) {
+        let round = self.records.round.take().unwrap_or_default();
+        match end {
+            Ok(results) => {
+                for (ip, result) in results {
+                    let Some((revision, record)) = round.get(&ip) else { continue };
+                    match result {
+                        EndpointResult::Written(at) => {
+                            drop(self.records.written.insert(ip, (at, record.clone())))
+                        }
+                        EndpointResult::Deleted => drop(self.records.written.insert(ip, (*revision, None))),
+                        EndpointResult::Superseded => {}
+                        EndpointResult::Fenced => {
+                            self.ipam.changed = true;
+                            self.error(format!(
+                                "endpoint {ip} not recorded: its pod CIDR is not this node's any more"
+                            ));
+                        }
+                    }
+                    if result != EndpointResult::Fenced {
+                        self.on_own_endpoint_record(ip);
+                    }
+                }
+            }
+            Err(error) => {
+                self.records.paused_until = self.now.monotonic + REFUSED_RETRY;
+                self.records.dirty.extend(round.into_keys());
+                self.error(format!("endpoints not recorded: {error}"));
+            }
+        }
+    }
+
+    /// Tells by gossip what has changed of this node since it last told.
+    pub(crate) fn publish(&mut self) {
+        let Some(fleet_id) = self.membership.fleet_id.clone() else { return };
+        // What etcd has confirmed is not repeated; of the rest the oldest first.
+        let mut pending: Vec<PendingEndpoint> = self.records.pending.values().cloned().collect();
+        pending.sort_by_key(|change| change.sequence);
+        pending.retain(|change| self.ipam.own.iter().any(|(cidr, _)| cidr.contains(change.ip)));
+        pending.truncate(MAX_PENDING);
+        let health = match (&self.membership.halted, &self.store.suspect) {
+            (Some(reason), _) | (None, Some(reason)) => NodeHealth::degraded(reason),
+            (None, None) => NodeHealth::Ok,
+        };
+        let (_, Generation(applied_generation)) = self.reconciler.generations();
+        let incarnation =
+            self.membership.registered.as_ref().map_or(self.config.incarnation, |own| own.incarnation);
+        let facts = NodeFacts {
+            fleet_id,
+            node: self.config.node.clone(),
+            incarnation,
+            underlay: self.underlay.addresses.clone(),
+            gateway: self.gateway(),
+            cidrs: self
+                .ipam
+                .own
+                .iter()
+                .map(|(cidr, epoch)| CidrFact { cidr: *cidr, epoch: epoch.0 })
+                .collect(),
+            applied_generation,
+            health,
+            pending,
+        };
+        // The generation alone is no news: telling each plan to everybody would cost more than it says.
+        let news = self.records.published.as_ref().is_none_or(|told| {
+            *told != NodeFacts { applied_generation: told.applied_generation, ..facts.clone() }
+        });
+        if news {
+            self.records.published = Some(facts.clone());
+            self.out.push(Command::Publish(facts));
+        }
+    }
+}
+
+/// Whether two records say the same, fields of newer versions aside.
+fn same(a: &EndpointRecord, b: &EndpointRecord) -> bool {
+    (&a.name, a.identity, &a.labels_digest, &a.labels) == (&b.name, b.identity, &b.labels_digest, &b.labels)
+}

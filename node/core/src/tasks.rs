@@ -1,0 +1,174 @@
+//! Requests to the store in flight, and the machines that wait for their answers.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use identity::{LabelDigest, NodeName};
+use ipnetwork::IpNetwork;
+use kvstore_claims::{
+    CidrClaim, CidrRelease, ClaimError, EndpointWrites, FleetJoin, IdentityAcquire, IdentityRelease, Machine,
+    NodeRegistration, Protocol, Step,
+};
+use kvstore_schema::{KvOutcome, KvRequest, KvResponse};
+
+use crate::{CallId, Command, KvId, node::Node};
+
+/// What an answer is for.
+#[derive(Debug)]
+pub(crate) enum Task {
+    Fleet(Machine<FleetJoin>),
+    Register(Machine<NodeRegistration>),
+    Claim(Machine<CidrClaim>),
+    GiveBack(IpNetwork, CallId, Machine<CidrRelease>),
+    Acquire(LabelDigest, Machine<IdentityAcquire>),
+    Release(LabelDigest, Machine<IdentityRelease>),
+    Write(Machine<EndpointWrites>),
+    /// Nobody waits for it: the view shows what came of it.
+    Collect,
+    Remove(NodeName, CallId),
+}
+
+/// All of them. Bounded: one of each kind, except two per label set in use and one per call.
+#[derive(Debug, Default)]
+pub(crate) struct Tasks {
+    next: u64,
+    in_flight: BTreeMap<KvId, Task>,
+    waiting: BTreeMap<(Duration, u64), Task>,
+}
+
+impl Tasks {
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    pub(crate) fn next_wake(&self) -> Option<Duration> {
+        self.waiting.keys().next().map(|(at, _)| *at)
+    }
+
+    fn number(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+}
+
+impl Node {
+    /// Sends a request; its answer comes to `task`.
+    pub(crate) fn ask(&mut self, request: KvRequest, task: Task) {
+        let id = KvId(self.tasks.number());
+        self.tasks.in_flight.insert(id, task);
+        self.counters.kv_requests += 1;
+        self.out.push(Command::Kv(id, request));
+    }
+
+    /// Sends again what has waited long enough.
+    pub(crate) fn resume_due(&mut self) {
+        let now = self.now.monotonic;
+        while let Some(entry) = self.tasks.waiting.first_entry().filter(|entry| entry.key().0 <= now) {
+            let task = entry.remove();
+            self.resume(task);
+        }
+    }
+
+    /// Sends again all that waits: the store is back.
+    pub(crate) fn resume_all(&mut self) {
+        for task in std::mem::take(&mut self.tasks.waiting).into_values() {
+            self.resume(task);
+        }
+    }
+
+    fn resume(&mut self, task: Task) {
+        fn request<P: Protocol>(machine: &Machine<P>) -> Option<KvRequest> {
+            match machine.resume() {
+                Step::Ask(request) => Some(request),
+                Step::Wait { .. } | Step::Done(_) | Step::Failed(_) => None,
+            }
+        }
+        let request = match &task {
+            Task::Fleet(machine) => request(machine),
+            Task::Register(machine) => request(machine),
+            Task::Claim(machine) => request(machine),
+            Task::GiveBack(_, _, machine) => request(machine),
+            Task::Acquire(_, machine) => request(machine),
+            Task::Release(_, machine) => request(machine),
+            Task::Write(machine) => request(machine),
+            Task::Collect | Task::Remove(..) => None,
+        };
+        if let Some(request) = request {
+            self.ask(request, task);
+        }
+    }
+
+    pub(crate) fn on_kv_answer(&mut self, id: KvId, outcome: KvOutcome) {
+        let Some(task) = self.tasks.in_flight.remove(&id) else { return };
+        if outcome.is_err() {
+            self.counters.kv_failures += 1;
+        }
+        match task {
+            Task::Fleet(machine) => {
+                if let Some(end) = self.step(machine, outcome, Task::Fleet) {
+                    self.on_fleet(end);
+                }
+            }
+            Task::Register(machine) => {
+                if let Some(end) = self.step(machine, outcome, Task::Register) {
+                    self.on_registered(end);
+                }
+            }
+            Task::Claim(machine) => {
+                if let Some(end) = self.step(machine, outcome, Task::Claim) {
+                    self.on_claimed(end);
+                }
+            }
+            Task::GiveBack(cidr, call, machine) => {
+                let again = |machine| Task::GiveBack(cidr, call, machine);
+                if let Some(end) = self.step(machine, outcome, again) {
+                    self.on_given_back(cidr, call, end);
+                }
+            }
+            Task::Acquire(digest, machine) => {
+                let again = |machine| Task::Acquire(digest.clone(), machine);
+                if let Some(end) = self.step(machine, outcome, again) {
+                    self.on_acquired(&digest, end);
+                }
+            }
+            Task::Release(digest, machine) => {
+                let again = |machine| Task::Release(digest.clone(), machine);
+                if let Some(end) = self.step(machine, outcome, again) {
+                    self.on_released(&digest, end);
+                }
+            }
+            Task::Write(machine) => {
+                if let Some(end) = self.step(machine, outcome, Task::Write) {
+                    self.on_written(end);
+                }
+            }
+            Task::Collect => {}
+            Task::Remove(node, call) => match outcome {
+                Ok(KvResponse::Txn(answer)) => self.on_removed(&node, call, Ok(answer.succeeded)),
+                Ok(KvResponse::List(_)) => {
+                    self.on_removed(&node, call, Err("a listing was answered".to_owned()))
+                }
+                Err(failure) => self.on_removed(&node, call, Err(failure.to_string())),
+            },
+        }
+    }
+
+    /// Gives the machine its answer. `None`: it goes on, as the task that `again` makes of it.
+    fn step<P: Protocol>(
+        &mut self,
+        mut machine: Machine<P>,
+        outcome: KvOutcome,
+        again: impl FnOnce(Machine<P>) -> Task,
+    ) -> Option<Result<P::Output, ClaimError>> {
+        let draw = self.rng.u64(..);
+        match machine.on_outcome(outcome, &self.view, draw) {
+            Step::Ask(request) => self.ask(request, again(machine)),
+            Step::Wait { after, .. } => {
+                let key = (self.now.monotonic + after, self.tasks.number());
+                self.tasks.waiting.insert(key, again(machine));
+            }
+            Step::Done(output) => return Some(Ok(output)),
+            Step::Failed(error) => return Some(Err(error)),
+        }
+        None
+    }
+}

@@ -17,7 +17,7 @@ pub const MAX_INTERVAL: Duration = Duration::from_secs(60);
 pub const PHI_THRESHOLD: f64 = 4.5;
 /// However suspicious chitchat is, a node is not called dead before so many silent intervals: in a
 /// small fleet heartbeats come several times an interval, and phi alone would trip over one late round.
-pub const MIN_SILENT_INTERVALS: u32 = 3;
+pub const MIN_SILENT_INTERVALS: u32 = 5;
 /// How long a dead incarnation is remembered. chitchat counts it in every digest for half of this
 /// (24 h by default), and above about 2,570 entries a handshake panics.
 pub const DEAD_NODE_GRACE: Duration = Duration::from_secs(5 * 60);
@@ -76,8 +76,10 @@ impl GossipConfig {
             ));
         }
         if !(MIN_INTERVAL..=MAX_INTERVAL).contains(&self.interval) {
-            mistakes
-                .push(format!("interval {:?} is not between {MIN_INTERVAL:?} and {MAX_INTERVAL:?}", self.interval));
+            mistakes.push(format!(
+                "interval {:?} is not between {MIN_INTERVAL:?} and {MAX_INTERVAL:?}",
+                self.interval
+            ));
         }
         if self.seeds.len() > MAX_PEERS {
             mistakes.push(format!("{} seeds, at most {MAX_PEERS} are allowed", self.seeds.len()));
@@ -115,7 +117,9 @@ mod tests {
         for good in ["10.0.0.1:7946", "[2001:db8::1]:7946", "node-1:7946", "seed.example.net:1"] {
             assert!(is_host_and_port(good), "{good}");
         }
-        for bad in ["", "10.0.0.1", "10.0.0.1:0", "10.0.0.300:7946", "node-1", "node-1:", "no de:1", "2001:db8::1"] {
+        for bad in
+            ["", "10.0.0.1", "10.0.0.1:0", "10.0.0.300:7946", "node-1", "node-1:", "no de:1", "2001:db8::1"]
+        {
             assert!(!is_host_and_port(bad), "{bad}");
         }
     }

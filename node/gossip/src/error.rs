@@ -11,7 +11,9 @@ pub enum GossipError {
     #[error("gossip configuration: {}", .0.join("; "))]
     Config(Vec<String>),
     /// The address is not one of this machine's.
-    #[error("gossip cannot bind {0}: the address is not on this machine (see `ip address`); correct the gossip bind address, or use 0.0.0.0")]
+    #[error(
+        "gossip cannot bind {0}: the address is not on this machine (see `ip address`); correct the gossip bind address, or use 0.0.0.0"
+    )]
     NotLocal(SocketAddr),
     /// Somebody has the port.
     #[error("gossip cannot bind {0}: the port is in use (see `ss -lunp`); is another agent running?")]

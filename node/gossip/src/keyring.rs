@@ -154,7 +154,9 @@ pub enum KeyringError {
         source: Box<KeyringError>,
     },
     /// No key at all.
-    #[error("gossip needs a key: put one per line, 32 random bytes in base64 or hexadecimal, the one in use first")]
+    #[error(
+        "gossip needs a key: put one per line, 32 random bytes in base64 or hexadecimal, the one in use first"
+    )]
     Empty,
     /// Not a key.
     #[error("not a gossip key: 32 bytes, written as 44 characters of base64 or 64 hexadecimal digits")]

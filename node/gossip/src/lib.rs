@@ -6,17 +6,23 @@
 mod config;
 mod error;
 mod event;
+mod gossip;
+mod inbox;
 pub mod keyring;
 mod relay;
 pub mod replay;
 mod stats;
+mod supervisor;
+mod table;
 mod transport;
 pub mod wire;
 
-pub use config::GossipConfig;
+pub use config::{DEFAULT_INTERVAL, GossipConfig, MAX_INTERVAL, MIN_INTERVAL};
 pub use error::{GossipError, PublishError};
 pub use event::GossipEvent;
+pub use gossip::Gossip;
 pub use keyring::{GossipKey, KeyId, Keyring, KeyringError};
 pub use node_facts::NodeFacts;
 pub use stats::GossipStats;
+pub use table::PeerStatus;
 pub use wire::Refusal;

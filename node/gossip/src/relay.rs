@@ -45,7 +45,6 @@ pub(crate) fn is_mark(message: &[u8]) -> bool {
 /// The pair. One per run of the chitchat task.
 pub(crate) struct Relay {
     codec: Box<dyn Socket>,
-    codec_address: SocketAddr,
     tap: UdpSocket,
     tap_address: SocketAddr,
     stage: Stage,
@@ -82,25 +81,14 @@ impl Relay {
         let descriptor = find_socket(codec_address)?;
         connect(descriptor, &to_nix(tap_address)?)?;
         discard_queued(descriptor)?;
-        let mut relay = Self {
-            codec,
-            codec_address,
-            tap,
-            tap_address,
-            stage: Stage::Mark,
-            buffer: Box::new([0; MAX_DATAGRAM_BYTES]),
-        };
+        let mut relay =
+            Self { codec, tap, tap_address, stage: Stage::Mark, buffer: Box::new([0; MAX_DATAGRAM_BYTES]) };
         // A mark through the codec proves that loopback is up.
         match tokio::time::timeout(LOOPBACK_TIMEOUT, relay.parse()).await {
             Ok(Ok(_)) => Ok(relay),
             Ok(Err(error)) => Err(error),
             Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "loopback does not deliver")),
         }
-    }
-
-    /// Where chitchat believes to listen.
-    pub fn codec_address(&self) -> SocketAddr {
-        self.codec_address
     }
 
     /// Turns a message of chitchat's into bytes.
@@ -222,7 +210,7 @@ mod tests {
     async fn strangers_on_this_machine_reach_neither_end() {
         let mut relay = Relay::open().await.unwrap();
         let stranger = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        for address in [relay.codec_address, relay.tap_address] {
+        for address in [relay.codec.local_addr().unwrap(), relay.tap_address] {
             // The kernel may answer a send with the ICMP error of the one before.
             for _ in 0..3 {
                 let _ = stranger.send_to(&syn(), address).await;

@@ -41,7 +41,8 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn now_ms() -> u64 {
+/// The time in ms since the epoch.
+pub(crate) fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
@@ -65,7 +66,13 @@ impl Link {
 
     fn seal(&self, message: &[u8]) -> Vec<Vec<u8>> {
         let keyring = lock(&self.keyring).clone();
-        lock(&self.sealer).seal(&keyring, now_ms(), message)
+        let now_ms = now_ms();
+        let datagrams = lock(&self.sealer).seal(&keyring, now_ms, message);
+        let mut opener = lock(&self.opener);
+        for datagram in &datagrams {
+            opener.remember_own(now_ms, datagram);
+        }
+        datagrams
     }
 
     /// Sends what the kernel takes. An unreachable peer is nothing that chitchat could mend: it is
@@ -110,6 +117,7 @@ impl Transport for SealedTransport {
             link: self.link.clone(),
             relay,
             peer: None,
+            failure: None,
             buffer: vec![0; MAX_DATAGRAM_BYTES + 1].into_boxed_slice(),
         }))
     }
@@ -120,6 +128,8 @@ struct SealedSocket {
     relay: Relay,
     /// Who sent the message that is in the relay.
     peer: Option<SocketAddr>,
+    /// Why chitchat's task must be started anew. chitchat shrugs off what `send` returns.
+    failure: Option<anyhow::Error>,
     /// One byte longer than the longest datagram, so that nothing is cut silently.
     buffer: Box<[u8]>,
 }
@@ -131,7 +141,16 @@ impl Socket for SealedSocket {
     }
 
     async fn send(&mut self, to: SocketAddr, envelope: ChitchatEnvelope) -> anyhow::Result<SendOutcome> {
-        let message = self.relay.encode(envelope).await?;
+        // A message that does not fit a datagram is a digest of too many nodes: no handshake could be
+        // begun any more, and gossip would be silent without an error. Starting anew forgets them.
+        let message = match self.relay.encode(envelope).await {
+            Ok(message) => message,
+            Err(error) => {
+                let text = format!("{error:#}");
+                self.failure = Some(error.context("gossip message cannot be sent"));
+                anyhow::bail!(text);
+            }
+        };
         let num_bytes_sent = message.len();
         for datagram in self.link.seal(message) {
             self.link.send(to, &datagram).await;
@@ -143,6 +162,9 @@ impl Socket for SealedSocket {
     /// relay, and is finished before the next datagram is read.
     async fn recv(&mut self) -> anyhow::Result<RecvOutcome> {
         loop {
+            if let Some(failure) = self.failure.take() {
+                return Err(failure);
+            }
             if let Some(peer) = self.peer {
                 match self.relay.parse().await? {
                     Parsed::Message(outcome) => return Ok(RecvOutcome { from_addr: peer, ..outcome }),
@@ -171,7 +193,8 @@ impl Socket for SealedSocket {
 /// Errors of the network that say nothing about the socket.
 fn is_transient(error: &io::Error) -> bool {
     use io::ErrorKind::{
-        ConnectionRefused, ConnectionReset, HostUnreachable, Interrupted, NetworkDown, NetworkUnreachable, OutOfMemory,
+        ConnectionRefused, ConnectionReset, HostUnreachable, Interrupted, NetworkDown, NetworkUnreachable,
+        OutOfMemory,
     };
     matches!(
         error.kind(),

@@ -69,7 +69,7 @@ pub enum Refusal {
     UnknownKey,
     /// Sent longer ago, or further in the future, than clocks may differ.
     Stale,
-    /// Seen before, or so old that it may have been.
+    /// Seen before, sealed by ourselves, or so old that it may have been.
     Replay,
     /// Forged or damaged: the tag does not fit.
     BadTag,
@@ -316,6 +316,14 @@ impl Opener {
         self.assemble(&header, message)
     }
 
+    /// Remembers a datagram that this process has sealed, so that nobody can send it back to us.
+    pub fn remember_own(&mut self, now_ms: u64, datagram: &[u8]) {
+        let header = datagram.first_chunk::<HEADER_BYTES>().map(Header::parse);
+        if let Some(Ok(Header { session, counter, sent_ms, .. })) = header {
+            self.replay.mark(session, counter, sent_ms, now_ms.saturating_sub(MAX_CLOCK_SKEW_MS));
+        }
+    }
+
     fn assemble(&mut self, header: &Header, bytes: Vec<u8>) -> Result<Option<Vec<u8>>, Refusal> {
         let Header { session, counter, .. } = *header;
         match header.part {
@@ -328,9 +336,10 @@ impl Opener {
                 Ok(None)
             }
             Part::Second => {
-                let first = self.halves.iter().position(|half| {
-                    half.session == session && half.counter.checked_add(1) == Some(counter)
-                });
+                let first = self
+                    .halves
+                    .iter()
+                    .position(|half| half.session == session && half.counter.checked_add(1) == Some(counter));
                 let half = first.and_then(|index| self.halves.remove(index)).ok_or(Refusal::LostHalf)?;
                 let mut message = half.bytes;
                 message.extend_from_slice(&bytes);

@@ -102,6 +102,14 @@ fn a_datagram_opens_once() {
 }
 
 #[test]
+fn ones_own_datagram_does_not_come_back() {
+    let datagram = seal_one(b"hello");
+    let mut opener = Opener::new(fleet());
+    opener.remember_own(NOW_MS, &datagram);
+    assert_eq!(opener.open(&ring(1), NOW_MS, &datagram), Err(Refusal::Replay));
+}
+
+#[test]
 fn a_forged_datagram_does_not_burn_the_counter_of_the_real_one() {
     let datagram = seal_one(b"hello");
     let mut forged = datagram.clone();

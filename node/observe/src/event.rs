@@ -99,6 +99,13 @@ pub struct Party {
     pub node: Option<NodeName>,
 }
 
+impl Party {
+    /// One of which no name is known.
+    pub fn bare(address: Option<IpAddr>, port: u16, identity: Identity) -> Self {
+        Self { address, port, identity, labels: Labels::default(), endpoint: None, node: None }
+    }
+}
+
 impl fmt::Display for Party {
     /// `10.1.2.3:80 (web-1, identity 300)`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -205,14 +212,8 @@ impl FlowEvent {
             .find(|direction| **direction as u8 == event.direction)
             .ok_or(DecodeError::Direction(event.direction))?;
         let party = |bytes: [u8; 16], port_be: [u8; 2], number: u32| {
-            Ok(Party {
-                address: address(event.family, bytes),
-                port: u16::from_be_bytes(port_be),
-                identity: Identity::new(number).map_err(|_| DecodeError::Identity(number))?,
-                labels: Labels::default(),
-                endpoint: None,
-                node: None,
-            })
+            let identity = Identity::new(number).map_err(|_| DecodeError::Identity(number))?;
+            Ok(Party::bare(address(event.family, bytes), u16::from_be_bytes(port_be), identity))
         };
         Ok(Self {
             unix_us: boot.unix_us + event.time_ns / 1_000,
@@ -266,14 +267,15 @@ fn address(family: u8, bytes: [u8; 16]) -> Option<IpAddr> {
 }
 
 /// The word for a `FlowAction`; `None` for 0 and for numbers that there are not.
-pub(crate) fn action_key(action: u8) -> Option<&'static str> {
+fn action_key(action: u8) -> Option<&'static str> {
     use datapath_abi::FlowAction as Action;
     [(Action::Local, "local"), (Action::Tunnel, "tunnel"), (Action::Host, "host"), (Action::Stack, "stack")]
         .into_iter()
         .find_map(|(known, key)| (known as u8 == action).then_some(key))
 }
 
-fn tcp_flags(protocol: u8, flags: u8) -> String {
+/// The names of TCP flags, as `SYN|ACK`; empty for other protocols.
+pub fn tcp_flags(protocol: u8, flags: u8) -> String {
     const NAMES: [&str; 8] = ["FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR"];
     if protocol != 6 {
         return String::new();

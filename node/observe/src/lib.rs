@@ -9,6 +9,6 @@ mod filter;
 pub mod metric;
 mod reason;
 
-pub use event::{BootTime, DecodeError, EventKind, FlowEvent, Party, Protocol, Verdict};
+pub use event::{BootTime, DecodeError, EventKind, FlowEvent, Party, Protocol, Verdict, tcp_flags};
 pub use filter::{EventFilter, FilterError, PartyFilter};
 pub use reason::{Advice, advice, advice_for_key};

@@ -134,9 +134,12 @@ async fn run(arguments: Arguments) -> Result<ExitCode> {
 async fn endpoint(client: &Client, out: &Printer, command: EndpointCommand) -> Result<()> {
     match command {
         EndpointCommand::Add { name, netns, interface, labels, ip } => {
+            let labels = Labels::parse(&labels).unwrap_or_else(|mistake| {
+                Arguments::command().error(clap::error::ErrorKind::ValueValidation, mistake).exit()
+            });
             let request = EndpointAdd {
                 name,
-                labels: Labels::parse(&labels)?,
+                labels,
                 attachment: AttachmentKind::Netns { path: namespace_path(&netns), interface },
                 address: ip,
             };

@@ -1,9 +1,11 @@
 //! Maps, state, flows, counters, events.
 
+use std::net::SocketAddr;
+
 use node_api::{CounterRow, FlowEvent, FlowRow, Listing, MapDump, MapSummary, State, StateDiff};
 use node_observe::{EventKind, Party};
 
-use super::{Mark, Style, bytes, duration, table::table, time};
+use super::{Mark, Style, bytes, count, duration, table::table, time};
 
 pub fn maps(listing: &Listing<MapSummary>, _: Style) -> String {
     let rows = listing
@@ -87,13 +89,11 @@ pub fn state_diff(diff: &StateDiff, _: Style) -> String {
         return "the kernel holds exactly what the agent wants\n".to_owned();
     }
     let mut text: String = diff.differences.iter().map(|line| format!("{line}\n")).collect();
-    let count = diff.differences.len();
+    let differences = count(diff.differences.len() as u64, "difference");
     text += &if diff.repaired {
-        format!("{count} differences, repaired\n")
+        format!("{differences}, repaired\n")
     } else {
-        format!(
-            "{count} differences; `warren state diff --repair` repairs them now, the next audit does so by itself\n"
-        )
+        format!("{differences}; `warren state diff --repair` repairs now, the next audit does so by itself\n")
     };
     text
 }
@@ -105,8 +105,11 @@ fn party(party: &Party) -> String {
         (None, None) if party.labels.is_empty() => format!("identity {}", party.identity),
         (None, None) => party.labels.to_string(),
     };
-    let address = party.address.map_or_else(|| "?".to_owned(), |address| address.to_string());
-    if party.port == 0 { format!("{address} ({name})") } else { format!("{address}:{} ({name})", party.port) }
+    match (party.address, party.port) {
+        (None, _) => format!("? ({name})"),
+        (Some(address), 0) => format!("{address} ({name})"),
+        (Some(address), port) => format!("{} ({name})", SocketAddr::new(address, port)),
+    }
 }
 
 pub fn flows(listing: &Listing<FlowRow>, _: Style) -> String {
@@ -162,7 +165,7 @@ pub fn event(event: &FlowEvent, style: Style) -> String {
     let word =
         if mark == Mark::Fail && style.colour { format!("\x1b[31m{word}\x1b[0m") } else { word.to_owned() };
     let mut text = format!(
-        "{} {word} {what:<19} {:<7} {:<4} {} -> {}",
+        "{} {word} {what:<20} {:<7} {:<4} {} -> {}",
         style.dim(&time(event.unix_us)),
         event.direction,
         event.protocol.to_string(),
@@ -173,7 +176,7 @@ pub fn event(event: &FlowEvent, style: Style) -> String {
         text += &format!(" {}", event.tcp_flags);
     }
     if event.kind == EventKind::FlowEnd {
-        text += &format!(" {} packets, {}", event.packets, bytes(event.bytes));
+        text += &format!(" {}, {}", count(event.packets, "packet"), bytes(event.bytes));
     }
     if let Some(source) = event.tunnel_source {
         text += &format!(" from tunnel {source}");

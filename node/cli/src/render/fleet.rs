@@ -69,9 +69,10 @@ pub fn endpoints(listing: &Listing<Endpoint>, _: Style) -> String {
         .items
         .iter()
         .map(|endpoint| {
+            let failing = if endpoint.error.is_some() { ", failing" } else { "" };
             [
                 endpoint.name.to_string(),
-                state_word(endpoint.state).to_owned(),
+                format!("{}{failing}", state_word(endpoint.state)),
                 or_dash(endpoint.address),
                 or_dash(endpoint.identity),
                 or_dash(endpoint.device.as_ref()),
@@ -88,7 +89,7 @@ pub fn endpoint(endpoint: &Endpoint, _: Style) -> String {
             format!("{interface} in {}", path.display())
         });
     let recorded = if endpoint.recorded { "yes" } else { "not yet; gossip carries it" };
-    let lines = [
+    let mut lines = vec![
         ("name", endpoint.name.to_string()),
         ("state", state_word(endpoint.state).to_owned()),
         ("address", or_dash(endpoint.address)),
@@ -99,6 +100,7 @@ pub fn endpoint(endpoint: &Endpoint, _: Style) -> String {
         ("attached as", or_dash(attachment)),
         ("in etcd", recorded.to_owned()),
     ];
+    lines.extend(endpoint.error.clone().map(|error| ("last error", error)));
     lines.iter().map(|(name, value)| format!("{name:<12} {value}\n")).collect()
 }
 

@@ -2,8 +2,12 @@
 
 mod datapath;
 mod fleet;
+#[cfg(test)]
+mod sample;
 mod status;
 mod table;
+#[cfg(test)]
+mod tests;
 
 pub use datapath::{drops, event, flows, map_dump, maps, state, state_diff};
 pub use fleet::{endpoint, endpoint_added, endpoints, identities, ips, nodes};
@@ -65,28 +69,16 @@ pub fn bytes(count: u64) -> String {
     if unit == 0 { format!("{count} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }
 
+/// `1 node`, `2 nodes`.
+pub fn count(number: u64, thing: &str) -> String {
+    if number == 1 { format!("1 {thing}") } else { format!("{number} {thing}s") }
+}
+
 /// A point in time, in UTC, as RFC 3339 writes it.
 pub fn time(unix_us: u64) -> String {
     let micros = i64::try_from(unix_us).unwrap_or(i64::MAX);
     match jiff::Timestamp::from_microsecond(micros) {
         Ok(timestamp) => format!("{timestamp:.3}"),
         Err(_) => format!("{unix_us}us"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_for_people() {
-        assert_eq!(duration(340), "340ms");
-        assert_eq!(duration(12_000), "12s");
-        assert_eq!(duration(184_000), "3m 4s");
-        assert_eq!(duration(93_600_000), "1d 2h");
-        assert_eq!(bytes(900), "900 B");
-        assert_eq!(bytes(1_536), "1.5 KiB");
-        assert_eq!(bytes(5 << 30), "5.0 GiB");
-        assert_eq!(time(1_700_000_000_123_456), "2023-11-14T22:13:20.123Z");
     }
 }

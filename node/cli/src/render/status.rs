@@ -2,12 +2,15 @@
 
 use node_api::{Status, StoreStatus};
 
-use super::{Mark, Style, bytes, duration, time};
+use super::{Mark, Style, bytes, count, duration, time};
 
 /// A silence of the watch above which it is worth a word: progress is asked for every 2 s.
 const SILENT_WATCH_MS: u64 = 10_000;
 /// A map's fill above which it is worth a word, in percent.
 const FULL_MAP_PERCENT: u64 = 90;
+
+/// Names of devices, and differences, that are shown one by one: what does not fit a glance is counted.
+const SHOWN: usize = 6;
 
 struct Lines {
     style: Style,
@@ -152,23 +155,31 @@ fn addresses(lines: &mut Lines, status: &Status) {
         Mark::Ok,
         "fleet",
         &format!(
-            "{} nodes, {} identities; {} endpoints here",
-            status.nodes, status.identities, status.endpoints
+            "{}, {}; {} here",
+            count(status.nodes as u64, "node"),
+            match status.identities {
+                1 => "1 identity".to_owned(),
+                identities => format!("{identities} identities"),
+            },
+            count(status.endpoints as u64, "endpoint")
         ),
     );
 }
 
 fn kernel(lines: &mut Lines, status: &Status) {
     let apply = &status.apply;
-    let mark = if apply.failing.is_empty() { Mark::Ok } else { Mark::Fail };
+    let mark = if apply.failing.is_empty() && apply.full.is_empty() { Mark::Ok } else { Mark::Fail };
     let behind = apply.wanted_generation.saturating_sub(apply.applied_generation);
     let value = match behind {
         0 => format!("as wanted (generation {})", apply.applied_generation),
-        behind => format!("{behind} generations behind {}", apply.wanted_generation),
+        behind => format!("{} behind {}", count(behind, "generation"), apply.wanted_generation),
     };
     lines.line(mark, "kernel", &value);
     for failing in &apply.failing {
         lines.detail(failing);
+    }
+    for full in &apply.full {
+        lines.detail(&format!("{full} is full: this node holds as much as it can"));
     }
     let audit = &status.audit;
     let when = audit.unix_ms.map_or_else(|| "not yet".to_owned(), |ms| time(ms * 1_000));
@@ -177,17 +188,20 @@ fn kernel(lines: &mut Lines, status: &Status) {
         mark,
         "audit",
         &format!(
-            "{when}: {} differences, {} repaired since start",
-            audit.differences.len(),
+            "{when}: {}, {} repaired since start",
+            count(audit.differences.len() as u64, "difference"),
             audit.repaired_total
         ),
     );
+    for difference in audit.differences.iter().take(SHOWN) {
+        lines.detail(difference);
+    }
     for program in &status.programs {
-        lines.line(
-            Mark::Ok,
-            "program",
-            &format!("{} by {} on {}", program.name, program.hook, program.devices.join(" ")),
-        );
+        let devices = match program.devices.len() {
+            0..=SHOWN => program.devices.join(" "),
+            many => format!("{many} devices"),
+        };
+        lines.line(Mark::Ok, "program", &format!("{} by {} on {devices}", program.name, program.hook));
     }
     for map in &status.maps {
         let percent = map.entries * 100 / u64::from(map.max_entries.max(1));

@@ -1,0 +1,461 @@
+//! Fixed answers of an agent for the golden tests: one healthy node, and one with every trouble at once.
+
+use identity::{EndpointName, FleetName, Identity as Number, Labels, NodeName};
+use node_api::{
+    ApplyStatus, AttachmentKind, AuditStatus, BaseRow, CidrStatus, CounterRow, Endpoint, EndpointAdded,
+    EndpointRow, EndpointState, EtcdMember, FlowEvent, FlowRow, GossipStatus, Halted, Identity,
+    IdentityState, IpEntry, IpSource, IpcacheRow, LastError, Listing, MapDump, MapFill, MapSummary, Node,
+    NodeRow, PeerStatus, ProgramStatus, Protocol, RouteRow, State, Status, StoreStatus, UnderlayStatus,
+    Verdict, Warning,
+};
+use node_observe::{EventKind, Party};
+use serde_json::json;
+
+const UNIX_MS: u64 = 1_700_000_000_123;
+
+fn parse<T: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> T {
+    text.parse().expect("samples are well-formed")
+}
+
+fn number(number: u32) -> Number {
+    Number::new(number).expect("samples are well-formed")
+}
+
+fn node_name(text: &str) -> NodeName {
+    NodeName::new(text).expect("samples are well-formed")
+}
+
+fn endpoint_name(text: &str) -> EndpointName {
+    EndpointName::new(text).expect("samples are well-formed")
+}
+
+fn member(number: u8, leader: bool) -> EtcdMember {
+    EtcdMember {
+        endpoint: format!("https://172.30.2.{number}:2379"),
+        healthy: true,
+        version: Some("3.4.23".to_owned()),
+        leader: Some(leader),
+        db_bytes: Some(24_576),
+        error: None,
+    }
+}
+
+fn peer(number: u8, alive: bool) -> PeerStatus {
+    PeerStatus { node: node_name(&format!("n{number}")), address: format!("172.30.1.{number}:7950"), alive }
+}
+
+pub fn healthy() -> Status {
+    Status {
+        node: node_name("n1"),
+        fleet: FleetName::new("demo").expect("samples are well-formed"),
+        fleet_id: Some("5b0c1f0e9d2a4b7c".to_owned()),
+        agent_version: "0.1.0".to_owned(),
+        uptime_ms: 184_000,
+        incarnation: UNIX_MS,
+        ready: true,
+        halted: None,
+        warnings: Vec::new(),
+        store: StoreStatus {
+            kind: "etcd".to_owned(),
+            connected: true,
+            error: None,
+            revision: Some(42),
+            silent_ms: Some(700),
+            lease_held: true,
+            lease_error: None,
+            requests_in_flight: 0,
+            members: vec![member(1, false), member(2, true), member(3, false)],
+            rejected: Vec::new(),
+        },
+        gossip: GossipStatus { peers: vec![peer(2, true), peer(3, true)], refused_datagrams: 0, error: None },
+        cidrs: vec![CidrStatus { cidr: parse("10.200.7.0/24"), epoch: 12, used: 3, cooling: 0, free: 251 }],
+        endpoints: 2,
+        nodes: 3,
+        identities: 2,
+        maps: vec![
+            MapFill { name: "WARREN_EP_V4".to_owned(), entries: 2, max_entries: 16_384 },
+            MapFill { name: "WARREN_IPC_V4".to_owned(), entries: 10, max_entries: 524_288 },
+        ],
+        programs: vec![ProgramStatus {
+            name: "from_endpoint".to_owned(),
+            devices: vec!["wrn1".to_owned(), "wrn2".to_owned()],
+            hook: "tcx".to_owned(),
+        }],
+        apply: ApplyStatus {
+            wanted_generation: 9,
+            applied_generation: 9,
+            pending: 0,
+            failing: Vec::new(),
+            full: Vec::new(),
+        },
+        audit: AuditStatus { unix_ms: Some(UNIX_MS), differences: Vec::new(), repaired_total: 0 },
+        underlay: UnderlayStatus {
+            interface: "eth0".to_owned(),
+            address: parse("172.30.1.1"),
+            mtu_bytes: 1_500,
+            reason: "datapath.underlay_address".to_owned(),
+        },
+        last_error: None,
+    }
+}
+
+pub fn troubled() -> Status {
+    let mut status = healthy();
+    status.ready = false;
+    status.halted = Some(Halted {
+        reason: "fleet.pools here is 10.9.0.0/16, the fleet's is 10.200.0.0/16: correct warren.toml"
+            .to_owned(),
+    });
+    status.warnings = vec![Warning { text: "pod CIDR claims wait: etcd does not answer".to_owned() }];
+    status.store.connected = false;
+    status.store.error = Some("no member answered within 1.5 s".to_owned());
+    status.store.silent_ms = Some(65_000);
+    status.store.lease_held = false;
+    status.store.lease_error = Some("no member answered within 1.5 s".to_owned());
+    status.store.members[2] = EtcdMember {
+        healthy: false,
+        version: None,
+        leader: None,
+        db_bytes: None,
+        error: Some("connection refused".to_owned()),
+        ..member(3, false)
+    };
+    status.store.rejected = vec!["/warren/v1/demo/nodes/n9: unknown version 7".to_owned()];
+    status.gossip.peers[1].alive = false;
+    status.gossip.refused_datagrams = 12;
+    status.cidrs[0] = CidrStatus { cidr: parse("10.200.7.0/24"), epoch: 12, used: 240, cooling: 14, free: 0 };
+    status.maps[0].entries = 16_000;
+    status.apply = ApplyStatus {
+        wanted_generation: 9,
+        applied_generation: 7,
+        pending: 2,
+        failing: vec!["attach endpoint 3: no such device".to_owned()],
+        full: vec!["WARREN_EP_V4".to_owned()],
+    };
+    status.audit.differences = vec!["ipcache 10.200.8.2/32: missing in the kernel".to_owned()];
+    status.audit.repaired_total = 4;
+    status.last_error =
+        Some(LastError { unix_ms: UNIX_MS, text: "keep the lease alive: deadline exceeded".to_owned() });
+    status
+}
+
+/// A node that has just begun: nothing is known yet.
+pub fn starting() -> Status {
+    let mut status = healthy();
+    status.uptime_ms = 340;
+    status.ready = false;
+    status.fleet_id = None;
+    status.store = StoreStatus {
+        connected: false,
+        error: Some("no member answered within 1.5 s".to_owned()),
+        revision: None,
+        silent_ms: None,
+        lease_held: false,
+        members: Vec::new(),
+        ..status.store
+    };
+    status.gossip.peers = Vec::new();
+    status.cidrs = Vec::new();
+    status.maps = Vec::new();
+    status.programs = Vec::new();
+    (status.endpoints, status.nodes, status.identities) = (0, 1, 0);
+    status.audit.unix_ms = None;
+    status
+}
+
+pub fn nodes() -> Listing<Node> {
+    let node = |number: u8| Node {
+        name: node_name(&format!("n{number}")),
+        this_node: number == 1,
+        index: Some(number.into()),
+        underlay: vec![parse(&format!("172.30.1.{number}"))],
+        gateway: Some(parse(&format!("10.200.{number}.1"))),
+        cidrs: vec![parse(&format!("10.200.{number}.0/24"))],
+        labels: parse("zone=b"),
+        agent_version: "0.1.0".to_owned(),
+        alive_in_store: true,
+        alive_in_gossip: Some(true),
+        gossip_only: false,
+        endpoints: 2,
+    };
+    let silent = Node { alive_in_store: false, alive_in_gossip: Some(false), ..node(3) };
+    let by_gossip = Node {
+        alive_in_store: false,
+        gossip_only: true,
+        agent_version: String::new(),
+        labels: Labels::default(),
+        cidrs: Vec::new(),
+        endpoints: 0,
+        ..node(4)
+    };
+    let half = Node { alive_in_gossip: Some(false), ..node(5) };
+    Listing::new(vec![node(1), node(2), silent, by_gossip, half], None)
+}
+
+pub fn endpoint() -> Endpoint {
+    Endpoint {
+        name: endpoint_name("web-1"),
+        id: Some(3),
+        device: Some("wrn3".to_owned()),
+        address: Some(parse("10.200.1.2")),
+        identity: Some(number(300)),
+        labels: parse("app=web,tier=front"),
+        state: EndpointState::Ready,
+        mac: Some("02:00:00:00:00:01".to_owned()),
+        attachment: Some(AttachmentKind::Netns {
+            path: "/run/netns/web".into(),
+            interface: "eth0".to_owned(),
+        }),
+        recorded: true,
+        error: None,
+    }
+}
+
+pub fn failing_endpoint() -> Endpoint {
+    Endpoint {
+        name: endpoint_name("db-1"),
+        state: EndpointState::Attaching,
+        recorded: false,
+        error: Some("network namespace /run/netns/db is gone".to_owned()),
+        mac: None,
+        ..endpoint()
+    }
+}
+
+pub fn waiting_endpoint() -> Endpoint {
+    Endpoint {
+        name: endpoint_name("new-1"),
+        id: None,
+        device: None,
+        address: None,
+        identity: None,
+        labels: Labels::default(),
+        state: EndpointState::WaitingForIdentity,
+        mac: None,
+        attachment: None,
+        recorded: false,
+        error: None,
+    }
+}
+
+pub fn endpoint_added(existed: bool) -> EndpointAdded {
+    EndpointAdded {
+        name: endpoint_name("web-1"),
+        id: 3,
+        address: parse("10.200.1.2"),
+        identity: number(300),
+        existed,
+    }
+}
+
+pub fn identities() -> Listing<Identity> {
+    let identity = |id: u32, labels: &str, state, nodes: &[&str]| Identity {
+        id: number(id),
+        name: number(id).reserved_name().map(str::to_owned),
+        labels: parse(labels),
+        state,
+        nodes: nodes.iter().map(|name| node_name(name)).collect(),
+        local_endpoints: 0,
+    };
+    Listing::new(
+        vec![
+            identity(1, "", IdentityState::Reserved, &[]),
+            identity(300, "app=web,tier=front", IdentityState::Live, &["n1", "n2"]),
+            identity(301, "app=old", IdentityState::Quarantined, &[]),
+        ],
+        None,
+    )
+}
+
+pub fn ips() -> Listing<IpEntry> {
+    let entry = |prefix: &str, identity: u32, node: &str, labels: &str, source| IpEntry {
+        prefix: parse(prefix),
+        identity: number(identity),
+        labels: parse(labels),
+        node: Some(node_name(node)),
+        source,
+    };
+    Listing::new(
+        vec![
+            entry("10.200.1.1/32", 1, "n1", "", IpSource::Host),
+            entry("10.200.1.2/32", 300, "n1", "app=web", IpSource::LocalEndpoint),
+            entry("10.200.2.0/24", 0, "n2", "", IpSource::Cidr),
+            entry("10.200.2.1/32", 6, "n2", "", IpSource::RemoteNode),
+            entry("10.200.2.2/32", 300, "n2", "app=web", IpSource::Record),
+            entry("10.200.2.3/32", 301, "n2", "app=db", IpSource::Gossip),
+        ],
+        Some(5),
+    )
+}
+
+pub fn maps() -> Listing<MapSummary> {
+    let map = |name: &str, kind: &str, entries, max_entries| MapSummary {
+        name: name.to_owned(),
+        id: 77,
+        kind: kind.to_owned(),
+        key_bytes: 4,
+        value_bytes: 8,
+        entries,
+        max_entries,
+    };
+    Listing::new(
+        vec![map("WARREN_IPC_V4", "hash", Some(5_243), 524_288), map("WARREN_EVENTS", "ring", None, 1 << 20)],
+        None,
+    )
+}
+
+pub fn map_dump() -> MapDump {
+    let row = |address: &str, identity: u32| {
+        let fields = json!({ "address": address, "identity": identity, "node": 2 });
+        serde_json::from_value(fields).expect("samples are well-formed")
+    };
+    MapDump {
+        name: "WARREN_IPC_V4".to_owned(),
+        rows: vec![row("10.200.2.1", 6), row("10.200.2.2", 300)],
+        total: 3,
+    }
+}
+
+pub fn state() -> State {
+    State {
+        base: Some(BaseRow { gateway: parse("10.200.1.1"), tunnel_port: 8_472, mtu_bytes: 1_450 }),
+        nodes: vec![NodeRow { index: 2, underlay: parse("172.30.1.2") }],
+        ipcache: vec![IpcacheRow { prefix: parse("10.200.2.2/32"), identity: number(300), node: 2 }],
+        routes: vec![RouteRow {
+            destination: parse("10.200.2.0/24"),
+            source: parse("10.200.1.1"),
+            mtu_bytes: 1_450,
+        }],
+        endpoints: vec![EndpointRow {
+            id: 3,
+            address: parse("10.200.1.2"),
+            identity: number(300),
+            mac: "02:00:00:00:00:01".to_owned(),
+            host_mac: "02:00:00:00:00:02".to_owned(),
+        }],
+    }
+}
+
+fn web(port: u16) -> Party {
+    Party {
+        address: Some(parse("10.200.1.2")),
+        port,
+        identity: number(300),
+        labels: parse("app=web"),
+        endpoint: Some(endpoint_name("web-1")),
+        node: Some(node_name("n1")),
+    }
+}
+
+/// A party of which only the kernel's part is known.
+fn stranger(address: Option<&str>, port: u16, identity: u32, labels: &str) -> Party {
+    Party {
+        address: address.map(parse),
+        port,
+        identity: number(identity),
+        labels: parse(labels),
+        endpoint: None,
+        node: None,
+    }
+}
+
+pub fn flows() -> Listing<FlowRow> {
+    let flow = FlowRow {
+        source: web(40_000),
+        destination: stranger(Some("10.200.2.2"), 443, 301, "app=db"),
+        protocol: Protocol(6),
+        action: "tunnel".to_owned(),
+        reply_action: Some("local".to_owned()),
+        packets: 12,
+        bytes: 3_456,
+        reply_packets: 10,
+        reply_bytes: 5 << 20,
+        tcp_flags: "SYN|ACK".to_owned(),
+        age_ms: 184_000,
+        idle_ms: 40,
+    };
+    let one_way = FlowRow {
+        source: web(9),
+        destination: stranger(Some("10.200.2.1"), 0, 6, ""),
+        protocol: Protocol(1),
+        reply_action: None,
+        reply_packets: 0,
+        reply_bytes: 0,
+        tcp_flags: String::new(),
+        ..flow.clone()
+    };
+    Listing::new(vec![flow, one_way], None)
+}
+
+pub fn drops() -> Listing<CounterRow> {
+    let row = |reason: &str, direction: &str, packets: u64, bytes: u64, meaning: Option<&str>| CounterRow {
+        reason: reason.to_owned(),
+        direction: direction.to_owned(),
+        packets,
+        bytes,
+        meaning: meaning.map(str::to_owned),
+        remedy: None,
+    };
+    Listing::new(
+        vec![
+            row("forwarded", "egress", 120, 98_304, None),
+            row(
+                "source-spoofed",
+                "egress",
+                3,
+                294,
+                Some("a workload sent from an address that is not its own"),
+            ),
+        ],
+        None,
+    )
+}
+
+pub fn events() -> Vec<FlowEvent> {
+    let new = FlowEvent {
+        unix_us: UNIX_MS * 1_000,
+        kind: EventKind::FlowNew,
+        verdict: Verdict::Forwarded,
+        direction: "egress".to_owned(),
+        source: web(40_000),
+        destination: stranger(Some("10.200.2.2"), 443, 301, "app=db"),
+        protocol: Protocol(6),
+        tcp_flags: "SYN".to_owned(),
+        action: Some("tunnel".to_owned()),
+        drop_reason: None,
+        tunnel_source: None,
+        ifindex: 7,
+        packets: 0,
+        bytes: 0,
+    };
+    let end = FlowEvent { kind: EventKind::FlowEnd, action: None, packets: 22, bytes: 9_000, ..new.clone() };
+    let spoofed = FlowEvent {
+        kind: EventKind::Drop,
+        verdict: Verdict::Dropped,
+        source: stranger(Some("10.200.1.99"), 7, 0, ""),
+        destination: stranger(Some("10.200.2.1"), 0, 6, ""),
+        protocol: Protocol(1),
+        tcp_flags: String::new(),
+        action: None,
+        drop_reason: Some("source-spoofed".to_owned()),
+        bytes: 98,
+        ..new.clone()
+    };
+    let forged = FlowEvent {
+        direction: "ingress".to_owned(),
+        source: stranger(Some("2001:db8::1"), 9, 310, ""),
+        destination: stranger(Some("10.200.1.2"), 80, 300, "app=web"),
+        protocol: Protocol(17),
+        drop_reason: Some("unknown-node".to_owned()),
+        tunnel_source: Some(parse("172.30.3.1")),
+        ..spoofed.clone()
+    };
+    let no_address = FlowEvent {
+        source: stranger(None, 0, 0, ""),
+        destination: stranger(None, 0, 0, ""),
+        protocol: Protocol(0),
+        drop_reason: Some("unsupported-protocol".to_owned()),
+        ..spoofed.clone()
+    };
+    vec![new, end, spoofed, forged, no_address]
+}

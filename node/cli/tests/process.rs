@@ -1,0 +1,192 @@
+//! The built `warren` as a shell sees it: exit codes, what goes to which output, and who is asked.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    os::unix::{fs::PermissionsExt, net::UnixListener},
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    thread,
+};
+
+const DONE: i32 = 0;
+const FAILED: i32 = 1;
+const WRONG_USAGE: i32 = 2;
+
+fn warren(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_warren"));
+    command.args(arguments).env_remove("WARREN_SOCKET").stdin(Stdio::null());
+    command
+}
+
+/// Runs to the end: exit code, standard output, error output.
+fn finish(command: &mut Command) -> (i32, String, String) {
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (status.code().expect("it was not killed"), text(stdout), text(stderr))
+}
+
+/// An agent that gives every request the same answer.
+struct Agent {
+    folder: tempfile::TempDir,
+}
+
+impl Agent {
+    fn start(status: &'static str, body: String) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(folder.path().join("warren.sock")).unwrap();
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let mut request = Vec::new();
+                let mut byte = [0];
+                while !request.ends_with(b"\r\n\r\n") && stream.read(&mut byte).unwrap_or(0) == 1 {
+                    request.push(byte[0]);
+                }
+                let head = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n", body.len());
+                // The client may have seen enough.
+                let _gone =
+                    stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body.as_bytes()));
+            }
+        });
+        Self { folder }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.path().join("warren.sock")
+    }
+
+    fn ask(&self, arguments: &[&str]) -> Command {
+        let mut command = warren(arguments);
+        command.env("WARREN_SOCKET", self.socket());
+        command
+    }
+}
+
+#[test]
+fn wrong_usage_exits_2_and_says_what_is_right() {
+    let check = |arguments: &[&str], expected: &str| {
+        let (code, stdout, stderr) = finish(&mut warren(arguments));
+        assert_eq!((code, stdout.as_str()), (WRONG_USAGE, ""), "{arguments:?}: {stderr}");
+        assert!(stderr.contains(expected), "{arguments:?} says {stderr}");
+    };
+    check(&[], "Usage");
+    check(&["no-such-command"], "unrecognized subcommand");
+    check(&["status", "--no-such-flag"], "unexpected argument");
+    check(&["status", "-o", "yaml"], "possible values: table, json");
+    check(&["endpoint", "add", "web-1"], "--netns");
+    check(&["endpoint", "add", "Web 1", "--netns", "web"], "Web 1");
+    check(&["endpoint", "add", "web-1", "--netns", "web", "--ip", "10.0.0"], "--ip");
+    check(&["endpoint", "add", "web-1", "--netns", "web", "--label", "app"], "key=value");
+    check(&["cidr", "release", "10.0.0.0/33"], "CIDR");
+    check(&["observe", "--verdict", "lost"], "forwarded or dropped");
+    check(&["observe", "--protocol", "tpc"], "use tcp");
+    check(&["observe", "--from", "Web 1"], "use an address");
+    check(&["node", "remove"], "<NAME>");
+    check(&["completion", "tcsh"], "possible values");
+}
+
+#[test]
+fn help_and_completion_need_no_agent() {
+    for arguments in [&["--help"][..], &["observe", "--help"], &["completion", "bash"], &["--version"]] {
+        let (code, stdout, stderr) = finish(&mut warren(arguments));
+        assert_eq!((code, stderr.as_str()), (DONE, ""), "{arguments:?}");
+        assert!(stdout.contains("warren"), "{arguments:?} says {stdout}");
+    }
+}
+
+#[test]
+fn a_missing_agent_is_said_in_one_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("none.sock");
+    let (code, stdout, stderr) = finish(warren(&["status", "--socket"]).arg(&socket));
+    assert_eq!((code, stdout.as_str()), (FAILED, ""));
+    assert_eq!(
+        stderr,
+        format!(
+            "warren: the agent does not answer on {}; is warrend running on this node?: No such file or directory (os error 2)\n",
+            socket.display()
+        )
+    );
+}
+
+#[test]
+fn a_socket_of_others_names_the_group() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: changing to another user needs root");
+        return;
+    }
+    let agent = Agent::start("200 OK", "{}".to_owned());
+    let open = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    open(agent.folder.path(), 0o755);
+    open(&agent.socket(), 0o660);
+    // The built program may lie where only root can read: nobody runs a copy.
+    let program = agent.folder.path().join("warren");
+    fs::copy(env!("CARGO_BIN_EXE_warren"), &program).unwrap();
+    open(&program, 0o755);
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(program);
+    let (code, _, stderr) = finish(command.args(["status", "--socket"]).arg(agent.socket()));
+    assert_eq!(code, FAILED);
+    assert!(stderr.contains("run as root or join its group (warren)"), "{stderr}");
+}
+
+#[test]
+fn a_refusal_is_shown_with_what_to_do() {
+    let body = r#"{"kind":"exhausted","message":"no address is free","hint":"add a pool"}"#;
+    let agent = Agent::start("507 Insufficient Storage", body.to_owned());
+    let (code, stdout, stderr) =
+        finish(&mut agent.ask(&["endpoint", "add", "web-1", "--netns", "web", "-l", "app=web"]));
+    assert_eq!((code, stdout.as_str()), (FAILED, ""));
+    assert_eq!(stderr, "warren: no address is free (add a pool)\n");
+}
+
+#[test]
+fn an_answer_of_another_version_is_said() {
+    let agent = Agent::start("200 OK", r#"{"items":7}"#.to_owned());
+    let (code, _, stderr) = finish(&mut agent.ask(&["node", "list"]));
+    assert_eq!(code, FAILED);
+    assert!(stderr.contains("is it of another version?"), "{stderr}");
+}
+
+#[test]
+fn differences_exit_1_until_they_are_repaired() {
+    let check = |body: &str, expected: i32| {
+        let agent = Agent::start("200 OK", body.to_owned());
+        let (code, _, stderr) = finish(&mut agent.ask(&["state", "diff"]));
+        assert_eq!((code, stderr.as_str()), (expected, ""), "{body}");
+    };
+    check(r#"{"differences":[],"repaired":false}"#, DONE);
+    check(r#"{"differences":["ipcache 10.0.0.1/32: missing"],"repaired":false}"#, FAILED);
+    check(r#"{"differences":["ipcache 10.0.0.1/32: missing"],"repaired":true}"#, DONE);
+}
+
+#[test]
+fn json_is_the_agents_answer() {
+    let body = r#"{"items":[{"reason":"forwarded","direction":"egress","packets":7,"bytes":98}],"total":1}"#;
+    let agent = Agent::start("200 OK", body.to_owned());
+    let (code, stdout, _) = finish(&mut agent.ask(&["drops", "-o", "json"]));
+    assert_eq!(code, DONE);
+    let value = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+    assert_eq!(value(&stdout), value(body));
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_failure() {
+    let row = r#"{"reason":"forwarded","direction":"egress","packets":7,"bytes":98}"#;
+    // Far more than a pipe holds.
+    let body = format!(r#"{{"items":[{}],"total":20000}}"#, vec![row; 20_000].join(","));
+    let agent = Agent::start("200 OK", body);
+    for output in ["table", "json"] {
+        let mut child = agent
+            .ask(&["drops", "-o", output])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdout.take().unwrap().read_exact(&mut [0; 16]).unwrap();
+        let finished = child.wait_with_output().unwrap();
+        assert_eq!(finished.status.code(), Some(DONE), "{output}");
+        assert_eq!(String::from_utf8(finished.stderr).unwrap(), "", "{output}");
+    }
+}

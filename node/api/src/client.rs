@@ -27,7 +27,7 @@ const MAX_LINE_BYTES: usize = 128 * 1024;
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Nobody listens on the socket.
-    #[error("the agent does not answer on {}: {source}; is warrend running on this node?", path.display())]
+    #[error("the agent does not answer on {}; is warrend running on this node?", path.display())]
     Connect {
         /// The socket.
         path: PathBuf,

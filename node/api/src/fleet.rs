@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use identity::{Labels, NodeName};
+use identity::{EndpointName, Labels, NodeName};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -122,6 +122,9 @@ pub struct IpEntry {
     /// The node behind which it is.
     #[schema(value_type = Option<String>)]
     pub node: Option<NodeName>,
+    /// The endpoint that has the address, where known.
+    #[schema(value_type = Option<String>)]
+    pub endpoint: Option<EndpointName>,
     /// Why the entry is there.
     pub source: IpSource,
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use datapath_plan::{Base, IpcacheValue, NodeIndex, RouteValue};
-use identity::{Identity, NodeName};
+use identity::{EndpointName, Identity, NodeName};
 use ipnetwork::IpNetwork;
 use node_facts::PendingOp;
 
@@ -174,6 +174,16 @@ impl Node {
         })
     }
 
+    fn endpoint_name(&self, ip: IpAddr, source: IpcacheSource) -> Option<EndpointName> {
+        let owner = || self.peers.owner_of_ip(ip);
+        match source {
+            IpcacheSource::LocalEndpoint => self.endpoints.at(ip).map(|endpoint| endpoint.name.clone()),
+            IpcacheSource::Gossip => self.peers.pending_at(owner()?, ip).map(|change| change.name.clone()),
+            IpcacheSource::Record => Some(self.view.endpoints().get(owner()?)?.get(&ip)?.record.name.clone()),
+            IpcacheSource::Host | IpcacheSource::RemoteNode | IpcacheSource::Cidr => None,
+        }
+    }
+
     fn ipcache_view(&self, prefix: IpNetwork, value: IpcacheValue) -> IpcacheView {
         let exact = self.address_entry(prefix.ip()).filter(|_| IpNetwork::from(prefix.ip()) == prefix);
         let labels = self.view.identities().get(&value.identity).map(|entry| entry.record.labels.clone());
@@ -187,6 +197,7 @@ impl Node {
             labels: labels.unwrap_or_default(),
             node,
             index: value.node,
+            endpoint: exact.and_then(|(_, source)| self.endpoint_name(prefix.ip(), source)),
             source: exact.map_or(IpcacheSource::Cidr, |(_, source)| source),
         }
     }

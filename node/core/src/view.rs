@@ -269,6 +269,8 @@ pub struct IpcacheView {
     pub node: Option<NodeName>,
     /// The node's number.
     pub index: NodeIndex,
+    /// The endpoint that has the address, where known.
+    pub endpoint: Option<EndpointName>,
     /// Why the entry is there.
     pub source: IpcacheSource,
 }

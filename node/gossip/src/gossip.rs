@@ -23,11 +23,12 @@ use tracing::{info, warn};
 use crate::{
     GossipConfig, GossipError, GossipEvent, GossipStats, KeyId, Keyring, KeyringError, PeerStatus,
     PublishError,
+    adapter::Membership,
     config::{EVENT_QUEUE, MAX_PEERS},
     relay::Relay,
     replay::SessionId,
     stats::Counters,
-    supervisor::{Ends, Membership, Published, Supervisor},
+    supervisor::{Ends, Published, Supervisor},
     table::PeerTable,
     transport::{Link, lock},
     wire::{DrawSession, Opener, Sealer},

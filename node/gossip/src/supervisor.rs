@@ -10,11 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use chitchat::{
-    Chitchat, ChitchatConfig, ChitchatHandle, ChitchatId, FailureDetectorConfig, ProtocolVersion,
-    spawn_chitchat,
-};
-use identity::{FleetName, NodeName};
+use chitchat::{ChitchatHandle, spawn_chitchat};
 use tokio::{
     sync::{Notify, mpsc, watch},
     time::{interval, sleep_until, timeout},
@@ -23,11 +19,11 @@ use tracing::{info, warn};
 
 use crate::{
     GossipEvent,
-    config::{DEAD_NODE_GRACE, PHI_THRESHOLD, TOMBSTONE_GRACE},
+    adapter::{Membership, chitchat_config, sightings},
     inbox::Inbox,
     relay::Relay,
     stats::count,
-    table::{PeerTable, Sighting},
+    table::PeerTable,
     transport::{Link, SealedTransport, lock, now_ms},
 };
 
@@ -53,15 +49,6 @@ const CROWDED: usize = 2_000;
 pub(crate) struct Published {
     pub fleet_id: String,
     pub values: Arc<Vec<(String, String)>>,
-}
-
-/// Who gossips, and how.
-pub(crate) struct Membership {
-    pub fleet: FleetName,
-    pub node: NodeName,
-    pub advertise: SocketAddr,
-    pub seeds: Vec<String>,
-    pub interval: Duration,
 }
 
 /// The supervisor's ends of the channels to the handle and the agent.
@@ -155,7 +142,7 @@ impl Supervisor {
         lock(&self.table).set_fleet_id(&published.fleet_id);
         let initial = published.values.as_ref().clone();
         // Resolving a seed's name may take long: the handle can go meanwhile.
-        let config = self.chitchat_config();
+        let config = chitchat_config(&self.membership, self.generation.load(Ordering::Acquire));
         let mut wanted = self.wanted.clone();
         let stopped = async move { while wanted.changed().await.is_ok() {} };
         let handle = tokio::select! {
@@ -170,30 +157,6 @@ impl Supervisor {
             warn!("gossip task did not stop in time");
         }
         end
-    }
-
-    fn chitchat_config(&self) -> ChitchatConfig {
-        let Membership { fleet, node, advertise, seeds, interval } = &self.membership;
-        let generation = self.generation.load(Ordering::Acquire);
-        ChitchatConfig {
-            chitchat_id: ChitchatId::new(node.as_str(), generation, *advertise),
-            cluster_id: fleet.as_str().to_owned(),
-            gossip_interval: *interval,
-            listen_addr: *advertise,
-            seed_nodes: seeds.clone(),
-            failure_detector_config: FailureDetectorConfig {
-                phi_threshold: PHI_THRESHOLD,
-                // Its default of 5 s delays the detection of a young node's death.
-                initial_interval: *interval,
-                max_interval: *interval * 10,
-                dead_node_grace_period: DEAD_NODE_GRACE,
-                ..FailureDetectorConfig::default()
-            },
-            marked_for_deletion_grace_period: TOMBSTONE_GRACE,
-            catchup_callback: None,
-            extra_liveness_predicate: None,
-            protocol_version: ProtocolVersion::V1,
-        }
     }
 
     async fn serve(&mut self, handle: &ChitchatHandle) -> End {
@@ -329,25 +292,6 @@ impl Supervisor {
         }
         self.turn = self.turn.wrapping_add(most);
     }
-}
-
-fn sightings(chitchat: &Chitchat, table: &PeerTable) -> Vec<Sighting> {
-    let alive: BTreeSet<&ChitchatId> = chitchat.live_nodes().collect();
-    let sighting = |(id, state): (&ChitchatId, &chitchat::NodeState)| {
-        let version = state.max_version();
-        let current = table.is_current(&id.node_id, id.generation_id, version);
-        let copy = || state.key_values().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
-        Sighting {
-            name: id.node_id.clone(),
-            generation: id.generation_id,
-            address: id.gossip_advertise_addr,
-            alive: alive.contains(id),
-            heartbeat: state.heartbeat().into(),
-            version,
-            values: (!current).then(copy),
-        }
-    };
-    chitchat.node_states().iter().filter(|(id, _)| *id != chitchat.self_chitchat_id()).map(sighting).collect()
 }
 
 /// Strictly above the previous one, and the present time if the clock allows.

@@ -231,3 +231,6 @@ impl PeerTable {
 fn is_foreign(own: &str, other: &str) -> bool {
     !own.is_empty() && !other.is_empty() && own != other
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,7 +15,7 @@
 //! A chitchat message may be as long as a UDP datagram can be, so that sealing would make it too long:
 //! such a message crosses as two datagrams with successive counters.
 
-use std::{collections::VecDeque, fmt};
+use std::collections::VecDeque;
 
 use aes_gcm::{
     Aes256Gcm, Nonce, Tag,
@@ -26,6 +26,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     keyring::{KeyId, Keyring},
+    refusal::Refusal,
     replay::{ReplayGuard, SessionId},
 };
 
@@ -52,65 +53,6 @@ enum Part {
     Whole = 0,
     First = 1,
     Second = 2,
-}
-
-/// Why a datagram was dropped. Nothing of it was handed on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Refusal {
-    /// Shorter than header and tag.
-    TooShort,
-    /// Longer than a UDP datagram can be.
-    Oversized,
-    /// Not of this protocol, or of another version of it.
-    NotOurs,
-    /// Another fleet's.
-    WrongFleet,
-    /// Sealed with a key that is not installed.
-    UnknownKey,
-    /// Sent longer ago, or further in the future, than clocks may differ.
-    Stale,
-    /// Seen before, sealed by ourselves, or so old that it may have been.
-    Replay,
-    /// Forged or damaged: the tag does not fit.
-    BadTag,
-    /// The second half of a message whose first half did not arrive.
-    LostHalf,
-}
-
-impl Refusal {
-    /// All reasons, in the order of the checks.
-    pub const ALL: [Self; 9] = [
-        Self::TooShort,
-        Self::Oversized,
-        Self::NotOurs,
-        Self::WrongFleet,
-        Self::UnknownKey,
-        Self::Stale,
-        Self::Replay,
-        Self::BadTag,
-        Self::LostHalf,
-    ];
-
-    /// The reason's name in metrics.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::TooShort => "too-short",
-            Self::Oversized => "oversized",
-            Self::NotOurs => "not-ours",
-            Self::WrongFleet => "wrong-fleet",
-            Self::UnknownKey => "unknown-key",
-            Self::Stale => "stale",
-            Self::Replay => "replay",
-            Self::BadTag => "bad-tag",
-            Self::LostHalf => "lost-half",
-        }
-    }
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -174,3 +174,21 @@ async fn two_machines_of_one_name_are_told_apart() {
     until("complaint", complaint).await;
     assert!(first.heard().facts.is_empty(), "nobody speaks for us");
 }
+
+/// A network namespace of its own, whose loopback device is down as in every new one.
+#[test]
+fn a_namespace_without_loopback_is_named() {
+    let outcome = std::thread::spawn(|| {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).ok()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let config = node_gossip::GossipConfig { bind: "0.0.0.0:0".parse().unwrap(), ..config("n0", &[]) };
+        Some(runtime.block_on(node_gossip::Gossip::start(config)).map(|_| ()))
+    });
+    match outcome.join().unwrap() {
+        None => println!("skipped: making a network namespace needs root"),
+        Some(Err(error @ GossipError::Loopback(_))) => {
+            assert!(error.to_string().contains("ip link set lo up"))
+        }
+        Some(other) => panic!("{other:?}"),
+    }
+}

@@ -114,7 +114,8 @@ impl Labels {
         let mut map = BTreeMap::new();
         for text in texts {
             let text = text.as_ref();
-            let (key, value) = text.split_once('=').ok_or_else(|| LabelError::NotKeyValue(text.to_owned()))?;
+            let (key, value) =
+                text.split_once('=').ok_or_else(|| LabelError::NotKeyValue(text.to_owned()))?;
             if map.insert(key.to_owned(), value.to_owned()).is_some() {
                 return Err(LabelError::Duplicate(key.to_owned()));
             }
@@ -185,5 +186,53 @@ impl fmt::Display for Labels {
             write!(f, "{key}={value}")?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn order_does_not_matter_and_the_digest_never_changes() {
+        let check = |left: &str, right: &str, digest: &str| {
+            let (left, right): (Labels, Labels) = (left.parse().unwrap(), right.parse().unwrap());
+            assert_eq!(left, right);
+            assert_eq!(left.digest().as_str(), digest);
+        };
+        // Keys in etcd: `printf 'app=web\ntier=1\n' | sha256sum`.
+        check(
+            "tier=1,app=web",
+            "app=web,tier=1",
+            "92c338459188bc62e7f1a61ec6f51144fa956a283042d88725c0cbd73960e66b",
+        );
+        check("", "", "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+    }
+
+    #[test]
+    fn texts_that_are_no_labels_are_refused() {
+        let check = |texts: &[&str], expected: LabelError| {
+            assert_eq!(Labels::parse(texts), Err(expected));
+        };
+        check(&["app"], LabelError::NotKeyValue("app".to_owned()));
+        check(&["app=a", "app=b"], LabelError::Duplicate("app".to_owned()));
+        for key in ["", "-a", "a-", "a b", "ä", "a\n", "/a"] {
+            check(&[&format!("{key}=v")], LabelError::Key(key.to_owned()));
+        }
+        for value in ["-a", "a/b", "a b", "a=b", "ä"] {
+            let text = format!("k={value}");
+            check(&[&text], LabelError::Value { key: "k".to_owned(), value: value.to_owned() });
+        }
+        let many: Vec<String> = (0..=MAX_LABELS).map(|index| format!("k{index}=")).collect();
+        assert_eq!(Labels::parse(many), Err(LabelError::TooMany(MAX_LABELS + 1)));
+    }
+
+    #[test]
+    fn limits_are_inclusive() {
+        let labels =
+            |key: usize, value: usize| format!("{}={}", "k".repeat(key), "v".repeat(value)).parse::<Labels>();
+        assert!(labels(MAX_KEY_BYTES, MAX_VALUE_BYTES).is_ok());
+        assert!(labels(MAX_KEY_BYTES + 1, 1).is_err());
+        assert!(labels(1, MAX_VALUE_BYTES + 1).is_err());
     }
 }

@@ -2,10 +2,14 @@
 //!
 //! Invariant: pure. No clock, socket, file, thread or randomness; everything arrives as arguments.
 
+mod filter;
 mod labels;
 mod name;
 mod number;
+mod selector;
 
+pub use filter::{LabelFilter, LabelPattern, PatternError};
 pub use labels::{LabelDigest, LabelError, Labels};
 pub use name::{EndpointName, FleetName, MAX_NAME_BYTES, NameError, NodeName, check_name};
 pub use number::{Identity, IdentityError};
+pub use selector::{MAX_SELECTOR_PARTS, Operator, Requirement, Selector, SelectorError};

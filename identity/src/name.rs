@@ -40,7 +40,10 @@ pub fn check_name(text: &str) -> Result<(), NameError> {
         return Err(NameError::Empty);
     }
     if text.len() > MAX_NAME_BYTES {
-        return Err(NameError::TooLong { name: text.chars().take(MAX_NAME_BYTES).collect(), len: text.len() });
+        return Err(NameError::TooLong {
+            name: text.chars().take(MAX_NAME_BYTES).collect(),
+            len: text.len(),
+        });
     }
     let edge = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     let inner = |b: u8| edge(b) || matches!(b, b'.' | b'_' | b'-');
@@ -121,3 +124,23 @@ name_type!(
     /// The name of an endpoint: unique on its node, chosen by the user.
     EndpointName
 );
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_fit_keys_and_host_names() {
+        for good in ["a", "0", "node-1.rack_2", &"n".repeat(MAX_NAME_BYTES)] {
+            assert_eq!(NodeName::new(good).map(|name| name.to_string()), Ok(good.to_owned()));
+        }
+        assert_eq!(check_name(""), Err(NameError::Empty));
+        assert!(matches!(
+            check_name(&"n".repeat(MAX_NAME_BYTES + 1)),
+            Err(NameError::TooLong { len: 64, .. })
+        ));
+        for bad in ["A", "-a", "a-", "a/b", "a b", "..", "ä", "a\0"] {
+            assert_eq!(check_name(bad), Err(NameError::Malformed { name: bad.to_owned() }));
+        }
+    }
+}

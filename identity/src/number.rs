@@ -108,3 +108,24 @@ impl fmt::Debug for Identity {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_end_where_they_should() {
+        let check = |number: u32, fleet: bool, reserved: bool| {
+            let identity = Identity::new(number).unwrap();
+            assert_eq!((identity.is_fleet(), identity.is_reserved()), (fleet, reserved), "{number}");
+        };
+        check(0, false, false);
+        check(1, false, true);
+        check(255, false, true);
+        check(256, true, false);
+        check((1 << 24) - 1, true, false);
+        check(1 << 24, false, false);
+        check((1 << 25) - 1, false, false);
+        assert_eq!(Identity::new(1 << 25), Err(IdentityError::OutOfRange(1 << 25)));
+    }
+}

@@ -1,0 +1,84 @@
+//! Keys: what is put together comes apart again, and nothing else does.
+
+use identity::{Identity, Labels};
+use kvstore_schema::{Key, Prefix, Schema, key::ParsedKey};
+
+fn schema() -> Schema {
+    Schema::new(&"prod".parse().unwrap())
+}
+
+#[test]
+fn every_key_has_one_text() {
+    let schema = schema();
+    let node: identity::NodeName = "n1".parse().unwrap();
+    let digest = Labels::default().digest();
+    let check = |key: Key, text: &str, parsed: ParsedKey| {
+        assert_eq!(key.as_str(), format!("/warren/v1/prod/{text}"));
+        assert_eq!(schema.parse(&key), Ok(parsed));
+        assert!(schema.root().contains(&key));
+    };
+    let id = Identity::FLEET_MIN;
+    check(schema.fleet(), "fleet", ParsedKey::Fleet);
+    check(schema.node(&node), "nodes/n1", ParsedKey::Node(node.clone()));
+    check(schema.alive(&node), "alive/n1", ParsedKey::Alive(node.clone()));
+    for (cidr, text) in [("10.1.2.0/24", "cidrs/10.1.2.0-24"), ("fd00::/64", "cidrs/fd00::-64")] {
+        let cidr = cidr.parse().unwrap();
+        check(schema.cidr(cidr), text, ParsedKey::Cidr(cidr));
+    }
+    let labels = format!("identities/labels/{digest}");
+    check(schema.identity_labels(&digest), &labels, ParsedKey::IdentityLabels(digest.clone()));
+    check(schema.identity_id(id), "identities/id/256", ParsedKey::IdentityId(id));
+    check(schema.identity_ref(id, &node), "identities/refs/256/n1", ParsedKey::IdentityRef(id, node.clone()));
+    let ip = "10.1.2.3".parse().unwrap();
+    check(schema.endpoint(&node, ip), "endpoints/n1/10.1.2.3", ParsedKey::Endpoint(node.clone(), ip));
+}
+
+#[test]
+fn a_claim_is_keyed_by_its_network() {
+    let schema = schema();
+    assert_eq!(schema.cidr("10.1.2.3/24".parse().unwrap()), schema.cidr("10.1.2.0/24".parse().unwrap()));
+}
+
+#[test]
+fn strange_keys_are_refused() {
+    let refused = |text: &str| {
+        let key = Key::from_raw(format!("/warren/v1/prod/{text}"));
+        assert!(schema().parse(&key).is_err(), "{key}");
+    };
+    for text in [
+        "",
+        "fleet/",
+        "nodes/",
+        "nodes/A",
+        "nodes/a/b",
+        "cidrs/10.1.2.3-24",
+        "cidrs/10.1.2.0",
+        "cidrs/10.1.2.0-33",
+        "cidrs/fd00:0::-64",
+        "identities/id/0256",
+        "identities/id/+256",
+        "identities/id/-1",
+        "identities/id/99999999999",
+        "identities/labels/abc",
+        "identities/refs/256",
+        "endpoints/n1/010.1.2.3",
+        "endpoints/n1/fd00::0",
+        "endpoints/n1",
+    ] {
+        refused(text);
+    }
+    assert!(schema().parse(&Key::from_raw("/warren/v1/production/fleet")).is_err());
+}
+
+#[test]
+fn references_of_one_number_are_not_those_of_another() {
+    let prefix = schema().identity_refs(Identity::FLEET_MIN);
+    assert!(!prefix.contains(&Key::from_raw("/warren/v1/prod/identities/refs/2560/n1")));
+    assert!(prefix.contains(&Key::from_raw("/warren/v1/prod/identities/refs/256/n1")));
+}
+
+#[test]
+fn a_range_ends_behind_its_last_key() {
+    assert_eq!(Prefix::from_raw("a/").range_end(), b"a0");
+    assert_eq!(Prefix::from_raw("").range_end(), [0]);
+}

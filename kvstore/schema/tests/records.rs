@@ -1,0 +1,129 @@
+//! Golden texts of every record: what `etcdctl get` shows, and what older and newer agents must agree on.
+
+use identity::{Identity, Labels};
+use kvstore_schema::record::*;
+
+fn check<R: Record + PartialEq + std::fmt::Debug>(record: R, golden: &str) {
+    let text = String::from_utf8(record.encode().to_vec()).unwrap();
+    assert_eq!(text, golden);
+    assert_eq!(R::decode(golden.as_bytes()), Ok(record));
+}
+
+fn fleet() -> FleetRecord {
+    FleetRecord {
+        fleet_id: "f00d".to_owned(),
+        pools: vec!["10.0.0.0/16".parse().unwrap(), "fd00::/48".parse().unwrap()],
+        block_prefix_v4: 24,
+        block_prefix_v6: 64,
+        tunnel_port: 8472,
+        unknown: Unknown::new(),
+    }
+}
+
+fn labels() -> Labels {
+    "app=web".parse().unwrap()
+}
+
+#[test]
+fn golden_texts() {
+    let unknown = Unknown::new();
+    check(
+        fleet(),
+        r#"{"v":1,"fleet_id":"f00d","pools":["10.0.0.0/16","fd00::/48"],"block_prefix_v4":24,"block_prefix_v6":64,"tunnel_port":8472}"#,
+    );
+    check(
+        NodeRecord {
+            underlay: vec!["192.0.2.1".parse().unwrap()],
+            cidrs: vec!["10.0.1.0/24".parse().unwrap()],
+            gateway: Some("10.0.1.1".parse().unwrap()),
+            gossip_port: 7946,
+            labels: labels(),
+            boot_id: "b".to_owned(),
+            machine_id: "m".to_owned(),
+            incarnation: 1_700_000_000_000,
+            agent_version: "0.1.0".to_owned(),
+            unknown: unknown.clone(),
+        },
+        r#"{"v":1,"underlay":["192.0.2.1"],"cidrs":["10.0.1.0/24"],"gateway":"10.0.1.1","gossip_port":7946,"labels":{"app":"web"},"boot_id":"b","machine_id":"m","incarnation":1700000000000,"agent_version":"0.1.0"}"#,
+    );
+    check(
+        AliveRecord { incarnation: 7, machine_id: "m".to_owned(), unknown: unknown.clone() },
+        r#"{"v":1,"incarnation":7,"machine_id":"m"}"#,
+    );
+    check(
+        CidrRecord {
+            node: "n1".parse().unwrap(),
+            state: ClaimState::Quarantined,
+            token: "m/7/0".to_owned(),
+            unknown: unknown.clone(),
+        },
+        r#"{"v":1,"node":"n1","state":"quarantined","token":"m/7/0"}"#,
+    );
+    check(
+        IdentityLabelsRecord { id: Identity::FLEET_MIN, labels: labels(), unknown: unknown.clone() },
+        r#"{"v":1,"id":256,"labels":{"app":"web"}}"#,
+    );
+    check(
+        IdentityIdRecord { labels: labels(), state: ClaimState::Live, unknown: unknown.clone() },
+        r#"{"v":1,"labels":{"app":"web"},"state":"live"}"#,
+    );
+    check(IdentityRefRecord { incarnation: 7, unknown: unknown.clone() }, r#"{"v":1,"incarnation":7}"#);
+    check(
+        EndpointRecord {
+            name: "web-1".parse().unwrap(),
+            identity: Identity::FLEET_MIN,
+            labels_digest: Labels::default().digest(),
+            labels: labels(),
+            unknown,
+        },
+        r#"{"v":1,"name":"web-1","identity":256,"labels_digest":"e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855","labels":{"app":"web"}}"#,
+    );
+}
+
+#[test]
+fn fields_of_a_newer_version_survive_a_rewrite() {
+    let text = r#"{"v":1,"incarnation":7,"colour":{"deep":["blue",1]}}"#;
+    let record = IdentityRefRecord::decode(text.as_bytes()).unwrap();
+    assert_eq!(record.unknown.keys().collect::<Vec<_>>(), ["colour"]);
+    assert_eq!(std::str::from_utf8(&record.encode()).unwrap(), text);
+}
+
+#[test]
+fn hostile_values_are_refused_one_by_one() {
+    let check = |text: &[u8], expected: fn(&RecordError) -> bool| {
+        let found = FleetRecord::decode(text).unwrap_err();
+        assert!(expected(&found), "{:?}: {found:?}", String::from_utf8_lossy(text));
+    };
+    check(b"", |error| matches!(error, RecordError::Malformed(_)));
+    check(b"\xff\xfe", |error| matches!(error, RecordError::Malformed(_)));
+    check(b"[1]", |error| matches!(error, RecordError::Malformed(_)));
+    check(br#"{"v":1}"#, |error| matches!(error, RecordError::Malformed(_)));
+    check(br#"{"v":-1}"#, |error| matches!(error, RecordError::Malformed(_)));
+    check(br#"{"v":2,"anything":true}"#, |error| *error == RecordError::Version(2));
+    check(&vec![b' '; MAX_RECORD_BYTES + 1], |error| matches!(error, RecordError::TooLong(_)));
+    check("[".repeat(100_000).as_bytes(), |error| matches!(error, RecordError::Malformed(_)));
+}
+
+#[test]
+fn rules_of_the_fleet_record() {
+    let check = |change: fn(&mut FleetRecord), expected: &str| {
+        let mut record = fleet();
+        change(&mut record);
+        let found = FleetRecord::decode(&record.encode()).unwrap_err().to_string();
+        assert!(found.contains(expected), "{found}");
+    };
+    check(|fleet| fleet.pools.clear(), "no pool");
+    check(|fleet| fleet.pools[0] = "10.0.0.1/16".parse().unwrap(), "host bits");
+    check(|fleet| fleet.pools[1] = "10.0.128.0/20".parse().unwrap(), "overlap");
+    check(|fleet| fleet.block_prefix_v4 = 31, "use /16 to /30");
+    check(|fleet| fleet.block_prefix_v4 = 15, "use /16 to /30");
+    check(|fleet| fleet.block_prefix_v6 = 127, "use /48 to /126");
+    check(|fleet| fleet.tunnel_port = 0, "tunnel port 0");
+    check(|fleet| fleet.fleet_id.clear(), "fleet id");
+}
+
+#[test]
+fn reserved_numbers_have_no_records() {
+    let text = br#"{"v":1,"id":255,"labels":{}}"#;
+    assert!(matches!(IdentityLabelsRecord::decode(text), Err(RecordError::Invalid(_))));
+}

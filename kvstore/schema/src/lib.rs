@@ -8,6 +8,6 @@ pub mod record;
 
 pub use key::{Key, Prefix, Schema};
 pub use kv::{
-    Condition, KeyValue, KvEvent, KvFailure, KvOp, KvOpResult, KvOutcome, KvRequest, KvResponse, LeaseId, ListPage,
-    Revision, StoreIdentity, Txn, TxnResponse,
+    Condition, KeyValue, KvEvent, KvFailure, KvOp, KvOpResult, KvOutcome, KvRequest, KvResponse, LeaseId,
+    ListPage, Revision, StoreIdentity, Txn, TxnResponse,
 };

@@ -228,7 +228,10 @@ fn check_pools(record: &FleetRecord) -> Result<(), String> {
         let (block, longest) =
             if pool.is_ipv4() { (record.block_prefix_v4, 30) } else { (record.block_prefix_v6, 126) };
         if block < pool.prefix() || block > longest {
-            return Err(format!("blocks of /{block} do not fit pool {pool}: use /{} to /{longest}", pool.prefix()));
+            return Err(format!(
+                "blocks of /{block} do not fit pool {pool}: use /{} to /{longest}",
+                pool.prefix()
+            ));
         }
         for other in &record.pools[index + 1..] {
             if pool.contains(other.network()) || other.contains(pool.network()) {
@@ -263,7 +266,10 @@ impl Record for CidrRecord {}
 impl Record for IdentityLabelsRecord {
     fn validate(&self) -> Result<(), RecordError> {
         if !self.id.is_fleet() {
-            return Err(RecordError::Invalid(format!("identity {} is not one that the fleet gives out", self.id)));
+            return Err(RecordError::Invalid(format!(
+                "identity {} is not one that the fleet gives out",
+                self.id
+            )));
         }
         Ok(())
     }

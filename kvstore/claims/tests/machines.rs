@@ -1,11 +1,12 @@
 //! The machines one by one over the in-memory store: what is refused, and in which words.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use identity::{Identity, Labels, NodeName};
 use kvstore_claims::{
-    CidrClaim, CidrGrant, ClaimError, EndpointChange, EndpointResult, EndpointWrites, FleetJoin, FleetView,
-    IdentityAcquire, Machine, NodeRegistration, Protocol, Step, alive_request, node_removal_request,
+    CidrClaim, CidrGrant, ClaimError, Collector, EndpointChange, EndpointResult, EndpointWrites, FleetJoin,
+    FleetView, IdentityAcquire, Machine, NodeRegistration, Protocol, Step, alive_request,
+    node_removal_request,
 };
 use kvstore_schema::{
     KvFailure, KvRequest, KvResponse, LeaseId, Revision, Schema, StoreIdentity,
@@ -114,7 +115,7 @@ fn a_node_with_other_settings_is_told_all_of_them() {
 #[test]
 fn a_name_belongs_to_the_machine_that_is_alive() {
     let mut bench = Bench::new();
-    let lease = bench.store.lease_grant(std::time::Duration::from_secs(10));
+    let lease = bench.store.lease_grant(Duration::from_secs(10));
     let register = |bench: &mut Bench, machine: &str, incarnation, lease: Option<LeaseId>| {
         bench.run(NodeRegistration::start(&bench.schema, node("n1"), record(machine, incarnation), lease))
     };
@@ -237,4 +238,46 @@ fn endpoint_writes_are_fenced_and_batched() {
     let view = bench.view();
     assert_eq!(view.endpoints()[&node("n1")][&ip(2)].record.name.as_str(), "new");
     assert_eq!(view.endpoint_count(), 199);
+}
+
+#[test]
+fn only_what_a_removed_node_owned_is_collected_and_not_at_once() {
+    let mut bench = Bench::fleet("10.0.0.0/16");
+    for name in ["n1", "n2"] {
+        let claim = bench.claim(name).unwrap();
+        let labels: Labels = format!("app={name}").parse().unwrap();
+        let started = IdentityAcquire::start(&bench.view(), node(name), 1, labels, 7).unwrap();
+        bench.run(started).unwrap();
+        let ip = claim.cidr.iter().nth(2).unwrap();
+        let put = EndpointChange::Put { ip, record: endpoint("web"), cidr: claim.cidr, epoch: claim.epoch };
+        let started = EndpointWrites::start(&bench.schema, node(name), vec![put]).unwrap().unwrap();
+        bench.run(started).unwrap();
+    }
+    let rest = Duration::from_secs(100);
+    let mut collector = Collector::new(rest);
+    // Neither has a lease: silence alone moves nothing.
+    for seconds in [0, 100, 10_000] {
+        assert_eq!(collector.plan(&bench.view(), Duration::from_secs(seconds), 0), None);
+    }
+    assert_eq!(collector.plan(&FleetView::new(bench.schema.clone()), rest, 0), None, "an incomplete view");
+
+    assert!(bench.succeeded(&node_removal_request(&bench.schema, &node("n1"))));
+    let mut now = Duration::from_secs(20_000);
+    let mut planned_at = Vec::new();
+    for draw in 0..300 {
+        if let Some(request) = collector.plan(&bench.view(), now, draw) {
+            assert!(bench.succeeded(&request), "nobody interferes: {request:?}");
+            planned_at.push((now - Duration::from_secs(20_000)).as_secs());
+        }
+        now += Duration::from_secs(1);
+    }
+    // After one quarantine the claim, reference, endpoint, and the number rests; after another both are free.
+    let deadlines: Vec<bool> = planned_at.iter().map(|seconds| *seconds >= 100).collect();
+    assert_eq!(deadlines, [true; 6], "{planned_at:?}");
+    assert!(planned_at[4] >= 200, "{planned_at:?}");
+    let view = bench.view();
+    assert_eq!(view.cidrs().values().map(|claim| claim.record.node.as_str()).collect::<Vec<_>>(), ["n2"]);
+    assert_eq!(view.endpoints().keys().map(NodeName::as_str).collect::<Vec<_>>(), ["n2"]);
+    assert_eq!(view.refs_by_node().keys().map(NodeName::as_str).collect::<Vec<_>>(), ["n2"]);
+    assert_eq!((view.identities().len(), view.identity_labels().len()), (1, 1));
 }

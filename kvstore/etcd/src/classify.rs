@@ -24,6 +24,17 @@ pub(crate) enum Failure {
     Compacted,
 }
 
+impl Failure {
+    /// What it means where nothing but a question was asked: nothing was carried out. (With TLS 1.3 a
+    /// refused client certificate shows only as a closed connection under the first request.)
+    pub(crate) fn of_a_question(self) -> Self {
+        match self {
+            Self::Ambiguous(reason) => Self::Retry(reason),
+            other => other,
+        }
+    }
+}
+
 impl From<etcd_client::Error> for Failure {
     fn from(error: etcd_client::Error) -> Self {
         use etcd_client::Error;

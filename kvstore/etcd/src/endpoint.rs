@@ -5,11 +5,12 @@ use std::{
     fs,
     os::unix::fs::MetadataExt,
     path::PathBuf,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use etcd_client::{Certificate, Client, ConnectOptions, Identity, TlsOptions};
+use tokio::time::Instant;
 use tracing::warn;
 
 use crate::{
@@ -29,10 +30,29 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 /// What tells one version of a file from the next: inode, size, time of change in ns.
 type Fingerprint = Vec<Option<(u64, u64, i64, i64)>>;
 
+/// How long files that did not work are left alone, while a client made from earlier ones does.
+const FILES_PAUSE: Duration = Duration::from_secs(5);
+
 struct Connected {
     client: Client,
     files: Fingerprint,
     generation: u64,
+    /// Newer files that did not work, and when.
+    rejected: Option<(Fingerprint, Instant)>,
+    /// A call failed on it: another one is to be made.
+    suspect: bool,
+}
+
+impl Connected {
+    fn handle(&self) -> Handle {
+        Handle { client: self.client.clone(), generation: self.generation }
+    }
+
+    /// Whether this client is to be used while the files on disk are these.
+    fn serves(&self, files: &Fingerprint) -> bool {
+        let rejected = |(bad, at): &(Fingerprint, Instant)| bad == files && at.elapsed() < FILES_PAUSE;
+        !self.suspect && (self.files == *files || self.rejected.as_ref().is_some_and(rejected))
+    }
 }
 
 #[derive(Default)]
@@ -45,6 +65,8 @@ struct Slot {
 pub(crate) struct Endpoint {
     pub(crate) url: String,
     slot: Mutex<Slot>,
+    /// Held while a client is made: of many calls that find none, one makes it for all.
+    making: tokio::sync::Mutex<()>,
 }
 
 /// A client, and which of the endpoint's clients it is.
@@ -55,7 +77,7 @@ pub(crate) struct Handle {
 
 impl Endpoint {
     pub(crate) fn new(url: String) -> Self {
-        Self { url, slot: Mutex::default() }
+        Self { url, slot: Mutex::default(), making: tokio::sync::Mutex::default() }
     }
 
     /// A client that has answered once. It is an idempotent question which settles whether there is a
@@ -65,40 +87,48 @@ impl Endpoint {
         if let Some(handle) = self.current(&files) {
             return Ok(handle);
         }
+        let _making = self.making.lock().await;
+        if let Some(handle) = self.current(&files) {
+            return Ok(handle);
+        }
         let made = match make(&self.url, config).await {
             Ok(client) => client,
-            // In the middle of a rotation the files may not fit together: the old client still works.
-            Err(failure) => return self.stale(&failure).ok_or(failure),
+            // In the middle of a rotation the files may not fit together. The former client, which still
+            // holds the former files and connects again by itself, is better than none.
+            Err(failure) => return self.stale(files, &failure).ok_or_else(|| failure.of_a_question()),
         };
         let mut slot = self.lock();
         slot.generation += 1;
         let generation = slot.generation;
-        slot.connected = Some(Connected { client: made.clone(), files, generation });
+        slot.connected =
+            Some(Connected { client: made.clone(), files, generation, rejected: None, suspect: false });
         Ok(Handle { client: made, generation })
     }
 
-    /// Forgets a client that failed; one that was made since stays.
+    /// Says that a client failed, so that the next call makes another one.
     pub(crate) fn discard(&self, handle: &Handle) {
-        let mut slot = self.lock();
-        if slot.connected.as_ref().is_some_and(|connected| connected.generation == handle.generation) {
-            slot.connected = None;
+        if let Some(connected) = &mut self.lock().connected
+            && connected.generation == handle.generation
+        {
+            connected.suspect = true;
         }
     }
 
     fn current(&self, files: &Fingerprint) -> Option<Handle> {
         let slot = self.lock();
-        let connected = slot.connected.as_ref().filter(|connected| connected.files == *files)?;
-        Some(Handle { client: connected.client.clone(), generation: connected.generation })
+        slot.connected.as_ref().filter(|connected| connected.serves(files)).map(Connected::handle)
     }
 
-    fn stale(&self, failure: &Failure) -> Option<Handle> {
-        let slot = self.lock();
-        let connected = slot.connected.as_ref()?;
-        warn!(endpoint = %self.url, ?failure, "changed TLS files do not work yet, keeping the connection");
-        Some(Handle { client: connected.client.clone(), generation: connected.generation })
+    /// The client made from other files than these, which do not work.
+    fn stale(&self, files: Fingerprint, failure: &Failure) -> Option<Handle> {
+        let mut slot = self.lock();
+        let connected = slot.connected.as_mut().filter(|connected| connected.files != files)?;
+        warn!(endpoint = %self.url, ?failure, "changed TLS files do not work yet, keeping the former ones");
+        connected.rejected = Some((files, Instant::now()));
+        Some(connected.handle())
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Slot> {
+    fn lock(&self) -> MutexGuard<'_, Slot> {
         self.slot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

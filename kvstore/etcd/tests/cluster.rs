@@ -1,0 +1,199 @@
+//! Three members: failover, and what a caller is told when a member stops in the middle.
+
+use std::{sync::Arc, time::Duration};
+
+use kvstore_etcd::{
+    EtcdConfig, EtcdStore,
+    testing::{EtcdCluster, missing},
+};
+use kvstore_schema::{Condition, Key, KvOp, KvOpResult, Prefix, Revision, Txn};
+use kvstore_store::{Store, StoreError, Watch, WatchEvent, list_all};
+use tokio::time::{Instant, timeout};
+
+/// A black-holed endpoint counts as down within this time.
+const DOWN_WITHIN: Duration = Duration::from_secs(10);
+
+fn prefix() -> Prefix {
+    Prefix::from_raw("/test/")
+}
+
+fn key(name: &str) -> Key {
+    Key::from_raw(format!("/test/{name}"))
+}
+
+fn put(name: &str, value: &str) -> KvOp {
+    KvOp::Put { key: key(name), value: Arc::from(value.as_bytes()), lease: None }
+}
+
+/// A write that may be repeated until its outcome is known: only `token` can have written what it wrote.
+fn claim(name: &str, token: &str) -> Txn {
+    Txn::new().when(Condition::Absent(key(name))).then(put(name, token)).otherwise(KvOp::Get(key(name)))
+}
+
+/// Repeats a claim until it is answered; says how many answers were ambiguous.
+async fn settle(store: &EtcdStore, name: &str, token: &str) -> usize {
+    let begun = Instant::now();
+    let mut ambiguous = 0;
+    loop {
+        match store.txn(claim(name, token)).await {
+            Ok(answer) => {
+                match answer.results.as_slice() {
+                    [KvOpResult::Put] => {}
+                    [KvOpResult::Got(Some(kv))] => assert_eq!(&*kv.value, token.as_bytes()),
+                    other => panic!("{other:?}"),
+                }
+                return ambiguous;
+            }
+            Err(StoreError::Ambiguous(_)) => ambiguous += 1,
+            Err(StoreError::Unavailable(_)) => {}
+            Err(error) => panic!("{error}"),
+        }
+        assert!(begun.elapsed() < DOWN_WITHIN, "{name} is not settled");
+    }
+}
+
+async fn ending(watch: &mut Watch) -> StoreError {
+    loop {
+        let event = timeout(DOWN_WITHIN, watch.events.recv()).await.expect("in time");
+        if let WatchEvent::Ended(error) = event.expect("ends with a reason") {
+            return error;
+        }
+    }
+}
+
+/// Takes changes until one of this key comes, and returns its revision.
+async fn until(watch: &mut Watch, wanted: &Key) -> Revision {
+    loop {
+        let event = timeout(DOWN_WITHIN, watch.events.recv()).await.expect("in time").expect("goes on");
+        if let WatchEvent::Changes { events, .. } = event
+            && let Some(event) = events.iter().find(|event| event.key() == wanted)
+        {
+            return event.mod_revision();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frozen_member_costs_no_answer() {
+    if missing() {
+        return;
+    }
+    let cluster = EtcdCluster::start(3).await;
+    let leader = cluster.leader().await;
+    // The store asks the members in this order: the one that will freeze first.
+    let frozen = (leader + 1) % 3;
+    let mut config = cluster.config();
+    config.endpoints.rotate_left(frozen);
+    let store = EtcdStore::connect(config).expect("valid");
+    let base = store.txn(claim("before", "me")).await.expect("all are there").revision;
+    let mut watch = store.watch(&prefix(), base.next()).await.expect("all are there");
+
+    cluster.freeze(frozen);
+    let begun = Instant::now();
+    list_all(&store, &prefix()).await.expect("another member answers within the call");
+    assert!(begun.elapsed() < Duration::from_secs(5), "took {:?}", begun.elapsed());
+    let begun = Instant::now();
+    store.txn(claim("during", "me")).await.expect("the frozen member is no longer asked first");
+    assert!(begun.elapsed() < Duration::from_secs(1), "took {:?}", begun.elapsed());
+
+    let reason = ending(&mut watch).await;
+    assert!(matches!(reason, StoreError::Unavailable(_)), "{reason}");
+    let mut watch = store.watch(&prefix(), base.next()).await.expect("another member watches");
+    until(&mut watch, &key("during")).await;
+    let healthy = store.members().await.iter().filter(|member| member.health.is_ok()).count();
+    assert_eq!(healthy, 2);
+    cluster.thaw(frozen);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_is_ambiguous_when_the_leader_stops_in_mid_write() {
+    if missing() {
+        return;
+    }
+    let cluster = EtcdCluster::start(3).await;
+    let leader = cluster.leader().await;
+    let mut config = cluster.config();
+    config.endpoints.rotate_left(leader);
+    let store = EtcdStore::connect(config).expect("valid");
+    settle(&store, "first", "me").await;
+
+    // Writers all the time: some are in the middle when the leader stops.
+    let writers: Vec<_> = (0..8)
+        .map(|writer| {
+            let store = store.clone();
+            tokio::spawn(async move {
+                let (mut ambiguous, mut n) = (0, 0);
+                while ambiguous == 0 {
+                    ambiguous = settle(&store, &format!("{writer}/{n}"), &format!("{writer}")).await;
+                    n += 1;
+                }
+                n
+            })
+        })
+        .collect();
+    let mut watch = store.watch(&prefix(), Revision(2)).await.expect("all are there");
+    until(&mut watch, &key("0/1")).await;
+    cluster.freeze(leader);
+    let mut written = 1;
+    for writer in writers {
+        written += writer.await.expect("each writer meets an ambiguous answer and settles it");
+    }
+    cluster.thaw(leader);
+    let whole = list_all(&store, &prefix()).await.expect("a majority is there");
+    assert_eq!(whole.entries.len(), written, "each claim is there exactly once");
+    let once = whole.entries.iter().all(|kv| kv.create_revision == kv.mod_revision);
+    assert!(once, "no claim was written a second time");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_minority_neither_answers_nor_watches_in_silence() {
+    if missing() {
+        return;
+    }
+    let mut cluster = EtcdCluster::start(3).await;
+    let leader = cluster.leader().await;
+    let survivor = (leader + 1) % 3;
+    let url = cluster.config().endpoints[survivor].clone();
+    let store = EtcdStore::connect(EtcdConfig::new([url])).expect("valid");
+    let base = store.txn(claim("before", "me")).await.expect("all are there").revision;
+    let mut watch = store.watch(&prefix(), base.next()).await.expect("all are there");
+
+    for index in (0..3).filter(|index| *index != survivor) {
+        cluster.kill(index);
+    }
+    let reason = ending(&mut watch).await;
+    assert!(matches!(reason, StoreError::Unavailable(_)), "{reason}");
+    let read = store.list_page(&prefix(), None, None, 1).await;
+    assert!(matches!(read, Err(StoreError::Unavailable(_))), "{read:?}");
+    // The member knows by now that there is no leader and refuses before it proposes anything.
+    let write = store.txn(claim("during", "me")).await;
+    assert!(matches!(write, Err(StoreError::Unavailable(_))), "{write:?}");
+
+    for index in (0..3).filter(|index| *index != survivor) {
+        cluster.revive(index);
+    }
+    cluster.wait_ready().await.expect("a majority again");
+    settle(&store, "after", "me").await;
+    let mut watch = store.watch(&prefix(), base.next()).await.expect("all are there");
+    assert_eq!(until(&mut watch, &key("after")).await, base.next(), "nothing was written in between");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_waits_for_etcd_without_blocking() {
+    if missing() {
+        return;
+    }
+    let mut cluster = EtcdCluster::start(1).await;
+    cluster.kill(0);
+    let begun = Instant::now();
+    let store = cluster.store();
+    // Refused connections are certain: nothing was carried out, and the answer comes at once.
+    let write = store.txn(claim("early", "me")).await;
+    assert!(matches!(write, Err(StoreError::Unavailable(_))), "{write:?}");
+    assert!(store.watch(&prefix(), Revision(1)).await.is_err());
+    assert!(store.lease_grant(DOWN_WITHIN).await.is_err());
+    assert!(begun.elapsed() < Duration::from_secs(2), "took {:?}", begun.elapsed());
+    cluster.revive(0);
+    cluster.wait_ready().await.expect("there it is");
+    settle(&store, "early", "me").await;
+}

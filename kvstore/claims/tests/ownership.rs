@@ -25,10 +25,9 @@ fn add(sum: Seen, run: Seen) -> Seen {
 
 #[test]
 fn ownership_holds_under_crashes_ambiguity_and_late_writes() {
-    let seeds = match std::env::var("WARREN_SEED") {
-        Ok(seed) => seed.parse().map(|seed| seed..=seed).expect("WARREN_SEED is a number"),
-        Err(_) => 0..=SEEDS,
-    };
+    let only: Option<u64> =
+        std::env::var("WARREN_SEED").ok().map(|seed| seed.parse().expect("WARREN_SEED is a number"));
+    let seeds = only.map_or(0..=SEEDS, |seed| seed..=seed);
     let mut sum = Seen::default();
     for seed in seeds {
         match World::new(seed, None).run(STEPS) {
@@ -38,7 +37,10 @@ fn ownership_holds_under_crashes_ambiguity_and_late_writes() {
     }
     println!("{sum:?}");
     let kinds = [sum.crashes, sum.removals, sum.ambiguous, sum.late, sum.conflicts, sum.collected];
-    assert!(kinds.iter().all(|count| *count > 0), "a kind of trouble never happened: {sum:?}");
+    assert!(
+        only.is_some() || kinds.iter().all(|count| *count > 0),
+        "a kind of trouble never happened: {sum:?}"
+    );
 }
 
 #[test]

@@ -91,6 +91,9 @@ pub(crate) async fn prepare_base(netlink: &Netlink, base: &Base) -> Result<BaseD
                 .await?;
         }
     }
+    for name in [HOST_DEVICE, NET_DEVICE] {
+        netlink.wait_running(name).await?;
+    }
     let host = netlink.expect_link(HOST_DEVICE).await?;
     netlink.set_address(&host, base.gateway).await?;
     Ok(BaseDevices {

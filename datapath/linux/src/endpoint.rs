@@ -116,7 +116,11 @@ impl Workshop<'_> {
         self.write_maps(place.id, &outer, value)?;
         self.hooks.attach(place.name)?;
         place.prepare_inside(value, base).await?;
-        self.netlink.change(outer.index, |change| change.up()).await
+        if !outer.up {
+            self.netlink.change(outer.index, |change| change.up()).await?;
+        }
+        self.netlink.wait_running(place.name).await?;
+        place.inside.wait_running(place.interface).await
     }
 
     fn write_maps(&self, id: EndpointId, outer: &Link, value: &EndpointValue) -> Result<(), DatapathError> {

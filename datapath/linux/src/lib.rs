@@ -6,6 +6,7 @@
 
 mod apply;
 mod bpf;
+mod cleanup;
 mod clsact;
 mod config;
 mod counters;
@@ -26,7 +27,9 @@ mod pins;
 mod route;
 mod sysctl;
 mod table;
+mod underlay;
 
+pub use cleanup::{CleanupStep, cleanup};
 pub use config::{DEFAULT_PIN_ROOT, LinuxConfig, UnderlayChoice, WARREN_ROUTE_PROTOCOL};
 pub use counters::{Count, CounterKind, Counters};
 pub use datapath::Datapath;
@@ -35,3 +38,4 @@ pub use dump::{MapInfo, MapRow};
 pub use error::DatapathError;
 pub use events::Events;
 pub use flows::{EndedFlow, Flow, FlowFilter, FlowStats};
+pub use underlay::{TUNNEL_OVERHEAD_BYTES, Underlay, underlay};

@@ -4,7 +4,11 @@
 //! A netlink socket belongs to the network namespace in which it was made, whatever thread uses it later;
 //! see [`crate::namespace`].
 
-use std::{io, net::IpAddr};
+use std::{
+    io,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use datapath_plan::Mac;
 use futures::TryStreamExt;
@@ -14,7 +18,7 @@ use rtnetlink::{
     packet_route::{
         AddressFamily,
         address::AddressAttribute,
-        link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+        link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State},
         route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric},
     },
     sys::{AsyncSocket, TokioSocket},
@@ -22,6 +26,11 @@ use rtnetlink::{
 use tokio::task::JoinHandle;
 
 use crate::error::DatapathError;
+
+/// The kernel's worker runs at least once a second.
+const RUNNING_TIMEOUT: Duration = Duration::from_secs(3);
+/// Asked again after; since 6.8 the first question makes the kernel do it at once.
+const RUNNING_POLL: Duration = Duration::from_millis(1);
 
 /// A connection to the network stack of one namespace. Needs a tokio runtime; ends with its owner.
 #[derive(Debug)]
@@ -48,7 +57,10 @@ pub(crate) struct Link {
     /// The device group: see [`crate::device::GROUP`].
     pub group: u32,
     pub up: bool,
+    /// Whether it passes packets: up, and so is its other end.
+    pub running: bool,
     pub noarp: bool,
+    pub loopback: bool,
     /// Index of the other end of a veth pair, in that one's namespace.
     pub peer: u32,
     /// UDP port of a vxlan device.
@@ -95,6 +107,21 @@ impl Netlink {
     /// A device by name that must be there.
     pub(crate) async fn expect_link(&self, name: &str) -> Result<Link, DatapathError> {
         self.link(name).await?.ok_or_else(|| DatapathError::NotReady(format!("device {name} is not there")))
+    }
+
+    /// Waits until a device that is up passes packets. After both ends of a pair are up the kernel starts their
+    /// queues from a worker of its own (linkwatch); what is sent before that is dropped.
+    pub(crate) async fn wait_running(&self, name: &str) -> Result<(), DatapathError> {
+        let deadline = Instant::now() + RUNNING_TIMEOUT;
+        while !self.expect_link(name).await?.running {
+            if Instant::now() > deadline {
+                let text =
+                    format!("device {name} does not come up within {} ms", RUNNING_TIMEOUT.as_millis());
+                return Err(DatapathError::NotReady(text));
+            }
+            tokio::time::sleep(RUNNING_POLL).await;
+        }
+        Ok(())
     }
 
     /// All devices.
@@ -247,6 +274,7 @@ fn parse_link(message: &LinkMessage) -> Link {
         index: message.header.index,
         up: message.header.flags.contains(LinkFlags::Up),
         noarp: message.header.flags.contains(LinkFlags::Noarp),
+        loopback: message.header.flags.contains(LinkFlags::Loopback),
         ..Link::default()
     };
     for attribute in &message.attributes {
@@ -255,6 +283,7 @@ fn parse_link(message: &LinkMessage) -> Link {
             LinkAttribute::Address(bytes) => link.mac = bytes.as_slice().try_into().ok().map(Mac),
             LinkAttribute::Mtu(mtu_bytes) => link.mtu_bytes = *mtu_bytes,
             LinkAttribute::Group(group) => link.group = *group,
+            LinkAttribute::OperState(state) => link.running = *state == State::Up,
             LinkAttribute::Link(peer) => link.peer = *peer,
             LinkAttribute::LinkInfo(infos) => parse_info(infos, &mut link),
             _ => {}

@@ -1,12 +1,15 @@
-//! What is applied is what is observed, and applying it again changes nothing.
+//! What is applied is what is observed; applying it again, or by another agent, changes nothing.
 
-use datapath_plan::{Observed, Tables};
+use std::collections::BTreeMap;
 
-use crate::stage::{Namespace, Stage, base, endpoint, endpoint_ops, foundations, must};
+use aya::programs::links::{FdLink, PinnedLink};
+use datapath_linux::{Datapath, LinuxConfig};
+use datapath_plan::{EndpointValue, EpochScope, Observed, Op, Tables};
 
-/// The tables that [`foundations`] and one endpoint make.
-fn wanted(ops: &[datapath_plan::Op]) -> Tables {
-    use datapath_plan::Op;
+use crate::stage::{Namespace, Stage, apply, base, endpoint, endpoint_ops, foundations, must};
+
+/// The tables that some steps make.
+fn wanted(ops: &[Op]) -> Tables {
     let mut tables = Tables::default();
     for op in ops.iter().cloned() {
         match op {
@@ -15,12 +18,42 @@ fn wanted(ops: &[datapath_plan::Op]) -> Tables {
             Op::PutIpcache(prefix, value) => drop(tables.ipcache.insert(prefix, value)),
             Op::PutRoute(prefix, value) => drop(tables.routes.insert(prefix, value)),
             Op::PutEndpoint(id, value) => {
-                tables.endpoints.insert(id, datapath_plan::EndpointValue { attachment: None, ..value });
+                tables.endpoints.insert(id, EndpointValue { attachment: None, ..value });
             }
             other => panic!("{other:?} makes nothing"),
         }
     }
     tables
+}
+
+/// The kernel's numbers of everything that must outlive an agent.
+#[derive(Debug, PartialEq, Eq)]
+struct Numbers {
+    maps: BTreeMap<String, u32>,
+    links: BTreeMap<String, u32>,
+    devices: String,
+}
+
+fn numbers(stage: &Stage, datapath: &Datapath) -> Numbers {
+    let links = std::fs::read_dir(stage.pin_root.join("links")).expect("the folder of links");
+    let links = links.map(|entry| {
+        let entry = entry.expect("an entry");
+        let link = FdLink::from(PinnedLink::from_pin(entry.path()).expect("a pinned link"));
+        (entry.file_name().to_string_lossy().into_owned(), link.info().expect("its info").id())
+    });
+    Numbers {
+        maps: datapath.map_list().expect("maps").into_iter().map(|map| (map.name, map.id)).collect(),
+        links: links.collect(),
+        devices: stage.node.run("ip", &["-o", "link", "show"]),
+    }
+}
+
+/// A node with one endpoint: the steps.
+fn node_with_endpoint(workload: &Namespace) -> Vec<Op> {
+    let (id, value) = endpoint(1, 1, &workload.path());
+    let mut ops = foundations(1);
+    ops.extend(endpoint_ops(id, &value));
+    ops
 }
 
 #[test]
@@ -31,14 +64,158 @@ fn what_is_applied_is_observed() {
         let mut datapath = stage.open().await;
         assert_eq!(datapath.observe().await.expect("observe"), Observed::default());
 
-        let (id, value) = endpoint(1, 1, &workload.path());
-        let mut ops = foundations(1);
-        ops.extend(endpoint_ops(id, &value));
+        let ops = node_with_endpoint(&workload);
         must(&mut datapath, ops.clone()).await;
 
-        let observed = datapath.observe().await.expect("observe");
+        let (id, _) = endpoint(1, 1, &workload.path());
         let expected = Observed { tables: wanted(&ops), broken: vec![], endpoint_devices: vec![id] };
-        assert_eq!(observed, expected);
-        assert_eq!(observed.tables.base, Some(base(1)));
+        assert_eq!(datapath.observe().await.expect("observe"), expected);
     });
+}
+
+#[test]
+fn applying_again_changes_nothing() {
+    let Some(stage) = Stage::new() else { return };
+    let workload = Namespace::new("one");
+    stage.play(async || {
+        let mut datapath = stage.open().await;
+        let ops = node_with_endpoint(&workload);
+        must(&mut datapath, ops.clone()).await;
+        let before =
+            (numbers(&stage, &datapath), inside(&workload), datapath.observe().await.expect("observe"));
+
+        must(&mut datapath, ops).await;
+        let after =
+            (numbers(&stage, &datapath), inside(&workload), datapath.observe().await.expect("observe"));
+        assert_eq!(after, before);
+    });
+}
+
+#[test]
+fn the_next_agent_adopts_everything() {
+    adoption(|stage| stage.config());
+}
+
+#[test]
+fn the_next_agent_adopts_everything_with_clsact() {
+    adoption(|stage| LinuxConfig { force_clsact: true, ..stage.config() });
+}
+
+fn adoption(config: impl Fn(&Stage) -> LinuxConfig + Sync) {
+    let Some(stage) = Stage::new() else { return };
+    let workload = Namespace::new("one");
+    stage.play(async || {
+        let mut first = stage.open_with(config(&stage)).await;
+        must(&mut first, node_with_endpoint(&workload)).await;
+        let before = (numbers(&stage, &first), first.observe().await.expect("observe"));
+        assert!(before.1.broken.is_empty(), "{:?}", before.1.broken);
+        drop(first);
+        assert!(workload.pings(crate::stage::gateway(1)), "without an agent");
+
+        let mut second = stage.open_with(config(&stage)).await;
+        let after = (numbers(&stage, &second), second.observe().await.expect("observe"));
+        assert_eq!(after, before);
+        assert!(workload.pings(crate::stage::gateway(1)), "with the next one");
+    });
+}
+
+#[test]
+fn deleting_leaves_only_the_base() {
+    let Some(stage) = Stage::new() else { return };
+    let workload = Namespace::new("one");
+    stage.play(async || {
+        let mut datapath = stage.open().await;
+        let ops = node_with_endpoint(&workload);
+        must(&mut datapath, ops.clone()).await;
+
+        let removals = |op: &Op| match op {
+            Op::PutEndpoint(id, _) => Some(Op::DeleteEndpoint(*id)),
+            Op::PutRoute(prefix, _) => Some(Op::DeleteRoute(*prefix)),
+            Op::PutIpcache(prefix, _) => Some(Op::DeleteIpcache(*prefix)),
+            Op::PutNode(index, _) => Some(Op::DeleteNode(*index)),
+            _ => None,
+        };
+        let removals: Vec<Op> = ops.iter().rev().filter_map(removals).collect();
+        must(&mut datapath, removals.clone()).await;
+
+        let expected = Tables { base: Some(base(1)), ..Tables::default() };
+        let expected = Observed { tables: expected, ..Observed::default() };
+        assert_eq!(datapath.observe().await.expect("observe"), expected);
+        assert!(!workload.run("ip", &["-o", "link", "show"]).contains("eth0"));
+
+        // What is not there counts as deleted.
+        must(&mut datapath, removals).await;
+    });
+}
+
+#[test]
+fn one_bad_entry_does_not_take_down_its_neighbours() {
+    let Some(stage) = Stage::new() else { return };
+    stage.play(async || {
+        let mut datapath = stage.open().await;
+        let unknown = datapath_plan::IpcacheValue {
+            identity: identity::Identity::WORLD,
+            node: datapath_plan::NodeIndex::NONE,
+        };
+        let put = |prefix: &str| Op::PutIpcache(prefix.parse().expect("a prefix"), unknown);
+        let bad = put("2001:db8::/32");
+        let ops = vec![put("10.1.0.0/16"), bad.clone(), put("10.2.0.1/32"), put("10.3.0.0/16")];
+        let outcome = apply(&mut datapath, ops).await;
+        assert_eq!(outcome.failures.iter().map(|failure| &failure.op).collect::<Vec<_>>(), [&bad]);
+
+        let found = datapath.observe().await.expect("observe").tables.ipcache;
+        let found: Vec<String> = found.keys().map(ToString::to_string).collect();
+        assert_eq!(found, ["10.1.0.0/16", "10.2.0.1/32", "10.3.0.0/16"]);
+    });
+}
+
+#[test]
+fn large_tables_go_in_batches() {
+    let Some(stage) = Stage::new() else { return };
+    stage.play(async || {
+        let mut datapath = stage.open().await;
+        let value = |number: u32| datapath_plan::IpcacheValue {
+            identity: crate::stage::identity(256 + number % 10),
+            node: datapath_plan::NodeIndex(number % 7),
+        };
+        let entries: BTreeMap<ipnetwork::IpNetwork, _> = (0..10_000_u32)
+            .map(|number| {
+                let address = std::net::Ipv4Addr::from(0x0a00_0000 + number * 256);
+                let length = if number % 2 == 0 { 32 } else { 24 };
+                (ipnetwork::Ipv4Network::new(address, length).expect("a prefix").into(), value(number))
+            })
+            .collect();
+        must(&mut datapath, entries.iter().map(|(prefix, value)| Op::PutIpcache(*prefix, *value)).collect())
+            .await;
+        assert_eq!(datapath.observe().await.expect("observe").tables.ipcache, entries);
+
+        must(&mut datapath, entries.keys().map(|prefix| Op::DeleteIpcache(*prefix)).collect()).await;
+        assert_eq!(datapath.observe().await.expect("observe"), Observed::default());
+    });
+}
+
+#[test]
+fn epochs_rise_where_they_should() {
+    let Some(stage) = Stage::new() else { return };
+    stage.play(async || {
+        let mut datapath = stage.open().await;
+        let address = [10, 77, 1, 11];
+        let scope = EpochScope::Addresses(vec![address.into(), address.into()]);
+        must(&mut datapath, vec![Op::BumpEpochs(scope)]).await;
+        let raised = |datapath: &Datapath| datapath.map_dump(datapath_abi::map_name::EPOCHS).expect("dump");
+        let rows = raised(&datapath);
+        assert_eq!(rows.len(), 1, "one shard, however often it is named");
+        assert_eq!(rows[0].key, datapath_abi::epoch_shard_v4(address));
+        assert_eq!(rows[0].value, 1);
+
+        must(&mut datapath, vec![Op::BumpEpochs(EpochScope::All)]).await;
+        let rows = raised(&datapath);
+        assert_eq!(rows.len(), datapath_abi::EPOCH_SHARDS as usize);
+        assert_eq!(rows.iter().filter(|row| row.value == 2).count(), 1);
+    });
+}
+
+/// What a workload sees.
+fn inside(workload: &Namespace) -> String {
+    workload.run("ip", &["addr", "show"]) + &workload.run("ip", &["route", "show"])
 }

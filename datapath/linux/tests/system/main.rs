@@ -1,5 +1,7 @@
 //! The datapath against the real kernel, each test in namespaces and with pins of its own.
 
 mod applying;
+mod cleaning;
+mod damage;
 mod stage;
 mod traffic;

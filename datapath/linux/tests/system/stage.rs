@@ -109,7 +109,11 @@ impl Stage {
     }
 
     pub async fn open(&self) -> Datapath {
-        Datapath::open(self.config()).await.unwrap_or_else(|error| panic!("{}", error.chain()))
+        self.open_with(self.config()).await
+    }
+
+    pub async fn open_with(&self, config: LinuxConfig) -> Datapath {
+        Datapath::open(config).await.unwrap_or_else(|error| panic!("{}", error.chain()))
     }
 }
 

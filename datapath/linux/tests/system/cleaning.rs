@@ -1,0 +1,96 @@
+//! `cleanup` takes away everything of ours and nothing else.
+
+use datapath_linux::{LinuxConfig, UnderlayChoice, cleanup, underlay};
+
+use crate::stage::{Namespace, Stage, endpoint, endpoint_ops, foundations, must};
+
+#[test]
+fn cleanup_takes_ours_and_leaves_the_rest() {
+    let Some(stage) = Stage::new() else { return };
+    let workload = Namespace::new("one");
+    let node = &stage.node;
+    node.run("ip", &["link", "add", "wrn7", "type", "veth", "peer", "name", "other"]);
+    node.run("ip", &["link", "set", "other", "up"]);
+    node.run("ip", &["link", "set", "wrn7", "up"]);
+    node.run("ip", &["route", "add", "10.200.0.0/16", "dev", "other", "proto", "113"]);
+    let world = || (node.run("ip", &["-o", "link", "show"]), node.run("ip", &["route", "show"]));
+    let before = world();
+    stage.play(async || {
+        let mut datapath = stage.open().await;
+        let (id, value) = endpoint(1, 1, &workload.path());
+        let mut ops = foundations(1);
+        ops.extend(endpoint_ops(id, &value));
+        must(&mut datapath, ops).await;
+        drop(datapath);
+
+        let standing = world();
+        let would = cleanup(&stage.config(), true).await.expect("list");
+        assert_eq!(world(), standing, "a dry run touches nothing");
+        assert!(stage.pin_root.join("maps").exists());
+
+        let did = cleanup(&stage.config(), false).await.expect("clean up");
+        let names = |steps: &[datapath_linux::CleanupStep]| -> Vec<String> {
+            steps.iter().map(|step| step.what.clone()).collect()
+        };
+        assert_eq!(names(&did), names(&would), "a dry run tells what will go");
+        assert!(would.iter().all(|step| !step.done));
+        assert!(did.iter().all(|step| step.done && step.error.is_none()), "{did:#?}");
+        for what in ["route 10.77.1.0/24", "device warren_host", "device warren_vxlan", "device wrn1"] {
+            assert!(names(&did).contains(&what.to_owned()), "{what} in {did:#?}");
+        }
+        assert_eq!(world(), before, "others' things are as they were");
+        assert!(!stage.pin_root.exists());
+
+        assert_eq!(cleanup(&stage.config(), false).await.expect("again"), [], "nothing is left to do");
+    });
+}
+
+#[test]
+fn cleanup_needs_no_pins_to_find_devices() {
+    let Some(stage) = Stage::new() else { return };
+    stage.play(async || {
+        must(&mut stage.open().await, foundations(1)).await;
+        let elsewhere = LinuxConfig::at(stage.pin_root.with_file_name("warren-test-nowhere"));
+        let did = cleanup(&elsewhere, false).await.expect("clean up");
+        assert!(did.iter().all(|step| step.done), "{did:#?}");
+        assert!(!stage.node.run("ip", &["-o", "link", "show"]).contains("warren_"));
+    });
+}
+
+#[test]
+fn the_underlay_is_chosen_with_a_reason() {
+    let Some(stage) = Stage::new() else { return };
+    let node = &stage.node;
+    for (device, peer, address) in
+        [("first", "peer1", "192.0.2.1/24"), ("second", "peer2", "198.51.100.1/24")]
+    {
+        node.run("ip", &["link", "add", device, "type", "veth", "peer", "name", peer]);
+        node.run("ip", &["addr", "add", address, "dev", device]);
+        node.run("ip", &["link", "set", device, "up"]);
+        node.run("ip", &["link", "set", peer, "up"]);
+    }
+    stage.play(async || {
+        let choose = async |choice| underlay(&choice).await.map(|found| (found.interface, found.reason));
+        let none = choose(UnderlayChoice::Automatic).await.expect_err("there is no default route");
+        assert!(none.to_string().contains("configure the underlay"), "{none}");
+
+        node.run("ip", &["route", "add", "default", "via", "192.0.2.254"]);
+        let check = async |choice, interface: &str, reason: &str| {
+            assert_eq!(choose(choice).await.expect("a choice"), (interface.into(), reason.into()));
+        };
+        check(UnderlayChoice::Automatic, "first", "the default route").await;
+        check(UnderlayChoice::Interface("second".into()), "second", "the configured interface").await;
+        check(UnderlayChoice::Address([198, 51, 100, 1].into()), "second", "the configured address").await;
+        let towards = |address: [u8; 4]| UnderlayChoice::Towards(vec![[127, 0, 0, 1].into(), address.into()]);
+        check(towards([198, 51, 100, 9]), "second", "the route to 198.51.100.9").await;
+        check(towards([198, 51, 100, 1]), "first", "the default route").await;
+
+        let found = underlay(&UnderlayChoice::Automatic).await.expect("a choice");
+        assert_eq!(
+            (found.address, found.mtu_bytes, found.pod_mtu_bytes()),
+            ([192, 0, 2, 1].into(), 1500, 1450)
+        );
+        choose(UnderlayChoice::Interface("third".into())).await.expect_err("no such interface");
+        choose(UnderlayChoice::Address([203, 0, 113, 1].into())).await.expect_err("nobody's address");
+    });
+}

@@ -1,0 +1,227 @@
+//! Damage done by others is seen, and mended by applying again.
+
+use datapath_linux::Datapath;
+use datapath_plan::{Observed, Op, OpErrorKind};
+
+use crate::stage::{Namespace, Stage, apply, endpoint, endpoint_ops, foundations, must};
+
+/// Makes a node with an endpoint, does the damage, and expects it to be observed, then mended by the same steps.
+fn check(damage: impl FnOnce(&Stage) + Send, seen: impl FnOnce(&Observed) -> bool + Send) {
+    let Some(stage) = Stage::new() else { return };
+    let workload = Namespace::new("one");
+    stage.play(async || {
+        let mut datapath = stage.open().await;
+        let (id, value) = endpoint(1, 1, &workload.path());
+        let mut ops = foundations(1);
+        ops.extend(endpoint_ops(id, &value));
+        must(&mut datapath, ops.clone()).await;
+        let whole = observe(&mut datapath).await;
+        assert!(whole.broken.is_empty(), "{:?}", whole.broken);
+
+        damage(&stage);
+        let damaged = observe(&mut datapath).await;
+        assert_ne!(damaged, whole, "the damage is seen");
+        assert!(seen(&damaged), "{damaged:#?}");
+
+        must(&mut datapath, ops).await;
+        assert_eq!(observe(&mut datapath).await, whole, "and mended");
+        assert!(workload.pings(crate::stage::gateway(1)), "and it works");
+    });
+}
+
+async fn observe(datapath: &mut Datapath) -> Observed {
+    datapath.observe().await.unwrap_or_else(|error| panic!("{}", error.chain()))
+}
+
+fn delete_entry(stage: &Stage, map: &str, key: [u8; 4]) {
+    let path = stage.pin_root.join("maps").join(map);
+    let path = path.to_str().expect("a plain path");
+    let [a, b, c, d] = key.map(|byte| byte.to_string());
+    crate::stage::run("bpftool", &["map", "delete", "pinned", path, "key", &a, &b, &c, &d]);
+}
+
+#[test]
+fn a_deleted_ipcache_entry() {
+    check(
+        |stage| delete_entry(stage, "WARREN_IPC_V4", [10, 77, 1, 11]),
+        |observed| observed.broken.is_empty() && observed.tables.ipcache.len() == 2,
+    );
+}
+
+#[test]
+fn a_deleted_endpoint_entry() {
+    check(
+        |stage| delete_entry(stage, "WARREN_EP_V4", [10, 77, 1, 11]),
+        |observed| observed.tables.endpoints.is_empty() && observed.endpoint_devices.len() == 1,
+    );
+}
+
+#[test]
+fn a_deleted_inverse_of_a_node() {
+    check(
+        |stage| delete_entry(stage, "WARREN_NODE_V4", [192, 0, 2, 1]),
+        |observed| observed.broken.len() == 1,
+    );
+}
+
+#[test]
+fn a_deleted_endpoint_device() {
+    check(
+        |stage| drop(stage.node.run("ip", &["link", "del", "wrn1"])),
+        |observed| observed.tables.endpoints.is_empty() && observed.endpoint_devices.len() == 1,
+    );
+}
+
+#[test]
+fn a_detached_program() {
+    check(
+        |stage| std::fs::remove_file(stage.pin_root.join("links/wrn1-from_endpoint")).expect("unpin"),
+        |observed| observed.tables.endpoints.is_empty() && observed.broken.len() == 1,
+    );
+}
+
+#[test]
+fn an_endpoint_device_that_is_down() {
+    check(
+        |stage| drop(stage.node.run("ip", &["link", "set", "wrn1", "down"])),
+        |observed| observed.tables.endpoints.is_empty() && observed.broken.len() == 1,
+    );
+}
+
+#[test]
+fn a_deleted_host_device() {
+    // Its routes go with it.
+    check(
+        |stage| drop(stage.node.run("ip", &["link", "del", "warren_host"])),
+        |observed| observed.tables.base.is_none() && observed.tables.routes.is_empty(),
+    );
+}
+
+#[test]
+fn a_deleted_tunnel_device() {
+    check(
+        |stage| drop(stage.node.run("ip", &["link", "del", "warren_vxlan"])),
+        |observed| observed.tables.base.is_none(),
+    );
+}
+
+#[test]
+fn another_address_of_the_gateway() {
+    check(
+        |stage| drop(stage.node.run("ip", &["addr", "add", "10.9.9.9/24", "dev", "warren_host"])),
+        |observed| observed.tables.base.is_none() && observed.broken.len() == 1,
+    );
+}
+
+#[test]
+fn a_route_with_another_mtu() {
+    let arguments =
+        ["route", "replace", "10.77.1.0/24", "dev", "warren_host", "proto", "112", "scope", "link"];
+    check(|stage| drop(stage.node.run("ip", &arguments)), |observed| observed.broken.len() == 1);
+}
+
+#[test]
+fn a_workload_that_breaks_its_own_side() {
+    let Some(stage) = Stage::new() else { return };
+    let workload = Namespace::new("one");
+    stage.play(async || {
+        let mut datapath = stage.open().await;
+        let (id, value) = endpoint(1, 1, &workload.path());
+        let mut ops = foundations(1);
+        ops.extend(endpoint_ops(id, &value));
+        must(&mut datapath, ops.clone()).await;
+
+        workload.run("ip", &["addr", "flush", "dev", "eth0"]);
+        workload.run("ip", &["addr", "add", "10.9.9.9/24", "dev", "eth0"]);
+        workload.run("ip", &["link", "set", "eth0", "mtu", "1300"]);
+        must(&mut datapath, ops).await;
+        let inside = workload.run("ip", &["-o", "addr", "show", "dev", "eth0"]);
+        assert!(inside.contains("10.77.1.11/32") && !inside.contains("10.9.9.9"), "{inside}");
+        assert!(workload.pings(crate::stage::gateway(1)));
+    });
+}
+
+/// A put that must fail with a kind and a text, and leave nothing.
+fn check_refused(prepare: impl FnOnce(&Stage, &Namespace) + Send, kind: OpErrorKind, text: &str) {
+    let Some(stage) = Stage::new() else { return };
+    let workload = Namespace::new("one");
+    stage.play(async || {
+        let mut datapath = stage.open().await;
+        must(&mut datapath, foundations(1)).await;
+        let before = observe(&mut datapath).await;
+        prepare(&stage, &workload);
+        let (id, value) = endpoint(1, 1, &workload.path());
+        let outcome = apply(&mut datapath, vec![Op::PutEndpoint(id, value)]).await;
+        let [failure] = &outcome.failures[..] else { panic!("{outcome:?}") };
+        assert_eq!(failure.error.kind, kind, "{}", failure.error);
+        assert!(failure.error.text.contains(text), "{}", failure.error);
+        assert_eq!(observe(&mut datapath).await, before, "nothing is left of it");
+        must(&mut datapath, vec![Op::DeleteEndpoint(id)]).await;
+    });
+}
+
+#[test]
+fn a_namespace_that_is_gone() {
+    check_refused(
+        |_, workload| drop(crate::stage::run("ip", &["netns", "del", &workload.name])),
+        OpErrorKind::NamespaceGone,
+        "create it before the endpoint",
+    );
+}
+
+#[test]
+fn an_interface_name_that_is_taken() {
+    check_refused(
+        |_, workload| drop(workload.run("ip", &["link", "add", "eth0", "type", "bridge"])),
+        OpErrorKind::Conflict,
+        "interface eth0 is already in the namespace",
+    );
+}
+
+#[test]
+fn a_device_name_that_is_taken() {
+    check_refused(
+        |stage, _| drop(stage.node.run("ip", &["link", "add", "wrn1", "type", "bridge"])),
+        OpErrorKind::Conflict,
+        "device wrn1 is there and not ours",
+    );
+}
+
+#[test]
+fn a_namespace_that_dies_takes_its_endpoint_along() {
+    let Some(stage) = Stage::new() else { return };
+    let workload = Namespace::new("one");
+    let path = workload.path();
+    stage.play(async || {
+        let mut datapath = stage.open().await;
+        let (id, value) = endpoint(1, 1, &path);
+        must(&mut datapath, foundations(1)).await;
+        let before = observe(&mut datapath).await;
+        must(&mut datapath, vec![Op::PutEndpoint(id, value)]).await;
+        drop(workload);
+        // The kernel takes a namespace's devices down on its own time.
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while stage.node.run("ip", &["-o", "link", "show"]).contains("wrn1") {
+            assert!(std::time::Instant::now() < deadline, "the device goes with its peer");
+            tokio::task::yield_now().await;
+        }
+        let observed = observe(&mut datapath).await;
+        assert_eq!(observed.endpoint_devices, [id], "what is left of it is seen");
+        assert!(!observed.broken.is_empty());
+        must(&mut datapath, vec![Op::DeleteEndpoint(id)]).await;
+        assert_eq!(observe(&mut datapath).await, before);
+    });
+}
+
+#[test]
+fn a_tunnel_port_that_is_taken() {
+    let Some(stage) = Stage::new() else { return };
+    stage.node.run("ip", &["link", "add", "other", "type", "vxlan", "external", "dstport", "8472"]);
+    stage.node.run("ip", &["link", "set", "other", "up"]);
+    stage.play(async || {
+        let mut datapath = stage.open().await;
+        let outcome = apply(&mut datapath, foundations(1)).await;
+        assert_eq!(outcome.failures[0].error.kind, OpErrorKind::Conflict);
+        assert!(outcome.failures[0].error.text.contains("UDP port 8472"), "{}", outcome.failures[0].error);
+    });
+}

@@ -141,9 +141,13 @@ async fn forged_datagrams_never_reach_the_parser() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_recorded_datagram_passes_at_most_once() {
-    // The victim learns the sender's address from the datagram; without rounds it does not talk to it.
-    let victim = GossipConfig { interval: MAX_INTERVAL, ..config("n0", &[]) };
-    let (victim, sender) = (Member::start(victim).await, Member::start(config("n1", &[])).await);
+    // The victim learns the sender's address from the datagram; once its first round is over, it does not
+    // talk to it for a minute.
+    let seed = outsider();
+    let victim = GossipConfig { interval: MAX_INTERVAL, ..config("n0", &[seed.local_addr().unwrap()]) };
+    let victim = Member::start(victim).await;
+    until("first round", || victim.gossip.stats().datagrams_out == 1).await;
+    let sender = Member::start(config("n1", &[])).await;
     let recorder = outsider();
     sender.gossip.add_peer(recorder.local_addr().unwrap());
     let mut buffer = vec![0; MAX_DATAGRAM_BYTES];

@@ -49,6 +49,7 @@ pub struct EtcdCluster {
 struct Member {
     args: Vec<String>,
     url: String,
+    data: PathBuf,
     log: PathBuf,
     process: Option<Child>,
 }
@@ -99,11 +100,12 @@ impl EtcdCluster {
         let all = (0..count).map(|n| format!("m{n}={}", peer(n))).collect::<Vec<_>>().join(",");
         let members = (0..count).map(|n| {
             let url = format!("{scheme}://127.0.0.1:{}", ports[2 * n]);
-            let mut args = member_args(n, dir.path(), &url, &peer(n), &all);
+            let data = dir.path().join(format!("m{n}"));
+            let mut args = member_args(n, &data, &url, &peer(n), &all);
             args.extend(server_tls.as_ref().map(tls_args).unwrap_or_default());
             let log = dir.path().join(format!("m{n}.log"));
             let process = Some(spawn(&args, &log));
-            Member { args, url, log, process }
+            Member { args, url, data, log, process }
         });
         Self { members: members.collect(), client_tls, _dir: dir }
     }
@@ -153,6 +155,15 @@ impl EtcdCluster {
     /// Kills a member; its data stay.
     pub fn kill(&mut self, index: usize) {
         self.members[index].end();
+    }
+
+    /// Takes a killed member's data away.
+    ///
+    /// # Panics
+    /// When they cannot be removed.
+    pub fn wipe(&mut self, index: usize) {
+        assert!(self.members[index].process.is_none(), "member {index} runs");
+        fs::remove_dir_all(&self.members[index].data).expect("remove the member's data");
     }
 
     /// Starts a killed member again, on its data.
@@ -237,11 +248,10 @@ fn free_ports(count: usize) -> Vec<u16> {
     listeners.iter().map(port).collect()
 }
 
-fn member_args(index: usize, dir: &Path, url: &str, peer: &str, all: &str) -> Vec<String> {
-    let data = dir.join(format!("m{index}")).display().to_string();
+fn member_args(index: usize, data: &Path, url: &str, peer: &str, all: &str) -> Vec<String> {
     let pairs = [
         ("--name", format!("m{index}")),
-        ("--data-dir", data),
+        ("--data-dir", data.display().to_string()),
         ("--listen-client-urls", url.to_owned()),
         ("--advertise-client-urls", url.to_owned()),
         ("--listen-peer-urls", peer.to_owned()),

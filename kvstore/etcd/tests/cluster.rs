@@ -197,3 +197,33 @@ async fn a_store_waits_for_etcd_without_blocking() {
     cluster.wait_ready().await.expect("there it is");
     settle(&store, "early", "me").await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_emptied_etcd_is_told_by_its_revision() {
+    if missing() {
+        return;
+    }
+    let mut cluster = EtcdCluster::start(1).await;
+    let store = cluster.store();
+    for name in ["a", "b", "c"] {
+        settle(&store, name, "me").await;
+    }
+    let before = list_all(&store, &prefix()).await.expect("it is there");
+    let mut watch = store.watch(&prefix(), before.revision.next()).await.expect("it is there");
+    cluster.kill(0);
+    cluster.wipe(0);
+    cluster.revive(0);
+    cluster.wait_ready().await.expect("serves again");
+    let reason = ending(&mut watch).await;
+    assert!(matches!(reason, StoreError::Unavailable(_)), "{reason}");
+    settle(&store, "new", "me").await;
+
+    // The cluster id is made of names, addresses and token, and so is the same: only the revision tells.
+    let mut resumed = store.watch(&prefix(), before.revision.next()).await.expect("it is there");
+    assert_eq!(resumed.store, watch.store);
+    let reason = ending(&mut resumed).await;
+    assert!(matches!(reason, StoreError::Replaced(_)), "{reason}");
+    let after = list_all(&store, &prefix()).await.expect("it is there");
+    assert!(after.revision < before.revision);
+    assert_eq!(after.entries.len(), 1);
+}

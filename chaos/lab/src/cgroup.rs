@@ -31,12 +31,20 @@ pub fn mount_point() -> Result<PathBuf> {
         .context("cgroup2 is not mounted: run deploy/setup.sh")
 }
 
+/// The folder with a folder for each lab.
+///
+/// # Errors
+/// When cgroup2 is not mounted.
+pub fn labs_folder() -> Result<PathBuf> {
+    Ok(mount_point()?.join("warren-lab"))
+}
+
 /// The folder of a lab's cgroups.
 ///
 /// # Errors
 /// When cgroup2 is not mounted.
 pub fn lab_folder(lab: &LabName) -> Result<PathBuf> {
-    Ok(mount_point()?.join("warren-lab").join(lab.as_str()))
+    Ok(labs_folder()?.join(lab.as_str()))
 }
 
 /// Makes a machine's cgroup, or takes the one that is there.

@@ -53,7 +53,7 @@ pub fn render(lab: &Lab, node: &str) -> String {
         fleet = text(&lab.name().as_str()),
         pools = values(&spec.pools),
         block = spec.block_prefix_v4,
-        key = text(&lab.gossip_key().display()),
+        key = text(&lab.key_path().display()),
         seeds = values(&seeds),
         pins = text(&lab.pin_path(node).display()),
         underlay = text(&address),

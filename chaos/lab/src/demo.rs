@@ -25,15 +25,15 @@ pub fn run(lab: &Lab, bytes: u64) -> Result<()> {
     )?;
 
     heading("A TCP transfer across nodes, checksums compared");
-    let report = probe::transfer(&std::env::current_exe()?, from, to, bytes, 1)?;
+    let transfer = probe::transfer(from, to, bytes, 1)?;
+    let seconds = transfer.time.as_secs_f64();
     println!(
-        "{} MiB from {} to {} in {:.2} s ({:.2} Gbit/s), sha256 {} on both sides",
-        report.bytes >> 20,
+        "{} MiB from {} to {} in {seconds:.2} s ({:.2} Gbit/s), sha256 {} on both sides",
+        transfer.bytes >> 20,
         from.address,
         to.address,
-        report.seconds,
-        report.bytes as f64 * 8.0 / report.seconds / 1e9,
-        report.sha256
+        transfer.bytes as f64 * 8.0 / seconds / 1e9,
+        transfer.sha256
     );
 
     show(lab, "The ipcache as n1 wants it", "n1", &["warren", "ip", "list"])?;

@@ -1,13 +1,13 @@
 //! Endpoints of a lab: a workload is a network namespace that the node's agent attaches.
 
-use std::{net::IpAddr, process::Command};
+use std::net::IpAddr;
 
 use anyhow::{Context, Result, bail};
 use identity::{EndpointName, Labels};
 use node_api::{AttachmentKind, EndpointAdd, EndpointAdded};
 use serde::{Deserialize, Serialize};
 
-use crate::{Lab, block_on, namespace, process};
+use crate::{Lab, ask, namespace};
 
 /// An endpoint of a lab.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +36,9 @@ impl Lab {
         self.check_node(node)?;
         let endpoint_name = EndpointName::new(name)?;
         let inside = self.name().endpoint_namespace(node, name);
+        if namespace::exists(&inside) {
+            bail!("node {node} has an endpoint {name} already");
+        }
         namespace::create(&inside)?;
         let request = EndpointAdd {
             name: endpoint_name,
@@ -46,7 +49,7 @@ impl Lab {
             },
             address: None,
         };
-        match block_on(self.api(node).endpoint_add(&request)) {
+        match ask(self.api(node).endpoint_add(&request)) {
             Ok(EndpointAdded { address, identity, .. }) => Ok(Endpoint {
                 node: node.to_owned(),
                 name: name.to_owned(),
@@ -69,7 +72,7 @@ impl Lab {
     /// When the agent does not answer.
     pub fn delete_endpoint(&self, node: &str, name: &str) -> Result<bool> {
         self.check_node(node)?;
-        let deleted = block_on(self.api(node).endpoint_delete(&EndpointName::new(name)?))
+        let deleted = ask(self.api(node).endpoint_delete(&EndpointName::new(name)?))
             .with_context(|| format!("delete endpoint {name} of {node}"))?;
         let namespace_deleted = namespace::delete(&self.name().endpoint_namespace(node, name))?;
         Ok(deleted.existed || namespace_deleted)
@@ -80,7 +83,7 @@ impl Lab {
     /// # Errors
     /// When the agent does not answer.
     pub fn endpoints_of(&self, node: &str) -> Result<Vec<Endpoint>> {
-        let listing = block_on(self.api(node).endpoints())?;
+        let listing = ask(self.api(node).endpoints())?;
         Ok(listing
             .items
             .into_iter()
@@ -97,16 +100,15 @@ impl Lab {
             .collect())
     }
 
-    /// The network namespace of a machine (`n1`, `e1`) or of an endpoint (`n1/web`, or `web` where only one
+    /// The network namespace of a machine (`n1`, `e1`, `underlay`) or of an endpoint (`n1/web`, or `web` where only one
     /// node has it), and the node whose agent a command run there would speak to.
     ///
     /// # Errors
     /// When there is none, or more than one.
     pub fn find_namespace(&self, target: &str) -> Result<(String, Option<String>)> {
         let machine = self.name().machine_namespace(target);
-        let is_machine = self.spec().node_names().chain(self.spec().etcd_names()).any(|name| name == target);
-        if is_machine {
-            return Ok((machine, target.starts_with('n').then(|| target.to_owned())));
+        if !target.contains('.') && namespace::exists(&machine) {
+            return Ok((machine, self.check_node(target).is_ok().then(|| target.to_owned())));
         }
         if let Some((node, name)) = target.split_once('/') {
             self.check_node(node)?;
@@ -126,23 +128,5 @@ impl Lab {
             [] => bail!("{target} is neither a machine nor an endpoint of lab {}", self.name().as_str()),
             several => bail!("{target} is an endpoint of {}: name it NODE/{target}", several.join(" and ")),
         }
-    }
-
-    /// A command that will run in a machine's or endpoint's namespace; on a node `warren` finds its agent.
-    ///
-    /// # Errors
-    /// When there is no such machine or endpoint.
-    pub fn command(&self, target: &str, program: &str) -> Result<Command> {
-        let (inside, node) = self.find_namespace(target)?;
-        let mut command = Command::new(program);
-        process::enter(&mut command, &inside, None)?;
-        if let Some(node) = node {
-            command.env("WARREN_SOCKET", self.socket_path(&node));
-        }
-        let mut path = self.spec().programs.clone().into_os_string();
-        path.push(":");
-        path.push(std::env::var_os("PATH").unwrap_or_default());
-        command.env("PATH", path);
-        Ok(command)
     }
 }

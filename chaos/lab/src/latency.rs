@@ -12,19 +12,23 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow};
-use chaos_lab::{Lab, block_on, probe, wait};
+use chaos_lab::{Lab, ask, interrupt, probe, wait};
 use identity::Labels;
 use node_api::{Client, LimitQuery};
 use serde::Serialize;
 
 /// How long one endpoint may take before the measurement gives up.
 const LIMIT: Duration = Duration::from_secs(10);
+/// How long a watcher rests between two looks: a tenth of what matters, and little load on the agents that are
+/// measured.
+const LOOK_PAUSE: Duration = Duration::from_millis(2);
 /// The map that is watched: exact addresses.
 const IPCACHE: &str = "WARREN_IPC_V4";
 
 /// Minimum, median, 99th percentile and maximum, in milliseconds.
 #[derive(Debug, Serialize)]
 struct Spread {
+    what: &'static str,
     min_ms: f64,
     median_ms: f64,
     p99_ms: f64,
@@ -32,10 +36,10 @@ struct Spread {
 }
 
 impl Spread {
-    fn of(mut samples: Vec<f64>) -> Self {
+    fn of(what: &'static str, mut samples: Vec<f64>) -> Self {
         samples.sort_by(f64::total_cmp);
         let at = |share: f64| samples[((samples.len() - 1) as f64 * share).round() as usize];
-        Self { min_ms: at(0.0), median_ms: at(0.5), p99_ms: at(0.99), max_ms: at(1.0) }
+        Self { what, min_ms: at(0.0), median_ms: at(0.5), p99_ms: at(0.99), max_ms: at(1.0) }
     }
 }
 
@@ -55,7 +59,8 @@ impl Watcher {
             let (seen, stop) = (Arc::clone(&seen), Arc::clone(&stop));
             move || {
                 while !stop.load(Ordering::Relaxed) {
-                    let dump = block_on(api.map_dump(IPCACHE, &LimitQuery::default()))?;
+                    thread::sleep(LOOK_PAUSE);
+                    let dump = ask(api.map_dump(IPCACHE, &LimitQuery::default()))?;
                     let now = Instant::now();
                     let mut seen = seen.lock().expect("no holder of this lock panics");
                     for row in &dump.rows {
@@ -84,7 +89,8 @@ impl Watcher {
 }
 
 /// Adds endpoints on the first node one after another, takes the times, deletes them again.
-pub fn run(lab: &Lab, count: u32, json: bool) -> Result<()> {
+pub fn run(lab: &Lab, count: u32, json: bool) -> Result<String> {
+    let _catch = interrupt::Catch::new()?;
     let watchers: Vec<Watcher> =
         lab.spec().node_names().skip(1).map(|node| Watcher::start(node.clone(), lab.api(&node))).collect();
     let labels = Labels::parse(["app=latency"])?;
@@ -92,6 +98,7 @@ pub fn run(lab: &Lab, count: u32, json: bool) -> Result<()> {
     lab.add_endpoint("n1", "latency-warm", &labels)?;
     let (mut added, mut answered, mut known) = (Vec::new(), Vec::new(), Vec::new());
     let measured = (0..count).try_for_each(|number| {
+        interrupt::check()?;
         let name = format!("latency-{number}");
         let start = Instant::now();
         let endpoint = lab.add_endpoint("n1", &name, &labels)?;
@@ -113,22 +120,19 @@ pub fn run(lab: &Lab, count: u32, json: bool) -> Result<()> {
     measured?;
     ended?;
     let mut spreads = vec![
-        ("request to answer of the API", Spread::of(added)),
-        ("request to first ping answered", Spread::of(answered)),
+        Spread::of("request to answer of the API", added),
+        Spread::of("request to first ping answered", answered),
     ];
     if !known.is_empty() {
-        spreads.push(("request to the kernel's ipcache of every other node", Spread::of(known)));
+        spreads.push(Spread::of("request to the kernel's ipcache of every other node", known));
     }
     if json {
-        println!("{}", serde_json::to_string_pretty(&spreads)?);
-        return Ok(());
+        return Ok(serde_json::to_string_pretty(&spreads)? + "\n");
     }
-    println!("{count} endpoints, milliseconds:           min   median      p99      max");
-    for (what, spread) in spreads {
-        println!(
-            "{what:<52} {:>8.1} {:>8.1} {:>8.1} {:>8.1}",
-            spread.min_ms, spread.median_ms, spread.p99_ms, spread.max_ms
-        );
+    let heading = format!("{count} endpoints, milliseconds");
+    let mut text = format!("{heading:<52} {:>8} {:>8} {:>8} {:>8}\n", "min", "median", "p99", "max");
+    for Spread { what, min_ms, median_ms, p99_ms, max_ms } in spreads {
+        text += &format!("{what:<52} {min_ms:>8.1} {median_ms:>8.1} {p99_ms:>8.1} {max_ms:>8.1}\n");
     }
-    Ok(())
+    Ok(text)
 }

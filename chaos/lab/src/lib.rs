@@ -3,23 +3,35 @@
 //! Nothing is left in the machine's own namespace but the names of namespaces, and everything carries the
 //! lab's name: two labs at once never meet.
 
+mod agent;
 pub mod cgroup;
 mod config;
 mod endpoint;
 mod fleet;
+pub mod interrupt;
 pub mod name;
 pub mod namespace;
 pub mod probe;
 pub mod process;
 pub mod spec;
+mod status;
+mod teardown;
 pub mod wait;
 
 pub use endpoint::Endpoint;
-pub use fleet::{Lab, LabStatus, MachineStatus, take_down};
+pub use fleet::Lab;
 pub use name::LabName;
 pub use spec::Spec;
+pub use status::{LabStatus, MachineStatus};
+pub use teardown::take_down;
 
-use std::{future::Future, sync::LazyLock};
+use std::{future::Future, sync::LazyLock, time::Duration};
+
+use anyhow::{Context, Result, bail};
+use node_api::ClientError;
+
+/// How long an agent may take to answer: its own limits are shorter, so that only a stopped one is this late.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 
 static RUNTIME: LazyLock<tokio::runtime::Runtime> = LazyLock::new(|| {
     tokio::runtime::Builder::new_multi_thread()
@@ -30,6 +42,21 @@ static RUNTIME: LazyLock<tokio::runtime::Runtime> = LazyLock::new(|| {
 });
 
 /// Runs one call of an agent's API to its end. Not for use inside an async task.
-pub fn block_on<F: Future>(future: F) -> F::Output {
-    RUNTIME.block_on(future)
+///
+/// # Errors
+/// What the client says, or that the agent did not answer within [`ANSWER_LIMIT`].
+pub fn ask<T>(call: impl Future<Output = Result<T, ClientError>>) -> Result<T> {
+    let answer = RUNTIME.block_on(async { tokio::time::timeout(ANSWER_LIMIT, call).await });
+    Ok(answer.with_context(|| format!("the agent did not answer within {} s", ANSWER_LIMIT.as_secs()))??)
+}
+
+/// Whether this process may make labs.
+///
+/// # Errors
+/// When it may not.
+pub fn require_root() -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("a lab is made of network namespaces, cgroups and BPF programs: run warren-lab as root");
+    }
+    Ok(())
 }

@@ -71,8 +71,13 @@ impl LabName {
 
     /// The folder on bpffs with the nodes' pins.
     pub fn pin_folder(&self) -> PathBuf {
-        PathBuf::from("/sys/fs/bpf/warren-lab").join(&self.0)
+        pins_folder().join(&self.0)
     }
+}
+
+/// The folder on bpffs with a folder for each lab.
+pub fn pins_folder() -> PathBuf {
+    PathBuf::from("/sys/fs/bpf/warren-lab")
 }
 
 /// The folder with a folder for each lab.

@@ -2,8 +2,10 @@
 
 use std::{
     fs::File,
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::Command,
+    thread,
 };
 
 use anyhow::{Context, Result, bail};
@@ -27,6 +29,23 @@ pub fn exists(namespace: &str) -> bool {
 /// When it is not there.
 pub fn open(namespace: &str) -> Result<File> {
     File::open(path(namespace)).with_context(|| format!("open network namespace {namespace}"))
+}
+
+/// Runs a function on a thread of its own inside a namespace. Sockets that it makes stay in that namespace,
+/// wherever they are used.
+///
+/// # Errors
+/// When the namespace cannot be entered, and the function's own.
+pub fn inside<T: Send>(namespace: &str, run: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let netns = open(namespace)?;
+    thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            nix::sched::setns(netns, nix::sched::CloneFlags::CLONE_NEWNET)
+                .with_context(|| format!("enter network namespace {namespace}"))?;
+            run()
+        });
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 /// Makes a namespace with its loopback up.
@@ -107,8 +126,10 @@ pub fn plug(underlay: &str, bridge: &str, port: &str, machine: &str, address: &s
 /// When it is not installed or exits with something else than 0.
 pub fn ip<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Result<()> {
     let arguments: Vec<&str> = arguments.into_iter().collect();
+    // In a process group of its own: Ctrl-C is for whoever calls it.
     let output = Command::new("ip")
         .args(&arguments)
+        .process_group(0)
         .output()
         .context("run ip (package iproute2; deploy/setup.sh installs it)")?;
     if !output.status.success() {

@@ -41,11 +41,11 @@ fn enter_here(netns: &File, procs: Option<&File>) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Starts a program that outlives this one, its output appended to a file; gives its process id.
+/// Starts a program that outlives this one, its output appended to a file.
 ///
 /// # Errors
 /// When it cannot be started. Whether it stays up is seen from its log and from what it serves.
-pub fn start_daemon(mut command: Command, namespace: &str, cgroup: &Path, log: &Path) -> Result<u32> {
+pub fn start_daemon(mut command: Command, namespace: &str, cgroup: &Path, log: &Path) -> Result<()> {
     let output = OpenOptions::new()
         .create(true)
         .append(true)
@@ -57,9 +57,11 @@ pub fn start_daemon(mut command: Command, namespace: &str, cgroup: &Path, log: &
         command.pre_exec(|| nix::unistd::setsid().map(drop).map_err(Into::into));
     }
     command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
-    let child =
+    let mut child =
         command.spawn().with_context(|| format!("start {}", command.get_program().to_string_lossy()))?;
-    Ok(child.id())
+    // A program that ends while this one lives is a zombie until somebody waits for it.
+    std::thread::spawn(move || child.wait());
+    Ok(())
 }
 
 /// Runs a program to its end inside a namespace, and gives what it said on its standard output.
@@ -85,27 +87,11 @@ pub fn exit_code(status: ExitStatus) -> u8 {
     u8::try_from(code).unwrap_or(1)
 }
 
-/// Whether a process is there (a zombie is not) and is the one that was started: numbers are used again.
-pub fn is_running(pid: u32, cgroup: &Path) -> bool {
-    crate::cgroup::processes(cgroup).is_ok_and(|inside| inside.contains(&(pid as i32)))
-}
-
 /// Sends a signal.
 ///
 /// # Errors
 /// When the process is gone.
-pub fn signal(pid: u32, signal: nix::sys::signal::Signal) -> Result<()> {
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), signal)
+pub fn signal(pid: i32, signal: nix::sys::signal::Signal) -> Result<()> {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal)
         .with_context(|| format!("send {signal} to process {pid}"))
-}
-
-/// Locks a file for as long as the result lives.
-///
-/// # Errors
-/// When another process holds the lock.
-pub fn lock(path: &Path) -> Result<nix::fcntl::Flock<File>> {
-    let file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
-    nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
-        anyhow::anyhow!("{} is locked ({error}): another warren-lab is at work on this lab", path.display())
-    })
 }

@@ -1,0 +1,153 @@
+//! Starting and ending agents and etcd members, and waiting until a fleet is whole.
+
+use std::{fs, process::Command, time::Duration};
+
+use anyhow::{Context, Result, anyhow, bail};
+use nix::sys::signal::Signal;
+
+use crate::{
+    Lab, ask, cgroup, interrupt, process,
+    spec::underlay_address,
+    wait::{self, Hopeless},
+};
+
+/// How long a fleet may take from the last start of an agent until every agent knows every other. Ten agents
+/// with debug builds on two cores take about 10 s.
+const READY_LIMIT: Duration = Duration::from_secs(90);
+/// How long an agent may take to end after SIGTERM.
+const STOP_LIMIT: Duration = Duration::from_secs(15);
+
+impl Lab {
+    /// Starts all etcd members and all agents at one moment, and waits until every agent is ready and knows
+    /// every other.
+    ///
+    /// # Errors
+    /// When something does not come up; with the end of its log.
+    pub fn start(&self) -> Result<()> {
+        for member in self.spec().etcd_names() {
+            self.start_etcd(&member)?;
+        }
+        for node in self.spec().node_names() {
+            self.start_agent(&node)?;
+        }
+        self.report("waiting until every agent is ready and knows every other");
+        self.spec().node_names().try_for_each(|node| self.wait_node_ready(&node))
+    }
+
+    /// Starts an etcd member with the data that it has.
+    ///
+    /// # Errors
+    /// When etcd is not installed.
+    pub fn start_etcd(&self, member: &str) -> Result<()> {
+        let address = underlay_address(member);
+        let data = self.name().etcd_data_folder();
+        fs::create_dir_all(&data).with_context(|| format!("create {}", data.display()))?;
+        let cluster: Vec<String> = self
+            .spec()
+            .etcd_names()
+            .map(|name| format!("{name}=http://{}:2380", underlay_address(&name)))
+            .collect();
+        let mut command = Command::new("etcd");
+        command
+            .args(["--name", member, "--logger", "zap", "--log-outputs", "stderr", "--pre-vote"])
+            .args(["--initial-cluster-state", "new", "--initial-cluster-token", self.name().as_str()])
+            .arg("--data-dir")
+            .arg(data.join(member))
+            .args(["--initial-cluster", &cluster.join(",")])
+            .args(["--listen-peer-urls", &format!("http://{address}:2380")])
+            .args(["--initial-advertise-peer-urls", &format!("http://{address}:2380")])
+            .args(["--listen-client-urls", &format!("http://{address}:2379,http://127.0.0.1:2379")])
+            .args(["--advertise-client-urls", &format!("http://{address}:2379")]);
+        self.run_on(member, command).context("is etcd installed? deploy/setup.sh installs it")
+    }
+
+    /// Starts a node's agent.
+    ///
+    /// # Errors
+    /// When it runs already, or the program cannot be started; what it says of its configuration is in its
+    /// log.
+    pub fn start_agent(&self, node: &str) -> Result<()> {
+        self.start_agent_with(node, &[])
+    }
+
+    /// Starts a node's agent with flags beside its configuration.
+    ///
+    /// # Errors
+    /// As [`Self::start_agent`].
+    pub fn start_agent_with(&self, node: &str, flags: &[&str]) -> Result<()> {
+        self.check_node(node)?;
+        if !self.processes(node)?.is_empty() {
+            bail!("the agent of {node} runs already");
+        }
+        let mut command = self.agent_command();
+        command.arg("--config").arg(self.config_path(node)).args(flags);
+        self.run_on(node, command)
+    }
+
+    fn run_on(&self, machine: &str, command: Command) -> Result<()> {
+        interrupt::check()?;
+        let cgroup = cgroup::create(self.name(), machine)?;
+        process::start_daemon(
+            command,
+            &self.name().machine_namespace(machine),
+            &cgroup,
+            &self.log_path(machine),
+        )
+    }
+
+    /// What runs on a machine: its agent, or its etcd.
+    ///
+    /// # Errors
+    /// When cgroups cannot be read.
+    pub fn processes(&self, machine: &str) -> Result<Vec<i32>> {
+        cgroup::processes(&cgroup::lab_folder(self.name())?.join(machine))
+    }
+
+    /// Sends a signal to what runs on a machine and waits until it has ended.
+    ///
+    /// # Errors
+    /// When nothing runs there, or it does not end in time.
+    pub fn end(&self, machine: &str, signal: Signal) -> Result<()> {
+        let inside = self.processes(machine)?;
+        if inside.is_empty() {
+            bail!("nothing runs on {machine}");
+        }
+        for pid in inside {
+            process::signal(pid, signal)?;
+        }
+        wait::until(&format!("the end of what runs on {machine}"), STOP_LIMIT, || {
+            let left = self.processes(machine)?;
+            if left.is_empty() { Ok(()) } else { Err(anyhow!("still there: {left:?}")) }
+        })
+    }
+
+    /// Waits until one agent is ready and knows every other.
+    ///
+    /// # Errors
+    /// When its process has ended, it says that it cannot go on, or it takes too long; with the end of its
+    /// log.
+    pub fn wait_node_ready(&self, node: &str) -> Result<()> {
+        self.check_node(node)?;
+        let wanted = usize::from(self.spec().nodes);
+        wait::until(&format!("the agent of {node}"), READY_LIMIT, || {
+            if self.processes(node)?.is_empty() {
+                return Err(Hopeless("its process has ended".to_owned()).into());
+            }
+            let status = ask(self.api(node).status())?;
+            if let Some(halted) = status.halted {
+                return Err(Hopeless(format!("halted: {}", halted.reason)).into());
+            }
+            if !status.ready || status.nodes < wanted {
+                bail!("ready: {}, knows {} of {wanted} nodes", status.ready, status.nodes);
+            }
+            let tunnels = ask(self.api(node).state())?.nodes.len();
+            if tunnels + 1 < wanted {
+                bail!("tunnels to {tunnels} of {} nodes", wanted - 1);
+            }
+            Ok(())
+        })
+        .with_context(|| {
+            format!("the log of {node} ({}) ends with\n{}", self.log_path(node).display(), self.log_end(node))
+        })
+    }
+}

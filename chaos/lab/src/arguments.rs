@@ -1,0 +1,126 @@
+//! The command line's grammar.
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+/// Labs of Warren: nodes, etcd members and endpoints in network namespaces of this machine.
+#[derive(Debug, Parser)]
+#[command(name = "warren-lab", version, arg_required_else_help = true)]
+pub struct Arguments {
+    /// The lab's name; labs of different names run side by side.
+    #[arg(long, global = true, default_value = "lab", env = "WARREN_LAB")]
+    pub name: String,
+    /// How answers are written.
+    #[arg(short, long, global = true, value_enum, default_value_t = Output::Text)]
+    pub output: Output,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make a lab and wait until its fleet is whole.
+    Up {
+        #[command(flatten)]
+        size: Size,
+        /// Endpoints on each node: `a`, `b`, ….
+        #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=26))]
+        endpoints: u8,
+    },
+    /// Make a lab and show what a fleet does: pings, a TCP transfer, the ipcache, the flows. Leaves it standing.
+    Demo {
+        #[command(flatten)]
+        size: Size,
+        /// Bytes of the TCP transfer.
+        #[arg(long, default_value_t = 256 << 20)]
+        bytes: u64,
+    },
+    /// Show the machines and endpoints of a lab.
+    Status,
+    /// Show the names of all labs.
+    List,
+    /// Run a command on a node (`n1`), an etcd member (`e1`) or an endpoint (`n1/a`).
+    Exec {
+        /// Where.
+        target: String,
+        /// What.
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+    /// Add or delete an endpoint through the agent of its node.
+    #[command(subcommand)]
+    Endpoint(EndpointCommand),
+    /// Stop, kill, start or restart an agent.
+    Agent {
+        /// What to do.
+        #[arg(value_enum)]
+        action: AgentAction,
+        /// The node.
+        node: String,
+    },
+    /// Print the log of a node or an etcd member.
+    Logs {
+        /// The machine.
+        machine: String,
+    },
+    /// Measure: an endpoint added, until its first ping is answered, and until every other node knows it.
+    Latency {
+        /// Endpoints to add.
+        #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=200))]
+        count: u32,
+    },
+    /// Take everything of a lab away. Doing it again is no error.
+    Down {
+        /// All labs of this machine.
+        #[arg(long)]
+        all: bool,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Size {
+    /// Nodes.
+    #[arg(long, default_value_t = 3)]
+    pub nodes: u8,
+    /// etcd members; with 0 a single node keeps its records in memory.
+    #[arg(long, default_value_t = 3)]
+    pub etcd: u8,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum EndpointCommand {
+    /// Make a network namespace and attach it.
+    Add {
+        /// The node.
+        node: String,
+        /// The endpoint's name.
+        name: String,
+        /// A label, `key=value`; more than once for more.
+        #[arg(long = "label", value_name = "KEY=VALUE")]
+        labels: Vec<String>,
+    },
+    /// Let go of an endpoint and delete its namespace.
+    Delete {
+        /// The node.
+        node: String,
+        /// The endpoint's name.
+        name: String,
+    },
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum AgentAction {
+    /// SIGTERM, and wait.
+    Stop,
+    /// SIGKILL, and wait.
+    Kill,
+    /// Start it, and wait until it is ready.
+    Start,
+    /// Stop and start.
+    Restart,
+}

@@ -1,0 +1,80 @@
+//! Taking a lab away, by its name alone, whatever state it is in.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::Path,
+};
+
+use anyhow::{Context, Result, bail};
+use nix::fcntl::{Flock, FlockArg};
+
+use crate::{
+    cgroup,
+    name::{LabName, labs_folder, pins_folder},
+    namespace,
+};
+
+/// Locks a lab for whoever brings it up or takes it down, for as long as the result lives.
+///
+/// # Errors
+/// When another program holds the lock, or there is no such lab.
+pub(crate) fn lock(name: &LabName) -> Result<Flock<File>> {
+    let folder = name.folder();
+    let file = File::open(&folder).with_context(|| format!("open {}", folder.display()))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| match error {
+        nix::errno::Errno::EWOULDBLOCK => anyhow::anyhow!(
+            "another warren-lab brings lab {} up or takes it down: let it finish, or interrupt it",
+            name.as_str()
+        ),
+        other => anyhow::Error::new(other).context(format!("lock {}", folder.display())),
+    })
+}
+
+/// Takes everything of a lab away by its name alone, and goes on past what fails. Says what it removed. Doing
+/// it again removes nothing more.
+///
+/// # Errors
+/// With everything that could not be removed.
+pub fn take_down(name: &LabName) -> Result<Vec<String>> {
+    let _lock = if name.folder().exists() { Some(lock(name)?) } else { None };
+    let mut removed = Vec::new();
+    let mut failures = Vec::new();
+    let mut note = |what: &str, result: Result<usize>| match result {
+        Ok(0) => {}
+        Ok(count) => removed.push(format!("{count} {what}")),
+        Err(error) => failures.push(format!("{what}: {error:#}")),
+    };
+    note("processes", cgroup::lab_folder(name).and_then(|folder| cgroup::destroy(&folder)));
+    note("network namespaces", delete_namespaces(&name.namespace_prefix()));
+    note("folder of pins", remove_folder(&name.pin_folder()));
+    note("folder of etcd data", remove_folder(&name.etcd_data_folder()));
+    // The lab's own folder goes last, and only when nothing is left that its name would have to find.
+    if failures.is_empty() {
+        match remove_folder(&name.folder()) {
+            Ok(0) => {}
+            Ok(_) => removed.push("1 folder of state and logs".to_owned()),
+            Err(error) => failures.push(format!("{error:#}")),
+        }
+    }
+    for shared in [Ok(labs_folder()), Ok(pins_folder()), cgroup::labs_folder()].into_iter().flatten() {
+        // Goes with the last lab; until then it is not empty.
+        let _still_used = fs::remove_dir(shared);
+    }
+    if failures.is_empty() { Ok(removed) } else { bail!("lab {}: {}", name.as_str(), failures.join("; ")) }
+}
+
+fn delete_namespaces(prefix: &str) -> Result<usize> {
+    let all = namespace::list(prefix)?;
+    let failures: Vec<String> =
+        all.iter().filter_map(|one| namespace::delete(one).err().map(|error| format!("{error:#}"))).collect();
+    if failures.is_empty() { Ok(all.len()) } else { bail!("{}", failures.join("; ")) }
+}
+
+fn remove_folder(path: &Path) -> Result<usize> {
+    match fs::remove_dir_all(path) {
+        Ok(()) => Ok(1),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+        Err(error) => Err(error).with_context(|| format!("remove {}", path.display())),
+    }
+}

@@ -55,6 +55,8 @@ pub(crate) struct Endpoints {
     /// Devices of endpoints that were there at the start, in whatever state.
     devices: BTreeSet<EndpointId>,
     last_id: u32,
+    /// How many were taken over at the start.
+    adopted: usize,
 }
 
 impl Endpoints {
@@ -98,6 +100,12 @@ impl Endpoints {
 }
 
 impl Node {
+    /// Whether the kernel has been read, and the names of what it has are known.
+    pub(crate) fn knows_its_endpoints(&self) -> bool {
+        let none_adopted = || self.endpoints.adopted == 0;
+        self.audit.observed && (self.audit.trusted.is_some() || none_adopted())
+    }
+
     pub(crate) fn add_endpoint(&mut self, call: CallId, spec: EndpointSpec) {
         if let Some(existing) = self.endpoints.by_name.get_mut(&spec.name) {
             if let Err(text) = same_endpoint(existing, &spec) {
@@ -430,6 +438,7 @@ impl Node {
 
     /// Takes over the endpoints that the kernel has from a former agent: they stay as they are (P5).
     pub(crate) fn adopt_endpoints(&mut self, observed: &Observed) {
+        self.endpoints.adopted = observed.tables.endpoints.len();
         self.endpoints.devices = observed.endpoint_devices.iter().copied().collect();
         for (id, value) in &observed.tables.endpoints {
             let name = EndpointName::new(&format!("wrn{id}")).expect("letters and digits are a name");

@@ -9,7 +9,7 @@ use identity::{Identity, LabelDigest, Labels};
 use kvstore_claims::{ClaimError, IdentityAcquire, IdentityGrant, IdentityRelease};
 use kvstore_schema::{Revision, record::ClaimState};
 
-use crate::{IdentityView, limits::IDENTITY_GRACE, membership::Phase, node::Node, tasks::Task};
+use crate::{IdentityView, limits::IDENTITY_GRACE, node::Node, tasks::Task};
 
 /// What is being done about a label set. At most one machine at a time, as the protocols demand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,7 +113,7 @@ impl Node {
 
     /// Starts the machines that are due.
     pub(crate) fn pursue_identities(&mut self) {
-        if self.membership.phase != Phase::Joined {
+        if !self.membership.registered() {
             return;
         }
         for digest in std::mem::take(&mut self.identities.wanted) {

@@ -13,8 +13,7 @@ use kvstore_claims::{
 use kvstore_schema::Revision;
 
 use crate::{
-    CallErrorKind, CallId, CidrView, NodeConfig, Reply, limits::EXHAUSTED_RETRY, membership::Phase,
-    node::Node, tasks::Task,
+    CallErrorKind, CallId, CidrView, NodeConfig, Reply, limits::CLAIM_RETRY, node::Node, tasks::Task,
 };
 
 /// Blocks and addresses. One per node.
@@ -30,8 +29,10 @@ pub(crate) struct Ipam {
     releasing: BTreeSet<IpNetwork>,
     claiming: bool,
     tokens: u64,
-    /// Why there is no further block, and until when it is not asked for.
-    exhausted: Option<(String, Duration)>,
+    /// Why there is no further block.
+    exhausted: Option<String>,
+    /// Before this no further block is asked for.
+    retry_at: Duration,
     /// Claims that somebody else has taken away.
     pub lost: BTreeSet<IpNetwork>,
 }
@@ -48,6 +49,7 @@ impl Ipam {
             claiming: false,
             tokens: 0,
             exhausted: None,
+            retry_at: Duration::ZERO,
             lost: BTreeSet::new(),
         }
     }
@@ -63,11 +65,11 @@ impl Ipam {
     }
 
     pub(crate) fn exhausted(&self) -> Option<&str> {
-        self.exhausted.as_ref().map(|(text, _)| text.as_str())
+        self.exhausted.as_deref()
     }
 
     pub(crate) fn next_wake(&self) -> Option<Duration> {
-        self.exhausted.as_ref().map(|(_, until)| *until)
+        Some(self.retry_at)
     }
 
     /// The blocks, oldest first, with their fill.
@@ -116,7 +118,9 @@ impl Node {
         let (claims, me) = (self.view.cidrs(), &self.config.node);
         // A block given back stays out of use until its claim is gone: we would adopt it again.
         self.ipam.releasing.retain(|cidr| claims.get(cidr).is_some_and(|claim| claim.record.node == *me));
-        let in_store = self.view.cidrs_of(me).map(|(cidr, claim)| (cidr, claim.created));
+        // Another machine of this name may be the one whose claims these are.
+        let ours = self.name_is_ours();
+        let in_store = self.view.cidrs_of(me).map(|(cidr, claim)| (cidr, claim.created)).filter(|_| ours);
         let held = self.ipam.held.iter().map(|(cidr, grant)| (*cidr, grant.epoch));
         let all: BTreeMap<IpNetwork, Revision> =
             in_store.chain(held).filter(|(cidr, _)| !self.ipam.releasing.contains(cidr)).collect();
@@ -138,14 +142,15 @@ impl Node {
         if self.ipam.changed {
             self.refresh_own_claims();
         }
-        if self.ipam.claiming || self.membership.phase != Phase::Joined || !self.store.connected {
+        // The fleet's record reaches the view a moment after this node has joined.
+        let joined = self.membership.registered() && self.view.fleet().is_some();
+        if self.ipam.claiming || !joined || !self.store.connected {
             return;
         }
         let adopt = self.ipam.own.iter().any(|(cidr, _)| !self.ipam.held.contains_key(cidr));
         let more = self.endpoints.waits_for_address()
             || missing_blocks(self.ipam.held.len(), self.ipam.pool.full_blocks(), 0) > 0;
-        let pausing = self.ipam.exhausted.as_ref().is_some_and(|(_, until)| self.now.monotonic < *until);
-        if !(adopt || more && !pausing) {
+        if !(adopt || more) || self.now.monotonic < self.ipam.retry_at {
             return;
         }
         self.ipam.tokens += 1;
@@ -183,12 +188,17 @@ impl Node {
 
     fn no_block(&mut self, error: &ClaimError) {
         let text = error.to_string();
-        self.ipam.exhausted = Some((text.clone(), self.now.monotonic + EXHAUSTED_RETRY));
-        if matches!(error, ClaimError::NotRegistered { .. }) {
-            self.membership.registered = None;
+        match error {
+            // It registers again, and asks again then.
+            ClaimError::NotRegistered { .. } => self.membership.registered = None,
+            ClaimError::PoolExhausted { .. } => {
+                self.ipam.retry_at = self.now.monotonic + CLAIM_RETRY;
+                self.ipam.exhausted = Some(text.clone());
+                self.refuse_addresses(&text);
+            }
+            _ => self.ipam.retry_at = self.now.monotonic + CLAIM_RETRY,
         }
-        self.error(text.clone());
-        self.refuse_addresses(&text);
+        self.error(text);
     }
 
     /// Takes an address for an endpoint. `None`: it has to wait for a further block.
@@ -214,7 +224,7 @@ impl Node {
         }
         match (self.ipam.pool.allocate(now), &self.ipam.exhausted) {
             (Ok(ip), _) => Ok(Some(ip)),
-            (Err(_), Some((text, until))) if now < *until => Err((CallErrorKind::Exhausted, text.clone())),
+            (Err(_), Some(text)) if now < self.ipam.retry_at => Err((CallErrorKind::Exhausted, text.clone())),
             (Err(_), _) => Ok(None),
         }
     }

@@ -16,8 +16,8 @@ pub(crate) const ALIVE_TTL: Duration = Duration::from_secs(30);
 /// Until joining is tried again after the fleet refused this node: an operator has to act first.
 pub(crate) const JOIN_RETRY: Duration = Duration::from_secs(30);
 
-/// Until a block is asked for again after the pools were found empty.
-pub(crate) const EXHAUSTED_RETRY: Duration = Duration::from_secs(30);
+/// Until a block is asked for again after the pools were found empty, or a record stood in the way.
+pub(crate) const CLAIM_RETRY: Duration = Duration::from_secs(30);
 
 /// Until records are written again after the store refused them for good.
 pub(crate) const REFUSED_RETRY: Duration = Duration::from_secs(30);

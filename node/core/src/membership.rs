@@ -47,6 +47,13 @@ pub(crate) struct Membership {
     pub retry_at: Duration,
 }
 
+impl Membership {
+    /// Whether the store has this node's record, which everything else that the node owns stands on.
+    pub(crate) fn registered(&self) -> bool {
+        self.phase == Phase::Joined && self.registered.is_some()
+    }
+}
+
 impl Node {
     /// Takes the next step towards membership, or rewrites the record when it changed.
     pub(crate) fn pursue_membership(&mut self) {
@@ -202,6 +209,13 @@ impl Node {
                 self.refuse(call, CallErrorKind::Unavailable, text);
             }
         }
+    }
+
+    /// Whether what the store has under this node's name belongs to this machine.
+    pub(crate) fn name_is_ours(&self) -> bool {
+        let record = self.view.nodes().get(&self.config.node);
+        self.membership.registered()
+            || record.is_some_and(|own| own.record.machine_id == self.config.machine_id)
     }
 
     /// The first usable address of this node's oldest block.

@@ -1,6 +1,6 @@
 //! The node: one value, one way in (`handle`), and accessors that only read.
 
-use std::{net::IpAddr, time::Duration};
+use std::{collections::VecDeque, net::IpAddr, time::Duration};
 
 use datapath_plan::{Limits, Reconciler, Tables};
 use kvstore_claims::{Collector, FleetView};
@@ -14,6 +14,7 @@ use crate::{
     endpoints::Endpoints,
     identities::Identities,
     ipam::Ipam,
+    limits::ENDPOINT_WAIT,
     membership::{Membership, Phase},
     peers::Peers,
     records::Records,
@@ -56,6 +57,8 @@ pub struct Node {
     pub(crate) desired: Desired,
     pub(crate) reconciler: Reconciler,
     pub(crate) audit: Audit,
+    /// Calls about endpoints that came before this node knew its own, with the end of their patience.
+    early: VecDeque<(Duration, CallId, Call)>,
     collector: Collector,
     collect_at: Duration,
     pub(crate) counters: Counters,
@@ -89,6 +92,7 @@ impl Node {
             desired: Desired::default(),
             reconciler: Reconciler::new(Limits::default()),
             audit: Audit::default(),
+            early: VecDeque::new(),
             collector: Collector::new(config.quarantine),
             collect_at: Duration::ZERO,
             counters: Counters::default(),
@@ -124,13 +128,17 @@ impl Node {
 
     /// Does what has become possible or due. Costs O(what changed).
     fn pursue(&mut self) {
+        self.answer_early();
         self.resume_due();
         self.expire_endpoints();
         self.pursue_membership();
         self.pursue_blocks();
         self.pursue_identities();
         self.collect();
-        self.refresh_desired();
+        // Before the kernel has been read its numbers are not known, and would be given out anew.
+        if self.audit.observed {
+            self.refresh_desired();
+        }
         self.pursue_kernel();
         self.pursue_records();
         self.publish();
@@ -139,11 +147,38 @@ impl Node {
 
     fn on_call(&mut self, call: CallId, request: Call) {
         match request {
+            Call::EndpointAdd(_) | Call::EndpointDelete(_) if !self.knows_its_endpoints() => {
+                self.early.push_back((self.now.monotonic + ENDPOINT_WAIT, call, request));
+            }
             Call::EndpointAdd(spec) => self.add_endpoint(call, spec),
             Call::EndpointDelete(name) => self.delete_endpoint(call, &name),
             Call::NodeRemove(node) => self.remove_node(call, node),
             Call::CidrRelease(cidr) => self.release_cidr(call, cidr),
             Call::Audit { repair } => self.request_audit(call, repair),
+        }
+    }
+
+    /// Answers calls that came before this node knew its endpoints, once it does or they have waited enough.
+    fn answer_early(&mut self) {
+        while let Some((deadline, _, _)) = self.early.front() {
+            if self.knows_its_endpoints() {
+                let (_, call, request) = self.early.pop_front().expect("there is one");
+                self.on_call(call, request);
+            } else if self.now.monotonic >= *deadline {
+                let (_, call, _) = self.early.pop_front().expect("there is one");
+                let text = match &self.last_error {
+                    Some(error) if !self.audit.observed => error.text.clone(),
+                    _ => "the names of the endpoints in the kernel are not known until the store answers"
+                        .to_owned(),
+                };
+                self.refuse(
+                    call,
+                    CallErrorKind::Unavailable,
+                    format!("this node has just started: {text}; try again"),
+                );
+            } else {
+                break;
+            }
         }
     }
 
@@ -178,6 +213,7 @@ impl Node {
     /// Asks to be woken for whatever comes due first, if that has changed.
     fn wake(&mut self) {
         let next = [
+            self.early.front().map(|(deadline, _, _)| *deadline),
             self.tasks.next_wake(),
             self.identities.next_wake(),
             self.endpoints.next_wake(),

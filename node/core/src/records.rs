@@ -217,7 +217,10 @@ impl Node {
 
     /// Tells by gossip what has changed of this node since it last told.
     pub(crate) fn publish(&mut self) {
-        let Some(fleet_id) = self.membership.fleet_id.clone() else { return };
+        // Before it is registered, the node's name may be another machine's.
+        let Some(fleet_id) = self.membership.fleet_id.clone().filter(|_| self.membership.registered()) else {
+            return;
+        };
         // What etcd has confirmed is not repeated; of the rest the oldest first.
         let mut pending: Vec<PendingEndpoint> = self.records.pending.values().cloned().collect();
         pending.sort_by_key(|change| change.sequence);

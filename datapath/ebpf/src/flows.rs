@@ -46,7 +46,8 @@ impl Flow {
 /// The entry for the packet, if what it says holds now and the packet comes from where it must.
 #[inline(always)]
 pub fn known(packet: &Packet<'_>, comes_from: impl FnOnce(&FlowEntry) -> bool) -> Option<Flow> {
-    let flow = Flow(FLOWS_V4.get_ptr_mut(&packet.key)?);
+    let key = &packet.key;
+    let flow = Flow(FLOWS_V4.get_ptr_mut(key)?);
     let entry = flow.entry();
     let holds = comes_from(entry)
         && is_current(entry, lookup::epoch(entry.src_shard), lookup::epoch(entry.dst_shard))
@@ -104,9 +105,10 @@ pub fn decide(
 /// [`DropReason::FlowTableFull`].
 #[inline(never)]
 pub fn remember(packet: &Packet<'_>, halves: &mut Halves) -> Result<(), DropReason> {
-    let reverse_key = packet.key.reverse();
+    // By reference: copies would not fit on the stack.
+    let (key, reverse_key) = (&packet.key, &packet.key.reverse());
     // SAFETY: values live until the run ends (RCU), and are read before anything is written below.
-    let (forward, reverse) = unsafe { (FLOWS_V4.get(&packet.key), FLOWS_V4.get(&reverse_key)) };
+    let (forward, reverse) = unsafe { (FLOWS_V4.get(key), FLOWS_V4.get(reverse_key)) };
     let is_new = !carry_over(halves, forward, reverse, opens(packet.tcp_flags));
 
     halves.forward.packets += 1;
@@ -120,14 +122,13 @@ pub fn remember(packet: &Packet<'_>, halves: &mut Halves) -> Result<(), DropReas
         end(packet, &mut halves.forward, Some(&mut halves.reverse));
     }
 
-    let written = FLOWS_V4.insert(&packet.key, &halves.forward, 0).is_ok()
-        && FLOWS_V4.insert(&reverse_key, &halves.reverse, 0).is_ok();
-    if written {
+    let Halves { forward, reverse } = &*halves;
+    if FLOWS_V4.insert(key, forward, 0).is_ok() && FLOWS_V4.insert(reverse_key, reverse, 0).is_ok() {
         return Ok(());
     }
     // One half alone would be a flow with an end; what cannot be removed is not there.
-    let _ = FLOWS_V4.remove(&packet.key);
-    let _ = FLOWS_V4.remove(&reverse_key);
+    let _ = FLOWS_V4.remove(key);
+    let _ = FLOWS_V4.remove(reverse_key);
     Err(DropReason::FlowTableFull)
 }
 

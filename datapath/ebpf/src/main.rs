@@ -7,32 +7,20 @@
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![cfg_attr(target_arch = "bpf", allow(internal_features), feature(core_intrinsics))]
 
-#[cfg(target_arch = "bpf")]
 mod atomic;
-#[cfg(target_arch = "bpf")]
 mod deliver;
-#[cfg(target_arch = "bpf")]
 mod flows;
-#[cfg(target_arch = "bpf")]
 mod from_endpoint;
-#[cfg(target_arch = "bpf")]
 mod from_host;
-#[cfg(target_arch = "bpf")]
 mod from_overlay;
-#[cfg(target_arch = "bpf")]
 mod lookup;
-#[cfg(target_arch = "bpf")]
 mod maps;
-#[cfg(target_arch = "bpf")]
 mod packet;
-#[cfg(target_arch = "bpf")]
 mod programs;
-#[cfg(target_arch = "bpf")]
 mod report;
-#[cfg(target_arch = "bpf")]
 mod to_endpoint;
 
-/// On the host there is nothing to run; the crate builds there so that checks and lints see it.
+/// On the host there is nothing to run: the crate builds there so that compiler and lints see it.
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}
 

@@ -137,9 +137,9 @@ impl<'a> Packet<'a> {
     #[inline(always)]
     pub fn write<T: Wire>(&self, offset: usize, value: T) -> Result<(), DropReason> {
         match self.at::<T>(offset) {
-            // SAFETY: `at` has checked the bounds; the kernel makes the packet this program's own before
-            // it runs, as it sees that the program writes.
             Some(header) => {
+                // SAFETY: `at` has checked the bounds; the kernel makes the packet this program's own before
+                // it runs, as it sees that the program writes.
                 unsafe { header.write_unaligned(value) };
                 Ok(())
             }

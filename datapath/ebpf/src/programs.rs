@@ -53,7 +53,7 @@ fn finish(packet: &Packet<'_>, verdict: Result<Verdict, DropReason>) -> i32 {
     match verdict {
         Ok(Verdict::Pass) => {
             report::forwarded(packet);
-            TC_ACT_OK as i32
+            TC_ACT_OK
         }
         Ok(Verdict::Into(ifindex)) => {
             report::forwarded(packet);
@@ -67,7 +67,7 @@ fn finish(packet: &Packet<'_>, verdict: Result<Verdict, DropReason>) -> i32 {
         }
         Err(reason) => {
             report::dropped(packet, reason);
-            TC_ACT_SHOT as i32
+            TC_ACT_SHOT
         }
     }
 }

@@ -5,29 +5,25 @@
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}
 
-#[cfg(target_arch = "bpf")]
 mod programs {
-    use core::hint::black_box;
-
     use aya_ebpf::{
-        EbpfContext,
         bindings::{TC_ACT_OK, TC_ACT_SHOT, bpf_tunnel_key},
         btf_maps::ProgramArray,
-        helpers::bpf_skb_set_tunnel_key,
+        helpers::{bpf_skb_get_tunnel_key, bpf_skb_set_tunnel_key},
         macros::{btf_map, classifier},
         programs::TcContext,
     };
 
-    /// Slot 0: `from_overlay`.
+    /// Slot 0: the program under test.
     #[btf_map(name = "TEST_PROGRAMS")]
     static PROGRAMS: ProgramArray<1> = ProgramArray::new();
 
-    /// Gives the packet a tunnel key and runs `from_overlay`: identity in `cb[0]`, the sending node's underlay
+    /// Gives the packet a tunnel key and runs the program under test: identity in `cb[0]`, the sending node's underlay
     /// address in `cb[1]` (as a number).
     #[classifier]
     pub fn through_tunnel(context: TcContext) -> i32 {
         let [identity, underlay, ..] = *context.cb() else {
-            return TC_ACT_SHOT as i32;
+            return TC_ACT_SHOT;
         };
         // SAFETY: integers and byte arrays only.
         let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
@@ -40,24 +36,44 @@ mod programs {
             bpf_skb_set_tunnel_key(context.skb.skb, &mut key, size_of::<bpf_tunnel_key>() as u32, 0)
         };
         if failed != 0 {
-            return TC_ACT_SHOT as i32;
+            return TC_ACT_SHOT;
         }
         // SAFETY: returns only when slot 0 is empty.
-        let _ = black_box(unsafe { PROGRAMS.tail_call(&context, 0) });
-        TC_ACT_SHOT as i32
+        unsafe { PROGRAMS.tail_call(&context, 0) };
+        TC_ACT_SHOT
     }
 
-    /// What a program run costs by itself.
+    /// Runs the program under test at the first run; at the second, on the same packet, reads the tunnel key
+    /// that it left there: identity into `cb[1]`, the receiving node's underlay address into `cb[2]`.
     #[classifier]
-    pub fn nothing(context: TcContext) -> i32 {
-        let _ = context.as_ptr();
-        TC_ACT_OK as i32
+    pub fn then_tunnel_key(mut context: TcContext) -> i32 {
+        let skb = context.skb.skb;
+        let [second_run, identity, underlay, ..] = context.cb_mut() else {
+            return TC_ACT_SHOT;
+        };
+        if *second_run == 0 {
+            *second_run = 1;
+            // SAFETY: returns only when slot 0 is empty.
+            unsafe { PROGRAMS.tail_call(&context, 0) };
+            return TC_ACT_SHOT;
+        }
+        // SAFETY: integers and byte arrays only.
+        let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
+        // SAFETY: the size is the key's.
+        let failed = unsafe { bpf_skb_get_tunnel_key(skb, &mut key, size_of::<bpf_tunnel_key>() as u32, 0) };
+        if failed != 0 {
+            return TC_ACT_SHOT;
+        }
+        *identity = key.tunnel_id;
+        // SAFETY: written by the helper. What was set as the remote address is read back as the local one.
+        *underlay = unsafe { key.__bindgen_anon_3.local_ipv4 };
+        TC_ACT_OK
     }
 
-    /// The same after a tail call with a tunnel key: what [`through_tunnel`] costs by itself.
+    /// What a program run costs by itself, and behind [`through_tunnel`].
     #[classifier]
-    pub fn nothing_behind_tunnel(_context: TcContext) -> i32 {
-        TC_ACT_OK as i32
+    pub fn nothing(_context: TcContext) -> i32 {
+        TC_ACT_OK
     }
 }
 

@@ -1,0 +1,222 @@
+//! Packets, written out: headers and checksums computed from scratch.
+
+use datapath_abi::{FlowKey, MacBytes, V4};
+
+use crate::world::Peer;
+
+const FIN: u8 = 1;
+const SYN: u8 = 2;
+const RST: u8 = 4;
+const ACK: u8 = 16;
+
+pub const TCP: u8 = 6;
+pub const UDP: u8 = 17;
+pub const ICMP: u8 = 1;
+
+/// An Ethernet frame with an IPv4 packet, on its way from a peer's device to its gateway.
+#[derive(Clone)]
+pub struct Frame {
+    dst_mac: MacBytes,
+    src_mac: MacBytes,
+    ethertype: u16,
+    src: V4,
+    dst: V4,
+    ttl: u8,
+    option_words: u8,
+    fragment: u16,
+    protocol: u8,
+    payload: Vec<u8>,
+}
+
+impl Frame {
+    pub fn ipv4(src: &Peer, dst: &Peer, protocol: u8, payload: &[u8]) -> Self {
+        Self {
+            dst_mac: src.src_mac,
+            src_mac: src.dst_mac,
+            ethertype: 0x0800,
+            src: src.address,
+            dst: dst.address,
+            ttl: 64,
+            option_words: 0,
+            fragment: 0x4000,
+            protocol,
+            payload: payload.to_vec(),
+        }
+    }
+
+    pub fn udp(src: &Peer, dst: &Peer, src_port: u16, dst_port: u16) -> Self {
+        let mut payload = vec![];
+        for word in [src_port, dst_port, 16, 0] {
+            payload.extend(word.to_be_bytes());
+        }
+        payload.extend(*b"payload!");
+        Self::ipv4(src, dst, UDP, &payload)
+    }
+
+    pub fn tcp(src: &Peer, dst: &Peer, src_port: u16, dst_port: u16, flags: u8) -> Self {
+        let mut payload = vec![];
+        payload.extend(src_port.to_be_bytes());
+        payload.extend(dst_port.to_be_bytes());
+        payload.extend([0; 8]);
+        payload.extend([0x50, flags, 0, 0, 0, 0, 0, 0]);
+        Self::ipv4(src, dst, TCP, &payload)
+    }
+
+    pub fn syn(src: &Peer, dst: &Peer) -> Self {
+        Self::tcp(src, dst, 1000, 80, SYN)
+    }
+
+    pub fn syn_ack(src: &Peer, dst: &Peer) -> Self {
+        Self::tcp(src, dst, 80, 1000, SYN | ACK)
+    }
+
+    pub fn ack(src: &Peer, dst: &Peer) -> Self {
+        Self::tcp(src, dst, 1000, 80, ACK)
+    }
+
+    pub fn fin(src: &Peer, dst: &Peer) -> Self {
+        Self::tcp(src, dst, 1000, 80, FIN | ACK)
+    }
+
+    pub fn fin_back(src: &Peer, dst: &Peer) -> Self {
+        Self::tcp(src, dst, 80, 1000, FIN | ACK)
+    }
+
+    pub fn rst_back(src: &Peer, dst: &Peer) -> Self {
+        Self::tcp(src, dst, 80, 1000, RST)
+    }
+
+    pub fn icmp(src: &Peer, dst: &Peer, kind: u8, id: u16) -> Self {
+        let mut payload = vec![kind, 0, 0, 0];
+        payload.extend(id.to_be_bytes());
+        payload.extend([0, 1]);
+        Self::ipv4(src, dst, ICMP, &payload)
+    }
+
+    pub fn echo_request(src: &Peer, dst: &Peer, id: u16) -> Self {
+        Self::icmp(src, dst, 8, id)
+    }
+
+    pub fn echo_reply(src: &Peer, dst: &Peer, id: u16) -> Self {
+        Self::icmp(src, dst, 0, id)
+    }
+
+    pub fn macs(mut self, dst_mac: MacBytes, src_mac: MacBytes) -> Self {
+        (self.dst_mac, self.src_mac) = (dst_mac, src_mac);
+        self
+    }
+
+    /// Addressed as frames to the peer are.
+    pub fn towards(self, peer: &Peer) -> Self {
+        self.macs(peer.dst_mac, peer.src_mac)
+    }
+
+    pub fn source(mut self, src: V4) -> Self {
+        self.src = src;
+        self
+    }
+
+    pub fn ethertype(mut self, ethertype: u16) -> Self {
+        self.ethertype = ethertype;
+        self
+    }
+
+    pub fn ttl(mut self, ttl: u8) -> Self {
+        self.ttl = ttl;
+        self
+    }
+
+    /// `words` of options in the IP header.
+    pub fn options(mut self, words: u8) -> Self {
+        self.option_words = words;
+        self
+    }
+
+    /// A piece of a datagram, from `offset` (8 bytes) on.
+    pub fn fragment(mut self, offset: u16, more: bool) -> Self {
+        self.fragment = offset | if more { 0x2000 } else { 0 };
+        self
+    }
+
+    pub fn payload(mut self, payload: &[u8]) -> Self {
+        self.payload = payload.to_vec();
+        self
+    }
+
+    pub fn len(&self) -> u64 {
+        self.bytes().len() as u64
+    }
+
+    pub fn tcp_flags(&self) -> u8 {
+        if self.protocol == TCP { self.payload.get(13).copied().unwrap_or(0) } else { 0 }
+    }
+
+    pub fn is_ipv4(&self) -> bool {
+        self.ethertype == 0x0800
+    }
+
+    /// The key of its flow, by the rules of `FlowKey`, written here a second time.
+    pub fn key(&self) -> FlowKey<V4> {
+        let word = |at: usize| match self.payload.get(at..at + 2) {
+            Some(&[a, b]) if self.fragment & 0x1fff == 0 => [a, b],
+            _ => [0, 0],
+        };
+        let (src_port_be, dst_port_be) = match (self.protocol, self.payload.first()) {
+            (TCP, _) if self.payload.len() < 20 => ([0, 0], [0, 0]),
+            (TCP | UDP, _) => (word(0), word(2)),
+            (ICMP, Some(8)) => (word(4), [0, 0]),
+            (ICMP, Some(0)) => ([0, 0], word(4)),
+            _ => ([0, 0], [0, 0]),
+        };
+        FlowKey {
+            src: self.src,
+            dst: self.dst,
+            src_port_be,
+            dst_port_be,
+            protocol: self.protocol,
+            pad: [0; 3],
+        }
+    }
+
+    pub fn bytes(&self) -> Vec<u8> {
+        let words = 5 + self.option_words;
+        let mut ip = vec![0x40 | words, 0];
+        ip.extend((u16::from(words) * 4 + self.payload.len() as u16).to_be_bytes());
+        ip.extend([0x12, 0x34]);
+        ip.extend(self.fragment.to_be_bytes());
+        ip.extend([self.ttl, self.protocol, 0, 0]);
+        ip.extend(self.src);
+        ip.extend(self.dst);
+        ip.extend(vec![1; usize::from(self.option_words) * 4]); // "no operation"
+        let sum: u32 = ip.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+        let folded = (sum & 0xffff) + (sum >> 16);
+        let checksum = !(((folded & 0xffff) + (folded >> 16)) as u16);
+        ip[10..12].copy_from_slice(&checksum.to_be_bytes());
+
+        let mut bytes = vec![];
+        bytes.extend(self.dst_mac);
+        bytes.extend(self.src_mac);
+        bytes.extend(self.ethertype.to_be_bytes());
+        bytes.extend(ip);
+        bytes.extend(&self.payload);
+        bytes
+    }
+}
+
+/// An ARP packet in its frame.
+pub fn arp(
+    operation: u8,
+    (dst_mac, src_mac): (MacBytes, MacBytes),
+    (sender_mac, sender): (MacBytes, V4),
+    (target_mac, target): (MacBytes, V4),
+) -> Vec<u8> {
+    let mut bytes = vec![];
+    bytes.extend(dst_mac);
+    bytes.extend(src_mac);
+    bytes.extend([0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, operation]);
+    bytes.extend(sender_mac);
+    bytes.extend(sender);
+    bytes.extend(target_mac);
+    bytes.extend(target);
+    bytes
+}

@@ -1,0 +1,42 @@
+//! The kernel's verifier takes every program, with room to grow.
+
+use aya::programs::SchedClassifier;
+use datapath_linux::object::Program;
+
+use crate::kernel::kernel_or_skip;
+
+/// The verifier gives up at a million; services and policy are still to come.
+const MAX_VERIFIED_INSTRUCTIONS: u32 = 100_000;
+
+#[test]
+fn verifier_takes_every_program() {
+    let Some(mut kernel) = kernel_or_skip() else { return };
+    for program in Program::ALL {
+        let classifier: &mut SchedClassifier = kernel.load(program);
+        let info = classifier.info().expect("a loaded program has an id");
+        let instructions = info.verified_instruction_count().expect("since Linux 5.16");
+        println!("{}: {instructions} verified instructions", program.name());
+        assert!(instructions < MAX_VERIFIED_INSTRUCTIONS, "{}: {instructions}", program.name());
+    }
+}
+
+#[test]
+fn every_program_asks_for_a_configuration() {
+    use crate::{check::*, frame::Frame, world::*};
+
+    for program in Program::ALL {
+        let Some(mut kernel) = kernel_or_skip() else { return };
+        let frame = Frame::udp(&A, &R, 1000, 2000);
+        let direction = direction_of(program);
+        // Empty, then of another version.
+        for config in [None, Some(datapath_abi::NodeConfig { abi_version: 99, ..CONFIG })] {
+            if let Some(config) = config {
+                kernel.set(datapath_abi::map_name::CONFIG, &0u32, &config);
+            }
+            let expected = Expected::dropped(&frame, datapath_abi::DropReason::NotConfigured, direction)
+                .without_addresses()
+                .origin(None);
+            check(&mut kernel, program, &frame.bytes(), expected);
+        }
+    }
+}

@@ -12,7 +12,9 @@ use crate::{
     device::{HOST_DEVICE, NET_DEVICE, VXLAN_DEVICE},
     error::DatapathError,
     netlink::{Link, Netlink},
-    pins, route,
+    pins,
+    pins::Lock,
+    route,
 };
 
 /// One thing of ours, and what became of it.
@@ -34,8 +36,10 @@ pub struct CleanupStep {
 /// whatever is pinned in our folders.
 ///
 /// # Errors
-/// Only if devices or routes cannot be listed at all.
+/// [`DatapathError::Conflict`] while an agent is at work on the pins; otherwise only if devices or routes cannot
+/// be listed at all.
 pub async fn cleanup(config: &LinuxConfig, dry_run: bool) -> Result<Vec<CleanupStep>, DatapathError> {
+    let _lock = if config.pin_root.exists() && !dry_run { Some(Lock::take(&config.pin_root)?) } else { None };
     let netlink = Netlink::here()?;
     let mut steps = Vec::new();
     // Routes first: most would go with their device, and be missing from the report.

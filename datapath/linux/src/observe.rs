@@ -42,7 +42,8 @@ impl Datapath {
         if let Some(host) = links.iter().find(|link| link.name == HOST_DEVICE && link.is_ours()) {
             self.observe_routes(host, &mut observed).await?;
         }
-        self.observe_endpoints(&links, &mut observed).await?;
+        let mtu_bytes = base.map(|(base, _)| base.mtu_bytes);
+        self.observe_endpoints(&links, mtu_bytes, &mut observed).await?;
         Ok(observed)
     }
 
@@ -131,7 +132,12 @@ impl Datapath {
         Ok(())
     }
 
-    async fn observe_endpoints(&self, links: &[Link], observed: &mut Observed) -> Result<(), DatapathError> {
+    async fn observe_endpoints(
+        &self,
+        links: &[Link],
+        mtu_bytes: Option<u32>,
+        observed: &mut Observed,
+    ) -> Result<(), DatapathError> {
         let by_address: BTreeMap<V4, EndpointEntry> = self.maps.endpoints_v4.dump()?.into_iter().collect();
         let by_ifindex: BTreeMap<u32, EndpointEntry> =
             self.maps.endpoints_by_ifindex.dump()?.into_iter().collect();
@@ -151,6 +157,9 @@ impl Datapath {
                     None
                 }
                 Some(link) => {
+                    if mtu_bytes.is_some_and(|mtu_bytes| link.mtu_bytes != mtu_bytes) {
+                        observed.broken.push(format!("endpoint {id}: its MTU is {}", link.mtu_bytes));
+                    }
                     self.check_hooks(link, &mut observed.broken).await?;
                     check_entries(*id, link, &by_ifindex, &by_address, &mut observed.broken)
                 }

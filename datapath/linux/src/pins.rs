@@ -1,11 +1,15 @@
 //! The folder on the BPF file system in which maps, links and programs outlive the agent.
 
 use std::{
-    fs, io,
+    fs,
+    fs::File,
+    io,
     path::{Path, PathBuf},
 };
 
 use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
     mount::{MsFlags, mount},
     sys::statfs::{BPF_FS_MAGIC, statfs},
 };
@@ -15,16 +19,40 @@ use crate::error::DatapathError;
 /// Where BPF file systems are mounted by custom.
 const BPFFS: &str = "/sys/fs/bpf";
 
-/// The folder with its three parts. One agent owns it.
-#[derive(Debug, Clone)]
+/// The folder with its three parts. One process owns it at a time: the lock goes with the value, or with the
+/// process however it ends.
+#[derive(Debug)]
 pub(crate) struct Pins {
     root: PathBuf,
+    _lock: Lock,
+}
+
+/// The right to change a folder of pins.
+#[derive(Debug)]
+pub(crate) struct Lock {
+    _folder: Flock<File>,
+}
+
+impl Lock {
+    /// # Errors
+    /// [`DatapathError::Conflict`] if another process has it.
+    pub(crate) fn take(root: &Path) -> Result<Self, DatapathError> {
+        let folder = File::open(root).map_err(|source| DatapathError::file("open", root, source))?;
+        match Flock::lock(folder, FlockArg::LockExclusiveNonblock) {
+            Ok(folder) => Ok(Self { _folder: folder }),
+            Err((_, Errno::EWOULDBLOCK)) => Err(DatapathError::Conflict(format!(
+                "an agent is at work on {}: stop it first, or give this one another folder for its pins",
+                root.display()
+            ))),
+            Err((_, error)) => Err(DatapathError::file("lock", root, error.into())),
+        }
+    }
 }
 
 impl Pins {
-    /// Makes the folders; mounts the BPF file system at its customary place if nothing is there yet.
+    /// Makes the folders and takes the lock; mounts the BPF file system at its customary place if nothing is
+    /// there yet.
     pub(crate) fn create(root: &Path) -> Result<Self, DatapathError> {
-        let pins = Self { root: root.into() };
         if root.starts_with(BPFFS) && !is_bpffs(Path::new(BPFFS)) {
             mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), None::<&str>)
                 .map_err(|error| DatapathError::NoBpffs { path: BPFFS.into(), reason: error.to_string() })?;
@@ -37,6 +65,8 @@ impl Pins {
                 reason: "it is another file system".into(),
             });
         }
+        fs::create_dir_all(root).map_err(|source| DatapathError::file("make folder", root, source))?;
+        let pins = Self { root: root.into(), _lock: Lock::take(root)? };
         for folder in [pins.maps(), pins.links(), pins.programs()] {
             fs::create_dir_all(&folder)
                 .map_err(|source| DatapathError::file("make folder", folder, source))?;

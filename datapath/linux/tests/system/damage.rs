@@ -89,6 +89,14 @@ fn an_endpoint_device_that_is_down() {
 }
 
 #[test]
+fn an_endpoint_device_with_another_mtu() {
+    check(
+        |stage| drop(stage.node.run("ip", &["link", "set", "wrn1", "mtu", "1300"])),
+        |observed| observed.tables.endpoints.is_empty() && observed.broken.len() == 1,
+    );
+}
+
+#[test]
 fn a_deleted_host_device() {
     // Its routes go with it.
     check(

@@ -3,5 +3,7 @@
 mod applying;
 mod cleaning;
 mod damage;
+mod opening;
+mod reading;
 mod stage;
 mod traffic;

@@ -1,0 +1,151 @@
+//! What can be read: flows and their end, dumps of maps, events.
+
+use std::{
+    net::{TcpListener, TcpStream, UdpSocket},
+    time::Duration,
+};
+
+use datapath_abi::{EventKind, map_name};
+use datapath_linux::{FlowFilter, object};
+use serde_json::json;
+
+use crate::stage::{Namespace, Stage, address, endpoint, endpoint_ops, foundations, gateway, must};
+
+/// Far beyond every time-out.
+const NEVER_AGAIN_NS: u64 = u64::MAX / 2;
+
+#[test]
+fn flows_are_listed_and_forgotten() {
+    let Some(stage) = Stage::new() else { return };
+    let workloads = [Namespace::new("one"), Namespace::new("two")];
+    stage.play(async || {
+        let mut datapath = stage.open().await;
+        let mut ops = foundations(1);
+        for (id, workload) in (1..).zip(&workloads) {
+            let (id, value) = endpoint(1, id, &workload.path());
+            ops.extend(endpoint_ops(id, &value));
+        }
+        must(&mut datapath, ops).await;
+        let [one, two] = &workloads;
+
+        let listener = two.enter(|| TcpListener::bind((address(1, 2), 7000)).expect("listen"));
+        let stream = one.enter(|| TcpStream::connect((address(1, 2), 7000)).expect("connect"));
+        let (accepted, _) = listener.accept().expect("accept");
+        assert!(one.pings(gateway(1)));
+
+        let filter = FlowFilter { protocol: Some(6), port: Some(7000), ..FlowFilter::default() };
+        let mut flows = datapath.flows(10, &filter).expect("flows");
+        flows.sort_by_key(|flow| flow.reply);
+        let [request, reply] = &flows[..] else { panic!("{flows:?}") };
+        assert_eq!((request.source, request.destination), (address(1, 1).into(), address(1, 2).into()));
+        assert_eq!((request.source_identity, request.destination_identity), (301, 302));
+        assert_eq!((reply.source, reply.destination), (request.destination, request.source));
+        assert_eq!((request.reply, request.action, request.from, request.current), (false, "local", "endpoint", true));
+        assert!(reply.reply);
+        assert_eq!(datapath.flows(1, &FlowFilter::default()).expect("flows").len(), 1, "the limit holds");
+        assert_eq!(datapath.gc_flows().expect("collect"), [], "nothing is over");
+
+        drop((stream, accepted));
+        let before = datapath.flow_stats().expect("stats");
+        let ended = datapath.gc_flows_at(NEVER_AGAIN_NS).expect("collect");
+        let ended: Vec<u8> = ended.iter().map(|ended| ended.flow.protocol).collect();
+        assert!(ended.contains(&1), "the ping ended in silence: {ended:?}");
+        assert!(before.entries >= 4 && before.tcp >= 2, "{before:?}");
+        assert_eq!(datapath.flow_stats().expect("stats").entries, 0);
+    });
+}
+
+#[test]
+fn every_map_can_be_dumped() {
+    let Some(stage) = Stage::new() else { return };
+    let workload = Namespace::new("one");
+    stage.play(async || {
+        let mut datapath = stage.open().await;
+        let (id, value) = endpoint(1, 1, &workload.path());
+        let mut ops = foundations(1);
+        ops.extend(endpoint_ops(id, &value));
+        must(&mut datapath, ops).await;
+        assert!(workload.pings(gateway(1)));
+
+        let own = [map_name::EVENTS, map_name::EVENT_BUDGET, map_name::SCRATCH];
+        for name in object::MAPS.into_iter().filter(|name| !own.contains(name) && *name != map_name::EPOCHS) {
+            let rows = datapath.map_dump(name).unwrap_or_else(|error| panic!("{}", error.chain()));
+            assert!(!rows.is_empty(), "{name}");
+        }
+        let rows = |name| json!(datapath.map_dump(name).expect("dump"));
+        let expected = json!([
+            { "key": "10.77.1.1", "value": { "identity": 1, "node": 1 } },
+            { "key": "10.77.1.11", "value": { "identity": 301, "node": 1 } },
+        ]);
+        assert_eq!(rows(map_name::IPCACHE_V4), expected);
+        let expected = json!([{ "key": "10.77.1.0/24", "value": { "identity": 0, "node": 1 } }]);
+        assert_eq!(rows(map_name::IPCACHE_LPM_V4), expected);
+        let expected = json!([{ "key": 1, "value": { "underlay": "192.0.2.1", "family": 4 } }]);
+        assert_eq!(rows(map_name::NODES), expected);
+        assert_eq!(rows(map_name::ENDPOINTS_V4)[0]["value"]["mac"], "02:00:00:01:01:01");
+        let unknown = datapath.map_dump("WARREN_NOTHING").expect_err("no such map");
+        assert!(unknown.to_string().contains(map_name::IPCACHE_V4), "{unknown}");
+
+        let fill = datapath.map_list().expect("maps").into_iter();
+        let fill: Vec<_> = fill.filter(|map| map.name == map_name::IPCACHE_V4).map(|map| map.entries).collect();
+        assert_eq!(fill, [Some(2)]);
+    });
+}
+
+#[test]
+fn drops_are_counted_and_reported() {
+    let Some(stage) = Stage::new() else { return };
+    let workload = Namespace::new("one");
+    stage.play(async || {
+        let mut datapath = stage.open().await;
+        let mut events = datapath.events().expect("the ring").expect("is taken once");
+        assert!(datapath.events().expect("the ring").is_none(), "and not twice");
+        let (id, value) = endpoint(1, 1, &workload.path());
+        let mut ops = foundations(1);
+        ops.extend(endpoint_ops(id, &value));
+        must(&mut datapath, ops).await;
+
+        // An address that nobody has, inside the node's own CIDR.
+        workload.enter(|| {
+            let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+            socket.send_to(b"anybody there?", (address(1, 99), 9)).expect("send");
+        });
+        let next = tokio::time::timeout(Duration::from_secs(5), events.next());
+        let event = next.await.expect("an event comes").expect("the ring is open");
+        assert_eq!(event.kind, EventKind::Drop as u8);
+        let reason = datapath_abi::DropReason::from_number(event.reason);
+        assert_eq!(reason, Some(datapath_abi::DropReason::UnknownDestination));
+        let key = (
+            datapath_linux::CounterKind::Dropped(datapath_abi::DropReason::UnknownDestination),
+            datapath_abi::Direction::Egress,
+        );
+        assert_eq!(datapath.counters().expect("counters")[&key].packets, 1);
+        assert_eq!(events.lost(), 0);
+    });
+}
+
+/// Prints how long an endpoint takes. Not a check: run it with `--ignored --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn time_to_make_an_endpoint() {
+    let Some(stage) = Stage::new() else { return };
+    let workloads: Vec<Namespace> = (0..50).map(|_| Namespace::new("many")).collect();
+    stage.play(async || {
+        let mut datapath = stage.open().await;
+        must(&mut datapath, foundations(1)).await;
+        let mut times = Vec::new();
+        for (id, workload) in (1..).zip(&workloads) {
+            let (id, value) = endpoint(1, id, &workload.path());
+            let ops = endpoint_ops(id, &value);
+            let start = std::time::Instant::now();
+            must(&mut datapath, ops).await;
+            let made = start.elapsed();
+            assert!(workload.pings(gateway(1)));
+            times.push((made, start.elapsed()));
+        }
+        times.sort();
+        let (made, pinged) = times[times.len() / 2];
+        println!("endpoint, median of {}: made in {made:?}, first ping answered after {pinged:?}", times.len());
+        println!("slowest: {:?}", times[times.len() - 1]);
+    });
+}

@@ -20,7 +20,7 @@ const TUNNEL_TTL: u8 = 64;
 /// [`DropReason::TtlExceeded`], [`DropReason::NoTunnelEndpoint`], [`DropReason::HelperFailed`].
 #[inline(always)]
 pub fn by_entry(
-    packet: &Packet<'_>,
+    packet: &Packet,
     config: &NodeConfig,
     ip: &Ipv4,
     entry: &FlowEntry,
@@ -50,11 +50,7 @@ pub fn by_entry(
 /// # Errors
 /// [`DropReason::NoTunnelEndpoint`], [`DropReason::HelperFailed`].
 #[inline(always)]
-pub fn into_tunnel(
-    packet: &Packet<'_>,
-    config: &NodeConfig,
-    entry: &FlowEntry,
-) -> Result<Verdict, DropReason> {
+pub fn into_tunnel(packet: &Packet, config: &NodeConfig, entry: &FlowEntry) -> Result<Verdict, DropReason> {
     let remote = lookup::underlay_of(entry.target).ok_or(DropReason::NoTunnelEndpoint)?;
     packet.write_macs(entry.dst_mac, entry.src_mac)?;
 
@@ -65,7 +61,7 @@ pub fn into_tunnel(
     key.tunnel_ttl = TUNNEL_TTL;
     let flags = u64::from(BPF_F_ZERO_CSUM_TX | BPF_F_DONT_FRAGMENT);
     // SAFETY: the key is larger than the size given.
-    match unsafe { bpf_skb_set_tunnel_key(packet.context().skb.skb, &mut key, TUNNEL_KEY_BYTES, flags) } {
+    match unsafe { bpf_skb_set_tunnel_key(packet.skb(), &mut key, TUNNEL_KEY_BYTES, flags) } {
         0 => Ok(Verdict::Out(config.vxlan_ifindex)),
         _ => Err(DropReason::HelperFailed),
     }

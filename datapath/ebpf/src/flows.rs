@@ -26,7 +26,7 @@ impl Flow {
 
     /// Counts a packet that was sent on as the entry says, and notes what its flags do to the connection.
     #[inline(always)]
-    pub fn touch(&self, packet: &Packet<'_>) {
+    pub fn touch(&self, packet: &Packet) {
         let entry = self.0;
         // SAFETY: as in `entry`. Times and flags are plain writes: CPUs that race write nearly the same.
         unsafe {
@@ -45,7 +45,7 @@ impl Flow {
 
 /// The entry for the packet, if what it says holds now and the packet comes from where it must.
 #[inline(always)]
-pub fn known(packet: &Packet<'_>, comes_from: impl FnOnce(&FlowEntry) -> bool) -> Option<Flow> {
+pub fn known(packet: &Packet, comes_from: impl FnOnce(&FlowEntry) -> bool) -> Option<Flow> {
     let key = &packet.key;
     let flow = Flow(FLOWS_V4.get_ptr_mut(key)?);
     let entry = flow.entry();
@@ -71,7 +71,7 @@ pub struct Moment {
 impl Moment {
     /// Now.
     #[inline(always)]
-    pub fn of(packet: &Packet<'_>) -> Self {
+    pub fn of(packet: &Packet) -> Self {
         let src_shard = epoch_shard_v4(packet.key.src) as u16;
         let dst_shard = epoch_shard_v4(packet.key.dst) as u16;
         let epoch = lookup::epoch(src_shard).wrapping_add(lookup::epoch(dst_shard));
@@ -85,7 +85,7 @@ impl Moment {
 /// [`DropReason::HelperFailed`]: never, but the verifier cannot know.
 #[inline(always)]
 pub fn decide(
-    packet: &mut Packet<'_>,
+    packet: &mut Packet,
     from: &Side,
     to: &Side,
     moment: &Moment,
@@ -104,7 +104,7 @@ pub fn decide(
 /// # Errors
 /// [`DropReason::FlowTableFull`].
 #[inline(never)]
-pub fn remember(packet: &Packet<'_>, halves: &mut Halves) -> Result<(), DropReason> {
+pub fn remember(packet: &Packet, halves: &mut Halves) -> Result<(), DropReason> {
     // By reference: copies would not fit on the stack.
     let (key, reverse_key) = (&packet.key, &packet.key.reverse());
     // SAFETY: values live until the run ends (RCU), and are read before anything is written below.
@@ -133,7 +133,7 @@ pub fn remember(packet: &Packet<'_>, halves: &mut Halves) -> Result<(), DropReas
 }
 
 #[inline(always)]
-fn reverse_of(packet: &Packet<'_>) -> Option<&'static mut FlowEntry> {
+fn reverse_of(packet: &Packet) -> Option<&'static mut FlowEntry> {
     let entry = FLOWS_V4.get_ptr_mut(packet.key.reverse())?;
     // SAFETY: as in `Flow::entry`.
     Some(unsafe { &mut *entry })
@@ -142,7 +142,7 @@ fn reverse_of(packet: &Packet<'_>) -> Option<&'static mut FlowEntry> {
 /// Reports the end of a connection, if the flags of both directions say so. Once: two FINs that cross on two
 /// CPUs may both find it open, or neither; then the collection in user space ends it.
 #[inline(always)]
-fn end(packet: &Packet<'_>, entry: &mut FlowEntry, reverse: Option<&mut FlowEntry>) {
+fn end(packet: &Packet, entry: &mut FlowEntry, reverse: Option<&mut FlowEntry>) {
     let other_flags = reverse.as_ref().map_or(0, |half| half.tcp_flags);
     if tcp_state(entry.tcp_flags, other_flags) != TcpState::Closed {
         return;

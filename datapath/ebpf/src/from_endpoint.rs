@@ -19,7 +19,7 @@ use crate::{
 
 /// To another endpoint, the tunnel, this node or its routing.
 #[inline(always)]
-pub fn decide(packet: &mut Packet<'_>) -> Result<Verdict, DropReason> {
+pub fn decide(packet: &mut Packet) -> Result<Verdict, DropReason> {
     let config = lookup::config()?;
     let ethernet = packet.ethernet()?;
     match ethernet.ethertype_be {
@@ -30,7 +30,7 @@ pub fn decide(packet: &mut Packet<'_>) -> Result<Verdict, DropReason> {
 }
 
 #[inline(always)]
-fn ipv4(packet: &mut Packet<'_>, config: &NodeConfig, ethernet: &Ethernet) -> Result<Verdict, DropReason> {
+fn ipv4(packet: &mut Packet, config: &NodeConfig, ethernet: &Ethernet) -> Result<Verdict, DropReason> {
     let ip = &packet.parse_ipv4()?;
     // An entry made for this interface proves the source address. It does not prove the Ethernet source, but
     // that goes nowhere: it is rewritten, or is of no use to a stack that routes.
@@ -52,7 +52,7 @@ fn ipv4(packet: &mut Packet<'_>, config: &NodeConfig, ethernet: &Ethernet) -> Re
 
 #[inline(never)]
 fn decide_anew(
-    packet: &mut Packet<'_>,
+    packet: &mut Packet,
     config: &NodeConfig,
     ethernet: &Ethernet,
 ) -> Result<&'static mut Halves, DropReason> {
@@ -75,10 +75,10 @@ fn decide_anew(
 
 /// The endpoint behind the interface, if the frame is its own.
 #[inline(always)]
-fn sender(packet: &mut Packet<'_>, ethernet: &Ethernet) -> Result<&'static EndpointEntry, DropReason> {
+fn sender(packet: &mut Packet, ethernet: &Ethernet) -> Result<&'static EndpointEntry, DropReason> {
     let endpoint = lookup::endpoint_at(packet.ifindex())?;
     packet.src_identity = endpoint.identity;
-    if ethernet.src != endpoint.mac {
+    if ethernet.macs.src != endpoint.mac {
         return Err(DropReason::SourceMac);
     }
     Ok(endpoint)
@@ -86,7 +86,7 @@ fn sender(packet: &mut Packet<'_>, ethernet: &Ethernet) -> Result<&'static Endpo
 
 /// Where the destination is. A missing entry inside a known node's CIDR still leads to that node, as unknown.
 #[inline(always)]
-fn destination(packet: &Packet<'_>, config: &NodeConfig, shard: u16) -> Result<Side, DropReason> {
+fn destination(packet: &Packet, config: &NodeConfig, shard: u16) -> Result<Side, DropReason> {
     let address = packet.key.dst;
     if !is_unicast(address) {
         return Err(DropReason::UnknownDestination);
@@ -108,7 +108,7 @@ fn destination(packet: &Packet<'_>, config: &NodeConfig, shard: u16) -> Result<S
 
 /// Answers for the gateway out of the interface that asked.
 #[inline(always)]
-fn arp(packet: &mut Packet<'_>, config: &NodeConfig, ethernet: &Ethernet) -> Result<Verdict, DropReason> {
+fn arp(packet: &mut Packet, config: &NodeConfig, ethernet: &Ethernet) -> Result<Verdict, DropReason> {
     let endpoint = sender(packet, ethernet)?;
     let request: Arp = packet.read(ETHERNET_BYTES).map_err(|_| DropReason::ArpRefused)?;
     let reply = answer(&request, endpoint, config.gateway_v4)?;

@@ -16,7 +16,7 @@ use crate::{
 
 /// To a local endpoint's device, where `to_endpoint` decides, or into the tunnel.
 #[inline(always)]
-pub fn decide(packet: &mut Packet<'_>) -> Result<Verdict, DropReason> {
+pub fn decide(packet: &mut Packet) -> Result<Verdict, DropReason> {
     let config = lookup::config()?;
     match packet.ethernet()?.ethertype_be {
         ETHERTYPE_IPV4 => ipv4(packet, config),
@@ -25,7 +25,7 @@ pub fn decide(packet: &mut Packet<'_>) -> Result<Verdict, DropReason> {
 }
 
 #[inline(always)]
-fn ipv4(packet: &mut Packet<'_>, config: &NodeConfig) -> Result<Verdict, DropReason> {
+fn ipv4(packet: &mut Packet, config: &NodeConfig) -> Result<Verdict, DropReason> {
     packet.parse_ipv4()?;
     if let Some(flow) = flows::known(packet, |entry| comes_from(entry, SourceKind::Host, 0)) {
         let entry = flow.entry();
@@ -54,7 +54,7 @@ fn ipv4(packet: &mut Packet<'_>, config: &NodeConfig) -> Result<Verdict, DropRea
 /// Out of a local endpoint's device: `to_endpoint` counts the packet, and keeps its flow.
 #[inline(always)]
 fn hand_over(
-    packet: &Packet<'_>,
+    packet: &Packet,
     ifindex: u32,
     dst_mac: MacBytes,
     src_mac: MacBytes,
@@ -64,7 +64,7 @@ fn hand_over(
 }
 
 #[inline(never)]
-fn decide_anew(packet: &mut Packet<'_>, config: &NodeConfig) -> Result<&'static mut Halves, DropReason> {
+fn decide_anew(packet: &mut Packet, config: &NodeConfig) -> Result<&'static mut Halves, DropReason> {
     let moment = Moment::of(packet);
     let to = match lookup::ipcache(packet.key.dst) {
         Some(entry) if entry.node != NODE_NONE && entry.node != NODE_SELF => {

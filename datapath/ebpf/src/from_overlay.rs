@@ -17,7 +17,7 @@ use crate::{
 
 /// To an endpoint or to this node, if a member sent it from an address of its own.
 #[inline(always)]
-pub fn decide(packet: &mut Packet<'_>) -> Result<Verdict, DropReason> {
+pub fn decide(packet: &mut Packet) -> Result<Verdict, DropReason> {
     let config = lookup::config()?;
     let origin = Origin::of(packet)?;
     packet.outer_src = origin.underlay;
@@ -36,11 +36,11 @@ struct Origin {
 
 impl Origin {
     #[inline(always)]
-    fn of(packet: &Packet<'_>) -> Result<Self, DropReason> {
+    fn of(packet: &Packet) -> Result<Self, DropReason> {
         // SAFETY: integers and byte arrays only.
         let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
         // SAFETY: the key is larger than the size given.
-        if unsafe { bpf_skb_get_tunnel_key(packet.context().skb.skb, &mut key, TUNNEL_KEY_BYTES, 0) } != 0 {
+        if unsafe { bpf_skb_get_tunnel_key(packet.skb(), &mut key, TUNNEL_KEY_BYTES, 0) } != 0 {
             return Err(DropReason::HelperFailed);
         }
         // SAFETY: written by the helper; without `BPF_F_TUNINFO_IPV6` it answers for IPv4 only.
@@ -59,7 +59,7 @@ impl Origin {
 }
 
 #[inline(always)]
-fn ipv4(packet: &mut Packet<'_>, config: &NodeConfig, origin: &Origin) -> Result<Verdict, DropReason> {
+fn ipv4(packet: &mut Packet, config: &NodeConfig, origin: &Origin) -> Result<Verdict, DropReason> {
     let ip = &packet.parse_ipv4()?;
     match flows::known(packet, |entry| origin.is_source_of(entry)) {
         Some(flow) => {
@@ -78,7 +78,7 @@ fn ipv4(packet: &mut Packet<'_>, config: &NodeConfig, origin: &Origin) -> Result
 
 #[inline(never)]
 fn decide_anew(
-    packet: &mut Packet<'_>,
+    packet: &mut Packet,
     config: &NodeConfig,
     origin: &Origin,
 ) -> Result<&'static mut Halves, DropReason> {
@@ -95,7 +95,7 @@ fn decide_anew(
 
 /// One of this node's endpoints or the node itself: nothing goes from tunnel to tunnel.
 #[inline(always)]
-fn destination(packet: &Packet<'_>, config: &NodeConfig, shard: u16) -> Result<Side, DropReason> {
+fn destination(packet: &Packet, config: &NodeConfig, shard: u16) -> Result<Side, DropReason> {
     if let Some(endpoint) = lookup::endpoint_of(packet.key.dst) {
         return Ok(Side::endpoint(endpoint, shard));
     }

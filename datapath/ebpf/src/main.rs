@@ -5,7 +5,7 @@
 //! kernel is told. A packet of a known flow costs one lookup in the flow table; the first one is decided from
 //! the other maps and makes both entries of its flow.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
-#![cfg_attr(target_arch = "bpf", allow(internal_features), feature(core_intrinsics))]
+#![cfg_attr(target_arch = "bpf", allow(internal_features), feature(asm_experimental_arch, core_intrinsics))]
 
 mod atomic;
 mod deliver;

@@ -1,24 +1,21 @@
 //! A packet at a hook: its bytes, and what has been found out about it so far.
 
 use aya_ebpf::{
+    bindings::__sk_buff,
     helpers::{bpf_skb_change_type, bpf_skb_pull_data},
     programs::TcContext,
 };
 use datapath_abi::{Direction, DropReason, FlowKey, MacBytes, V4};
-use datapath_packet::{ETHERNET_BYTES, Ethernet, Ipv4, Transport, Wire, ports};
+use datapath_packet::{ETHERNET_BYTES, Ethernet, Ipv4, Macs, Tcp, Transport, Wire, ports};
 
 /// `PACKET_HOST` of `linux/if_packet.h`.
 const PACKET_HOST: u32 = 0;
-/// A TCP header without options.
-const TCP_BYTES: usize = 20;
-/// Where its flags are.
-const TCP_FLAGS_OFFSET: usize = 13;
 /// Offset (8 bytes) of a fragment that would begin inside the TCP header.
 const TCP_OVERWRITING_OFFSET: u16 = 1;
 
 /// One per program run. What is known is filled in as it is learnt: a drop is reported with all of it.
-pub struct Packet<'a> {
-    context: &'a TcContext,
+pub struct Packet {
+    skb: *mut __sk_buff,
     /// Which way it goes.
     pub direction: Direction,
     /// 4 once it is known to be IPv4, else 0.
@@ -35,12 +32,12 @@ pub struct Packet<'a> {
     pub outer_src: V4,
 }
 
-impl<'a> Packet<'a> {
+impl Packet {
     /// Nothing is known yet.
     #[inline(always)]
-    pub fn new(context: &'a TcContext, direction: Direction) -> Self {
+    pub fn new(context: &TcContext, direction: Direction) -> Self {
         Self {
-            context,
+            skb: context.skb.skb,
             direction,
             family: 0,
             tcp_flags: 0,
@@ -60,21 +57,22 @@ impl<'a> Packet<'a> {
 
     /// The kernel's packet, for helpers.
     #[inline(always)]
-    pub fn context(&self) -> &'a TcContext {
-        self.context
+    pub fn skb(&self) -> *mut __sk_buff {
+        self.skb
     }
 
     /// Interface where the program runs.
     #[inline(always)]
     pub fn ifindex(&self) -> u32 {
         // SAFETY: the context outlives the program's run.
-        unsafe { (*self.context.skb.skb).ifindex }
+        unsafe { (*self.skb).ifindex }
     }
 
     /// Its length from the Ethernet header on, of all segments together when offloaded.
     #[inline(always)]
     pub fn bytes(&self) -> u32 {
-        self.context.len()
+        // SAFETY: the context outlives the program's run.
+        unsafe { (*self.skb).len }
     }
 
     /// The Ethernet header.
@@ -101,11 +99,9 @@ impl<'a> Packet<'a> {
         let cut_short = if ip.is_fragment() { DropReason::Fragment } else { DropReason::Malformed };
         match (Transport::of(ip.protocol), ip.fragment_offset()) {
             (Transport::Tcp, 0) => {
-                let tcp: [u8; TCP_BYTES] = self.read(offset).map_err(|_| cut_short)?;
-                let [a, b, c, d, e, f, g, h, ..] = tcp;
-                (self.key.src_port_be, self.key.dst_port_be) =
-                    ports(Transport::Tcp, [a, b, c, d, e, f, g, h]);
-                self.tcp_flags = tcp[TCP_FLAGS_OFFSET];
+                let tcp: Tcp = self.read(offset).map_err(|_| cut_short)?;
+                (self.key.src_port_be, self.key.dst_port_be) = ports(Transport::Tcp, tcp.start);
+                self.tcp_flags = tcp.flags;
             }
             (transport @ (Transport::Ports | Transport::Icmp), 0) => {
                 let start = self.read(offset).map_err(|_| cut_short)?;
@@ -123,12 +119,13 @@ impl<'a> Packet<'a> {
         let mut header = self.at::<T>(offset);
         if header.is_none() {
             // SAFETY: the context is the kernel's; no pointer into the packet is held across the call.
-            unsafe { bpf_skb_pull_data(self.context.skb.skb, (offset + size_of::<T>()) as u32) };
+            unsafe { bpf_skb_pull_data(self.skb, (offset + size_of::<T>()) as u32) };
             header = self.at(offset);
         }
         match header {
-            // SAFETY: `at` has checked the bounds; `Wire` types are valid for every bit pattern.
-            Some(header) => Ok(unsafe { header.read_unaligned() }),
+            // SAFETY: `at` has checked the bounds; `Wire` types are valid for every bit pattern. Alignment is
+            // the verifier's to judge: it refuses loads that the machine could not do.
+            Some(header) => Ok(unsafe { *header }),
             None => Err(DropReason::Malformed),
         }
     }
@@ -139,8 +136,8 @@ impl<'a> Packet<'a> {
         match self.at::<T>(offset) {
             Some(header) => {
                 // SAFETY: `at` has checked the bounds; the kernel makes the packet this program's own before
-                // it runs, as it sees that the program writes.
-                unsafe { header.write_unaligned(value) };
+                // it runs, as it sees that the program writes. Alignment as in `read`.
+                unsafe { *header = value };
                 Ok(())
             }
             None => Err(DropReason::HelperFailed),
@@ -150,25 +147,53 @@ impl<'a> Packet<'a> {
     /// Addresses the frame to its next hop.
     #[inline(always)]
     pub fn write_macs(&self, dst: MacBytes, src: MacBytes) -> Result<(), DropReason> {
-        self.write(0, dst)?;
-        self.write(size_of::<MacBytes>(), src)
+        self.write(0, Macs { dst, src })
     }
 
     /// Makes the packet one for the receiver, whatever Ethernet address it came with: the kernel drops others.
     #[inline(always)]
     pub fn accept(&self) -> Result<(), DropReason> {
         // SAFETY: the context is the kernel's.
-        let failed = unsafe {
-            (*self.context.skb.skb).pkt_type != PACKET_HOST
-                && bpf_skb_change_type(self.context.skb.skb, PACKET_HOST) != 0
-        };
+        let failed =
+            unsafe { (*self.skb).pkt_type != PACKET_HOST && bpf_skb_change_type(self.skb, PACKET_HOST) != 0 };
         if failed { Err(DropReason::HelperFailed) } else { Ok(()) }
     }
 
     /// A pointer into the linear part of the packet; it dies with the next helper that changes the packet.
     #[inline(always)]
     fn at<T: Wire>(&self, offset: usize) -> Option<*mut T> {
-        let start = self.context.data() + offset;
-        if start + size_of::<T>() > self.context.data_end() { None } else { Some(start as *mut T) }
+        let (data, data_end) = bounds(self.skb);
+        let start = data + offset;
+        if start + size_of::<T>() > data_end { None } else { Some(start as *mut T) }
     }
+}
+
+/// Where the linear part of the packet begins and ends.
+///
+/// In assembly, because the verifier wants both straight from the context, and the compiler likes to keep the
+/// 32-bit halves that the structure declares and to widen them later, which makes numbers of pointers.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+fn bounds(skb: *mut __sk_buff) -> (usize, usize) {
+    let (data, data_end): (usize, usize);
+    // SAFETY: two loads from the context, which outlives the program's run. Not pure: helpers move the packet.
+    unsafe {
+        core::arch::asm!(
+            "{data} = *(u32 *)({skb} + {data_offset})",
+            "{data_end} = *(u32 *)({skb} + {data_end_offset})",
+            skb = in(reg) skb,
+            data = out(reg) data,
+            data_end = lateout(reg) data_end,
+            data_offset = const core::mem::offset_of!(__sk_buff, data),
+            data_end_offset = const core::mem::offset_of!(__sk_buff, data_end),
+        );
+    }
+    (data, data_end)
+}
+
+/// The same where the programs are only checked.
+#[cfg(not(target_arch = "bpf"))]
+fn bounds(skb: *mut __sk_buff) -> (usize, usize) {
+    // SAFETY: as above.
+    unsafe { ((*skb).data as usize, (*skb).data_end as usize) }
 }

@@ -49,7 +49,7 @@ pub fn from_host(context: TcContext) -> i32 {
 }
 
 #[inline(always)]
-fn finish(packet: &Packet<'_>, verdict: Result<Verdict, DropReason>) -> i32 {
+fn finish(packet: &Packet, verdict: Result<Verdict, DropReason>) -> i32 {
     match verdict {
         Ok(Verdict::Pass) => {
             report::forwarded(packet);

@@ -15,13 +15,13 @@ const EVENTS_LOST: u8 = 255;
 
 /// Counts a packet that goes on.
 #[inline(always)]
-pub fn forwarded(packet: &Packet<'_>) {
+pub fn forwarded(packet: &Packet) {
     count(packet, FORWARDED);
 }
 
 /// Counts a packet that goes nowhere, and reports it, unless its CPU has reported enough for now.
 #[inline(never)]
-pub fn dropped(packet: &Packet<'_>, reason: DropReason) {
+pub fn dropped(packet: &Packet, reason: DropReason) {
     count(packet, reason as u8);
     // Neighbour discovery of IPv6 comes by itself on every device, and the event could name no address.
     if matches!(reason, DropReason::UnsupportedProtocol) {
@@ -48,7 +48,7 @@ pub fn dropped(packet: &Packet<'_>, reason: DropReason) {
 /// Reports what became of a flow, in the direction of its first packet. `entry` is of the packet's direction;
 /// the packets of both directions count.
 #[inline(never)]
-pub fn flow(packet: &Packet<'_>, kind: EventKind, entry: &FlowEntry, reverse: Option<&FlowEntry>) {
+pub fn flow(packet: &Packet, kind: EventKind, entry: &FlowEntry, reverse: Option<&FlowEntry>) {
     let Some(mut slot) = reserve(packet) else { return };
     let event = slot.as_mut_ptr();
     let is_reply = entry.flags & REPLY != 0;
@@ -67,7 +67,7 @@ pub fn flow(packet: &Packet<'_>, kind: EventKind, entry: &FlowEntry, reverse: Op
 }
 
 #[inline(always)]
-fn reserve(packet: &Packet<'_>) -> Option<RingBufEntry<Event>> {
+fn reserve(packet: &Packet) -> Option<RingBufEntry<Event>> {
     let slot = maps::EVENTS.reserve(0);
     if slot.is_none() {
         count(packet, EVENTS_LOST);
@@ -78,7 +78,7 @@ fn reserve(packet: &Packet<'_>) -> Option<RingBufEntry<Event>> {
 /// Writes what all kinds of events have, straight into the ring: an event on the stack and its copy would be a
 /// third of what a program may use.
 #[inline(always)]
-fn fill(event: *mut Event, packet: &Packet<'_>, key: &FlowKey<V4>, kind: EventKind) {
+fn fill(event: *mut Event, packet: &Packet, key: &FlowKey<V4>, kind: EventKind) {
     // SAFETY: by the callers, memory reserved for an event; helpers without pointers.
     unsafe {
         (*event).time_ns = bpf_ktime_get_ns();
@@ -105,7 +105,7 @@ fn mapped(address: V4) -> V6 {
 }
 
 #[inline(always)]
-fn count(packet: &Packet<'_>, reason: u8) {
+fn count(packet: &Packet, reason: u8) {
     if let Some(counter) = maps::COUNTERS.get_ptr_mut(counter_slot(reason, packet.direction)) {
         // SAFETY: this CPU's own; a program is not interrupted by another on its CPU.
         unsafe {

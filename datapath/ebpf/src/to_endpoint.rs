@@ -15,7 +15,7 @@ use crate::{
 
 /// Out of the device, or not.
 #[inline(always)]
-pub fn decide(packet: &mut Packet<'_>) -> Result<Verdict, DropReason> {
+pub fn decide(packet: &mut Packet) -> Result<Verdict, DropReason> {
     let config = lookup::config()?;
     match packet.ethernet()?.ethertype_be {
         ETHERTYPE_IPV4 => ipv4(packet, config),
@@ -26,7 +26,7 @@ pub fn decide(packet: &mut Packet<'_>) -> Result<Verdict, DropReason> {
 }
 
 #[inline(always)]
-fn ipv4(packet: &mut Packet<'_>, config: &NodeConfig) -> Result<Verdict, DropReason> {
+fn ipv4(packet: &mut Packet, config: &NodeConfig) -> Result<Verdict, DropReason> {
     packet.parse_ipv4()?;
     // By its routes the stack may choose an interface; only the endpoint's own is right.
     let is_for_here = |entry: &FlowEntry| {
@@ -44,7 +44,7 @@ fn ipv4(packet: &mut Packet<'_>, config: &NodeConfig) -> Result<Verdict, DropRea
 }
 
 #[inline(never)]
-fn decide_anew(packet: &mut Packet<'_>, config: &NodeConfig) -> Result<&'static mut Halves, DropReason> {
+fn decide_anew(packet: &mut Packet, config: &NodeConfig) -> Result<&'static mut Halves, DropReason> {
     let moment = Moment::of(packet);
     let endpoint = lookup::endpoint_at(packet.ifindex())?;
     if packet.key.dst != endpoint.address_v4 {

@@ -5,7 +5,7 @@ use datapath_abi::{DropReason, EndpointEntry, V4};
 use crate::wire;
 
 /// An ARP packet after its Ethernet header.
-#[repr(C)]
+#[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Arp {
     /// Hardware type, protocol type, their lengths: [`Arp::ETHERNET_IPV4`].

@@ -5,7 +5,7 @@ use datapath_abi::{DropReason, V4};
 use crate::wire;
 
 /// The header without its options.
-#[repr(C)]
+#[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ipv4 {
     /// Version (4 bits) and header length in words (4 bits).

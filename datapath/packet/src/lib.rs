@@ -20,35 +20,43 @@ pub use flow::{Halves, Place, Side, carry_over, comes_from, is_current};
 pub use ipv4::{Ipv4, is_unicast};
 pub use lifetime::{has_expired, lifetime};
 pub use overlay::{check_sender, tunnel_identity};
-pub use tcp::{TcpState, flag, may_end, opens, tcp_state};
-pub use transport::{ICMP, TCP, Transport, UDP, ports};
+pub use tcp::{Tcp, TcpState, flag, may_end, opens, tcp_state};
+pub use transport::{ICMP, Start, TCP, Transport, UDP, ports};
 
 /// A header as it is on the wire: what may be read from and written to a packet whole.
 ///
+/// Its alignment is the one at which the kernel puts headers (4 from the IP header on, `NET_IP_ALIGN`): so the
+/// compiler loads words, where for bytes it would make three instructions of each.
+///
 /// # Safety
-/// `#[repr(C)]`, byte arrays only: alignment 1, no padding, every bit pattern valid.
+/// `#[repr(C)]`, byte arrays only: no padding, every bit pattern valid.
 pub unsafe trait Wire: Copy {}
-
-// SAFETY: a byte array.
-unsafe impl<const N: usize> Wire for [u8; N] {}
 
 macro_rules! wire {
     ($($type:ty = $size:expr),+ $(,)?) => {$(
-        const _: () = assert!(core::mem::size_of::<$type>() == $size && core::mem::align_of::<$type>() == 1);
-        // SAFETY: `#[repr(C)]`, byte arrays only, as the asserts on size and alignment confirm.
+        const _: () = assert!(core::mem::size_of::<$type>() == $size);
+        // SAFETY: `#[repr(C)]`, byte arrays only; the assert on the size leaves no padding.
         unsafe impl $crate::Wire for $type {}
     )+};
 }
 pub(crate) use wire;
 
-/// The Ethernet header.
-#[repr(C)]
+/// Whom a frame is for and from.
+#[repr(C, align(2))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ethernet {
+pub struct Macs {
     /// Destination.
     pub dst: datapath_abi::MacBytes,
     /// Source.
     pub src: datapath_abi::MacBytes,
+}
+
+/// The Ethernet header.
+#[repr(C, align(2))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ethernet {
+    /// Whom the frame is for and from.
+    pub macs: Macs,
     /// What follows, network byte order: [`ETHERTYPE_IPV4`], [`ETHERTYPE_ARP`], ...
     pub ethertype_be: [u8; 2],
 }
@@ -61,4 +69,4 @@ pub const ETHERTYPE_ARP: [u8; 2] = [0x08, 0x06];
 /// Bytes of [`Ethernet`].
 pub const ETHERNET_BYTES: usize = 14;
 
-wire! { Ethernet = ETHERNET_BYTES }
+wire! { Macs = 12, Ethernet = ETHERNET_BYTES }

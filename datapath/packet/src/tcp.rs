@@ -1,6 +1,26 @@
 //! Where a TCP connection is in its life, as far as the flags of both directions tell.
 
-/// Bits of the flags byte, the 14th of the TCP header.
+use crate::{Start, wire};
+
+/// The header without its options (RFC 9293).
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tcp {
+    /// Ports and sequence number.
+    pub start: Start,
+    /// Acknowledgement number.
+    pub acknowledged_be: [u8; 4],
+    /// Header length in words (4 bits), and reserved ones.
+    pub length: u8,
+    /// Bits of [`flag`].
+    pub flags: u8,
+    /// Window, checksum, urgent pointer.
+    pub rest: [u8; 6],
+}
+
+wire! { Tcp = 20 }
+
+/// Bits of [`Tcp::flags`].
 pub mod flag {
     /// No more data from the sender.
     pub const FIN: u8 = 1 << 0;

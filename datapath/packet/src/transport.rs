@@ -1,5 +1,14 @@
 //! What the header behind IP tells of a packet's flow.
 
+use crate::wire;
+
+/// The first 8 bytes behind the IP header: as many as every transport that we look into has.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Start(pub [u8; 8]);
+
+wire! { Start = 8 }
+
 /// How a protocol's packets are told apart ([`Transport::of`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
@@ -39,12 +48,11 @@ impl Transport {
     }
 }
 
-/// Source and destination port for the flow key, network byte order, from the first 8 bytes behind the IP
-/// header. ICMP echo: the identifier is the port of the side that asks, so that the answer's key is the
-/// reverse of the request's; other ICMP: 0.
+/// Source and destination port for the flow key, network byte order. ICMP echo: the identifier is the port of
+/// the side that asks, so that the answer's key is the reverse of the request's; other ICMP: 0.
 #[inline(always)]
-pub fn ports(transport: Transport, start: [u8; 8]) -> ([u8; 2], [u8; 2]) {
-    let [a, b, c, d, e, f, ..] = start;
+pub fn ports(transport: Transport, start: Start) -> ([u8; 2], [u8; 2]) {
+    let Start([a, b, c, d, e, f, ..]) = start;
     match transport {
         Transport::Tcp | Transport::Ports => ([a, b], [c, d]),
         Transport::Icmp if a == ECHO_REQUEST => ([e, f], [0, 0]),
@@ -59,7 +67,7 @@ mod tests {
 
     #[test]
     fn ports_of_each_kind() {
-        let start = [1, 2, 3, 4, 5, 6, 7, 8];
+        let start = Start([1, 2, 3, 4, 5, 6, 7, 8]);
         assert_eq!(ports(Transport::of(TCP), start), ([1, 2], [3, 4]));
         assert_eq!(ports(Transport::of(UDP), start), ([1, 2], [3, 4]));
         assert_eq!(ports(Transport::of(SCTP), start), ([1, 2], [3, 4]));
@@ -68,11 +76,11 @@ mod tests {
 
     #[test]
     fn echo_answer_is_the_reverse_of_the_request() {
-        let request = ports(Transport::Icmp, [ECHO_REQUEST, 0, 9, 9, 0xab, 0xcd, 0, 1]);
-        let reply = ports(Transport::Icmp, [ECHO_REPLY, 0, 9, 9, 0xab, 0xcd, 0, 1]);
+        let request = ports(Transport::Icmp, Start([ECHO_REQUEST, 0, 9, 9, 0xab, 0xcd, 0, 1]));
+        let reply = ports(Transport::Icmp, Start([ECHO_REPLY, 0, 9, 9, 0xab, 0xcd, 0, 1]));
         assert_eq!(request, ([0xab, 0xcd], [0, 0]));
         assert_eq!(reply, (request.1, request.0));
-        let unreachable = ports(Transport::Icmp, [3, 1, 9, 9, 0xab, 0xcd, 0, 1]);
+        let unreachable = ports(Transport::Icmp, Start([3, 1, 9, 9, 0xab, 0xcd, 0, 1]));
         assert_eq!(unreachable, ([0, 0], [0, 0]));
     }
 }

@@ -1,6 +1,6 @@
 //! What holds for every packet.
 
-use datapath_packet::{Ipv4, Transport, Wire, ports, tcp_state};
+use datapath_packet::{Ipv4, Start, Transport, Wire, ports, tcp_state};
 use proptest::prelude::*;
 
 /// The checksum of a header computed from scratch (RFC 1071).
@@ -53,7 +53,7 @@ proptest! {
     fn echo_ids_survive_reversal(code in any::<u8>(), rest in any::<[u8; 6]>()) {
         let with_type = |kind: u8| {
             let [a, b, c, d, e, f] = rest;
-            ports(Transport::Icmp, [kind, code, a, b, c, d, e, f])
+            ports(Transport::Icmp, Start([kind, code, a, b, c, d, e, f]))
         };
         let (request, reply) = (with_type(8), with_type(0));
         prop_assert_eq!((request.0, request.1), (reply.1, reply.0));

@@ -1,3 +1,65 @@
-//! The agent.
+//! The agent: reads its configuration, then runs, checks or cleans up as asked.
 
-fn main() {}
+mod check;
+mod cleanup;
+mod cli;
+mod config;
+mod http;
+mod keygen;
+mod lock;
+mod logging;
+mod machine;
+mod metrics;
+mod preflight;
+mod run;
+mod shell;
+
+use std::process::ExitCode;
+
+use cli::Action;
+
+fn main() -> ExitCode {
+    let matches = cli::command().get_matches();
+    match cli::action(&matches).and_then(carry_out) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("warrend: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn carry_out(action: Action) -> anyhow::Result<ExitCode> {
+    match action {
+        Action::Run(config) => {
+            logging::init(config.log);
+            runtime()?.block_on(run::run(config))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Action::Check { config, json } => {
+            if json {
+                println!("{:#}", config::to_json(&config));
+            } else {
+                println!("{}", config::render(&config).trim());
+            }
+            let problems = check::problems(&config);
+            for problem in &problems {
+                eprintln!("warrend: {problem}");
+            }
+            Ok(if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Action::Cleanup { config, dry_run } => runtime()?.block_on(cleanup::cleanup(&config, dry_run)),
+        Action::Keygen { path } => {
+            keygen::keygen(&path)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Action::Openapi => {
+            println!("{}", http::openapi().to_pretty_json()?);
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
+}

@@ -136,6 +136,13 @@ impl EventFilter {
             && self.reason.as_deref().is_none_or(|reason| event.drop_reason.as_deref() == Some(reason))
     }
 
+    /// Whether the filter asks for labels or endpoints: things that no kernel knows.
+    pub fn needs_names(&self) -> bool {
+        let named =
+            |filter: &PartyFilter| matches!(filter, PartyFilter::Label { .. } | PartyFilter::Endpoint(_));
+        self.from.iter().chain(&self.to).any(named)
+    }
+
     /// Whether a flow between these two is wanted: the part of the filter that needs no event.
     pub fn matches_flow(&self, source: &Party, destination: &Party, protocol: Protocol) -> bool {
         self.from.as_ref().is_none_or(|filter| filter.matches(source))
@@ -215,6 +222,7 @@ mod tests {
             to: Some("tier=back".parse().unwrap()),
             ..Default::default()
         };
+        assert!(both.needs_names());
         check(both, false);
     }
 

@@ -1,0 +1,54 @@
+//! `warrend cleanup`: takes away everything of ours on this node and nothing else.
+
+use std::{fs, io, process::ExitCode};
+
+use datapath_linux::LinuxConfig;
+
+use crate::{
+    config::Config,
+    http::SOCKET_NAME,
+    lock::{Lock, pin_lock_path},
+};
+
+/// Says line by line what is done, or would be; goes on past failures. The state folder stays: it holds nothing
+/// that works, and its incarnation must not be forgotten.
+///
+/// # Errors
+/// While an agent runs, and when the kernel cannot be read at all.
+pub async fn cleanup(config: &Config, dry_run: bool) -> anyhow::Result<ExitCode> {
+    let pin_root = &config.datapath.pin_root;
+    let lock_file = pin_lock_path(pin_root);
+    let lock = match dry_run {
+        true => None,
+        false => Some(Lock::take(&lock_file, "pin folder", pin_root, "datapath.pin_root")?),
+    };
+    let steps = datapath_linux::cleanup(&LinuxConfig::at(pin_root), dry_run).await?;
+    let mut failed = 0;
+    for step in &steps {
+        match &step.error {
+            Some(error) => {
+                failed += 1;
+                eprintln!("failed {}: {error}", step.what);
+            }
+            None if dry_run => println!("would remove {}", step.what),
+            None => println!("removed {}", step.what),
+        }
+    }
+    if !dry_run {
+        for path in [config.node.run_dir.join(SOCKET_NAME), lock_file] {
+            match fs::remove_file(&path) {
+                Ok(()) => println!("removed {}", path.display()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    failed += 1;
+                    eprintln!("failed {}: {error}", path.display());
+                }
+            }
+        }
+    }
+    drop(lock);
+    if steps.is_empty() {
+        println!("nothing of ours is here");
+    }
+    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

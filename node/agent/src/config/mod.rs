@@ -1,0 +1,393 @@
+//! The agent's configuration: flag before environment before file before default.
+//!
+//! Every mistake is reported at once, each with where it was made. Nothing here opens a network connection.
+
+mod settings;
+mod value;
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    fmt::Write as _,
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use identity::{FleetName, LabelPattern, Labels, NodeName};
+use ipnetwork::IpNetwork;
+use kvstore_schema::record::{FleetRecord, Record};
+
+pub use settings::SETTINGS;
+pub use value::{Input, LogFormat, LogLevel, StoreKind};
+
+/// Where the configuration is unless a flag says otherwise. May be absent; one named by a flag may not.
+pub const DEFAULT_PATH: &str = "/etc/warren/warren.toml";
+
+/// `[node]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct NodeSection {
+    /// `None`: the host name.
+    pub name: Option<NodeName>,
+    pub labels: Labels,
+    /// `None`: `/etc/machine-id`.
+    pub machine_id: Option<String>,
+    pub state_dir: PathBuf,
+    pub run_dir: PathBuf,
+}
+
+/// `[fleet]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct FleetSection {
+    pub name: FleetName,
+    pub pools: Vec<IpNetwork>,
+    pub block_prefix_v4: u8,
+    pub block_prefix_v6: u8,
+    pub tunnel_port: u16,
+    pub quarantine: Duration,
+    pub address_cooldown: Duration,
+    pub collect_interval: Duration,
+}
+
+/// `[etcd]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct EtcdSection {
+    pub endpoints: Vec<String>,
+    pub ca_file: Option<PathBuf>,
+    pub cert_file: Option<PathBuf>,
+    pub key_file: Option<PathBuf>,
+    pub server_name: Option<String>,
+    pub user: Option<String>,
+    pub password_file: Option<PathBuf>,
+    pub call_timeout: Duration,
+}
+
+/// `[gossip]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct GossipSection {
+    pub port: u16,
+    pub key_file: PathBuf,
+    pub seeds: Vec<String>,
+    pub interval: Duration,
+}
+
+/// `[datapath]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct DatapathSection {
+    pub pin_root: PathBuf,
+    pub underlay_interface: Option<String>,
+    pub underlay_address: Option<IpAddr>,
+    pub audit_interval: Duration,
+}
+
+/// `[identity]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct IdentitySection {
+    pub labels: Vec<String>,
+}
+
+/// `[http]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct HttpSection {
+    pub metrics_listen: SocketAddr,
+    pub socket_group: String,
+}
+
+/// `[log]`
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LogSection {
+    pub level: LogLevel,
+    pub format: LogFormat,
+}
+
+/// All settings. One, made at the start; never changes while the agent runs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    pub store: StoreKind,
+    pub node: NodeSection,
+    pub fleet: FleetSection,
+    pub etcd: EtcdSection,
+    pub gossip: GossipSection,
+    pub datapath: DatapathSection,
+    pub identity: IdentitySection,
+    pub http: HttpSection,
+    pub log: LogSection,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        const HOUR: u64 = 3_600;
+        Self {
+            store: StoreKind::Etcd,
+            node: NodeSection {
+                name: None,
+                labels: Labels::default(),
+                machine_id: None,
+                state_dir: "/var/lib/warren".into(),
+                run_dir: "/run/warren".into(),
+            },
+            fleet: FleetSection {
+                name: FleetName::new("default").expect("follows the grammar of names"),
+                pools: vec!["10.42.0.0/16".parse().expect("is a CIDR")],
+                block_prefix_v4: 24,
+                block_prefix_v6: 120,
+                tunnel_port: 8472,
+                quarantine: Duration::from_secs(HOUR),
+                address_cooldown: Duration::from_secs(60),
+                collect_interval: Duration::from_secs(HOUR / 4),
+            },
+            etcd: EtcdSection {
+                endpoints: vec!["http://127.0.0.1:2379".to_owned()],
+                ca_file: None,
+                cert_file: None,
+                key_file: None,
+                server_name: None,
+                user: None,
+                password_file: None,
+                call_timeout: Duration::from_secs(5),
+            },
+            gossip: GossipSection {
+                port: 8473,
+                key_file: "/etc/warren/gossip.key".into(),
+                seeds: Vec::new(),
+                interval: Duration::from_secs(1),
+            },
+            datapath: DatapathSection {
+                pin_root: "/sys/fs/bpf/warren".into(),
+                underlay_interface: None,
+                underlay_address: None,
+                audit_interval: Duration::from_secs(60),
+            },
+            identity: IdentitySection { labels: Vec::new() },
+            http: HttpSection {
+                metrics_listen: SocketAddr::from(([127, 0, 0, 1], 9964)),
+                socket_group: "warren".to_owned(),
+            },
+            log: LogSection { level: LogLevel::Info, format: LogFormat::Text },
+        }
+    }
+}
+
+/// One mistake, and where it was made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mistake {
+    /// The file, the flag or the variable; several for a rule between settings.
+    pub place: String,
+    /// The setting.
+    pub key: String,
+    /// What is wrong, and what to do.
+    pub text: String,
+}
+
+/// All mistakes of a configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mistakes(pub Vec<Mistake>);
+
+impl fmt::Display for Mistakes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, Mistake { place, key, text }) in self.0.iter().enumerate() {
+            let gap = if index > 0 { "\n" } else { "" };
+            match key.as_str() {
+                "" => write!(f, "{gap}{place}: {text}")?,
+                key => write!(f, "{gap}{place}: {key}: {text}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Mistakes {}
+
+/// A value given by a flag or the environment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Override {
+    /// The setting's key.
+    pub key: &'static str,
+    /// Where it was given: `--node-name` or `WARREN_NODE_NAME`.
+    pub place: String,
+    /// What was given.
+    pub text: String,
+}
+
+/// Puts the configuration together. `file`: its path and text, if there is one. `overrides`: at the most
+/// one for each setting, the environment's already outdone by flags.
+///
+/// # Errors
+/// All mistakes: in the text, in single values, and between settings.
+pub fn load(file: Option<(&Path, &str)>, overrides: &[Override]) -> Result<Config, Mistakes> {
+    let mut config = Config::default();
+    let mut mistakes = Vec::new();
+    let mut places: BTreeMap<&str, String> = BTreeMap::new();
+    let mut set = |key: &'static str, place: String, input: &Input, mistakes: &mut Vec<Mistake>| {
+        let setting = SETTINGS.iter().find(|setting| setting.key == key).expect("keys come from the table");
+        if let Err(text) = (setting.set)(&mut config, input) {
+            mistakes.push(Mistake { place: place.clone(), key: key.to_owned(), text });
+        }
+        places.insert(key, place);
+    };
+    if let Some((path, text)) = file {
+        let place = path.display().to_string();
+        match text.parse::<toml::Table>() {
+            Err(error) => mistakes.push(Mistake {
+                place,
+                key: String::new(),
+                text: error.to_string().trim_end().to_owned(),
+            }),
+            Ok(table) => {
+                for (key, value) in flatten(table) {
+                    match SETTINGS.iter().find(|setting| setting.key == key) {
+                        Some(setting) => set(setting.key, place.clone(), &Input::Toml(value), &mut mistakes),
+                        None => mistakes.push(Mistake { place: place.clone(), text: unknown_key(&key), key }),
+                    }
+                }
+            }
+        }
+    }
+    for Override { key, place, text } in overrides {
+        set(key, place.clone(), &Input::Text(text.clone()), &mut mistakes);
+    }
+    check_together(&config, &places, &mut mistakes);
+    if mistakes.is_empty() { Ok(config) } else { Err(Mistakes(mistakes)) }
+}
+
+/// Sections become `section.name`; a table that is a setting's value stays one.
+fn flatten(table: toml::Table) -> Vec<(String, toml::Value)> {
+    let is_section = |name: &str| SETTINGS.iter().any(|setting| setting.section().0 == name);
+    let mut flat = Vec::new();
+    for (name, value) in table {
+        match value {
+            toml::Value::Table(section) if is_section(&name) => {
+                flat.extend(section.into_iter().map(|(key, value)| (format!("{name}.{key}"), value)));
+            }
+            value => flat.push((name, value)),
+        }
+    }
+    flat
+}
+
+fn unknown_key(key: &str) -> String {
+    let section = key.split_once('.').map_or("", |(section, _)| section);
+    let known: Vec<&str> = SETTINGS
+        .iter()
+        .map(settings::Setting::section)
+        .filter(|(of, _)| *of == section)
+        .map(|(_, name)| name)
+        .collect();
+    match section {
+        "" => {
+            let mut sections: Vec<&str> = SETTINGS
+                .iter()
+                .map(|setting| setting.section().0)
+                .filter(|section| !section.is_empty())
+                .collect();
+            sections.dedup();
+            format!(
+                "no such setting; there are {}, and the sections {}",
+                known.join(", "),
+                sections.join(", ")
+            )
+        }
+        _ => format!("no such setting; [{section}] has {}", known.join(", ")),
+    }
+}
+
+/// Rules that concern more than one value, or more than its form.
+fn check_together(config: &Config, places: &BTreeMap<&str, String>, mistakes: &mut Vec<Mistake>) {
+    let mut wrong = |key: &str, text: String| {
+        let place = places.get(key).cloned().unwrap_or_else(|| "default".to_owned());
+        mistakes.push(Mistake { place, key: key.to_owned(), text });
+    };
+    if let Err(error) = fleet_record(config).validate() {
+        wrong("fleet.pools", error.to_string().replace("record is not valid: ", ""));
+    }
+    if config.fleet.tunnel_port == config.gossip.port {
+        wrong("gossip.port", format!("{} is the tunnel's port too: use another", config.gossip.port));
+    }
+    if config.gossip.port == 0 {
+        wrong("gossip.port", "0 is no port that other nodes could find".to_owned());
+    }
+    for pattern in &config.identity.labels {
+        if let Err(error) = pattern.parse::<LabelPattern>() {
+            wrong("identity.labels", error.to_string());
+        }
+    }
+    let etcd = &config.etcd;
+    if config.store == StoreKind::Etcd && etcd.endpoints.is_empty() {
+        wrong("etcd.endpoints", "at least one is needed with store = \"etcd\"".to_owned());
+    }
+    for (have, lack, given) in [
+        ("etcd.cert_file", "etcd.key_file", (etcd.cert_file.is_some(), etcd.key_file.is_some())),
+        ("etcd.key_file", "etcd.cert_file", (etcd.key_file.is_some(), etcd.cert_file.is_some())),
+        ("etcd.cert_file", "etcd.ca_file", (etcd.cert_file.is_some(), etcd.ca_file.is_some())),
+        ("etcd.user", "etcd.password_file", (etcd.user.is_some(), etcd.password_file.is_some())),
+        ("etcd.password_file", "etcd.user", (etcd.password_file.is_some(), etcd.user.is_some())),
+    ] {
+        if given == (true, false) {
+            wrong(have, format!("needs {lack} beside it"));
+        }
+    }
+    for (key, duration) in [
+        ("gossip.interval", config.gossip.interval),
+        ("datapath.audit_interval", config.datapath.audit_interval),
+        ("fleet.collect_interval", config.fleet.collect_interval),
+        ("etcd.call_timeout", etcd.call_timeout),
+    ] {
+        if duration.is_zero() {
+            wrong(key, "must not be 0".to_owned());
+        }
+    }
+    if config.datapath.pin_root == Path::new("/") || config.datapath.pin_root.starts_with("/tmp") {
+        wrong("datapath.pin_root", "must be a folder of ours on bpffs, as /sys/fs/bpf/warren".to_owned());
+    }
+}
+
+/// The fleet record that this configuration would make, but for its id.
+fn fleet_record(config: &Config) -> FleetRecord {
+    FleetRecord {
+        fleet_id: "unknown".to_owned(),
+        pools: config.fleet.pools.clone(),
+        block_prefix_v4: config.fleet.block_prefix_v4,
+        block_prefix_v6: config.fleet.block_prefix_v6,
+        tunnel_port: config.fleet.tunnel_port,
+        unknown: BTreeMap::new(),
+    }
+}
+
+/// The configuration as a file with comments: what `check` prints, and the sample.
+pub fn render(config: &Config) -> String {
+    let mut out = String::new();
+    let mut section = "";
+    for setting in SETTINGS {
+        let (of, name) = setting.section();
+        if of != section {
+            section = of;
+            write!(out, "\n[{section}]").expect("writing to a String does not fail");
+        }
+        let line = match (setting.show)(config) {
+            Some(value) => format!("{name} = {value}"),
+            None => format!("#{name} = {}", (setting.example)()),
+        };
+        write!(out, "\n# {}\n{line}\n", setting.help).expect("writing to a String does not fail");
+    }
+    out
+}
+
+/// The configuration as JSON, by section: what `check -o json` prints.
+pub fn to_json(config: &Config) -> serde_json::Value {
+    let mut out = serde_json::Map::new();
+    for setting in SETTINGS {
+        let (section, name) = setting.section();
+        let value = serde_json::to_value((setting.show)(config)).expect("TOML values are JSON values");
+        match section {
+            "" => drop(out.insert(name.to_owned(), value)),
+            section => {
+                let section = out.entry(section).or_insert_with(|| serde_json::json!({}));
+                section[name] = value;
+            }
+        }
+    }
+    out.into()
+}
+
+#[cfg(test)]
+mod tests;

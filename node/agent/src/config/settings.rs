@@ -1,0 +1,104 @@
+//! Every setting: the one table from which the file's keys, flags, environment variables, the help text and
+//! the sample file are made.
+
+use super::{
+    Config,
+    value::{Input, Value},
+};
+
+/// One setting.
+pub struct Setting {
+    /// `section.name`, or `name` for one outside all sections.
+    pub key: &'static str,
+    /// What it is, in a sentence.
+    pub help: &'static str,
+    /// What the sample file shows when it is not set.
+    pub example: fn() -> &'static str,
+    /// Sets it.
+    pub set: fn(&mut Config, &Input) -> Result<(), String>,
+    /// Shows it; `None` when it is not set.
+    pub show: fn(&Config) -> Option<toml::Value>,
+}
+
+impl Setting {
+    /// `--etcd-ca-file` without the dashes in front.
+    pub fn flag(&self) -> String {
+        self.key.replace(['.', '_'], "-")
+    }
+
+    /// `WARREN_ETCD_CA_FILE`
+    pub fn variable(&self) -> String {
+        format!("WARREN_{}", self.key.replace('.', "_").to_uppercase())
+    }
+
+    /// Section and name; the section is empty for a setting outside all sections.
+    pub fn section(&self) -> (&'static str, &'static str) {
+        self.key.split_once('.').unwrap_or(("", self.key))
+    }
+}
+
+fn example<T: Value>(_: fn(&Config) -> &T) -> &'static str {
+    T::example()
+}
+
+macro_rules! settings {
+    ($($key:literal $($field:ident).+ $help:literal;)+) => {
+        /// All of them, in the order of the sample file.
+        pub const SETTINGS: &[Setting] = &[$(Setting {
+            key: $key,
+            help: $help,
+            example: || example(|config| &config.$($field).+),
+            set: |config, input| {
+                config.$($field).+ = Value::read(input)?;
+                Ok(())
+            },
+            show: |config| config.$($field).+.show(),
+        }),+];
+    };
+}
+
+settings! {
+    "store" store "Where the fleet's records are: \"etcd\", or \"memory\" for a single node without etcd and gossip.";
+
+    "node.name" node.name "This node's name, unique in the fleet; the host name if not set.";
+    "node.labels" node.labels "Labels of this node.";
+    "node.machine_id" node.machine_id "The machine's id, which tells a restarted node from a second one of its name; /etc/machine-id if not set.";
+    "node.state_dir" node.state_dir "What must outlive a restart.";
+    "node.run_dir" node.run_dir "Folder of the API socket warren.sock.";
+
+    "fleet.name" fleet.name "The fleet's name: a part of every etcd key.";
+    "fleet.pools" fleet.pools "Where pod CIDRs come from. All nodes of a fleet must agree on the settings of the fleet's addresses.";
+    "fleet.block_prefix_v4" fleet.block_prefix_v4 "Prefix length of one pod CIDR in an IPv4 pool.";
+    "fleet.block_prefix_v6" fleet.block_prefix_v6 "Prefix length of one pod CIDR in an IPv6 pool.";
+    "fleet.tunnel_port" fleet.tunnel_port "UDP port of the VXLAN tunnel. All nodes of a fleet must agree on it.";
+    "fleet.quarantine" fleet.quarantine "How long a released identity or pod CIDR stays unused.";
+    "fleet.address_cooldown" fleet.address_cooldown "How long a released address stays unused.";
+    "fleet.collect_interval" fleet.collect_interval "How often this node looks for unused identities and pod CIDRs, give or take half.";
+
+    "etcd.endpoints" etcd.endpoints "Members of the etcd cluster, all with http:// or all with https://.";
+    "etcd.ca_file" etcd.ca_file "Certificate of the authority that signed the members' certificates (PEM).";
+    "etcd.cert_file" etcd.cert_file "This node's client certificate (PEM); read again when it changes.";
+    "etcd.key_file" etcd.key_file "Its private key (PEM).";
+    "etcd.server_name" etcd.server_name "Name expected in the members' certificates, where it differs from the endpoint's.";
+    "etcd.user" etcd.user "User, where etcd asks for one.";
+    "etcd.password_file" etcd.password_file "File that holds the user's password.";
+    "etcd.call_timeout" etcd.call_timeout "Deadline of one call, failover to other members included.";
+
+    "gossip.port" gossip.port "UDP port on the underlay address.";
+    "gossip.key_file" gossip.key_file "The fleet's gossip keys, one a line, the first in use; 0600. `warrend keygen FILE` makes one.";
+    "gossip.seeds" gossip.seeds "Other nodes to begin with, as host:port; nodes in etcd are found without.";
+    "gossip.interval" gossip.interval "Time between two rounds; deaths are seen after about six.";
+
+    "datapath.pin_root" datapath.pin_root "Folder on bpffs for programs, maps and links.";
+    "datapath.underlay_interface" datapath.underlay_interface "Interface of the network between nodes; that of the default route if not set.";
+    "datapath.underlay_address" datapath.underlay_address "This node's address there; the interface's first if not set.";
+    "datapath.audit_interval" datapath.audit_interval "How often the kernel is read whole, compared and repaired.";
+
+    "identity.labels" identity.labels "Which labels count for identities: patterns in order, as \"team/*\", \"-\" before those that do not. Empty: all count.";
+
+    "http.metrics_listen" http.metrics_listen "Address of /metrics and /healthz.";
+    "http.socket_group" http.socket_group "Group that may use the API socket, beside root, if it exists.";
+
+    "log.level" log.level "The least important messages: \"error\", \"warn\", \"info\", \"debug\" or \"trace\".";
+    "log.format" log.format "\"text\" or \"json\".";
+}

@@ -1,0 +1,321 @@
+//! Reading one setting's value, whether it comes from the file, a flag or the environment; and showing it.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Display,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use identity::{FleetName, Labels, NodeName};
+use ipnetwork::IpNetwork;
+use toml::Value as Toml;
+
+/// A value as somebody wrote it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Input {
+    /// From a flag or the environment: the setting decides what it means.
+    Text(String),
+    /// From the file: types count.
+    Toml(Toml),
+}
+
+/// What a setting may be.
+pub trait Value: Sized {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// What is expected instead.
+    fn read(input: &Input) -> Result<Self, String>;
+
+    /// Shows it as the file would say it; `None` when it is not set.
+    fn show(&self) -> Option<Toml>;
+
+    /// What is to be written in the file when it is not set, as an example.
+    fn example() -> &'static str {
+        "\"\""
+    }
+}
+
+fn text(input: &Input) -> Result<&str, String> {
+    match input {
+        Input::Text(text) | Input::Toml(Toml::String(text)) => Ok(text),
+        Input::Toml(other) => Err(format!("expected a text in quotes, found {}", other.type_str())),
+    }
+}
+
+fn parsed<T: std::str::FromStr<Err: Display>>(text: &str) -> Result<T, String> {
+    text.trim().parse().map_err(|error: T::Err| error.to_string())
+}
+
+/// Types written as a text.
+macro_rules! text_values {
+    ($($type:ty: $example:literal;)+) => {$(
+        impl Value for $type {
+            fn read(input: &Input) -> Result<Self, String> {
+                let text = text(input)?;
+                parsed(text).map_err(|error| {
+                    if error.contains(text) { error } else { format!("{text:?} is not valid: {error}") }
+                })
+            }
+            fn show(&self) -> Option<Toml> {
+                Some(Toml::String(self.to_string()))
+            }
+            fn example() -> &'static str {
+                $example
+            }
+        }
+    )+};
+}
+
+text_values! {
+    String: "\"\"";
+    NodeName: "\"node-1\"";
+    FleetName: "\"default\"";
+    IpAddr: "\"192.0.2.1\"";
+    SocketAddr: "\"127.0.0.1:9964\"";
+}
+
+impl Value for PathBuf {
+    fn read(input: &Input) -> Result<Self, String> {
+        match text(input)? {
+            path if path.starts_with('/') => Ok(path.into()),
+            path => Err(format!("{path:?} is not an absolute path")),
+        }
+    }
+    fn show(&self) -> Option<Toml> {
+        Some(Toml::String(self.display().to_string()))
+    }
+    fn example() -> &'static str {
+        "\"/etc/warren/...\""
+    }
+}
+
+macro_rules! number_values {
+    ($($type:ty),+) => {$(
+        impl Value for $type {
+            fn read(input: &Input) -> Result<Self, String> {
+                let range = || format!("a whole number from {} to {}", <$type>::MIN, <$type>::MAX);
+                match input {
+                    Input::Toml(Toml::Integer(number)) => {
+                        <$type>::try_from(*number).map_err(|_| format!("{number} is out of range: use {}", range()))
+                    }
+                    Input::Text(text) => {
+                        text.trim().parse().map_err(|_| format!("{text:?} is not valid: use {}", range()))
+                    }
+                    Input::Toml(other) => Err(format!("expected {}, found {}", range(), other.type_str())),
+                }
+            }
+            fn show(&self) -> Option<Toml> {
+                Some(Toml::Integer((*self).into()))
+            }
+        }
+    )+};
+}
+
+number_values!(u8, u16);
+
+/// Units of durations, the longest first, in milliseconds.
+const UNITS: [(&str, u64); 5] = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
+
+impl Value for Duration {
+    fn read(input: &Input) -> Result<Self, String> {
+        let text = text(input)?;
+        let wrong = || format!("{text:?} is no duration: use a number with ms, s, m, h or d, as \"30s\"");
+        let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+        let (number, unit) = text.split_at(digits);
+        let (_, factor) = UNITS.iter().find(|(name, _)| *name == unit).ok_or_else(wrong)?;
+        let number: u64 = number.parse().map_err(|_| wrong())?;
+        number.checked_mul(*factor).map(Duration::from_millis).ok_or_else(wrong)
+    }
+    fn show(&self) -> Option<Toml> {
+        let ms = u64::try_from(self.as_millis()).unwrap_or(u64::MAX);
+        let (unit, factor) = UNITS.iter().find(|(_, factor)| ms % factor == 0).expect("1 divides everything");
+        Some(Toml::String(format!("{}{unit}", ms / factor)))
+    }
+}
+
+/// Items as a list in the file, or separated by commas elsewhere.
+fn list(input: &Input) -> Result<Vec<String>, String> {
+    match input {
+        Input::Text(text) => {
+            Ok(text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect())
+        }
+        Input::Toml(Toml::Array(items)) => items
+            .iter()
+            .map(|item| {
+                item.as_str()
+                    .map(str::to_owned)
+                    .ok_or_else(|| "expected texts in quotes in the list".to_owned())
+            })
+            .collect(),
+        Input::Toml(other) => Err(format!("expected a list of texts, found {}", other.type_str())),
+    }
+}
+
+impl Value for Vec<String> {
+    fn read(input: &Input) -> Result<Self, String> {
+        list(input)
+    }
+    fn show(&self) -> Option<Toml> {
+        Some(Toml::Array(self.iter().cloned().map(Toml::String).collect()))
+    }
+}
+
+impl Value for Vec<IpNetwork> {
+    fn read(input: &Input) -> Result<Self, String> {
+        list(input)?
+            .iter()
+            .map(|item| match item.split_once('/') {
+                Some(_) => item.parse().map_err(|_| format!("{item:?} is no CIDR")),
+                None => Err(format!("{item:?} is no CIDR: it needs a prefix length, as 10.42.0.0/16")),
+            })
+            .collect()
+    }
+    fn show(&self) -> Option<Toml> {
+        Some(Toml::Array(self.iter().map(|pool| Toml::String(pool.to_string())).collect()))
+    }
+}
+
+impl Value for Labels {
+    fn read(input: &Input) -> Result<Self, String> {
+        let labels = match input {
+            Input::Toml(Toml::Table(table)) => {
+                let map = table
+                    .iter()
+                    .map(|(key, value)| match value.as_str() {
+                        Some(value) => Ok((key.clone(), value.to_owned())),
+                        None => Err(format!("expected a text in quotes for label {key}")),
+                    })
+                    .collect::<Result<BTreeMap<_, _>, _>>()?;
+                Labels::new(map)
+            }
+            Input::Toml(other) => {
+                return Err(format!("expected a table, as {{ rack = \"a\" }}, found {}", other.type_str()));
+            }
+            Input::Text(text) => text.parse(),
+        };
+        labels.map_err(|error| error.to_string())
+    }
+    fn show(&self) -> Option<Toml> {
+        let text = |(key, value): (&str, &str)| (key.to_owned(), Toml::String(value.to_owned()));
+        Some(Toml::Table(self.iter().map(text).collect()))
+    }
+}
+
+impl<T: Value> Value for Option<T> {
+    fn read(input: &Input) -> Result<Self, String> {
+        T::read(input).map(Some)
+    }
+    fn show(&self) -> Option<Toml> {
+        self.as_ref().and_then(Value::show)
+    }
+    fn example() -> &'static str {
+        T::example()
+    }
+}
+
+/// A setting that is one of a few words.
+macro_rules! choice {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum $name { $($(#[$variant_doc])* $variant,)+ }
+
+        impl $name {
+            /// The word.
+            pub const fn word(self) -> &'static str {
+                match self { $(Self::$variant => $word,)+ }
+            }
+        }
+
+        impl Value for $name {
+            fn read(input: &Input) -> Result<Self, String> {
+                match text(input)? {
+                    $($word => Ok(Self::$variant),)+
+                    other => Err(format!("{other:?} is none of {}", [$(concat!('"', $word, '"')),+].join(", "))),
+                }
+            }
+            fn show(&self) -> Option<Toml> {
+                Some(Toml::String(self.word().to_owned()))
+            }
+        }
+    };
+}
+
+choice! {
+    /// Where the fleet's records are.
+    StoreKind {
+        /// In etcd.
+        Etcd = "etcd",
+        /// In the agent's own memory: a fleet of one node, without etcd and gossip.
+        Memory = "memory",
+    }
+}
+
+choice! {
+    /// The least important messages that are logged.
+    LogLevel {
+        /// Broken.
+        Error = "error",
+        /// Unusual but working.
+        Warn = "warn",
+        /// State changes.
+        Info = "info",
+        /// Small changes.
+        Debug = "debug",
+        /// Everything.
+        Trace = "trace",
+    }
+}
+
+choice! {
+    /// How messages are written.
+    LogFormat {
+        /// For people.
+        Text = "text",
+        /// One JSON object a line.
+        Json = "json",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_read_and_show() {
+        for (text, ms) in
+            [("200ms", 200), ("30s", 30_000), ("5m", 300_000), ("1h", 3_600_000), ("2d", 172_800_000)]
+        {
+            let duration = Duration::read(&Input::Text(text.to_owned())).unwrap();
+            assert_eq!(duration.as_millis(), ms);
+            assert_eq!(duration.show(), Some(Toml::String(text.to_owned())));
+        }
+        for text in ["", "5", "s", "-1s", "1.5s", "99999999999999999d"] {
+            assert!(
+                Duration::read(&Input::Text(text.to_owned())).unwrap_err().contains("no duration"),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_file_must_use_the_right_type() {
+        let check = |result: Result<u16, String>, expected: &str| assert_eq!(result.unwrap_err(), expected);
+        check(
+            u16::read(&Input::Toml(Toml::Integer(70_000))),
+            "70000 is out of range: use a whole number from 0 to 65535",
+        );
+        check(
+            u16::read(&Input::Toml(Toml::String("1".to_owned()))),
+            "expected a whole number from 0 to 65535, found string",
+        );
+        check(
+            u16::read(&Input::Text("x".to_owned())),
+            "\"x\" is not valid: use a whole number from 0 to 65535",
+        );
+        assert_eq!(u16::read(&Input::Text("80".to_owned())), Ok(80));
+    }
+}

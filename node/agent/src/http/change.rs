@@ -1,0 +1,84 @@
+//! What changes something: each is one call of the node.
+
+use axum::{
+    Json,
+    extract::{Path, State},
+};
+use identity::{EndpointName, NodeName};
+use ipnetwork::IpNetwork;
+use node_api::{
+    ApiError, CidrReleased, DiffQuery, EndpointAdd, EndpointAdded, EndpointDeleted, ErrorKind, NodeRemoved,
+    StateDiff,
+};
+use node_core::{Call, Reply};
+
+use super::{
+    App, convert,
+    error::{Body, Failure, Params},
+};
+
+type Answer<T> = Result<Json<T>, Failure>;
+
+/// A reply of another call's kind: a bug of ours.
+fn unexpected(reply: Reply) -> Failure {
+    Failure(ApiError::new(ErrorKind::Internal, format!("the node answered another question: {reply:?}")))
+}
+
+/// Adds an endpoint; answers when it is attached. The same request again answers the same.
+#[utoipa::path(post, path = "/v1/endpoints", request_body = EndpointAdd,
+    responses((status = 200, body = EndpointAdded), (status = 400, body = ApiError), (status = 409, body = ApiError),
+        (status = 503, body = ApiError), (status = 507, body = ApiError)))]
+pub async fn endpoint_add(State(app): State<App>, Body(request): Body<EndpointAdd>) -> Answer<EndpointAdded> {
+    match app.core.call(Call::EndpointAdd(convert::endpoint_spec(request))).await? {
+        Reply::EndpointAdded { name, id, address, identity, existed } => {
+            Ok(Json(EndpointAdded { name, id: id.0, address, identity, existed }))
+        }
+        other => Err(unexpected(other)),
+    }
+}
+
+/// Deletes an endpoint; answers when it is gone. One that is not there is no error.
+#[utoipa::path(delete, path = "/v1/endpoints/{name}", params(("name" = String, Path)),
+    responses((status = 200, body = EndpointDeleted), (status = 400, body = ApiError)))]
+pub async fn endpoint_delete(State(app): State<App>, Path(name): Path<String>) -> Answer<EndpointDeleted> {
+    let name = EndpointName::new(&name).map_err(|error| Failure::invalid(error.to_string()))?;
+    match app.core.call(Call::EndpointDelete(name)).await? {
+        Reply::EndpointDeleted { existed } => Ok(Json(EndpointDeleted { existed })),
+        other => Err(unexpected(other)),
+    }
+}
+
+/// Removes another node's records: an operator's word that it will not come back.
+#[utoipa::path(delete, path = "/v1/nodes/{name}", params(("name" = String, Path)),
+    responses((status = 200, body = NodeRemoved), (status = 404, body = ApiError), (status = 409, body = ApiError)))]
+pub async fn node_remove(State(app): State<App>, Path(name): Path<String>) -> Answer<NodeRemoved> {
+    let name = NodeName::new(&name).map_err(|error| Failure::invalid(error.to_string()))?;
+    match app.core.call(Call::NodeRemove(name.clone())).await? {
+        Reply::NodeRemoved => Ok(Json(NodeRemoved { name })),
+        other => Err(unexpected(other)),
+    }
+}
+
+/// Gives back a pod CIDR of this node that no endpoint uses; its `/` is written `-`.
+#[utoipa::path(delete, path = "/v1/cidrs/{cidr}", params(("cidr" = String, Path, example = "10.42.3.0-24")),
+    responses((status = 200, body = CidrReleased), (status = 404, body = ApiError), (status = 409, body = ApiError)))]
+pub async fn cidr_release(State(app): State<App>, Path(text): Path<String>) -> Answer<CidrReleased> {
+    let cidr: IpNetwork = text
+        .rsplit_once('-')
+        .and_then(|(network, length)| format!("{network}/{length}").parse().ok())
+        .filter(|cidr: &IpNetwork| cidr.ip() == cidr.network())
+        .ok_or_else(|| Failure::invalid(format!("{text:?} is no CIDR: write it as 10.42.3.0-24")))?;
+    match app.core.call(Call::CidrRelease(cidr)).await? {
+        Reply::CidrReleased(cidr) => Ok(Json(CidrReleased { cidr })),
+        other => Err(unexpected(other)),
+    }
+}
+
+/// Reads the kernel now and compares it with what the agent wants; repairs only if asked to.
+#[utoipa::path(post, path = "/v1/state/diff", params(DiffQuery), responses((status = 200, body = StateDiff)))]
+pub async fn state_diff(State(app): State<App>, Params(query): Params<DiffQuery>) -> Answer<StateDiff> {
+    match app.core.call(Call::Audit { repair: query.repair }).await? {
+        Reply::Audited { differences } => Ok(Json(StateDiff { differences, repaired: query.repair })),
+        other => Err(unexpected(other)),
+    }
+}

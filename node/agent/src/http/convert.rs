@@ -1,0 +1,193 @@
+//! From what the node, the kernel and gossip say to what the wire says.
+
+use std::time::Duration;
+
+use datapath_linux::{CounterKind, Counters, MapInfo, MapRow};
+use datapath_plan::{Attachment, Tables};
+use kvstore_store::MemberStatus;
+use node_api as wire;
+use node_core as core;
+
+/// Milliseconds since 1970, or of a span.
+pub fn ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+pub fn node(view: core::NodeView) -> wire::Node {
+    wire::Node {
+        name: view.name,
+        this_node: view.this,
+        index: view.index.map(|index| index.0),
+        underlay: view.underlay,
+        gateway: view.gateway,
+        cidrs: view.cidrs,
+        labels: view.labels,
+        agent_version: view.agent_version,
+        alive_in_store: view.alive,
+        alive_in_gossip: view.gossip_alive,
+        gossip_only: view.gossip_only,
+        endpoints: view.endpoints,
+    }
+}
+
+pub fn identity(view: core::IdentityView) -> wire::Identity {
+    wire::Identity {
+        id: view.id,
+        state: match (&view.reserved, view.quarantined) {
+            (Some(_), _) => wire::IdentityState::Reserved,
+            (None, true) => wire::IdentityState::Quarantined,
+            (None, false) => wire::IdentityState::Live,
+        },
+        name: view.reserved,
+        labels: view.labels,
+        nodes: view.nodes,
+        local_endpoints: view.local_endpoints,
+    }
+}
+
+pub fn ip(view: core::IpcacheView) -> wire::IpEntry {
+    wire::IpEntry {
+        prefix: view.prefix,
+        identity: view.identity,
+        labels: view.labels,
+        node: view.node,
+        endpoint: view.endpoint,
+        source: match view.source {
+            core::IpcacheSource::Host => wire::IpSource::Host,
+            core::IpcacheSource::RemoteNode => wire::IpSource::RemoteNode,
+            core::IpcacheSource::LocalEndpoint => wire::IpSource::LocalEndpoint,
+            core::IpcacheSource::Record => wire::IpSource::Record,
+            core::IpcacheSource::Gossip => wire::IpSource::Gossip,
+            core::IpcacheSource::Cidr => wire::IpSource::Cidr,
+        },
+    }
+}
+
+pub fn endpoint(view: core::EndpointView) -> wire::Endpoint {
+    wire::Endpoint {
+        name: view.name,
+        id: view.id.map(|id| id.0),
+        device: view.id.map(|id| format!("{}{id}", datapath_linux::ENDPOINT_PREFIX)),
+        address: view.address,
+        identity: view.identity,
+        labels: view.labels,
+        state: match view.state {
+            core::EndpointState::WaitingForIdentity => wire::EndpointState::WaitingForIdentity,
+            core::EndpointState::WaitingForAddress => wire::EndpointState::WaitingForAddress,
+            core::EndpointState::Attaching => wire::EndpointState::Attaching,
+            core::EndpointState::Ready => wire::EndpointState::Ready,
+            core::EndpointState::Detaching => wire::EndpointState::Detaching,
+        },
+        mac: view.mac,
+        attachment: view.attachment.map(|attachment| match attachment {
+            Attachment::Netns { path, interface } => wire::AttachmentKind::Netns { path, interface },
+        }),
+        recorded: view.recorded,
+        error: view.error,
+    }
+}
+
+pub fn endpoint_spec(request: wire::EndpointAdd) -> core::EndpointSpec {
+    core::EndpointSpec {
+        name: request.name,
+        labels: request.labels,
+        attachment: match request.attachment {
+            wire::AttachmentKind::Netns { path, interface } => Attachment::Netns { path, interface },
+        },
+        address: request.address,
+    }
+}
+
+pub fn state(tables: &Tables) -> wire::State {
+    wire::State {
+        base: tables.base.as_ref().map(|base| wire::BaseRow {
+            gateway: base.gateway,
+            tunnel_port: base.tunnel_port,
+            mtu_bytes: base.mtu_bytes,
+        }),
+        nodes: (tables.nodes.iter())
+            .map(|(index, node)| wire::NodeRow { index: index.0, underlay: node.underlay })
+            .collect(),
+        ipcache: (tables.ipcache.iter())
+            .map(|(prefix, value)| wire::IpcacheRow {
+                prefix: *prefix,
+                identity: value.identity,
+                node: value.node.0,
+            })
+            .collect(),
+        routes: (tables.routes.iter())
+            .map(|(destination, route)| wire::RouteRow {
+                destination: *destination,
+                source: route.source,
+                mtu_bytes: route.mtu_bytes,
+            })
+            .collect(),
+        endpoints: (tables.endpoints.iter())
+            .map(|(id, endpoint)| wire::EndpointRow {
+                id: id.0,
+                address: endpoint.address,
+                identity: endpoint.identity,
+                mac: endpoint.mac.to_string(),
+                host_mac: endpoint.host_mac.to_string(),
+            })
+            .collect(),
+    }
+}
+
+pub fn map(info: MapInfo) -> wire::MapSummary {
+    wire::MapSummary {
+        name: info.name,
+        id: info.id,
+        kind: info.kind,
+        key_bytes: info.key_bytes,
+        value_bytes: info.value_bytes,
+        entries: info.entries,
+        max_entries: info.max_entries,
+    }
+}
+
+/// Key and value as one flat row; what is no object is called `key` or `value`.
+pub fn map_row(row: MapRow) -> std::collections::BTreeMap<String, serde_json::Value> {
+    let mut flat = std::collections::BTreeMap::new();
+    for (name, part) in [("key", row.key), ("value", row.value)] {
+        match part {
+            serde_json::Value::Object(fields) => flat.extend(fields),
+            plain => drop(flat.insert(name.to_owned(), plain)),
+        }
+    }
+    flat
+}
+
+/// All counters that are not at zero, and those of forwarding.
+pub fn counters(counters: &Counters) -> Vec<wire::CounterRow> {
+    let rows =
+        counters.iter().filter(|((kind, _), count)| *kind == CounterKind::Forwarded || count.packets > 0);
+    rows.map(|((kind, direction), count)| {
+        let advice = node_observe::advice_for_key(kind.key());
+        wire::CounterRow {
+            reason: kind.key().to_owned(),
+            direction: direction.key().to_owned(),
+            packets: count.packets,
+            bytes: count.bytes,
+            meaning: advice.map(|advice| advice.meaning.to_owned()),
+            remedy: advice.map(|advice| advice.remedy.to_owned()),
+        }
+    })
+    .collect()
+}
+
+pub fn member(status: MemberStatus) -> wire::EtcdMember {
+    let healthy = status.health.is_ok();
+    let (health, error) = match status.health {
+        Ok(health) => (Some(health), None),
+        Err(error) => (None, Some(error)),
+    };
+    wire::EtcdMember {
+        endpoint: status.endpoint,
+        healthy,
+        version: health.as_ref().map(|health| health.version.clone()),
+        leader: health.as_ref().map(|health| health.leader),
+        db_bytes: health.as_ref().map(|health| health.db_bytes),
+        error,
+    }
+}

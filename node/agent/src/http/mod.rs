@@ -1,0 +1,166 @@
+//! The HTTP side: the API on a unix socket, metrics and health on loopback.
+
+mod change;
+mod convert;
+mod error;
+mod flows;
+mod listen;
+mod metrics;
+mod read;
+mod status;
+mod stream;
+
+use std::sync::Arc;
+
+use axum::{Router, extract::DefaultBodyLimit};
+use datapath_linux::{Datapath, DatapathError, Underlay};
+use kvstore_store::Store;
+use node_api::{ApiError, ErrorKind};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use utoipa::OpenApi;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::{
+    config::StoreKind,
+    metrics::Metrics,
+    shell::{Clock, Core, EventHub, GossipLink, Kernel, LeaseKeeper},
+};
+use error::Failure;
+
+pub use listen::{SOCKET_NAME, bind_metrics, bind_socket, serve_api, serve_metrics};
+
+/// Requests that read the kernel at once: a dump of a full map takes a tenth of a second of its one thread.
+const MAX_KERNEL_READS: usize = 4;
+
+/// What handlers need. Cheap to clone.
+#[derive(Clone)]
+pub struct App {
+    pub core: Core,
+    pub kernel: Kernel,
+    pub hub: EventHub,
+    pub store: Arc<dyn Store>,
+    pub store_kind: StoreKind,
+    pub lease: LeaseKeeper,
+    pub gossip: Option<GossipLink>,
+    pub metrics: Arc<Metrics>,
+    pub underlay: Arc<Underlay>,
+    pub clock: Clock,
+    /// Ends streams, so that they do not hold up a clean stop.
+    pub stop: CancellationToken,
+    pub kernel_reads: KernelReads,
+}
+
+/// Permits for requests that read the kernel.
+#[derive(Clone)]
+pub struct KernelReads(Arc<Semaphore>);
+
+impl Default for KernelReads {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(MAX_KERNEL_READS)))
+    }
+}
+
+impl App {
+    /// Reads the kernel in its turn.
+    async fn kernel_read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&mut Datapath) -> Result<T, DatapathError> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let _permit = self.kernel_reads.0.acquire().await.expect("the semaphore is never closed");
+        Ok(self.kernel.query(read).await??)
+    }
+}
+
+#[derive(OpenApi)]
+#[openapi(info(
+    title = "Warren agent",
+    description = "The local API of a Warren node, on the unix socket /run/warren/warren.sock."
+))]
+struct Description;
+
+/// All routes with their description: one cannot be without the other.
+fn api() -> OpenApiRouter<App> {
+    OpenApiRouter::with_openapi(Description::openapi())
+        .routes(routes!(read::version))
+        .routes(routes!(read::openapi))
+        .routes(routes!(status::status))
+        .routes(routes!(read::nodes))
+        .routes(routes!(change::node_remove))
+        .routes(routes!(read::identities))
+        .routes(routes!(read::ips))
+        .routes(routes!(read::endpoints, change::endpoint_add))
+        .routes(routes!(read::endpoint, change::endpoint_delete))
+        .routes(routes!(change::cidr_release))
+        .routes(routes!(read::maps))
+        .routes(routes!(read::map_dump))
+        .routes(routes!(read::state))
+        .routes(routes!(change::state_diff))
+        .routes(routes!(flows::flows))
+        .routes(routes!(stream::observe))
+        .routes(routes!(read::drops))
+}
+
+/// The description alone.
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    api().to_openapi()
+}
+
+fn router(app: App) -> Router {
+    let (router, _) = api().split_for_parts();
+    router
+        .fallback(async || {
+            Failure(
+                ApiError::new(ErrorKind::NotFound, "no such path")
+                    .hint("`warrend openapi` describes all paths"),
+            )
+        })
+        .method_not_allowed_fallback(async || {
+            Failure(ApiError::new(ErrorKind::MethodNotAllowed, "the path does not take this method"))
+        })
+        .layer(DefaultBodyLimit::max(node_api::MAX_BODY_BYTES))
+        .with_state(app)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_description_has_every_request_that_the_client_makes() {
+        let description = serde_json::to_value(openapi()).unwrap();
+        let expected = [
+            ("get", "/v1/version"),
+            ("get", "/v1/openapi.json"),
+            ("get", "/v1/status"),
+            ("get", "/v1/nodes"),
+            ("delete", "/v1/nodes/{name}"),
+            ("get", "/v1/identities"),
+            ("get", "/v1/ips"),
+            ("get", "/v1/endpoints"),
+            ("post", "/v1/endpoints"),
+            ("get", "/v1/endpoints/{name}"),
+            ("delete", "/v1/endpoints/{name}"),
+            ("delete", "/v1/cidrs/{cidr}"),
+            ("get", "/v1/maps"),
+            ("get", "/v1/maps/{name}"),
+            ("get", "/v1/state"),
+            ("post", "/v1/state/diff"),
+            ("get", "/v1/flows"),
+            ("get", "/v1/observe"),
+            ("get", "/v1/drops"),
+        ];
+        for (method, path) in expected {
+            let operation = &description["paths"][path][method];
+            assert!(operation["responses"]["200"].is_object(), "{method} {path}");
+            assert!(operation["summary"].is_string(), "{method} {path} has no text");
+        }
+        let described: usize = description["paths"]
+            .as_object()
+            .unwrap()
+            .values()
+            .map(|path| path.as_object().unwrap().len())
+            .sum();
+        assert_eq!(described, expected.len());
+    }
+}

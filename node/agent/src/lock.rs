@@ -1,0 +1,118 @@
+//! One agent on a node: a lock on the state folder, and one for the folder of pins.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{Read, Seek, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use nix::fcntl::{Flock, FlockArg};
+
+/// Held for as long as the agent lives; the kernel lets it go when the process ends, however it ends.
+#[derive(Debug)]
+pub struct Lock {
+    _file: Flock<File>,
+}
+
+/// Why there is no lock.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Another agent has it.
+    #[error(
+        "another warrend{} already uses {what} {} on this node: stop it first, or give this one a {setting} of its own",
+        pid.map_or(String::new(), |pid| format!(" (pid {pid})")), path.display()
+    )]
+    Held {
+        /// What is locked.
+        what: &'static str,
+        /// Which.
+        path: PathBuf,
+        /// The setting that would lead elsewhere.
+        setting: &'static str,
+        /// Its process id, if it has written one.
+        pid: Option<u32>,
+    },
+    /// The file could not be made, opened or written.
+    #[error("lock {}: {source}", path.display())]
+    Io {
+        /// The lock file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+impl Lock {
+    /// Takes the lock `file`, which stands for `subject`; both are named in the error.
+    ///
+    /// # Errors
+    /// [`LockError::Held`] at once when another process has it.
+    pub fn take(
+        file: &Path,
+        what: &'static str,
+        subject: &Path,
+        setting: &'static str,
+    ) -> Result<Self, LockError> {
+        let io = |source| LockError::Io { path: file.to_owned(), source };
+        let mut handle = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(file)
+            .map_err(io)?;
+        // Who holds it is read before, as the lock may be gone a moment later: then the text has no pid.
+        let mut holder = String::new();
+        handle.read_to_string(&mut holder).map_err(io)?;
+        let mut lock = match Flock::lock(handle, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => lock,
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
+                let pid = holder.trim().parse().ok();
+                return Err(LockError::Held { what, path: subject.to_owned(), setting, pid });
+            }
+            Err((_, errno)) => return Err(io(errno.into())),
+        };
+        lock.set_len(0).and_then(|()| lock.rewind()).map_err(io)?;
+        writeln!(lock, "{}", std::process::id()).map_err(io)?;
+        Ok(Self { _file: lock })
+    }
+}
+
+/// The lock file of a folder of pins. It lies in the run folder of the system, as bpffs takes no files.
+pub fn pin_lock_path(pin_root: &Path) -> PathBuf {
+    let name: String = pin_root
+        .to_string_lossy()
+        .trim_matches('/')
+        .chars()
+        .map(|c| if c == '/' { '-' } else { c })
+        .collect();
+    Path::new("/run").join(format!("warren-pins-{name}.lock"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_second_is_told_who_is_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("lock");
+        let first = Lock::take(&file, "state folder", folder.path(), "node.state_dir").unwrap();
+        let error =
+            Lock::take(&file, "state folder", folder.path(), "node.state_dir").unwrap_err().to_string();
+        assert!(error.contains(&format!("pid {}", std::process::id())), "{error}");
+        assert!(error.contains("node.state_dir"), "{error}");
+        drop(first);
+        Lock::take(&file, "state folder", folder.path(), "node.state_dir").unwrap();
+    }
+
+    #[test]
+    fn pins_have_a_lock_each() {
+        assert_eq!(
+            pin_lock_path(Path::new("/sys/fs/bpf/warren")),
+            Path::new("/run/warren-pins-sys-fs-bpf-warren.lock")
+        );
+    }
+}

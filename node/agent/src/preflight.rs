@@ -1,0 +1,63 @@
+//! What the agent needs of its surroundings, asked before anything is touched.
+
+use std::{fs, path::Path};
+
+use nix::unistd::Uid;
+
+/// Capabilities by their bit in `/proc/self/status`, and what each is for.
+const CAPABILITIES: [(u32, &str, &str); 3] = [
+    (12, "CAP_NET_ADMIN", "devices and routes"),
+    (21, "CAP_SYS_ADMIN", "network namespaces of endpoints and pinned objects"),
+    (39, "CAP_BPF", "programs and maps"),
+];
+
+/// What is missing, one text each with what to do. Empty: nothing.
+pub fn missing() -> Vec<String> {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    judge(Uid::effective().is_root(), &status, Path::new("/sys/kernel/btf/vmlinux").exists())
+}
+
+fn judge(root: bool, status: &str, btf: bool) -> Vec<String> {
+    let mut missing = Vec::new();
+    if !root {
+        missing.push("warrend must run as root: start it through its systemd unit, or with sudo".to_owned());
+    } else if let Some(effective) = effective_capabilities(status) {
+        for (bit, name, purpose) in CAPABILITIES {
+            if effective & (1 << bit) == 0 {
+                missing.push(format!("{name} is missing (for {purpose}): give it to the container or unit"));
+            }
+        }
+    }
+    if !btf {
+        missing.push(
+            "/sys/kernel/btf/vmlinux is missing: use a kernel with CONFIG_DEBUG_INFO_BTF, as all of Debian's since 11"
+                .to_owned(),
+        );
+    }
+    missing
+}
+
+fn effective_capabilities(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(line.trim(), 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_thing_missing_is_named_with_what_to_do() {
+        let check = |root: bool, capabilities: u64, btf: bool, expected: &[&str]| {
+            let missing = judge(root, &format!("Name:\twarrend\nCapEff:\t{capabilities:016x}\n"), btf);
+            assert_eq!(missing.len(), expected.len(), "{missing:?}");
+            for (text, word) in missing.iter().zip(expected) {
+                assert!(text.contains(word), "{text}");
+            }
+        };
+        check(true, u64::MAX, true, &[]);
+        check(false, 0, true, &["as root"]);
+        check(true, !(1 << 12), true, &["CAP_NET_ADMIN"]);
+        check(true, 0, false, &["CAP_NET_ADMIN", "CAP_SYS_ADMIN", "CAP_BPF", "CONFIG_DEBUG_INFO_BTF"]);
+    }
+}

@@ -1,0 +1,327 @@
+//! One run of the agent: from a checked configuration to a clean stop.
+
+use std::{
+    fs, net::SocketAddr, os::unix::fs::PermissionsExt, path::PathBuf, pin::pin, sync::Arc, time::Duration,
+};
+
+use anyhow::{Context, bail};
+use datapath_linux::{LinuxConfig, UnderlayChoice, underlay};
+use kvstore_etcd::EtcdStore;
+use kvstore_schema::{Schema, StoreIdentity};
+use kvstore_store::{MemStore, Store};
+use node_core::{Node, NodeConfig};
+use node_gossip::{Gossip, GossipConfig, Keyring};
+use sd_notify::NotifyState;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    task::JoinSet,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{error, info, warn};
+
+use crate::{
+    check,
+    config::{Config, StoreKind},
+    http::{self, App, KernelReads},
+    lock::{Lock, pin_lock_path},
+    machine::{self, Machine},
+    metrics::Metrics,
+    preflight,
+    shell::{
+        Clock, Core, CoreLoop, EventHub, EventSources, GossipLink, Kernel, LeaseKeeper, Outlets, StoreCalls,
+        follow, pump,
+    },
+};
+
+/// How long a clean stop may take: answers in the making, and a plan in the kernel. Then the process just ends,
+/// which loses nothing: the kernel keeps what it has, and the next start reads it.
+const STOP_WITHIN: Duration = Duration::from_secs(5);
+
+/// Runs until SIGTERM or SIGINT. Programs, maps and devices stay at work.
+///
+/// # Errors
+/// What keeps the agent from starting, with what to do about it; or a part of it that ended on its own.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    let missing = preflight::missing();
+    if !missing.is_empty() {
+        bail!("{}", missing.join("\n"));
+    }
+    // Everything we make is root's alone; what others may use is opened to them where it is made.
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
+    let _locks = take_locks(&config)?;
+    let machine = machine::learn(&config)?;
+    let stop = CancellationToken::new();
+    // Before anything is at work: a signal during the start must stop it too.
+    let signals = tokio::spawn(stop_on_signal(stop.clone()));
+    let (parts, socket) = Parts::start(&config, &machine, stop.clone()).await?;
+    info!(
+        node = %machine.node, fleet = %config.fleet.name, incarnation = machine.incarnation,
+        version = env!("CARGO_PKG_VERSION"), store = config.store.word(), "agent started"
+    );
+    notify(&[NotifyState::Ready]);
+    let result = parts.run(stop).await;
+    notify(&[NotifyState::Stopping]);
+    signals.abort();
+    // A stale socket would be harmless; a missing one says at once that nobody is there.
+    if let Err(error) = fs::remove_file(&socket) {
+        warn!(path = %socket.display(), %error, "socket is not removed");
+    }
+    info!("agent stopped; the kernel goes on");
+    result
+}
+
+fn take_locks(config: &Config) -> anyhow::Result<[Lock; 2]> {
+    let state_dir = &config.node.state_dir;
+    fs::create_dir_all(state_dir).with_context(|| format!("make state folder {}", state_dir.display()))?;
+    fs::set_permissions(state_dir, fs::Permissions::from_mode(0o700))?;
+    let pin_root = &config.datapath.pin_root;
+    Ok([
+        Lock::take(&state_dir.join("lock"), "state folder", state_dir, "node.state_dir")?,
+        Lock::take(&pin_lock_path(pin_root), "pin folder", pin_root, "datapath.pin_root")?,
+    ])
+}
+
+/// Ends the agent on the first signal, the process on the second.
+async fn stop_on_signal(stop: CancellationToken) -> anyhow::Result<()> {
+    let mut term = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    for attempt in 0.. {
+        let name = tokio::select! {
+            _ = term.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        };
+        if attempt > 0 {
+            warn!(signal = name, "second signal: ending at once");
+            std::process::exit(1);
+        }
+        info!(signal = name, "stopping");
+        stop.cancel();
+    }
+    Ok(())
+}
+
+/// Tells systemd, if it asked to be told.
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        warn!(%error, "systemd is not told");
+    }
+}
+
+/// Everything at work.
+struct Parts {
+    tasks: JoinSet<(&'static str, anyhow::Result<()>)>,
+    requests: TaskTracker,
+    core: Core,
+}
+
+impl Parts {
+    /// Starts everything, and says where the API's socket is.
+    async fn start(
+        config: &Config,
+        machine: &Machine,
+        stop: CancellationToken,
+    ) -> anyhow::Result<(Self, PathBuf)> {
+        let clock = Clock::start();
+        let metrics = Arc::new(Metrics::new());
+        let (core, inputs) = Core::channel();
+        let mut tasks = JoinSet::new();
+        let requests = TaskTracker::new();
+
+        let underlay = underlay(&underlay_choice(config)).await.context("choose the underlay")?;
+        info!(interface = underlay.interface, address = %underlay.address, reason = underlay.reason, "underlay chosen");
+        let (socket, socket_path) = http::bind_socket(&config.node.run_dir, &config.http.socket_group)?;
+        let metrics_listener = http::bind_metrics(config.http.metrics_listen).await?;
+        let store = store(config, &mut tasks)?;
+        let gossip = gossip(config, machine, &underlay, &core, &mut tasks).await?;
+        let linux = LinuxConfig::at(&config.datapath.pin_root);
+        let kernel =
+            Kernel::start(linux, core.clone(), metrics.clone()).await.context("open the datapath")?;
+
+        let (lease, keep) = LeaseKeeper::new(store.clone(), metrics.clone());
+        let hub = EventHub::default();
+        spawn(&mut tasks, "lease", async {
+            keep.await;
+            Ok(())
+        });
+        let schema = Schema::new(&config.fleet.name);
+        let followed = follow(store.clone(), schema.root(), core.clone(), metrics.clone());
+        spawn(&mut tasks, "store watch", async { Ok(followed.await?) });
+        let sources = EventSources { reports: kernel.events, ended: kernel.ended };
+        let pumped = pump(sources, core.clone(), hub.clone(), metrics.clone());
+        spawn(&mut tasks, "event pump", async { Ok(pumped.await?) });
+        let gone = kernel.gone;
+        spawn(&mut tasks, "kernel", async {
+            // Nothing is ever sent: the thread's end drops the sender.
+            drop(gone.await);
+            Ok(())
+        });
+        let app = App {
+            core: core.clone(),
+            kernel: kernel.kernel.clone(),
+            hub,
+            store: store.clone(),
+            store_kind: config.store,
+            lease: lease.clone(),
+            gossip: gossip.clone(),
+            metrics: metrics.clone(),
+            underlay: Arc::new(underlay.clone()),
+            clock,
+            stop: stop.clone(),
+            kernel_reads: KernelReads::default(),
+        };
+        let (api, page) = (http::serve_api(socket, app.clone()), http::serve_metrics(metrics_listener, app));
+        spawn(&mut tasks, "API", async { Ok(api.await?) });
+        spawn(&mut tasks, "metrics", async { Ok(page.await?) });
+        let node = CoreLoop {
+            node: Node::new(node_config(config, machine, &underlay)),
+            inputs,
+            outlets: Outlets {
+                kernel: kernel.kernel,
+                store: StoreCalls::new(store, core.clone(), requests.clone(), metrics.clone()),
+                lease,
+                gossip,
+            },
+            clock,
+            metrics,
+            stop,
+        };
+        spawn(&mut tasks, "node", async {
+            node.run().await;
+            Ok(())
+        });
+        Ok((Self { tasks, requests, core }, socket_path))
+    }
+
+    /// Runs until told to stop; a part that ends before is a bug of ours, and ends the agent.
+    async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
+        let watchdog = watch_over(self.core.clone());
+        let mut watchdog = pin!(watchdog);
+        let early = tokio::select! {
+            () = stop.cancelled() => None,
+            ended = self.tasks.join_next() => ended,
+            () = &mut watchdog => None,
+        };
+        stop.cancel();
+        self.requests.close();
+        let finished = async {
+            while let Some(ended) = self.tasks.join_next().await {
+                if let Ok((name, Err(error))) = ended {
+                    info!(part = name, %error, "part ended");
+                }
+            }
+        };
+        if tokio::time::timeout(STOP_WITHIN, finished).await.is_err() {
+            warn!(within = ?STOP_WITHIN, "not everything has stopped; ending anyway");
+            self.tasks.abort_all();
+        }
+        match early {
+            None => Ok(()),
+            Some(Ok((name, result))) => {
+                error!(part = name, ?result, "part ended on its own");
+                Err(result.err().unwrap_or_else(|| anyhow::anyhow!("it ended")))
+                    .with_context(|| format!("run {name}"))
+            }
+            Some(Err(panicked)) => Err(panicked).context("run a part of the agent"),
+        }
+    }
+}
+
+fn spawn(
+    tasks: &mut JoinSet<(&'static str, anyhow::Result<()>)>,
+    name: &'static str,
+    task: impl Future<Output = anyhow::Result<()>> + Send + 'static,
+) {
+    tasks.spawn(async move { (name, task.await) });
+}
+
+/// Tells systemd's watchdog that the node answers. Never ends: an agent that is stuck is restarted by systemd.
+async fn watch_over(core: Core) {
+    let Some(timeout) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
+    let mut ticks = tokio::time::interval(timeout / 2);
+    loop {
+        ticks.tick().await;
+        if core.read(|_| ()).await.is_ok() {
+            notify(&[NotifyState::Watchdog]);
+        }
+    }
+}
+
+fn underlay_choice(config: &Config) -> UnderlayChoice {
+    let datapath = &config.datapath;
+    match (&datapath.underlay_address, &datapath.underlay_interface) {
+        (Some(address), _) => UnderlayChoice::Address(*address),
+        (None, Some(interface)) => UnderlayChoice::Interface(interface.clone()),
+        (None, None) => UnderlayChoice::Towards(check::literal_addresses(&config.etcd.endpoints)),
+    }
+}
+
+fn store(
+    config: &Config,
+    tasks: &mut JoinSet<(&'static str, anyhow::Result<()>)>,
+) -> anyhow::Result<Arc<dyn Store>> {
+    Ok(match config.store {
+        StoreKind::Etcd => Arc::new(EtcdStore::connect(check::etcd_config(&config.etcd)?)?),
+        StoreKind::Memory => {
+            let memory = MemStore::new(StoreIdentity(rand::random()));
+            let client = memory.client();
+            spawn(tasks, "store clock", async {
+                memory.run_clock().await;
+                Ok(())
+            });
+            Arc::new(client)
+        }
+    })
+}
+
+async fn gossip(
+    config: &Config,
+    machine: &Machine,
+    underlay: &datapath_linux::Underlay,
+    core: &Core,
+    tasks: &mut JoinSet<(&'static str, anyhow::Result<()>)>,
+) -> anyhow::Result<Option<GossipLink>> {
+    if config.store == StoreKind::Memory {
+        return Ok(None);
+    }
+    let address = SocketAddr::new(underlay.address, config.gossip.port);
+    let (gossip, news) = Gossip::start(GossipConfig {
+        fleet: config.fleet.name.clone(),
+        fleet_id: None,
+        node: machine.node.clone(),
+        incarnation: machine.incarnation,
+        bind: address,
+        advertise: address,
+        seeds: config.gossip.seeds.clone(),
+        interval: config.gossip.interval,
+        keyring: Keyring::load(&config.gossip.key_file)?,
+    })
+    .await?;
+    let heard = GossipLink::listen(news, core.clone());
+    spawn(tasks, "gossip", async { Ok(heard.await?) });
+    Ok(Some(GossipLink::new(gossip)))
+}
+
+fn node_config(config: &Config, machine: &Machine, underlay: &datapath_linux::Underlay) -> NodeConfig {
+    NodeConfig {
+        fleet: config.fleet.name.clone(),
+        node: machine.node.clone(),
+        node_labels: config.node.labels.clone(),
+        underlay: vec![underlay.address],
+        underlay_mtu_bytes: underlay.mtu_bytes,
+        pools: config.fleet.pools.clone(),
+        block_prefix_v4: config.fleet.block_prefix_v4,
+        block_prefix_v6: config.fleet.block_prefix_v6,
+        tunnel_port: config.fleet.tunnel_port,
+        gossip_port: config.gossip.port,
+        identity_labels: config.identity.labels.clone(),
+        incarnation: machine.incarnation,
+        machine_id: machine.machine_id.clone(),
+        boot_id: machine.boot_id.clone(),
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        seed: [rand::random(), rand::random()],
+        quarantine: config.fleet.quarantine,
+        address_cooldown: config.fleet.address_cooldown,
+        audit_interval: config.datapath.audit_interval,
+        collect_interval: config.fleet.collect_interval,
+    }
+}

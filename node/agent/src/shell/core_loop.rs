@@ -1,0 +1,138 @@
+//! The loop that owns the node.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use node_core::{CallError, CallId, Command, Event, Node, Now, Reply};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info};
+
+use super::{GossipLink, Input, Kernel, LeaseKeeper, Order, Sign, StoreCalls};
+use crate::{machine, metrics::Metrics};
+
+/// Both clocks, as events carry them.
+#[derive(Debug, Clone, Copy)]
+pub struct Clock {
+    start: Instant,
+}
+
+impl Clock {
+    /// Begins now.
+    pub fn start() -> Self {
+        Self { start: Instant::now() }
+    }
+
+    /// The time of an event.
+    pub fn now(&self) -> Now {
+        Now { monotonic: self.start.elapsed(), wall: machine::wall() }
+    }
+}
+
+/// Where commands go.
+pub struct Outlets {
+    /// Plans and observations.
+    pub kernel: Kernel,
+    /// Requests to the store.
+    pub store: StoreCalls,
+    /// The sign of life.
+    pub lease: LeaseKeeper,
+    /// Facts and peers; `None` for a fleet of one node.
+    pub gossip: Option<GossipLink>,
+}
+
+/// The node, and what it needs to be run.
+pub struct CoreLoop {
+    /// The node.
+    pub node: Node,
+    /// Events, calls, reads.
+    pub inputs: mpsc::Receiver<Input>,
+    /// Where commands go.
+    pub outlets: Outlets,
+    /// The clocks.
+    pub clock: Clock,
+    /// Counts and times.
+    pub metrics: Arc<Metrics>,
+    /// Ends the loop.
+    pub stop: CancellationToken,
+}
+
+/// What the loop remembers between events.
+#[derive(Default)]
+struct Pending {
+    calls: BTreeMap<CallId, oneshot::Sender<Result<Reply, CallError>>>,
+    last_call: u64,
+    wake_at: Option<Duration>,
+}
+
+impl CoreLoop {
+    /// Runs until told to stop. Calls that have no answer by then are told that the agent stops.
+    pub async fn run(mut self) {
+        let mut pending = Pending::default();
+        self.handle(&mut pending, Event::Started);
+        loop {
+            // Read anew on each round: a wake-up asked for replaces the one before.
+            let wake = pending.wake_at.map(|at| at.saturating_sub(self.clock.now().monotonic));
+            let input = tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return,
+                input = self.inputs.recv() => input,
+                () = tokio::time::sleep(wake.unwrap_or_default()), if wake.is_some() => {
+                    pending.wake_at = None;
+                    Some(Input::Event(Event::Woke))
+                }
+            };
+            match input {
+                None => return,
+                Some(Input::Event(event)) => self.handle(&mut pending, event),
+                Some(Input::Read(read)) => read(&self.node),
+                Some(Input::Call(call, answer)) => {
+                    pending.last_call += 1;
+                    let id = CallId(pending.last_call);
+                    debug!(call = id.0, ?call, "called");
+                    pending.calls.insert(id, answer);
+                    self.handle(&mut pending, Event::Called(id, call));
+                }
+            }
+        }
+    }
+
+    fn handle(&mut self, pending: &mut Pending, event: Event) {
+        let begin = Instant::now();
+        let commands = self.node.handle(self.clock.now(), event);
+        self.metrics.handle_seconds.observe(begin.elapsed().as_secs_f64());
+        for command in commands {
+            self.carry_out(pending, command);
+        }
+    }
+
+    fn carry_out(&mut self, pending: &mut Pending, command: Command) {
+        let Outlets { kernel, store, lease, gossip } = &self.outlets;
+        match command {
+            Command::Apply(plan) => kernel.order(Order::Apply(plan)),
+            Command::Observe => kernel.order(Order::Observe),
+            Command::Kv(id, request) => store.request(id, request),
+            Command::KeepAlive { key, value, ttl } => lease.keep(Sign { key, value, ttl }),
+            Command::Publish(facts) => {
+                if let Some(gossip) = gossip {
+                    gossip.publish(&facts);
+                }
+            }
+            Command::AddPeer(address) => {
+                if let Some(gossip) = gossip {
+                    gossip.add_peer(address);
+                }
+            }
+            Command::Reply(id, result) => match pending.calls.remove(&id) {
+                // Whoever called may have gone; what was done stays done.
+                Some(answer) => drop(answer.send(result)),
+                None => error!(call = id.0, "answer to a call that is not waiting"),
+            },
+            Command::WakeAt(at) => pending.wake_at = Some(at),
+            Command::Halt(reason) => info!(reason, "node halted: the kernel is kept as it is"),
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! Gossip: facts out, news about others in.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use node_core::{Event, GossipUpdate};
+use node_facts::NodeFacts;
+use node_gossip::{Gossip, GossipEvent, GossipStats, PeerStatus};
+use tokio::sync::mpsc;
+use tracing::{error, warn};
+
+use super::{Core, Stopping};
+
+/// The way to gossip. Cheap to clone.
+#[derive(Clone)]
+pub struct GossipLink {
+    gossip: Arc<Gossip>,
+}
+
+impl GossipLink {
+    /// Takes a running gossip over.
+    pub fn new(gossip: Gossip) -> Self {
+        Self { gossip: Arc::new(gossip) }
+    }
+
+    /// Says this of our node from now on.
+    pub fn publish(&self, facts: &NodeFacts) {
+        if let Err(error) = self.gossip.set_facts(facts) {
+            // What was said before still stands; etcd has the whole truth.
+            error!(%error, "facts cannot be published");
+        }
+    }
+
+    /// Gossips with this address too.
+    pub fn add_peer(&self, address: SocketAddr) {
+        self.gossip.add_peer(address);
+    }
+
+    /// All other nodes that gossip remembers, by name.
+    pub fn peers(&self) -> Vec<PeerStatus> {
+        self.gossip.peers()
+    }
+
+    /// Its counters.
+    pub fn stats(&self) -> GossipStats {
+        self.gossip.stats()
+    }
+
+    /// Tells the node what gossip hears, for as long as both live.
+    ///
+    /// # Errors
+    /// [`Stopping`] when the node has ended.
+    pub async fn listen(mut news: mpsc::Receiver<GossipEvent>, core: Core) -> Result<(), Stopping> {
+        while let Some(event) = news.recv().await {
+            let update = match event {
+                GossipEvent::Facts { facts, .. } => GossipUpdate::Facts(Arc::unwrap_or_clone(facts)),
+                GossipEvent::Live { node, alive } => GossipUpdate::Live { node, alive },
+                GossipEvent::Rejected { node, reason } => {
+                    warn!(node, reason, "gossip rejected");
+                    continue;
+                }
+            };
+            core.event(Event::Gossip(update)).await?;
+        }
+        Ok(())
+    }
+}

@@ -196,6 +196,42 @@ fn a_device_name_that_is_taken() {
 }
 
 #[test]
+fn paths_that_name_no_workload() {
+    let Some(stage) = Stage::new() else { return };
+    stage.play(async || {
+        let mut datapath = stage.open().await;
+        must(&mut datapath, foundations(1)).await;
+        for (path, kind, text) in [
+            ("/proc/thread-self/ns/net", OpErrorKind::Conflict, "the node's own"),
+            ("/proc/thread-self/ns/uts", OpErrorKind::NamespaceGone, "is no network namespace"),
+            ("/etc/passwd", OpErrorKind::NamespaceGone, "is no network namespace"),
+            ("/run/netns/nobody", OpErrorKind::NamespaceGone, "No such file"),
+        ] {
+            let (id, value) = endpoint(1, 1, path.as_ref());
+            let outcome = apply(&mut datapath, vec![Op::PutEndpoint(id, value)]).await;
+            let error = &outcome.failures[0].error;
+            assert_eq!(error.kind, kind, "{path}: {error}");
+            assert!(error.text.contains(text), "{path}: {error}");
+        }
+    });
+}
+
+#[test]
+fn a_foreign_device_with_the_name_of_ours() {
+    let Some(stage) = Stage::new() else { return };
+    stage.node.run("ip", &["link", "add", "warren_vxlan", "type", "bridge"]);
+    stage.play(async || {
+        let mut datapath = stage.open().await;
+        let outcome = apply(&mut datapath, foundations(1)).await;
+        assert_eq!(outcome.failures[0].error.kind, OpErrorKind::Conflict);
+        assert!(
+            stage.node.run("ip", &["-d", "link", "show", "warren_vxlan"]).contains("bridge"),
+            "left alone"
+        );
+    });
+}
+
+#[test]
 fn a_namespace_that_dies_takes_its_endpoint_along() {
     let Some(stage) = Stage::new() else { return };
     let workload = Namespace::new("one");

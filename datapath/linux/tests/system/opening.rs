@@ -42,7 +42,8 @@ fn pins_need_a_bpf_file_system() {
     let Some(stage) = Stage::new() else { return };
     let elsewhere = tempfile::tempdir().expect("a folder");
     stage.play(async || {
-        let refused = Datapath::open(LinuxConfig::at(elsewhere.path())).await.expect_err("no BPF file system");
+        let refused =
+            Datapath::open(LinuxConfig::at(elsewhere.path())).await.expect_err("no BPF file system");
         assert!(matches!(refused, DatapathError::NoBpffs { .. }), "{refused}");
         assert!(refused.to_string().contains("mount -t bpf"), "{refused}");
     });

@@ -40,7 +40,10 @@ fn flows_are_listed_and_forgotten() {
         assert_eq!((request.source, request.destination), (address(1, 1).into(), address(1, 2).into()));
         assert_eq!((request.source_identity, request.destination_identity), (301, 302));
         assert_eq!((reply.source, reply.destination), (request.destination, request.source));
-        assert_eq!((request.reply, request.action, request.from, request.current), (false, "local", "endpoint", true));
+        assert_eq!(
+            (request.reply, request.action, request.from, request.current),
+            (false, "local", "endpoint", true)
+        );
         assert!(reply.reply);
         assert_eq!(datapath.flows(1, &FlowFilter::default()).expect("flows").len(), 1, "the limit holds");
         assert_eq!(datapath.gc_flows().expect("collect"), [], "nothing is over");
@@ -87,7 +90,8 @@ fn every_map_can_be_dumped() {
         assert!(unknown.to_string().contains(map_name::IPCACHE_V4), "{unknown}");
 
         let fill = datapath.map_list().expect("maps").into_iter();
-        let fill: Vec<_> = fill.filter(|map| map.name == map_name::IPCACHE_V4).map(|map| map.entries).collect();
+        let fill: Vec<_> =
+            fill.filter(|map| map.name == map_name::IPCACHE_V4).map(|map| map.entries).collect();
         assert_eq!(fill, [Some(2)]);
     });
 }
@@ -145,7 +149,10 @@ fn time_to_make_an_endpoint() {
         }
         times.sort();
         let (made, pinged) = times[times.len() / 2];
-        println!("endpoint, median of {}: made in {made:?}, first ping answered after {pinged:?}", times.len());
+        println!(
+            "endpoint, median of {}: made in {made:?}, first ping answered after {pinged:?}",
+            times.len()
+        );
         println!("slowest: {:?}", times[times.len() - 1]);
     });
 }

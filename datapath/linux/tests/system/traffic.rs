@@ -1,6 +1,11 @@
 //! Packets through the programs: between endpoints of one node, with the node itself, and across nodes.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    io::{Read, Write},
+    net::{Shutdown, TcpListener, TcpStream, UdpSocket},
+    time::Duration,
+};
 
 use datapath_abi::EventKind;
 use datapath_linux::{CounterKind, Datapath, FlowFilter};
@@ -58,9 +63,9 @@ fn endpoints_of_one_node_and_the_node_reach_each_other() {
     });
 }
 
-#[test]
-fn endpoints_of_two_nodes_reach_each_other() {
-    let Some(cluster) = Cluster::new(2) else { return };
+/// Two nodes with an endpoint each, set up by agents that are gone.
+fn two_nodes() -> Option<(Cluster, [Namespace; 2])> {
+    let cluster = Cluster::new(2)?;
     let workloads = [Namespace::new("one"), Namespace::new("two")];
     for (number, workload) in (1..).zip(&workloads) {
         let stage = cluster.node(number);
@@ -73,8 +78,13 @@ fn endpoints_of_two_nodes_reach_each_other() {
             must(&mut datapath, ops).await;
         });
     }
-    let [one, two] = &workloads;
-    // Both agents are gone by now; what they made works on. Opening adopts it.
+    Some((cluster, workloads))
+}
+
+#[test]
+fn endpoints_of_two_nodes_reach_each_other() {
+    let Some((cluster, [one, two])) = two_nodes() else { return };
+    // Opening adopts what the agents left.
     let counters = || -> Vec<_> {
         cluster.stages.iter().map(|stage| stage.play(async || used(&stage.open().await))).collect()
     };
@@ -82,6 +92,54 @@ fn endpoints_of_two_nodes_reach_each_other() {
     assert!(two.pings(address(1, 1)), "and back: {:?}", counters());
     assert!(cluster.node(1).node.pings(address(2, 1)), "node to endpoint: {:?}", counters());
     assert!(one.pings(gateway(2)), "endpoint to node: {:?}", counters());
+}
+
+#[test]
+fn large_packets_cross_the_tunnel() {
+    let Some((_cluster, [one, two])) = two_nodes() else { return };
+
+    let listener = two.enter(|| TcpListener::bind((address(2, 1), 7000)).expect("listen"));
+    let mut sender = one.enter(|| TcpStream::connect((address(2, 1), 7000)).expect("connect"));
+    let (mut receiver, _) = listener.accept().expect("accept");
+    let data: Vec<u8> = (0..20_000_000_u32).map(|index| (index % 251) as u8).collect();
+    let received = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            sender.write_all(&data).expect("send");
+            sender.shutdown(Shutdown::Write).expect("end");
+        });
+        let mut received = Vec::new();
+        receiver.set_read_timeout(Some(Duration::from_secs(20))).expect("a time-out");
+        receiver.read_to_end(&mut received).expect("receive");
+        received
+    });
+    assert!(received == data, "{} of {} bytes, or others", received.len(), data.len());
+
+    // More than the MTU: fragments.
+    let receiver = two.enter(|| UdpSocket::bind((address(2, 1), 7001)).expect("bind"));
+    receiver.set_read_timeout(Some(Duration::from_secs(5))).expect("a time-out");
+    let sender = one.enter(|| UdpSocket::bind((address(1, 1), 0)).expect("bind"));
+    sender.send_to(&data[..5000], (address(2, 1), 7001)).expect("send");
+    let mut datagram = [0; 8192];
+    let (length, from) = receiver.recv_from(&mut datagram).expect("receive");
+    assert_eq!((&datagram[..length], from.ip()), (&data[..5000], address(1, 1).into()));
+}
+
+#[test]
+fn agents_come_and_go_without_a_packet_lost() {
+    let Some((cluster, [one, _two])) = two_nodes() else { return };
+    assert!(one.pings(address(2, 1)), "it works at all");
+    let target = address(2, 1).to_string();
+    let arguments = ["-n", "-q", "-i", "0.002", "-c", "1000", "-W", "2", &target];
+    let report = std::thread::scope(|scope| {
+        let ping = scope.spawn(|| one.run("ping", &arguments));
+        while !ping.is_finished() {
+            for stage in &cluster.stages {
+                stage.play(async || drop(stage.open().await));
+            }
+        }
+        ping.join().expect("ping ends")
+    });
+    assert!(report.contains("1000 received, 0% packet loss"), "{report}");
 }
 
 /// What a node knows of another one.

@@ -1,0 +1,51 @@
+//! Which of our programs work where, asked of the kernel.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::{
+    datapath::Datapath,
+    error::DatapathError,
+    hook::{AttachMode, programs_of},
+    object::Program,
+};
+
+/// A program and the devices where it is at work.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ProgramInfo {
+    /// Its name in the object.
+    pub name: String,
+    /// How it is attached: `tcx` or `clsact`.
+    pub hook: &'static str,
+    /// The devices, sorted.
+    pub devices: Vec<String>,
+}
+
+impl Datapath {
+    /// All programs of the object with the devices of ours where the present ones work. Two questions to the
+    /// kernel for each device.
+    ///
+    /// # Errors
+    /// [`DatapathError::Netlink`] or [`DatapathError::Program`] if the kernel refuses to answer.
+    pub async fn programs(&self) -> Result<Vec<ProgramInfo>, DatapathError> {
+        let mut devices: BTreeMap<&str, Vec<String>> =
+            Program::ALL.into_iter().map(|program| (program.name(), Vec::new())).collect();
+        for link in self.netlink.links().await?.iter().filter(|link| link.is_ours()) {
+            for program in programs_of(&link.name) {
+                if self.hooks.is_attached(&self.netlink, link, *program).await? {
+                    devices.entry(program.name()).or_default().push(link.name.clone());
+                }
+            }
+        }
+        let hook = match self.hooks.mode {
+            AttachMode::Tcx => "tcx",
+            AttachMode::Clsact => "clsact",
+        };
+        let info = |(name, mut devices): (&str, Vec<String>)| {
+            devices.sort();
+            ProgramInfo { name: name.to_owned(), hook, devices }
+        };
+        Ok(devices.into_iter().map(info).collect())
+    }
+}

@@ -249,7 +249,7 @@ impl Node {
 
     /// The labels that count for the identity.
     pub(crate) fn counting_labels(&self, labels: &Labels) -> Labels {
-        labels.clone()
+        self.label_filter.apply(labels)
     }
 
     /// Reserved and fleet identities, by number.

@@ -3,6 +3,7 @@
 use std::{collections::VecDeque, net::IpAddr, time::Duration};
 
 use datapath_plan::{Limits, Reconciler, Tables};
+use identity::LabelFilter;
 use kvstore_claims::{Collector, FleetView};
 use kvstore_schema::{Revision, Schema};
 
@@ -34,6 +35,7 @@ pub(crate) struct Underlay {
 #[derive(Debug)]
 pub struct Node {
     pub(crate) config: NodeConfig,
+    pub(crate) label_filter: LabelFilter,
     pub(crate) rng: fastrand::Rng,
     /// The time of the event that is being handled.
     pub(crate) now: Now,
@@ -68,11 +70,17 @@ pub struct Node {
 
 impl Node {
     /// A node that has seen nothing yet; the first event must be `Started`.
+    ///
+    /// # Panics
+    /// When a pattern of `identity_labels` is not one: whoever reads the configuration has checked them.
     pub fn new(config: NodeConfig) -> Self {
         let schema = Schema::new(&config.fleet);
         // Both halves of the seed count; fastrand takes 64 bits.
+        let patterns = config.identity_labels.iter().map(|pattern| pattern.parse());
+        let patterns = patterns.collect::<Result<Vec<_>, _>>().expect("the configuration was checked");
         let seed = config.seed[0] ^ config.seed[1].rotate_left(32);
         Self {
+            label_filter: LabelFilter::new(patterns),
             rng: fastrand::Rng::with_seed(seed),
             now: Now::default(),
             started_at: Duration::ZERO,

@@ -83,10 +83,11 @@ impl Peers {
         self.owners.get(&cidr)
     }
 
-    /// The owner of the block that an address lies in.
+    /// The owner of the block that an address lies in. Blocks do not overlap (P3), so it is the last one that
+    /// begins at or before the address, or none.
     pub(crate) fn owner_of_ip(&self, ip: IpAddr) -> Option<&NodeName> {
-        let longest = if ip.is_ipv4() { 32 } else { 128 };
-        (0..=longest).rev().find_map(|length| self.owners.get(&network(ip, length)))
+        let (cidr, owner) = self.owners.range(..=IpNetwork::from(ip)).next_back()?;
+        cidr.contains(ip).then_some(owner)
     }
 
     pub(crate) fn owned_cidrs(&self) -> impl Iterator<Item = IpNetwork> + '_ {
@@ -362,7 +363,7 @@ impl Node {
         }
     }
 
-    /// Brings the owner of a block up to date. Returns whether it changed.
+    /// Brings the owner of a block up to date, and touches what depends on it.
     pub(crate) fn refresh_owner(&mut self, cidr: IpNetwork) {
         let owner = self.find_owner(cidr);
         let before = self.peers.owners.get(&cidr).cloned();

@@ -36,8 +36,11 @@ pub(crate) struct Records {
     /// Changes that the view does not show yet, for gossip.
     pending: BTreeMap<IpAddr, PendingEndpoint>,
     sequence: u64,
+    /// Rises with every change of `pending`.
+    version: u64,
     paused_until: Duration,
-    published: Option<NodeFacts>,
+    /// What gossip was told last, without the changes, and the version of those.
+    published: Option<(NodeFacts, u64)>,
 }
 
 impl Records {
@@ -99,14 +102,14 @@ impl Node {
         };
         if settled {
             self.records.dirty.remove(&ip);
-            self.records.pending.remove(&ip);
+            self.withdraw(ip);
             return;
         }
         self.records.dirty.insert(ip);
         let (op, record) = match (wanted, known) {
             (Some(wanted), _) => (PendingOp::Added, wanted),
             (None, Some((_, known))) => (PendingOp::Removed, known.as_ref().clone()),
-            (None, None) => return,
+            (None, None) => return self.withdraw(ip),
         };
         let told = self.records.pending.get(&ip);
         if told
@@ -115,6 +118,7 @@ impl Node {
             return;
         }
         self.records.sequence += 1;
+        self.records.version += 1;
         let change = PendingEndpoint {
             ip,
             identity: record.identity,
@@ -125,6 +129,13 @@ impl Node {
             sequence: self.records.sequence,
         };
         self.records.pending.insert(ip, change);
+    }
+
+    /// Takes a change out of gossip: the store has confirmed it, or it never came to be.
+    fn withdraw(&mut self, ip: IpAddr) {
+        if self.records.pending.remove(&ip).is_some() {
+            self.records.version += 1;
+        }
     }
 
     pub(crate) fn on_own_endpoint_record(&mut self, ip: IpAddr) {
@@ -221,11 +232,6 @@ impl Node {
         let Some(fleet_id) = self.membership.fleet_id.clone().filter(|_| self.membership.registered()) else {
             return;
         };
-        // What etcd has confirmed is not repeated; of the rest the oldest first.
-        let mut pending: Vec<PendingEndpoint> = self.records.pending.values().cloned().collect();
-        pending.sort_by_key(|change| change.sequence);
-        pending.retain(|change| self.ipam.own.iter().any(|(cidr, _)| cidr.contains(change.ip)));
-        pending.truncate(MAX_PENDING);
         let health = match (&self.membership.halted, &self.store.suspect) {
             (Some(reason), _) | (None, Some(reason)) => NodeHealth::degraded(reason),
             (None, None) => NodeHealth::Ok,
@@ -247,16 +253,29 @@ impl Node {
                 .collect(),
             applied_generation,
             health,
-            pending,
+            pending: Vec::new(),
         };
         // The generation alone is no news: telling each plan to everybody would cost more than it says.
-        let news = self.records.published.as_ref().is_none_or(|told| {
-            *told != NodeFacts { applied_generation: told.applied_generation, ..facts.clone() }
+        let version = self.records.version;
+        let news = self.records.published.as_ref().is_none_or(|(told, told_version)| {
+            *told_version != version
+                || *told != NodeFacts { applied_generation: told.applied_generation, ..facts.clone() }
         });
         if news {
-            self.records.published = Some(facts.clone());
-            self.out.push(Command::Publish(facts));
+            let pending = self.pending_changes();
+            self.records.published = Some((facts.clone(), version));
+            self.out.push(Command::Publish(NodeFacts { pending, ..facts }));
         }
+    }
+
+    /// What the store has not confirmed, the oldest first.
+    fn pending_changes(&self) -> Vec<PendingEndpoint> {
+        let ours = |ip| self.ipam.own.iter().any(|(cidr, _)| cidr.contains(ip));
+        let mut pending: Vec<PendingEndpoint> =
+            self.records.pending.values().filter(|change| ours(change.ip)).cloned().collect();
+        pending.sort_by_key(|change| change.sequence);
+        pending.truncate(MAX_PENDING);
+        pending
     }
 }
 

@@ -1,0 +1,145 @@
+//! What one event costs a node that knows 100,000 endpoints, and what it costs to learn them.
+//!
+//! `cargo bench -p node-core`. No harness: one table, medians of many events.
+
+#[path = "../tests/support/mod.rs"]
+#[expect(dead_code, reason = "shared with the tests; a bench needs a part of it")]
+mod support;
+
+use std::{
+    net::Ipv4Addr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use datapath_plan::FakeDatapath;
+use identity::{Identity, Labels};
+use kvstore_schema::{
+    KeyValue, KvEvent, ListPage, Revision, Schema, StoreIdentity,
+    record::{CidrRecord, ClaimState, EndpointRecord, FleetRecord, NodeRecord, Record},
+};
+use node_core::{Command, Event, KvUpdate, Node, Now};
+
+const NODES: u32 = 1_000;
+const PER_NODE: u32 = 100;
+const EVENTS: usize = 10_000;
+
+fn kv(key: kvstore_schema::Key, value: Arc<[u8]>, revision: i64) -> KeyValue {
+    let revision = Revision(revision);
+    KeyValue { key, value, create_revision: revision, mod_revision: revision, lease: None }
+}
+
+fn endpoint(schema: &Schema, node: u32, host: u32, identity: u32, revision: i64) -> KeyValue {
+    let labels: Labels = format!("app=a{identity}").parse().expect("labels");
+    let record = EndpointRecord {
+        name: format!("e{host}").parse().expect("a name"),
+        identity: Identity::new(identity).expect("in range"),
+        labels_digest: labels.digest(),
+        labels,
+        unknown: Default::default(),
+    };
+    let ip = Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 0, 0, 0)) + (node << 8) + host);
+    kv(schema.endpoint(&format!("m{node}").parse().expect("a name"), ip.into()), record.encode(), revision)
+}
+
+fn fleet(schema: &Schema) -> ListPage {
+    let config = support::config(1);
+    let record = FleetRecord {
+        fleet_id: "f".to_owned(),
+        pools: vec!["10.0.0.0/8".parse().expect("a pool")],
+        block_prefix_v4: 24,
+        block_prefix_v6: 112,
+        tunnel_port: 8472,
+        unknown: Default::default(),
+    };
+    let mut entries = vec![kv(schema.fleet(), record.encode(), 2)];
+    for node in 0..NODES {
+        let name = format!("m{node}").parse().expect("a name");
+        let cidr = format!("10.{}.{}.0/24", node >> 8, node & 255).parse().expect("a block");
+        let record = NodeRecord {
+            underlay: vec![Ipv4Addr::from(u32::from(Ipv4Addr::new(172, 16, 0, 0)) + node).into()],
+            cidrs: vec![cidr],
+            gateway: None,
+            gossip_port: 7946,
+            labels: Labels::default(),
+            boot_id: config.boot_id.clone(),
+            machine_id: format!("machine-{node}"),
+            incarnation: 1,
+            agent_version: "bench".to_owned(),
+            unknown: Default::default(),
+        };
+        entries.push(kv(schema.node(&name), record.encode(), 2));
+        let claim = CidrRecord {
+            node: name,
+            state: ClaimState::Live,
+            token: "t".to_owned(),
+            unknown: Default::default(),
+        };
+        entries.push(kv(schema.cidr(cidr), claim.encode(), 2));
+        entries.extend((2..2 + PER_NODE).map(|host| endpoint(schema, node, host, 300, 2)));
+    }
+    ListPage { entries, revision: Revision(2), store: StoreIdentity(1), more: false }
+}
+
+/// Carries out what concerns the kernel; the store does not answer.
+fn run(node: &mut Node, kernel: &mut FakeDatapath, event: Event) {
+    let mut events = vec![event];
+    while let Some(event) = events.pop() {
+        for command in node.handle(Now::default(), event) {
+            match command {
+                Command::Apply(plan) => events.push(Event::Applied(kernel.apply(&plan))),
+                Command::Observe => events.push(Event::Observed(Ok(kernel.observe()))),
+                _ => {}
+            }
+        }
+    }
+}
+
+fn main() {
+    let schema = Schema::new(&"test".parse().expect("a name"));
+    let page = fleet(&schema);
+    let mut node = Node::new(support::config(1));
+    let mut kernel = FakeDatapath::new();
+    run(&mut node, &mut kernel, Event::Started);
+
+    let start = Instant::now();
+    let listing = Event::Kv(KvUpdate::Listed(page));
+    let commands = node.handle(Now::default(), listing);
+    let handled = start.elapsed();
+    for command in commands {
+        if let Command::Apply(plan) = command {
+            let outcome = kernel.apply(&plan);
+            run(&mut node, &mut kernel, Event::Applied(outcome));
+        }
+    }
+    let known = node.wanted().ipcache.len();
+    println!(
+        "listing of {} endpoints on {NODES} nodes: {handled:?}, {known} ipcache entries",
+        NODES * PER_NODE
+    );
+    assert!(known as u32 >= NODES * PER_NODE, "not everything is known");
+
+    let mut took: Vec<Duration> = (0..EVENTS)
+        .map(|index| {
+            let revision = index as i64 + 3;
+            let (host, identity) = (2 + index as u32 % PER_NODE, 301 + index as u32 % 7);
+            let changed = endpoint(&schema, index as u32 * 7 % NODES, host, identity, revision);
+            let update =
+                KvUpdate::Changed { events: vec![KvEvent::Put(changed)], revision: Revision(revision) };
+            let start = Instant::now();
+            let commands = node.handle(Now::default(), Event::Kv(update));
+            let took = start.elapsed();
+            let plan = commands.into_iter().find_map(|command| match command {
+                Command::Apply(plan) => Some(plan),
+                _ => None,
+            });
+            let plan = plan.expect("a changed endpoint is a plan");
+            assert_eq!(plan.ops.len(), 2, "one entry and its epoch");
+            let outcome = kernel.apply(&plan);
+            node.handle(Now::default(), Event::Applied(outcome));
+            took
+        })
+        .collect();
+    took.sort_unstable();
+    println!("one endpoint changed: p50 {:?}, p99 {:?}", took[EVENTS / 2], took[EVENTS * 99 / 100]);
+}

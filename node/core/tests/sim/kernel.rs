@@ -1,0 +1,118 @@
+//! Stories of the kernel: restarts that change nothing, damage that is found and repaired.
+
+use std::time::Duration;
+
+use datapath_plan::TableKey;
+use ipnetwork::IpNetwork;
+use node_core::{Call, Reply};
+
+use crate::support::{Sim, added, check, config, name};
+
+#[test]
+fn a_restart_changes_nothing_in_the_kernel() {
+    let mut sim = Sim::new(3, 6);
+    sim.settle();
+    for n in 1..=3 {
+        for endpoint in ["a", "b"] {
+            added(sim.add(n, endpoint, &format!("app={endpoint}")));
+        }
+    }
+    sim.advance(Duration::from_secs(1));
+    let before = sim.agents[0].kernel.clone();
+    let others: Vec<_> = sim.agents[1..].iter().map(|agent| agent.kernel.steps()).collect();
+    sim.restart(1);
+    sim.settle();
+    sim.advance(Duration::from_secs(600));
+    assert_eq!(sim.agents[0].kernel.tables(), before.tables());
+    assert_eq!(sim.agents[0].kernel.steps(), before.steps(), "not one step was needed");
+    assert_eq!(sim.agents[1..].iter().map(|agent| agent.kernel.steps()).collect::<Vec<_>>(), others);
+    let names: Vec<String> =
+        sim.node(1).endpoints().iter().map(|endpoint| endpoint.name.to_string()).collect();
+    assert_eq!(names, ["a", "b"]);
+    check::converged(&sim);
+    // And it is whole: it deletes what the former agent made.
+    assert_eq!(sim.ask(1, Call::EndpointDelete(name("a"))), Ok(Reply::EndpointDeleted { existed: true }));
+    check::converged(&sim);
+}
+
+#[test]
+fn a_restart_without_the_store_keeps_everything() {
+    let mut sim = Sim::new(2, 7);
+    sim.settle();
+    added(sim.add(1, "a", "app=a"));
+    added(sim.add(2, "b", "app=b"));
+    let before = sim.agents[0].kernel.clone();
+    sim.agent(1).store_up = false;
+    sim.restart(1);
+    sim.settle();
+    sim.advance(Duration::from_secs(400));
+    assert_eq!(sim.agents[0].kernel.tables(), before.tables());
+    assert_eq!(sim.node(1).status().store.lost.as_deref(), Some("no route to it"));
+    sim.agent(1).store_up = true;
+    sim.settle();
+    sim.advance(Duration::from_secs(20));
+    assert_eq!(sim.agents[0].kernel.steps(), before.steps());
+    check::converged(&sim);
+}
+
+#[test]
+fn an_audit_shows_damage_and_repairs_it_when_asked() {
+    let mut sim = Sim::new(2, 8);
+    sim.settle();
+    let (address, _) = added(sim.add(2, "web", "app=web"));
+    let key = TableKey::Ipcache(IpNetwork::from(address));
+    sim.agent(1).kernel.damage(&key);
+    let audit = |repair| Call::Audit { repair };
+    let found = match sim.ask(1, audit(false)) {
+        Ok(Reply::Audited { differences }) => differences,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(found.len(), 1);
+    assert!(found[0].starts_with(&format!("ipcache {address}/32: missing, wanted identity ")), "{found:?}");
+    assert!(!sim.agents[0].kernel.tables().ipcache.contains_key(&IpNetwork::from(address)), "only shown");
+    assert_eq!(sim.ask(1, audit(true)), Ok(Reply::Audited { differences: found }));
+    assert_eq!(sim.node(1).counters().audit_repaired.get("ipcache"), Some(&1));
+    assert_eq!(sim.ask(1, audit(true)), Ok(Reply::Audited { differences: Vec::new() }));
+    check::converged(&sim);
+}
+
+#[test]
+fn the_audit_repairs_by_itself_within_its_interval() {
+    let mut sim = Sim::new(2, 9);
+    sim.settle();
+    let (address, _) = added(sim.add(2, "web", "app=web"));
+    sim.agent(1).kernel.damage(&TableKey::Ipcache(IpNetwork::from(address)));
+    sim.advance(config(1).audit_interval * 2);
+    check::converged(&sim);
+}
+
+#[test]
+fn endpoints_lost_in_a_reboot_leave_the_store_too() {
+    let mut sim = Sim::new(2, 23);
+    sim.settle();
+    added(sim.add(1, "a", "app=a"));
+    sim.agent(1).stop();
+    sim.agent(1).kernel = datapath_plan::FakeDatapath::new();
+    sim.restart(1);
+    sim.settle();
+    assert_eq!(check::view(&sim).endpoint_count(), 0);
+    check::converged(&sim);
+    added(sim.add(1, "a", "app=a"));
+    check::converged(&sim);
+}
+
+#[test]
+fn a_call_at_the_very_start_finds_what_a_former_agent_made() {
+    for seed in 0..20 {
+        let mut sim = Sim::new(2, seed);
+        sim.settle();
+        let first = added(sim.add(1, "a", "app=a"));
+        sim.restart(1);
+        match sim.add(1, "a", "app=a") {
+            Ok(Reply::EndpointAdded { address, identity, existed: true, .. }) => {
+                assert_eq!((address, identity), first)
+            }
+            other => panic!("seed {seed}: {other:?}"),
+        }
+    }
+}

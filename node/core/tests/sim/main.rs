@@ -1,0 +1,9 @@
+//! A simulated fleet: stories with a fixed course, and random histories.
+
+mod endpoints;
+mod kernel;
+mod nodes;
+mod random;
+mod store;
+#[path = "../support/mod.rs"]
+mod support;

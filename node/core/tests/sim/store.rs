@@ -1,0 +1,114 @@
+//! Stories of the store: away, wiped, with bad records in it.
+
+use std::time::Duration;
+
+use ipnetwork::IpNetwork;
+use node_core::{Call, CallErrorKind, Reply};
+
+use crate::support::{Sim, added, check, config, name, spec};
+
+#[test]
+fn a_store_that_is_away_at_the_start_and_comes_later() {
+    let mut sim = Sim::new(2, 15);
+    sim.agents.iter_mut().for_each(|agent| agent.store_up = false);
+    let early = sim.call(1, Call::EndpointAdd(spec("early", "app=a")));
+    sim.settle();
+    sim.advance(Duration::from_secs(11));
+    let error = sim.replies.remove(&early).expect("an answer in bounded time").expect_err("no store");
+    assert_eq!(error.kind, CallErrorKind::Unavailable);
+    assert_eq!(
+        error.text,
+        "endpoint early not added in 10 s: the store has not given a number for its labels; label sets in use on this node still work (store: no route to it); try again"
+    );
+    sim.agents.iter_mut().for_each(|agent| agent.store_up = true);
+    sim.settle();
+    added(sim.add(1, "late", "app=a"));
+    check::converged(&sim);
+}
+
+#[test]
+fn without_the_store_known_labels_still_work_and_reach_everybody_by_gossip() {
+    let mut sim = Sim::new(3, 16);
+    sim.settle();
+    let (_, identity) = added(sim.add(1, "a", "app=a"));
+    added(sim.add(1, "doomed", "app=a"));
+    sim.agents.iter_mut().for_each(|agent| agent.store_up = false);
+    sim.settle();
+    let (address, same) = added(sim.add(1, "b", "app=a"));
+    assert_eq!(same, identity);
+    let doomed =
+        sim.node(1).endpoint(&name("doomed")).and_then(|endpoint| endpoint.address).expect("an address");
+    assert_eq!(
+        sim.ask(1, Call::EndpointDelete(name("doomed"))),
+        Ok(Reply::EndpointDeleted { existed: true })
+    );
+    for n in 2..=3 {
+        assert_eq!(sim.node(n).lookup(address).expect("by gossip").identity, identity);
+        assert_eq!(sim.node(n).lookup(doomed).expect("the block").prefix.prefix(), 24, "gone by gossip");
+    }
+    sim.advance(Duration::from_secs(120));
+    sim.agents.iter_mut().for_each(|agent| agent.store_up = true);
+    sim.settle();
+    sim.advance(Duration::from_secs(11));
+    check::converged(&sim);
+    assert!(sim.node(1).endpoints().iter().all(|endpoint| endpoint.recorded));
+}
+
+#[test]
+fn a_bad_record_is_rejected_alone_and_shown() {
+    use kvstore_schema::{KvOp, Txn};
+    let mut sim = Sim::new(2, 17);
+    sim.settle();
+    let (address, _) = added(sim.add(1, "good", "app=a"));
+    let schema = sim.schema();
+    let good = schema.endpoint(&config(1).node, address);
+    let value = sim.store.get(&good).expect("a record").value.clone();
+    let outside: std::net::IpAddr = "10.99.0.7".parse().expect("an address");
+    let stolen: std::net::IpAddr = sim.node(2).status().gateway.expect("a gateway");
+    let txn = Txn::new()
+        .then(KvOp::Put { key: schema.endpoint(&config(1).node, outside), value: value.clone(), lease: None })
+        .then(KvOp::Put { key: schema.endpoint(&"n9".parse().expect("a name"), address), value, lease: None })
+        .then(KvOp::Put {
+            key: schema.endpoint(&config(1).node, stolen),
+            value: b"{\"v\":1,".as_slice().into(),
+            lease: None,
+        });
+    sim.store.txn(&txn).expect("three puts");
+    sim.settle();
+    let rejected: Vec<String> = sim
+        .node(2)
+        .rejected()
+        .into_iter()
+        .map(|record| format!("{}: {}", record.key, record.reason))
+        .collect();
+    assert_eq!(rejected.len(), 2, "{rejected:?}");
+    assert!(rejected[0].contains(&stolen.to_string()), "{rejected:?}");
+    assert_eq!(
+        rejected[1],
+        format!("/warren/v1/test/endpoints/n9/{address}: {address} lies in a pod CIDR of node n1")
+    );
+    let kernel = sim.agents[1].kernel.tables();
+    assert!(kernel.ipcache.contains_key(&IpNetwork::from(address)), "its neighbour goes on");
+    assert!(!kernel.ipcache.contains_key(&IpNetwork::from(outside)));
+}
+
+#[test]
+fn a_wiped_store_takes_nothing_away() {
+    let mut sim = Sim::new(2, 21);
+    sim.settle();
+    added(sim.add(1, "a", "app=a"));
+    added(sim.add(2, "b", "app=b"));
+    let before: Vec<_> = sim.agents.iter().map(|agent| agent.kernel.tables().clone()).collect();
+    sim.store = kvstore_store::MemState::new(kvstore_schema::StoreIdentity(2));
+    sim.agents.iter_mut().for_each(crate::support::Agent::relist);
+    sim.settle();
+    sim.advance(Duration::from_secs(700));
+    for (agent, before) in sim.agents.iter().zip(before) {
+        assert_eq!(*agent.kernel.tables(), before);
+        let status = agent.node.as_ref().expect("it runs").status();
+        assert!(
+            status.warnings[0].starts_with("the store is not believed: the store was replaced"),
+            "{status:#?}"
+        );
+    }
+}

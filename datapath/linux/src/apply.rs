@@ -1,6 +1,7 @@
 //! Carries out plans: each step is one arm of one `match`.
 
 use std::{
+    collections::BTreeMap,
     mem::discriminant,
     net::{IpAddr, Ipv4Addr},
 };
@@ -23,16 +24,16 @@ use crate::{
 type Answer = Result<(), DatapathError>;
 
 impl Datapath {
-    /// Carries out the steps in order. Ipcache entries and routes that follow one another go to the kernel
-    /// together; a step that fails is named in the outcome and stops neither its neighbours nor those after
+    /// Carries out the steps in order. Nodes, ipcache entries and routes that follow one another go to the
+    /// kernel together; a step that fails is named in the outcome and stops neither its neighbours nor those after
     /// it. Applying a plan twice changes nothing, but that epochs rise.
     pub async fn apply(&mut self, plan: Plan) -> PlanOutcome {
         let mut failures = Vec::new();
         for run in plan.ops.chunk_by(|a, b| goes_in_batches(a) && discriminant(a) == discriminant(b)) {
             let answers = match &run[0] {
                 Op::PutBase(base) => vec![self.put_base(base).await],
-                Op::PutNode(index, value) => vec![self.put_node(*index, *value)],
-                Op::DeleteNode(index) => vec![self.delete_node(*index)],
+                Op::PutNode(..) => self.put_nodes(run),
+                Op::DeleteNode(_) => self.delete_nodes(run),
                 Op::PutIpcache(..) => self.put_ipcache(run),
                 Op::DeleteIpcache(_) => self.delete_ipcache(run),
                 Op::PutRoute(..) => self.put_routes(run).await,
@@ -79,29 +80,67 @@ impl Datapath {
         self.workshop().put(id, value, &base).await
     }
 
-    fn put_node(&mut self, index: NodeIndex, value: NodeValue) -> Answer {
+    fn put_nodes(&self, run: &[Op]) -> Vec<Answer> {
+        let mut answers: Vec<Answer> = Vec::with_capacity(run.len());
+        let mut addresses = BTreeMap::new();
+        for op in run {
+            let Op::PutNode(index, value) = op else { continue };
+            answers.push(self.put_node(*index, value).map(|address| {
+                addresses.insert(index.0, Some(address));
+            }));
+        }
+        self.forget_senders(&addresses, run, answers)
+    }
+
+    fn put_node(&self, index: NodeIndex, value: &NodeValue) -> Result<V4, DatapathError> {
         let address = v4(value.underlay)?;
         let underlay = Ipv4Addr::from(address).to_ipv6_mapped().octets();
-        let entry = NodeEntry { underlay, family: 4 };
-        self.maps.nodes.put(&index.0, &entry)?;
+        self.maps.nodes.put(&index.0, &NodeEntry { underlay, family: 4 })?;
         self.maps.node_by_address_v4.put(&address, &index.0)?;
-        self.forget_senders(index, Some(address))
+        Ok(address)
     }
 
-    fn delete_node(&mut self, index: NodeIndex) -> Answer {
-        // First: nothing more is accepted from it.
-        self.forget_senders(index, None)?;
-        self.maps.nodes.put(&index.0, &NodeEntry::default())
+    fn delete_nodes(&self, run: &[Op]) -> Vec<Answer> {
+        let indexes = run.iter().filter_map(|op| match op {
+            Op::DeleteNode(index) => Some((index.0, None)),
+            _ => None,
+        });
+        // First: nothing more is accepted from them.
+        let answers = self.forget_senders(&indexes.collect(), run, run.iter().map(|_| Ok(())).collect());
+        run.iter()
+            .zip(answers)
+            .map(|(op, answer)| match op {
+                Op::DeleteNode(index) => answer.and(self.maps.nodes.put(&index.0, &NodeEntry::default())),
+                _ => answer,
+            })
+            .collect()
     }
 
-    /// Takes away the addresses that tunnel packets of a node are accepted from, but for `keep`.
-    fn forget_senders(&self, index: NodeIndex, keep: Option<V4>) -> Answer {
-        for (address, owner) in self.maps.node_by_address_v4.dump()? {
-            if owner == index.0 && keep != Some(address) {
-                self.maps.node_by_address_v4.delete(&address)?;
-            }
+    /// Takes away the addresses that tunnel packets of these nodes are accepted from, but for the one beside each
+    /// index. One reading of the table for the whole run; a failure of that is a failure of all its steps.
+    fn forget_senders(
+        &self,
+        nodes: &BTreeMap<u32, Option<V4>>,
+        run: &[Op],
+        answers: Vec<Answer>,
+    ) -> Vec<Answer> {
+        let forget = || -> Answer {
+            let senders = self.maps.node_by_address_v4.dump()?;
+            let stale = senders
+                .into_iter()
+                .filter(|(address, owner)| nodes.get(owner).is_some_and(|keep| *keep != Some(*address)));
+            let stale: Vec<V4> = stale.map(|(address, _)| address).collect();
+            self.maps
+                .node_by_address_v4
+                .delete_all(&stale)
+                .into_iter()
+                .next()
+                .map_or(Ok(()), |(_, error)| Err(error))
+        };
+        match forget() {
+            Ok(()) => answers,
+            Err(error) => repeat(run, &error),
         }
-        Ok(())
     }
 
     fn put_ipcache(&self, run: &[Op]) -> Vec<Answer> {
@@ -134,10 +173,7 @@ impl Datapath {
     async fn put_routes(&self, run: &[Op]) -> Vec<Answer> {
         let device = match self.netlink.expect_link(HOST_DEVICE).await {
             Ok(link) => link.index,
-            Err(error) => {
-                let text = error.chain();
-                return run.iter().map(|_| Err(DatapathError::NotReady(text.clone()))).collect();
-            }
+            Err(error) => return repeat(run, &error),
         };
         let routes = run.iter().filter_map(|op| match op {
             Op::PutRoute(destination, value) => Some((*destination, *value)),
@@ -180,7 +216,13 @@ impl Datapath {
 }
 
 const fn goes_in_batches(op: &Op) -> bool {
-    matches!(op, Op::PutIpcache(..) | Op::DeleteIpcache(_) | Op::PutRoute(..) | Op::DeleteRoute(_))
+    !matches!(op, Op::PutBase(_) | Op::PutEndpoint(..) | Op::DeleteEndpoint(_) | Op::BumpEpochs(_))
+}
+
+/// One failure that is the answer to every step.
+fn repeat(run: &[Op], error: &DatapathError) -> Vec<Answer> {
+    let text = error.chain();
+    run.iter().map(|_| Err(DatapathError::NotReady(text.clone()))).collect()
 }
 
 /// Ipcache steps by the map that they concern, with the way back to the place of each in the run.

@@ -4,6 +4,8 @@
 //! A netlink socket belongs to the network namespace in which it was made, whatever thread uses it later;
 //! see [`crate::namespace`].
 
+mod parse;
+
 use std::{
     io,
     net::IpAddr,
@@ -15,12 +17,7 @@ use futures::TryStreamExt;
 use ipnetwork::IpNetwork;
 use rtnetlink::{
     Handle, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder,
-    packet_route::{
-        AddressFamily,
-        address::AddressAttribute,
-        link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State},
-        route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric},
-    },
+    packet_route::{AddressFamily, address::AddressAttribute, link::LinkMessage, route::RouteMessage},
     sys::{AsyncSocket, TokioSocket},
 };
 use tokio::task::JoinHandle;
@@ -98,7 +95,7 @@ impl Netlink {
     pub(crate) async fn link(&self, name: &str) -> Result<Option<Link>, DatapathError> {
         let answer = self.handle.link().get().match_name(name.to_owned()).execute().try_next().await;
         match answer {
-            Ok(message) => Ok(message.map(|message| parse_link(&message))),
+            Ok(message) => Ok(message.as_ref().map(parse::link)),
             Err(error) if errno(&error) == Some(libc::ENODEV) => Ok(None),
             Err(error) => Err(failed(format!("look for device {name}"), error)),
         }
@@ -134,7 +131,7 @@ impl Netlink {
             .try_collect()
             .await
             .map_err(|error| failed("list devices".into(), error))?;
-        Ok(messages.iter().map(parse_link).collect())
+        Ok(messages.iter().map(parse::link).collect())
     }
 
     /// Makes a device; an existing one is an error.
@@ -252,7 +249,7 @@ impl Netlink {
             .try_collect()
             .await
             .map_err(|error| failed("list routes".into(), error))?;
-        Ok(messages.iter().filter_map(parse_route).collect())
+        Ok(messages.iter().filter_map(parse::route).collect())
     }
 
     /// The route that the kernel takes to an address.
@@ -262,102 +259,10 @@ impl Netlink {
             .map_err(|error| DatapathError::Unsupported(error.to_string()))?
             .build();
         match self.handle.route().get(message).execute().try_next().await {
-            Ok(message) => Ok(message.as_ref().and_then(parse_route)),
+            Ok(message) => Ok(message.as_ref().and_then(parse::route)),
             Err(error) if errno(&error) == Some(libc::ENETUNREACH) => Ok(None),
             Err(error) => Err(failed(format!("find the route to {address}"), error)),
         }
-    }
-}
-
-fn parse_link(message: &LinkMessage) -> Link {
-    let mut link = Link {
-        index: message.header.index,
-        up: message.header.flags.contains(LinkFlags::Up),
-        noarp: message.header.flags.contains(LinkFlags::Noarp),
-        loopback: message.header.flags.contains(LinkFlags::Loopback),
-        ..Link::default()
-    };
-    for attribute in &message.attributes {
-        match attribute {
-            LinkAttribute::IfName(name) => link.name.clone_from(name),
-            LinkAttribute::Address(bytes) => link.mac = bytes.as_slice().try_into().ok().map(Mac),
-            LinkAttribute::Mtu(mtu_bytes) => link.mtu_bytes = *mtu_bytes,
-            LinkAttribute::Group(group) => link.group = *group,
-            LinkAttribute::OperState(state) => link.running = *state == State::Up,
-            LinkAttribute::Link(peer) => link.peer = *peer,
-            LinkAttribute::LinkInfo(infos) => parse_info(infos, &mut link),
-            _ => {}
-        }
-    }
-    link
-}
-
-fn parse_info(infos: &[LinkInfo], link: &mut Link) {
-    for info in infos {
-        match info {
-            LinkInfo::Kind(kind) => link.kind = kind_name(kind),
-            LinkInfo::Data(InfoData::Vxlan(settings)) => {
-                for setting in settings {
-                    match setting {
-                        InfoVxlan::Port(port) => link.port = *port,
-                        InfoVxlan::CollectMetadata(external) => link.external = *external,
-                        _ => {}
-                    }
-                }
-            }
-            _ => {}
-        }
-    }
-}
-
-fn kind_name(kind: &InfoKind) -> String {
-    match kind {
-        InfoKind::Veth => "veth".into(),
-        InfoKind::Vxlan => "vxlan".into(),
-        other => format!("{other:?}").to_lowercase(),
-    }
-}
-
-fn parse_route(message: &RouteMessage) -> Option<Route> {
-    let family = message.header.address_family;
-    let mut route = Route {
-        destination: IpNetwork::new(
-            if family == AddressFamily::Inet { IpAddr::from([0; 4]) } else { IpAddr::from([0; 16]) },
-            0,
-        )
-        .ok()?,
-        device: 0,
-        source: None,
-        mtu_bytes: None,
-        protocol: message.header.protocol.into(),
-        table: message.header.table.into(),
-    };
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Destination(address) => {
-                route.destination =
-                    IpNetwork::new(ip(address)?, message.header.destination_prefix_length).ok()?;
-            }
-            RouteAttribute::PrefSource(address) => route.source = ip(address),
-            RouteAttribute::Oif(device) => route.device = *device,
-            RouteAttribute::Table(table) => route.table = *table,
-            RouteAttribute::Metrics(metrics) => {
-                route.mtu_bytes = metrics.iter().find_map(|metric| match metric {
-                    RouteMetric::Mtu(mtu_bytes) => Some(*mtu_bytes),
-                    _ => None,
-                });
-            }
-            _ => {}
-        }
-    }
-    Some(route)
-}
-
-fn ip(address: &RouteAddress) -> Option<IpAddr> {
-    match address {
-        RouteAddress::Inet(address) => Some((*address).into()),
-        RouteAddress::Inet6(address) => Some((*address).into()),
-        _ => None,
     }
 }
 

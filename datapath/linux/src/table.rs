@@ -203,3 +203,93 @@ fn bytes<T: AbiBytes>(value: &T) -> *const u8 {
 fn is_absent(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::ENOENT)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use aya::maps::MapData;
+    use aya_obj::generated::{BPF_F_NO_PREALLOC, bpf_map_type};
+    use datapath_abi::{LpmKey, V4};
+
+    use super::*;
+
+    /// More than two batches, so that cursors are used.
+    const ENTRIES: u32 = 10_000;
+
+    /// `None` where the kernel lets us make no maps.
+    fn table<K: AbiBytes>(kind: bpf_map_type, flags: u32) -> Option<Table<K, u32>> {
+        let (key_bytes, value_bytes) = (size_of::<K>() as u32, 4);
+        let object = aya_obj::Map::new_from_params(kind as u32, key_bytes, value_bytes, ENTRIES, flags);
+        match MapData::create(object, "warren_test", None) {
+            Ok(data) => {
+                let fd = data.fd().as_fd().try_clone_to_owned().expect("a descriptor");
+                Some(Table::new("warren_test", fd, key_bytes, value_bytes).expect("the sizes are right"))
+            }
+            Err(error) => {
+                println!("skipped: needs root and BPF ({error})");
+                None
+            }
+        }
+    }
+
+    fn check<K: AbiBytes + Ord + std::fmt::Debug>(table: &Table<K, u32>, key: impl Fn(u32) -> K) {
+        let mut entries: Vec<(K, u32)> = (0..ENTRIES).map(|number| (key(number), number)).collect();
+        entries.sort_unstable();
+        assert!(table.put_all(&entries).is_empty());
+
+        let mut read = table.dump().expect("dump");
+        read.sort_unstable();
+        assert_eq!(read, entries, "in batches");
+        let mut read = Vec::new();
+        table.for_each_single(|key, value| read.push((*key, *value))).expect("walk");
+        read.sort_unstable();
+        assert_eq!(read, entries, "one by one");
+
+        // Every other one, and some that are not there.
+        let keys: Vec<K> = entries.iter().step_by(2).map(|(key, _)| *key).chain([key(ENTRIES)]).collect();
+        assert!(table.delete_all(&keys).is_empty());
+        assert!(table.delete_all(&keys).is_empty(), "what is not there counts as deleted");
+        assert_eq!(table.count(|_, _| true).expect("count"), u64::from(ENTRIES / 2));
+    }
+
+    #[test]
+    fn hash_in_batches_and_one_by_one() {
+        let Some(table) = table::<V4>(bpf_map_type::BPF_MAP_TYPE_HASH, 0) else { return };
+        check(&table, u32::to_be_bytes);
+
+        // Full: what is too much fails by itself, and only that.
+        let room: Vec<(V4, u32)> =
+            (0..ENTRIES / 2 + 3).map(|number| ((ENTRIES + number).to_be_bytes(), number)).collect();
+        let failed: Vec<usize> = table.put_all(&room).into_iter().map(|(index, _)| index).collect();
+        assert_eq!(failed, [5000, 5001, 5002]);
+    }
+
+    #[test]
+    fn trie_in_batches_and_one_by_one() {
+        let Some(table) = table::<LpmKey<V4>>(bpf_map_type::BPF_MAP_TYPE_LPM_TRIE, BPF_F_NO_PREALLOC) else {
+            return;
+        };
+        let entries: Vec<_> = (0..ENTRIES)
+            .map(|number| (LpmKey { prefix_len: 24, address: (number << 8).to_be_bytes() }, number))
+            .collect();
+        assert!(table.put_all(&entries).is_empty());
+        let mut single = Vec::new();
+        table.for_each_single(|key, value| single.push((key.address, *value))).expect("walk");
+        let mut batch: Vec<_> =
+            table.dump().expect("dump").into_iter().map(|(key, value)| (key.address, value)).collect();
+        single.sort_unstable();
+        batch.sort_unstable();
+        assert_eq!((single.len(), &single), (entries.len(), &batch));
+
+        // A bad entry takes down none of its neighbours.
+        let bad = LpmKey { prefix_len: 33, address: [0; 4] };
+        let some = [(entries[0].0, 7), (bad, 8), (entries[1].0, 9)];
+        let failed: Vec<usize> = table.put_all(&some).into_iter().map(|(index, _)| index).collect();
+        assert_eq!(failed, [1]);
+        assert_eq!(
+            (table.get(&entries[0].0).expect("get"), table.get(&entries[1].0).expect("get")),
+            (Some(7), Some(9))
+        );
+    }
+}

@@ -31,7 +31,7 @@ fn wanted(ops: &[Op]) -> Tables {
 struct Numbers {
     maps: BTreeMap<String, u32>,
     links: BTreeMap<String, u32>,
-    devices: String,
+    devices: Vec<String>,
 }
 
 fn numbers(stage: &Stage, datapath: &Datapath) -> Numbers {
@@ -44,7 +44,7 @@ fn numbers(stage: &Stage, datapath: &Datapath) -> Numbers {
     Numbers {
         maps: datapath.map_list().expect("maps").into_iter().map(|map| (map.name, map.id)).collect(),
         links: links.collect(),
-        devices: stage.node.run("ip", &["-o", "link", "show"]),
+        devices: stage.node.devices(),
     }
 }
 

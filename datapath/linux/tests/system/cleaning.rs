@@ -13,7 +13,7 @@ fn cleanup_takes_ours_and_leaves_the_rest() {
     node.run("ip", &["link", "set", "other", "up"]);
     node.run("ip", &["link", "set", "wrn7", "up"]);
     node.run("ip", &["route", "add", "10.200.0.0/16", "dev", "other", "proto", "113"]);
-    let world = || (node.run("ip", &["-o", "link", "show"]), node.run("ip", &["route", "show"]));
+    let world = || (node.devices(), node.run("ip", &["route", "show"]));
     let before = world();
     stage.play(async || {
         let mut datapath = stage.open().await;

@@ -62,6 +62,17 @@ impl Namespace {
         self.enter(|| run(program, arguments))
     }
 
+    /// Index, name and Ethernet address of each device: what does not change by itself.
+    pub fn devices(&self) -> Vec<String> {
+        let listed = self.run("ip", &["-o", "link", "show"]);
+        let line = |line: &str| {
+            let (name, rest) = line.split_once('<').expect("flags");
+            let (_, address) = rest.split_once("link/").expect("an address");
+            format!("{name}{address}")
+        };
+        listed.lines().map(line).collect()
+    }
+
     /// Whether a ping is answered within a second.
     pub fn pings(&self, address: Ipv4Addr) -> bool {
         self.enter(|| {

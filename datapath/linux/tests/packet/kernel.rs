@@ -1,11 +1,11 @@
 //! The kernel side of a packet test: programs, their maps, runs.
 
-use std::{collections::BTreeMap, mem::size_of};
+use std::{collections::BTreeMap, mem::size_of, time::Duration};
 
 use aya::{
     Ebpf, EbpfLoader, Pod, TestRun,
     maps::{Array, HashMap, LpmTrie, Map, PerCpuArray, ProgramArray, RingBuf, lpm_trie::Key},
-    programs::{SchedClassifier, TestRunOptions},
+    programs::{ProgramFd, SchedClassifier, TestRunOptions},
 };
 use datapath_abi::{
     AbiBytes, COUNTER_SLOTS, Counter, EPOCH_SHARDS, EndpointEntry, Event, FlowEntry, FlowKey, IpcacheEntry,
@@ -135,37 +135,32 @@ impl Kernel {
 
     /// Runs a program on a packet; `from_overlay` needs a tunnel that it comes from.
     pub fn run(&mut self, program: Program, packet: &[u8], tunnel: Option<Tunnel>) -> Ran {
-        let mut context = [0u8; SK_BUFF_BYTES];
         let mut bytes = vec![0; packet.len() + HEADROOM];
         let mut options = TestRunOptions::new();
         options.data_in = Some(packet);
         options.data_out = Some(&mut bytes);
-        self.load(program);
-        let result = match tunnel {
-            None => {
-                let classifier: &SchedClassifier =
-                    self.ebpf.program(program.name()).expect("in the object").try_into().expect("classifier");
-                classifier.test_run(options)
-            }
-            Some(tunnel) => {
-                context[CB_OFFSET..][..4].copy_from_slice(&tunnel.identity.to_ne_bytes());
-                let underlay = u32::from_be_bytes(tunnel.underlay);
-                context[CB_OFFSET + 4..][..4].copy_from_slice(&underlay.to_ne_bytes());
-                options.ctx_in = Some(&context);
-                self.wrapped(program, "through_tunnel").test_run(options)
-            }
-        };
-        let result = result.expect("BPF_PROG_TEST_RUN");
+        let context = context_of(tunnel);
+        options.ctx_in = Some(&context);
+        let result = self.classifier(program, tunnel).test_run(options).expect("BPF_PROG_TEST_RUN");
         bytes.truncate(result.data_size_out as usize);
         Ran { code: result.return_value, bytes }
     }
 
-    /// Runs a program on the same packet many times: what it writes into the packet stays.
-    pub fn run_times(&mut self, program: Program, packet: &[u8], times: u32) {
-        let mut options = TestRunOptions::new();
-        options.data_in = Some(packet);
-        options.repeat = times;
-        self.load(program).test_run(options).expect("BPF_PROG_TEST_RUN");
+    /// Runs a program on the same packet many times (what it writes into the packet stays), and returns the mean
+    /// time of a run.
+    pub fn time(&mut self, program: Program, packet: &[u8], tunnel: Option<Tunnel>, times: u32) -> Duration {
+        time(self.classifier(program, tunnel), packet, tunnel, times)
+    }
+
+    /// The same of a program that does nothing: the cost of measuring.
+    pub fn time_nothing(&mut self, packet: &[u8], tunnel: Option<Tunnel>, times: u32) -> Duration {
+        let nothing =
+            load(&mut self.test, "nothing").fd().expect("loaded").try_clone().expect("a descriptor");
+        let classifier = match tunnel {
+            None => load(&mut self.test, "nothing"),
+            Some(_) => self.wrap(nothing, "through_tunnel"),
+        };
+        time(classifier, packet, tunnel, times)
     }
 
     /// Runs a program and returns the tunnel key that it gave the packet: VNI, and node as number.
@@ -177,8 +172,8 @@ impl Kernel {
         options.ctx_out = Some(&mut context);
         // The first run is the program's, the second reads what it left on the packet.
         options.repeat = 2;
-        self.load(program);
-        self.wrapped(program, "then_tunnel_key").test_run(options).expect("BPF_PROG_TEST_RUN");
+        let fd = self.fd(program);
+        self.wrap(fd, "then_tunnel_key").test_run(options).expect("BPF_PROG_TEST_RUN");
         let word = |index: usize| {
             let bytes = &context[CB_OFFSET + 4 * index..][..4];
             u32::from_ne_bytes(bytes.try_into().expect("4 bytes"))
@@ -186,14 +181,26 @@ impl Kernel {
         Tunnel { identity: word(1), underlay: word(2).to_be_bytes() }
     }
 
-    /// A program of the test object that ends in `program`, which is loaded.
-    fn wrapped(&mut self, program: Program, wrapper: &str) -> &SchedClassifier {
-        let inner: &SchedClassifier =
-            self.ebpf.program(program.name()).expect("in the object").try_into().expect("classifier");
-        let fd = inner.fd().expect("loaded").try_clone().expect("a file descriptor more");
+    /// The program, or what makes its packets come from a tunnel and ends in it.
+    fn classifier(&mut self, program: Program, tunnel: Option<Tunnel>) -> &SchedClassifier {
+        match tunnel {
+            None => self.load(program),
+            Some(_) => {
+                let fd = self.fd(program);
+                self.wrap(fd, "through_tunnel")
+            }
+        }
+    }
+
+    fn fd(&mut self, program: Program) -> ProgramFd {
+        self.load(program).fd().expect("loaded").try_clone().expect("a descriptor")
+    }
+
+    /// A program of the test object that ends in the given one.
+    fn wrap(&mut self, inner: ProgramFd, wrapper: &str) -> &SchedClassifier {
         let map = self.test.map_mut("TEST_PROGRAMS").expect("in the test object");
         let mut programs = ProgramArray::try_from(map).expect("a program array");
-        programs.set(0, &fd, 0).expect("a slot");
+        programs.set(0, &inner, 0).expect("a slot");
         load(&mut self.test, wrapper)
     }
 
@@ -295,6 +302,26 @@ impl Kernel {
     fn map(&self, name: &str) -> &Map {
         self.ebpf.map(name).expect("the object has the map")
     }
+}
+
+/// `struct __sk_buff` for [`Kernel::run`].
+fn context_of(tunnel: Option<Tunnel>) -> [u8; SK_BUFF_BYTES] {
+    let mut context = [0; SK_BUFF_BYTES];
+    if let Some(tunnel) = tunnel {
+        let underlay = u32::from_be_bytes(tunnel.underlay);
+        context[CB_OFFSET..][..4].copy_from_slice(&tunnel.identity.to_ne_bytes());
+        context[CB_OFFSET + 4..][..4].copy_from_slice(&underlay.to_ne_bytes());
+    }
+    context
+}
+
+fn time(classifier: &SchedClassifier, packet: &[u8], tunnel: Option<Tunnel>, times: u32) -> Duration {
+    let context = context_of(tunnel);
+    let mut options = TestRunOptions::new();
+    options.data_in = Some(packet);
+    options.ctx_in = Some(&context);
+    options.repeat = times;
+    classifier.test_run(options).expect("BPF_PROG_TEST_RUN").duration
 }
 
 fn load<'a>(ebpf: &'a mut Ebpf, name: &str) -> &'a mut SchedClassifier {

@@ -9,6 +9,7 @@ mod frame;
 mod from_endpoint;
 mod from_host;
 mod from_overlay;
+#[expect(dead_code, reason = "benches measure by it as well")]
 mod kernel;
 mod load;
 mod to_endpoint;

@@ -1,0 +1,92 @@
+//! Nanoseconds that a packet costs in each program, for a known flow and for a first packet, in one run with
+//! programs that do nothing: `cargo bench -p datapath-linux`. Compare within a run only.
+//!
+//! Small tables, warm caches: what the code costs, not what memory does.
+
+#[expect(dead_code, reason = "the tests' kernel can do more than benches need")]
+#[path = "../tests/packet/frame.rs"]
+mod frame;
+#[expect(dead_code, reason = "the tests' kernel can do more than benches need")]
+#[path = "../tests/packet/kernel.rs"]
+mod kernel;
+#[expect(dead_code, reason = "the tests' kernel can do more than benches need")]
+#[path = "../tests/packet/world.rs"]
+mod world;
+
+use std::time::Duration;
+
+use datapath_abi::{FlowEntry, FlowKey, V4, map_name};
+use datapath_linux::object::Program;
+
+use crate::{
+    frame::Frame,
+    kernel::{Kernel, Tunnel, kernel_or_skip},
+    world::{A, B, GATEWAY, INTERNET, Peer, R, furnish, tunnel_from},
+};
+
+/// Runs in one go, on one packet: as many hops as its TTL of 64 has.
+const RUNS: u32 = 60;
+/// Of which the median is taken.
+const ROUNDS: usize = 2_001;
+
+fn main() {
+    let Some(mut kernel) = kernel_or_skip() else { return };
+    furnish(&mut kernel);
+
+    let nothing = median(|| kernel.time_nothing(&Frame::syn(&A, &R).bytes(), None, RUNS));
+    let tunnel = Some(tunnel_from(&R));
+    let behind_tunnel = median(|| kernel.time_nothing(&Frame::syn(&A, &R).bytes(), tunnel, RUNS));
+    println!("{:<28} {nothing:>6} ns", "nothing");
+    println!("{:<28} {behind_tunnel:>6} ns", "nothing, with tunnel key");
+
+    println!("{:<28} {:>9} {:>9} {:>14}", "over that", "known", "first", "known, of it");
+    let here: [(&str, Program, &Peer, &Peer); 6] = [
+        ("from_endpoint, here", Program::FromEndpoint, &A, &B),
+        ("from_endpoint, other node", Program::FromEndpoint, &A, &R),
+        ("from_endpoint, this node", Program::FromEndpoint, &A, &GATEWAY),
+        ("from_endpoint, world", Program::FromEndpoint, &A, &INTERNET),
+        ("to_endpoint", Program::ToEndpoint, &GATEWAY, &A),
+        ("from_host, other node", Program::FromHost, &GATEWAY, &R),
+    ];
+    for (name, program, from, to) in here {
+        row(&mut kernel, name, program, (from, to), None, nothing);
+    }
+    for (name, to) in [("from_overlay, endpoint", &A), ("from_overlay, this node", &GATEWAY)] {
+        row(&mut kernel, name, Program::FromOverlay, (&R, to), tunnel, behind_tunnel);
+    }
+}
+
+fn row(
+    kernel: &mut Kernel,
+    name: &str,
+    program: Program,
+    (from, to): (&Peer, &Peer),
+    tunnel: Option<Tunnel>,
+    base: u128,
+) {
+    let frame = Frame::ack(from, to);
+    let (packet, key) = (frame.bytes(), frame.key());
+    let base_once = median(|| kernel.time_nothing(&packet, tunnel, 1));
+    let first = median(|| {
+        let time = kernel.time(program, &packet, tunnel, 1);
+        kernel.remove::<FlowKey<V4>, FlowEntry>(map_name::FLOWS_V4, &key);
+        kernel.remove::<FlowKey<V4>, FlowEntry>(map_name::FLOWS_V4, &key.reverse());
+        time
+    });
+    kernel.events();
+    kernel.time(program, &packet, tunnel, 1);
+    let known = median(|| kernel.time(program, &packet, tunnel, RUNS));
+    println!(
+        "{name:<28} {:>6} ns {:>6} ns {:>13.1}x",
+        known.saturating_sub(base),
+        first.saturating_sub(base_once),
+        known as f64 / base as f64
+    );
+}
+
+/// The median of many times, nanoseconds.
+fn median(mut time: impl FnMut() -> Duration) -> u128 {
+    let mut times: Vec<_> = (0..ROUNDS).map(|_| time().as_nanos()).collect();
+    times.sort_unstable();
+    times[ROUNDS / 2]
+}

@@ -8,7 +8,8 @@ use tracing_subscriber::{layer::SubscriberExt, util::SubscriberInitExt};
 use crate::config::{LogFormat, LogLevel, LogSection};
 
 /// Crates of others that talk much below warnings.
-const QUIET: [&str; 7] = ["h2", "hyper", "hyper_util", "tonic", "tower", "chitchat", "rustls"];
+const QUIET: [&str; 9] =
+    ["aya", "aya_obj", "h2", "hyper", "hyper_util", "tonic", "tower", "chitchat", "rustls"];
 
 /// Installs it for the process; once.
 pub fn init(section: LogSection) {

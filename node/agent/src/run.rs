@@ -109,7 +109,7 @@ fn notify(states: &[NotifyState<'_>]) {
 
 /// Everything at work.
 struct Parts {
-    tasks: JoinSet<(&'static str, anyhow::Result<()>)>,
+    tasks: Tasks,
     requests: TaskTracker,
     core: Core,
 }
@@ -131,24 +131,24 @@ impl Parts {
         info!(interface = underlay.interface, address = %underlay.address, reason = underlay.reason, "underlay chosen");
         let (socket, socket_path) = http::bind_socket(&config.node.run_dir, &config.http.socket_group)?;
         let metrics_listener = http::bind_metrics(config.http.metrics_listen).await?;
-        let store = store(config, &mut tasks)?;
-        let gossip = gossip(config, machine, &underlay, &core, &mut tasks).await?;
+        let store = store(config, &stop, &mut tasks)?;
+        let gossip = gossip(config, machine, &underlay, &core, &stop, &mut tasks).await?;
         let linux = LinuxConfig::at(&config.datapath.pin_root);
         let kernel =
             Kernel::start(linux, core.clone(), metrics.clone()).await.context("open the datapath")?;
 
         let (lease, keep) = LeaseKeeper::new(store.clone(), metrics.clone());
         let hub = EventHub::default();
-        spawn(&mut tasks, "lease", async {
+        spawn_until(&stop, &mut tasks, "lease", async {
             keep.await;
             Ok(())
         });
         let schema = Schema::new(&config.fleet.name);
         let followed = follow(store.clone(), schema.root(), core.clone(), metrics.clone());
-        spawn(&mut tasks, "store watch", async { Ok(followed.await?) });
+        spawn_until(&stop, &mut tasks, "store watch", async { Ok(followed.await?) });
         let sources = EventSources { reports: kernel.events, ended: kernel.ended };
         let pumped = pump(sources, core.clone(), hub.clone(), metrics.clone());
-        spawn(&mut tasks, "event pump", async { Ok(pumped.await?) });
+        spawn_until(&stop, &mut tasks, "event pump", async { Ok(pumped.await?) });
         let gone = kernel.gone;
         spawn(&mut tasks, "kernel", async {
             // Nothing is ever sent: the thread's end drops the sender.
@@ -226,12 +226,27 @@ impl Parts {
     }
 }
 
+/// Parts at work, with their names.
+type Tasks = JoinSet<(&'static str, anyhow::Result<()>)>;
+
+/// Starts a part that ends by itself when the agent stops.
 fn spawn(
-    tasks: &mut JoinSet<(&'static str, anyhow::Result<()>)>,
+    tasks: &mut Tasks,
     name: &'static str,
     task: impl Future<Output = anyhow::Result<()>> + Send + 'static,
 ) {
     tasks.spawn(async move { (name, task.await) });
+}
+
+/// Starts a part that may be dropped wherever it waits when the agent stops.
+fn spawn_until(
+    stop: &CancellationToken,
+    tasks: &mut Tasks,
+    name: &'static str,
+    task: impl Future<Output = anyhow::Result<()>> + Send + 'static,
+) {
+    let stop = stop.clone();
+    spawn(tasks, name, async move { stop.run_until_cancelled(task).await.unwrap_or(Ok(())) });
 }
 
 /// Tells systemd's watchdog that the node answers. Never ends: an agent that is stuck is restarted by systemd.
@@ -255,16 +270,13 @@ fn underlay_choice(config: &Config) -> UnderlayChoice {
     }
 }
 
-fn store(
-    config: &Config,
-    tasks: &mut JoinSet<(&'static str, anyhow::Result<()>)>,
-) -> anyhow::Result<Arc<dyn Store>> {
+fn store(config: &Config, stop: &CancellationToken, tasks: &mut Tasks) -> anyhow::Result<Arc<dyn Store>> {
     Ok(match config.store {
         StoreKind::Etcd => Arc::new(EtcdStore::connect(check::etcd_config(&config.etcd)?)?),
         StoreKind::Memory => {
             let memory = MemStore::new(StoreIdentity(rand::random()));
             let client = memory.client();
-            spawn(tasks, "store clock", async {
+            spawn_until(stop, tasks, "store clock", async {
                 memory.run_clock().await;
                 Ok(())
             });
@@ -278,7 +290,8 @@ async fn gossip(
     machine: &Machine,
     underlay: &datapath_linux::Underlay,
     core: &Core,
-    tasks: &mut JoinSet<(&'static str, anyhow::Result<()>)>,
+    stop: &CancellationToken,
+    tasks: &mut Tasks,
 ) -> anyhow::Result<Option<GossipLink>> {
     if config.store == StoreKind::Memory {
         return Ok(None);
@@ -297,7 +310,7 @@ async fn gossip(
     })
     .await?;
     let heard = GossipLink::listen(news, core.clone());
-    spawn(tasks, "gossip", async { Ok(heard.await?) });
+    spawn_until(stop, tasks, "gossip", async { Ok(heard.await?) });
     Ok(Some(GossipLink::new(gossip)))
 }
 

@@ -31,6 +31,8 @@ impl NodeIndex {
     pub const NONE: Self = Self(datapath_abi::NODE_NONE);
     /// This node.
     pub const SELF: Self = Self(datapath_abi::NODE_SELF);
+    /// The highest.
+    pub const LAST: Self = Self(datapath_abi::MAX_NODES - 1);
 }
 
 /// An Ethernet address.

@@ -1,0 +1,127 @@
+//! What gossip says of other nodes, and how much of it counts.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use identity::NodeName;
+use node_facts::NodeFacts;
+use std::net::IpAddr;
+
+use super::{CidrOf, cidrs};
+use crate::{Command, GossipUpdate, node::Node};
+
+impl Node {
+    pub(crate) fn on_gossip(&mut self, update: GossipUpdate) {
+        match update {
+            GossipUpdate::Facts(facts) => self.on_facts(facts),
+            GossipUpdate::Live { node, alive } if node != self.config.node => {
+                self.peers.peers.entry(node).or_default().alive = Some(alive);
+            }
+            GossipUpdate::Live { .. } => {}
+        }
+    }
+
+    fn on_facts(&mut self, facts: NodeFacts) {
+        let node = facts.node.clone();
+        if let Err(reason) = self.check_facts(&facts) {
+            self.counters.gossip_rejected += 1;
+            self.desired.rejected_facts.insert(node, reason);
+            return;
+        }
+        self.desired.rejected_facts.remove(&node);
+        let peer = self.peers.peers.entry(node.clone()).or_default();
+        let before = peer.facts.replace(Arc::new(facts.clone()));
+        peer.confirmed.retain(|ip, _| facts.pending.iter().any(|change| change.ip == *ip));
+        let confirmed = peer.confirmed.clone();
+
+        for CidrOf(cidr, epoch) in before.iter().flat_map(|facts| cidrs(facts)) {
+            if let Some(claims) = self.peers.told_cidrs.get_mut(&cidr) {
+                claims.remove(&(epoch, node.clone()));
+                if claims.is_empty() {
+                    self.peers.told_cidrs.remove(&cidr);
+                }
+            }
+            self.desired.prefixes.insert(cidr);
+        }
+        for CidrOf(cidr, epoch) in cidrs(&facts) {
+            self.peers.told_cidrs.entry(cidr).or_default().insert((epoch, node.clone()));
+            self.desired.prefixes.insert(cidr);
+        }
+        for change in before.iter().flat_map(|facts| &facts.pending) {
+            self.forget_pending(&node, change.ip);
+        }
+        for change in facts.pending {
+            if confirmed.get(&change.ip).is_none_or(|sequence| *sequence < change.sequence) {
+                self.desired.addresses.insert(change.ip);
+                self.peers.pending.entry(change.ip).or_default().insert(node.clone(), change);
+            }
+        }
+        self.desired.nodes.insert(node);
+    }
+
+    fn check_facts(&self, facts: &NodeFacts) -> Result<(), String> {
+        if facts.node == self.config.node {
+            return Err("another agent gossips in this node's name".to_owned());
+        }
+        match &self.membership.fleet_id {
+            // Before we know our own, we cannot tell: gossip repeats itself.
+            None => return Err("this node does not know its fleet's id yet".to_owned()),
+            Some(ours) if *ours != facts.fleet_id => {
+                return Err(format!("its fleet is {:?}, this node's is {ours}", facts.fleet_id));
+            }
+            Some(_) => {}
+        }
+        if self.peers.removed.get(&facts.node).is_some_and(|incarnation| facts.incarnation <= *incarnation) {
+            return Err("the node was removed by an operator".to_owned());
+        }
+        let known = self.peers.peers.get(&facts.node).and_then(|peer| peer.facts.as_ref());
+        match known {
+            Some(known) if known.incarnation > facts.incarnation => {
+                Err(format!("incarnation {} is older than {}", facts.incarnation, known.incarnation))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn forget_pending(&mut self, node: &NodeName, ip: IpAddr) {
+        self.desired.addresses.insert(ip);
+        if let Some(changes) = self.peers.pending.get_mut(&ip) {
+            changes.remove(node);
+            if changes.is_empty() {
+                self.peers.pending.remove(&ip);
+            }
+        }
+    }
+
+    /// The store has said something of an endpoint: what gossip said before is confirmed, or out of date.
+    pub(crate) fn confirm_pending(&mut self, node: &NodeName, ip: IpAddr) {
+        let Some(sequence) = self.peers.pending_at(node, ip).map(|change| change.sequence) else { return };
+        self.forget_pending(node, ip);
+        if let Some(peer) = self.peers.peers.get_mut(node) {
+            peer.confirmed.insert(ip, sequence);
+        }
+    }
+
+    /// Whether what gossip says of nodes and blocks counts: only while the store says nothing.
+    pub(super) fn gossip_counts(&self) -> bool {
+        !self.store.connected
+    }
+
+    /// Lets gossip find a node that the store knows.
+    pub(super) fn gossip_with(&mut self, node: &NodeName) {
+        let Some(record) = self.view.nodes().get(node).map(|entry| &entry.record) else { return };
+        let address = self
+            .peers
+            .peers
+            .get(node)
+            .and_then(|peer| peer.reach.tunnel)
+            .or(record.underlay.first().copied());
+        let address = address.map(|ip| SocketAddr::new(ip, record.gossip_port));
+        if let Some(peer) = self.peers.peers.get_mut(node)
+            && address != peer.gossiping
+            && let Some(address) = address
+        {
+            peer.gossiping = Some(address);
+            self.out.push(Command::AddPeer(address));
+        }
+    }
+}

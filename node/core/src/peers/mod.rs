@@ -1,0 +1,222 @@
+//! The other nodes: their addresses, blocks and numbers, from the store and, while it is away, from gossip.
+
+mod gossip;
+mod number;
+mod owners;
+mod view;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use datapath_plan::{NodeIndex, NodeValue};
+use identity::NodeName;
+use ipnetwork::IpNetwork;
+
+use node_facts::{NodeFacts, PendingEndpoint};
+
+use crate::node::Node;
+
+/// Where a node can be reached, as it is used now.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Reach {
+    /// Where tunnel packets go to and come from.
+    tunnel: Option<IpAddr>,
+    /// All addresses that are the node's own: gateway and underlay.
+    addresses: BTreeSet<IpAddr>,
+    /// Of the agent: the later one wins an address that two nodes say is theirs.
+    incarnation: u64,
+}
+
+/// One other node. Lives as long as the store or gossip tells of it.
+#[derive(Debug, Default)]
+struct Peer {
+    index: Option<NodeIndex>,
+    reach: Reach,
+    facts: Option<Arc<NodeFacts>>,
+    alive: Option<bool>,
+    /// The gossip address that the shell has been told.
+    gossiping: Option<SocketAddr>,
+    /// Unconfirmed changes that the store has since confirmed, by the sequence of the last one.
+    confirmed: BTreeMap<IpAddr, u64>,
+}
+
+/// All of them, and what belongs to whom. One per node.
+#[derive(Debug, Default)]
+pub(crate) struct Peers {
+    peers: BTreeMap<NodeName, Peer>,
+    /// Nodes that an operator removed: facts of the agents that ran then do not count.
+    removed: BTreeMap<NodeName, u64>,
+    by_index: BTreeMap<NodeIndex, NodeName>,
+    /// Numbers that the kernel had at the start, by underlay address.
+    adopted: BTreeMap<IpAddr, NodeIndex>,
+    last_index: u32,
+    /// Whose own address it is; more than one for a moment, or by mistake.
+    by_address: BTreeMap<IpAddr, BTreeSet<NodeName>>,
+    by_tunnel: BTreeMap<IpAddr, BTreeSet<NodeName>>,
+    /// Blocks by gossip: who claims them, by epoch.
+    told_cidrs: BTreeMap<IpNetwork, BTreeSet<(i64, NodeName)>>,
+    /// Who owns each block, as it is used now; this node too.
+    owners: BTreeMap<IpNetwork, NodeName>,
+    /// Unconfirmed endpoint changes by gossip.
+    pending: BTreeMap<IpAddr, BTreeMap<NodeName, PendingEndpoint>>,
+}
+
+impl Peers {
+    pub(crate) fn index_of(&self, node: &NodeName) -> Option<NodeIndex> {
+        self.peers.get(node)?.index
+    }
+
+    pub(crate) fn name_of(&self, index: NodeIndex) -> Option<&NodeName> {
+        self.by_index.get(&index)
+    }
+
+    /// The number of the node whose own address this is.
+    pub(crate) fn node_at(&self, ip: IpAddr) -> Option<NodeIndex> {
+        self.by_address.get(&ip)?.iter().find_map(|node| self.index_of(node))
+    }
+
+    pub(crate) fn pending_at(&self, node: &NodeName, ip: IpAddr) -> Option<&PendingEndpoint> {
+        self.pending.get(&ip)?.get(node)
+    }
+
+    /// The owner of a block, as it is used now.
+    pub(crate) fn owner(&self, cidr: IpNetwork) -> Option<&NodeName> {
+        self.owners.get(&cidr)
+    }
+
+    /// The owner of the block that an address lies in. Blocks do not overlap (P3), so it is the last one that
+    /// begins at or before the address, or none.
+    pub(crate) fn owner_of_ip(&self, ip: IpAddr) -> Option<&NodeName> {
+        let (cidr, owner) = self.owners.range(..=IpNetwork::from(ip)).next_back()?;
+        cidr.contains(ip).then_some(owner)
+    }
+
+    pub(crate) fn owned_cidrs(&self) -> impl Iterator<Item = IpNetwork> + '_ {
+        self.owners.keys().copied()
+    }
+
+    /// Keeps the numbers that the kernel has.
+    pub(crate) fn adopt(&mut self, nodes: &BTreeMap<NodeIndex, NodeValue>) {
+        self.adopted = nodes.iter().map(|(index, value)| (value.underlay, *index)).collect();
+        self.last_index = nodes.keys().map(|index| index.0).max().unwrap_or(0);
+    }
+}
+
+impl Node {
+    /// A node's record came, changed, or went.
+    pub(crate) fn on_peer_record(&mut self, node: NodeName, gone: bool) {
+        if gone {
+            if let Some(facts) = self.peers.peers.get_mut(&node).and_then(|peer| peer.facts.take()) {
+                self.peers.removed.insert(node.clone(), facts.incarnation);
+                for CidrOf(cidr, epoch) in cidrs(&facts) {
+                    if let Some(claims) = self.peers.told_cidrs.get_mut(&cidr) {
+                        claims.remove(&(epoch, node.clone()));
+                    }
+                    self.desired.prefixes.insert(cidr);
+                }
+                facts.pending.iter().for_each(|change| self.forget_pending(&node, change.ip));
+            }
+        } else {
+            self.peers.removed.remove(&node);
+        }
+        self.desired.nodes.insert(node);
+    }
+
+    pub(crate) fn touch_all_peers(&mut self) {
+        self.desired.nodes.extend(self.peers.peers.keys().cloned());
+        self.desired.prefixes.extend(self.peers.told_cidrs.keys().copied());
+    }
+
+    /// How a node is reached; `None` when nobody who counts tells of it.
+    fn reach(&self, node: &NodeName) -> Option<Reach> {
+        let record = self.view.nodes().get(node).map(|entry| &entry.record);
+        let facts = self
+            .peers
+            .peers
+            .get(node)
+            .and_then(|peer| peer.facts.as_deref())
+            .filter(|_| self.gossip_counts());
+        let (underlay, gateway, incarnation) = match (record, facts) {
+            (Some(record), Some(facts)) if facts.incarnation >= record.incarnation => {
+                (&facts.underlay, facts.gateway, facts.incarnation)
+            }
+            (Some(record), _) => (&record.underlay, record.gateway, record.incarnation),
+            (None, Some(facts)) => (&facts.underlay, facts.gateway, facts.incarnation),
+            (None, None) => return None,
+        };
+        let ours = self.underlay.addresses.first()?;
+        let tunnel = underlay.iter().copied().find(|ip| ip.is_ipv4() == ours.is_ipv4());
+        let addresses = underlay.iter().copied().chain(gateway).collect();
+        Some(Reach { tunnel, addresses, incarnation })
+    }
+
+    /// Brings one node up to date: its number, its tunnel address, its own addresses.
+    pub(crate) fn refresh_node(&mut self, node: &NodeName) {
+        if *node == self.config.node {
+            return;
+        }
+        let reach = self.reach(node);
+        let known = reach.is_some();
+        let reach = reach.unwrap_or_default();
+        let peer = self.peers.peers.entry(node.clone()).or_default();
+        let before = std::mem::replace(&mut peer.reach, reach.clone());
+        if before != reach {
+            for ip in before.addresses.iter().chain(&reach.addresses) {
+                self.desired.addresses.insert(*ip);
+            }
+            move_name(&mut self.peers.by_address, &before.addresses, &reach.addresses, node);
+            let tunnels = |reach: &Reach| reach.tunnel.into_iter().collect::<BTreeSet<IpAddr>>();
+            move_name(&mut self.peers.by_tunnel, &tunnels(&before), &tunnels(&reach), node);
+            // Who lost an address to this node, or gets it back now.
+            for tunnel in tunnels(&before).union(&tunnels(&reach)) {
+                for rival in
+                    self.peers.by_tunnel.get(tunnel).into_iter().flatten().filter(|rival| *rival != node)
+                {
+                    self.desired.nodes.insert(rival.clone());
+                }
+            }
+        }
+        self.number(node, &reach);
+        self.gossip_with(node);
+        if !known
+            && self.peers.peers.get(node).is_some_and(|peer| peer.facts.is_none() && peer.alive.is_none())
+        {
+            self.peers.peers.remove(node);
+        }
+    }
+}
+
+struct CidrOf(IpNetwork, i64);
+
+fn cidrs(facts: &NodeFacts) -> impl Iterator<Item = CidrOf> + '_ {
+    facts.cidrs.iter().map(|fact| CidrOf(fact.cidr, fact.epoch))
+}
+
+/// Moves a name from old addresses to new ones.
+fn move_name(
+    index: &mut BTreeMap<IpAddr, BTreeSet<NodeName>>,
+    from: &BTreeSet<IpAddr>,
+    to: &BTreeSet<IpAddr>,
+    node: &NodeName,
+) {
+    for ip in from.difference(to) {
+        if let Some(names) = index.get_mut(ip) {
+            names.remove(node);
+            if names.is_empty() {
+                index.remove(ip);
+            }
+        }
+    }
+    for ip in to.difference(from) {
+        index.entry(*ip).or_default().insert(node.clone());
+    }
+}
+
+/// The prefix of a length that an address lies in.
+pub(crate) fn network(ip: IpAddr, length: u8) -> IpNetwork {
+    let whole = IpNetwork::new(ip, length).expect("the length is one of the family's");
+    IpNetwork::new(whole.network(), length).expect("the length is one of the family's")
+}

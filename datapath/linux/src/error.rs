@@ -114,9 +114,43 @@ impl DatapathError {
         text
     }
 
+    /// A failure to load, told apart from a kernel that lets nobody (any more): that answers EPERM, where the
+    /// verifier answers EACCES or EINVAL.
+    pub(crate) fn load(error: aya::EbpfError) -> Self {
+        match is_refusal(&error) {
+            true => Self::refused(),
+            false => Self::Load(error),
+        }
+    }
+
+    /// As [`Self::load`], for one program.
+    pub(crate) fn program(
+        program: &str,
+        operation: impl Into<String>,
+        source: impl std::error::Error + Send + Sync + 'static,
+    ) -> Self {
+        if is_refusal(&source) {
+            return Self::refused();
+        }
+        Self::Program { program: program.into(), operation: operation.into(), source: Box::new(source) }
+    }
+
+    fn refused() -> Self {
+        Self::NotPermitted(
+            "the kernel refused bpf(2); look for lockdown in /sys/kernel/security/lockdown".into(),
+        )
+    }
+
     pub(crate) fn file(operation: &'static str, path: impl Into<PathBuf>, source: io::Error) -> Self {
         Self::File { operation, path: path.into(), source }
     }
+}
+
+fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|cause| cause.raw_os_error() == Some(libc::EPERM))
 }
 
 impl From<DatapathError> for OpError {

@@ -59,11 +59,7 @@ impl Program {
         operation: impl Into<String>,
         source: impl std::error::Error + Send + Sync + 'static,
     ) -> DatapathError {
-        DatapathError::Program {
-            program: self.name().into(),
-            operation: operation.into(),
-            source: Box::new(source),
-        }
+        DatapathError::program(self.name(), operation, source)
     }
 }
 

@@ -55,7 +55,7 @@ pub(crate) fn load(pins: &Pins) -> Result<(Ebpf, Maps, Adoption), DatapathError>
     for name in object::MAPS {
         loader.map_pin_path(name, folder.join(name));
     }
-    let ebpf = loader.load(object::OBJECT).map_err(DatapathError::Load)?;
+    let ebpf = loader.load(object::OBJECT).map_err(DatapathError::load)?;
     let maps = Maps::open(&ebpf)?;
     if adoption != Adoption::Adopted {
         // So that the next agent knows the layout, also if no base is ever written.
@@ -71,7 +71,7 @@ fn check(folder: &Path) -> Result<Adoption, DatapathError> {
         // An agent that died between its first pins and the configuration left nothing of worth.
         return Ok(if present.is_empty() { Adoption::Fresh } else { Adoption::Remade });
     }
-    let wanted = aya_obj::Object::parse(object::OBJECT).map_err(|error| DatapathError::Load(error.into()))?;
+    let wanted = aya_obj::Object::parse(object::OBJECT).map_err(|error| DatapathError::load(error.into()))?;
     for name in &present {
         let path = folder.join(name);
         let info = KernelMapInfo::from_pin(&path).map_err(|error| layout(name, error.to_string()))?;

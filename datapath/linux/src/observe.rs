@@ -32,6 +32,9 @@ impl Datapath {
         let mut observed = Observed::default();
         let links = self.netlink.links().await?;
         let base = self.base().await?;
+        if base.is_none() && links.iter().any(|link| link.is_ours() && link.endpoint().is_none()) {
+            observed.broken.push("base: devices or configuration are there in part, or differ".into());
+        }
         if let Some((base, devices)) = &base
             && self.base_works(base.gateway, devices, &mut observed.broken).await?
         {

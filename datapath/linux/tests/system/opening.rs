@@ -50,6 +50,20 @@ fn pins_need_a_bpf_file_system() {
 }
 
 #[test]
+fn opening_needs_root() {
+    let Some(stage) = Stage::new() else { return };
+    stage.play(async || {
+        const NOBODY: libc::uid_t = 65534;
+        // SAFETY: plain numbers. The system call, unlike its wrapper in libc, changes this thread alone, and the
+        // thread ends with the test.
+        assert_eq!(unsafe { libc::syscall(libc::SYS_setresuid, NOBODY, NOBODY, NOBODY) }, 0);
+        let refused = Datapath::open(stage.config()).await.expect_err("nobody may not");
+        assert!(matches!(refused, DatapathError::NotPermitted(_)), "{refused}");
+        assert!(refused.to_string().starts_with("needs root"), "{refused}");
+    });
+}
+
+#[test]
 fn maps_of_another_version_are_remade() {
     let Some(stage) = Stage::new() else { return };
     let workload = Namespace::new("one");

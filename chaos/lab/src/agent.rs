@@ -80,7 +80,7 @@ impl Lab {
             bail!("the agent of {node} runs already");
         }
         let mut command = self.agent_command();
-        command.arg("--config").arg(self.config_path(node)).args(flags);
+        command.arg("--config").arg(self.config_path(node)).args(&self.spec().agent_flags).args(flags);
         self.run_on(node, command)
     }
 

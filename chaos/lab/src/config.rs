@@ -43,8 +43,7 @@ pub fn render(lab: &Lab, node: &str) -> String {
          pin_root = {pins}\n\
          underlay_address = {underlay}\n\n\
          [log]\n\
-         level = \"info\"\n\n\
-         {extra}",
+         level = \"info\"\n",
         store = text(&store),
         name = text(&node),
         machine = text(&format!("{}-{node}", lab.name().as_str())),
@@ -57,6 +56,5 @@ pub fn render(lab: &Lab, node: &str) -> String {
         seeds = values(&seeds),
         pins = text(&lab.pin_path(node).display()),
         underlay = text(&address),
-        extra = spec.extra_config,
     )
 }

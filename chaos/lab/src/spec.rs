@@ -23,8 +23,8 @@ pub struct Spec {
     pub block_prefix_v4: u8,
     /// The folder with `warrend` and `warren`.
     pub programs: PathBuf,
-    /// More lines for every agent's configuration.
-    pub extra_config: String,
+    /// Flags of every agent, beside its configuration.
+    pub agent_flags: Vec<String>,
 }
 
 impl Spec {
@@ -39,7 +39,7 @@ impl Spec {
             pools: vec!["10.200.0.0/16".to_owned()],
             block_prefix_v4: 24,
             programs: programs_folder()?,
-            extra_config: String::new(),
+            agent_flags: Vec::new(),
         })
     }
 

@@ -1,0 +1,13 @@
+//! Fleets of real agents, on real etcd and real traffic: what issue 2 says that a fleet must show.
+//!
+//! Each test makes labs of its own, named after its process, and takes them down also when it fails. Without
+//! root, BPF or etcd a test prints `skipped: why`.
+
+mod drift;
+mod fleet_claims;
+mod forgery;
+mod lab_itself;
+mod mistakes;
+mod restart;
+mod support;
+mod traffic;

@@ -1,0 +1,159 @@
+//! Wrong input of every kind ends in an error that says what to do.
+
+use anyhow::ensure;
+use chaos_lab::{Lab, ask, namespace, process, wait};
+use nix::sys::signal::Signal;
+
+use crate::support::{SOON, TestLab};
+
+#[test]
+fn mistakes_of_users_are_explained() {
+    let Some(mut lab) = TestLab::up("mistakes", 1, 1) else { return };
+    lab.expect_errors();
+    let check = |arguments: &[&str], code: i32, expected: &[&str]| {
+        let (actual, stdout, stderr) = lab.warren("n1", arguments);
+        assert_eq!((actual, stdout.as_str()), (code, ""), "{arguments:?}: {stderr}");
+        for text in expected {
+            assert!(stderr.contains(text), "{arguments:?} says {stderr:?}, not {text:?}");
+        }
+    };
+    check(
+        &["endpoint", "add", "web", "--netns", "no-such-namespace", "-l", "app=web"],
+        1,
+        &["no-such-namespace"],
+    );
+    check(&["endpoint", "add", "web", "--netns", "/etc/hostname", "-l", "app=web"], 1, &["/etc/hostname"]);
+    check(&["endpoint", "add", "web", "--netns", "x", "-l", "app"], 2, &["key=value"]);
+    check(&["endpoint", "add", "web", "--netns", "x", "-l", "app=a b"], 2, &["app"]);
+    check(&["endpoint", "get", "nobody"], 1, &["nobody"]);
+    check(&["node", "remove", "nobody"], 1, &["nobody"]);
+    check(&["node", "remove", "n1"], 1, &["n1"]);
+    check(&["cidr", "release", "10.9.9.0/24"], 1, &["10.9.9.0/24"]);
+    check(&["map", "dump", "NO_SUCH_MAP"], 1, &["NO_SUCH_MAP"]);
+
+    let web = lab.endpoint("n1", "web", "app=web");
+    let namespace = web.namespace.as_str();
+    let used = web.address.to_string();
+    check(
+        &["endpoint", "add", "web", "--netns", namespace, "-l", "app=other"],
+        1,
+        &["web", "delete it first"],
+    );
+    check(&["endpoint", "add", "other", "--netns", "x", "--ip", "10.9.9.9"], 1, &["10.9.9.9"]);
+    check(&["endpoint", "add", "other", "--netns", "x", "--ip", &used], 1, &[&used]);
+    let cidr = ask(lab.api("n1").status()).unwrap().cidrs[0].cidr.to_string();
+    check(&["cidr", "release", &cidr], 1, &[&cidr]);
+
+    a_namespace_that_is_gone(&lab);
+    a_second_agent_on_the_node(&lab);
+}
+
+/// The namespace of an endpoint goes away under the agent: the endpoint can still be deleted.
+fn a_namespace_that_is_gone(lab: &TestLab) {
+    let gone = lab.endpoint("n1", "gone", "app=gone");
+    namespace::delete(&gone.namespace).unwrap();
+    let (code, _, stderr) = lab.warren("n1", &["endpoint", "delete", "gone"]);
+    assert_eq!(code, 0, "{stderr}");
+    wait::until("the kernel to be as wanted", SOON, || {
+        let (code, text, _) = lab.warren("n1", &["state", "diff"]);
+        ensure!(code == 0, "{text}");
+        Ok(())
+    })
+    .unwrap();
+}
+
+fn a_second_agent_on_the_node(lab: &TestLab) {
+    let warrend = lab.spec().programs.join("warrend");
+    let config = lab.config_path("n1");
+    let inside = lab.name().machine_namespace("n1");
+    let arguments = ["--config", config.to_str().unwrap()];
+    let error = process::run(&inside, warrend.to_str().unwrap(), &arguments).unwrap_err().to_string();
+    let running = lab.processes("n1").unwrap();
+    assert!(error.contains("exit status: 1"), "{error}");
+    assert!(running.iter().any(|pid| error.contains(&pid.to_string())), "{error} does not name {running:?}");
+    assert!(ask(lab.api("n1").status()).unwrap().ready, "the first agent goes on");
+}
+
+#[test]
+fn a_full_pool_says_what_to_do() {
+    let small = |spec: &mut chaos_lab::Spec| {
+        spec.pools = vec!["10.200.0.0/29".to_owned()];
+        spec.block_prefix_v4 = 30;
+    };
+    let Some(mut lab) = TestLab::up_with("full", 1, 1, small) else { return };
+    lab.expect_errors();
+    let labels = "app=many".parse().unwrap();
+    let error = (0..8)
+        .find_map(|number| lab.add_endpoint("n1", &format!("w{number}"), &labels).err())
+        .expect("eight endpoints do not fit in a pool of eight addresses, some of which are no host's");
+    let text = format!("{error:#}");
+    assert!(text.contains("pool"), "{text} does not say what to do");
+    let status = ask(lab.api("n1").status()).unwrap();
+    assert_eq!(status.cidrs.len(), 2, "a further block was claimed when the first was full");
+    // Room that is made is used again once it has rested; what runs is not harmed.
+    let (code, _, _) = lab.warren("n1", &["status"]);
+    assert_eq!(code, 0);
+}
+
+#[test]
+fn a_node_with_other_pools_stands_still_and_says_why() {
+    let Some(mut lab) = TestLab::made("pools", 2, 1) else { return };
+    lab.expect_errors();
+    lab.start_etcd("e1").unwrap();
+    lab.start_agent("n1").unwrap();
+    wait::until("n1 to make the fleet", SOON, || {
+        let status = ask(lab.api("n1").status())?;
+        ensure!(status.ready, "it is not ready");
+        Ok(())
+    })
+    .unwrap();
+    lab.start_agent_with("n2", &["--fleet-pools", "10.99.0.0/16", "--fleet-block-prefix-v4", "26"]).unwrap();
+    let reason = wait::until("n2 to halt", SOON, || {
+        let status = ask(lab.api("n2").status())?;
+        status.halted.map(|halted| halted.reason).ok_or_else(|| anyhow::anyhow!("it goes on"))
+    })
+    .unwrap();
+    for text in ["10.99.0.0/16", "10.200.0.0/16", "26", "24"] {
+        assert!(reason.contains(text), "{reason} does not name {text}");
+    }
+    let (code, text, _) = lab.warren("n2", &["status"]);
+    assert_eq!(code, 0);
+    assert!(text.contains("FAIL node") && text.contains("10.99.0.0/16"), "{text}");
+    let refused = lab.add_endpoint("n2", "web", &"app=web".parse().unwrap()).unwrap_err();
+    assert!(format!("{refused:#}").contains("10.99.0.0/16"), "{refused:#}");
+    // Put right, it joins.
+    lab.end("n2", Signal::SIGTERM).unwrap();
+    lab.start_agent("n2").unwrap();
+    lab.wait_node_ready("n2").unwrap();
+}
+
+#[test]
+fn an_agent_without_etcd_waits_and_says_so() {
+    let Some(mut lab) = TestLab::made("no-etcd", 1, 1) else { return };
+    lab.expect_errors();
+    lab.start_agent("n1").unwrap();
+    wait::until("n1 to say that etcd is away", SOON, || {
+        let status = ask(lab.api("n1").status())?;
+        ensure!(!status.store.connected && status.store.error.is_some(), "its store is {:?}", status.store);
+        ensure!(!status.ready, "it cannot be ready");
+        Ok(())
+    })
+    .unwrap();
+    let (code, text, _) = lab.warren("n1", &["status"]);
+    assert_eq!(code, 0);
+    assert!(text.contains("FAIL store"), "{text}");
+    let pid = lab.processes("n1").unwrap();
+    lab.start_etcd("e1").unwrap();
+    lab.wait_node_ready("n1").unwrap();
+    assert_eq!(lab.processes("n1").unwrap(), pid, "it waited, and was not started again");
+    lab.endpoint("n1", "web", "app=web");
+}
+
+#[test]
+fn a_single_node_needs_no_etcd() {
+    let Some(lab) = TestLab::up("memory", 1, 0) else { return };
+    let web = lab.endpoint("n1", "web", "app=web");
+    let db = lab.endpoint("n1", "db", "app=db");
+    chaos_lab::probe::ping(&web.namespace, db.address, 3).unwrap();
+    assert!(Lab::open(lab.name().clone(), |_| {}).unwrap().status().unwrap().machines[0].problem.is_none());
+}

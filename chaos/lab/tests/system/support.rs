@@ -1,0 +1,212 @@
+//! Labs for tests: skipped where they cannot be, taken down whatever happens.
+
+use std::{
+    fs,
+    ops::Deref,
+    path::Path,
+    process::{Command, Output, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use chaos_lab::{Endpoint, Lab, LabName, Spec, ask, namespace, take_down, wait};
+use identity::Labels;
+use node_api::{Client, CounterRow, FlowEvent, LimitQuery, Listing, ObserveLine};
+use serde::de::DeserializeOwned;
+
+/// How long anything may take that a fleet does by itself: generous, since only failures wait so long.
+pub const SOON: Duration = Duration::from_secs(30);
+
+/// `warren-lab`, as built for this test.
+pub const WARREN_LAB: &str = env!("CARGO_BIN_EXE_warren-lab");
+
+/// A lab that goes away with its test.
+pub struct TestLab {
+    lab: Lab,
+    errors_expected: bool,
+}
+
+impl TestLab {
+    /// A whole fleet; `None`, after saying why, where there cannot be one.
+    pub fn up(test: &str, nodes: u8, etcd: u8) -> Option<Self> {
+        Self::up_with(test, nodes, etcd, |_| {})
+    }
+
+    /// A whole fleet that differs from the usual.
+    pub fn up_with(test: &str, nodes: u8, etcd: u8, change: impl FnOnce(&mut Spec)) -> Option<Self> {
+        let lab = Self::made_with(test, nodes, etcd, change)?;
+        lab.bring_up(Lab::start).unwrap();
+        Some(lab)
+    }
+
+    /// A lab in which nothing runs yet.
+    pub fn made(test: &str, nodes: u8, etcd: u8) -> Option<Self> {
+        Self::made_with(test, nodes, etcd, |_| {})
+    }
+
+    fn made_with(test: &str, nodes: u8, etcd: u8, change: impl FnOnce(&mut Spec)) -> Option<Self> {
+        let name = lab_name(test)?;
+        let mut spec = Spec::new(nodes, etcd).unwrap();
+        change(&mut spec);
+        let lab = Lab::make(name, spec, |line| eprintln!("{line}")).unwrap();
+        Some(Self { lab, errors_expected: false })
+    }
+
+    /// Lets the agents' logs have errors: the test makes them.
+    pub fn expect_errors(&mut self) {
+        self.errors_expected = true;
+    }
+
+    /// Adds an endpoint.
+    pub fn endpoint(&self, node: &str, name: &str, labels: &str) -> Endpoint {
+        self.add_endpoint(node, name, &labels.parse::<Labels>().unwrap()).unwrap()
+    }
+
+    /// Runs `warren` on a node: exit code, standard output, error output.
+    pub fn warren(&self, node: &str, arguments: &[&str]) -> (i32, String, String) {
+        let mut command = self.command(node, "warren").unwrap();
+        finish(command.args(arguments))
+    }
+
+    /// Asks `warren` on a node for JSON.
+    pub fn warren_json<T: DeserializeOwned>(&self, node: &str, arguments: &[&str]) -> T {
+        let (code, stdout, stderr) = self.warren(node, &[arguments, &["-o", "json"]].concat());
+        assert_eq!((code, stderr.as_str()), (0, ""), "warren {arguments:?} on {node}");
+        serde_json::from_str(&stdout).unwrap()
+    }
+
+    /// How often a node has dropped a packet for a reason.
+    pub fn drops(&self, node: &str, reason: &str) -> u64 {
+        let rows: Listing<CounterRow> = self.warren_json(node, &["drops"]);
+        rows.items.iter().filter(|row| row.reason == reason).map(|row| row.packets).sum()
+    }
+
+    /// The drops for a reason that a node remembers, as `warren observe` shows them.
+    pub fn observed_drops(&self, node: &str, reason: &str) -> Vec<FlowEvent> {
+        let (code, stdout, stderr) = self.warren(node, &["observe", "--reason", reason, "-o", "json"]);
+        assert_eq!((code, stderr.as_str()), (0, ""));
+        stdout
+            .lines()
+            .map(|line| match serde_json::from_str(line).unwrap() {
+                ObserveLine::Event(event) => event,
+                ObserveLine::Lagged { events } => panic!("{events} events were lost"),
+            })
+            .collect()
+    }
+
+    /// Waits until a node's kernel has these addresses in its ipcache.
+    pub fn wait_in_ipcache<'a>(&self, node: &str, endpoints: impl IntoIterator<Item = &'a Endpoint>) {
+        for endpoint in endpoints {
+            wait::until(&format!("{} in the ipcache of {node}", endpoint.address), SOON, || {
+                ipcache_identity(&self.api(node), endpoint)?.context("it is not there").map(drop)
+            })
+            .unwrap();
+        }
+    }
+}
+
+/// The identity that a node's kernel has for an endpoint's address.
+pub fn ipcache_identity(api: &Client, endpoint: &Endpoint) -> Result<Option<u64>> {
+    let dump = ask(api.map_dump("WARREN_IPC_V4", &LimitQuery::default()))?;
+    let address = endpoint.address.to_string();
+    let row = dump.rows.iter().find(|row| row.get("address").is_some_and(|value| *value == address));
+    Ok(row.and_then(|row| row.get("identity")?.as_u64()))
+}
+
+impl Deref for TestLab {
+    type Target = Lab;
+    fn deref(&self) -> &Lab {
+        &self.lab
+    }
+}
+
+impl Drop for TestLab {
+    fn drop(&mut self) {
+        let failed = std::thread::panicking();
+        let nodes: Vec<String> = self.lab.spec().node_names().collect();
+        if failed {
+            for node in &nodes {
+                eprintln!("--- the log of {node} ends with\n{}", self.lab.log_end(node));
+            }
+        }
+        let errors: Vec<String> = nodes.iter().flat_map(|node| errors_in(&self.lab.log_path(node))).collect();
+        let result = take_down(self.lab.name());
+        if !failed {
+            result.unwrap();
+            assert!(self.errors_expected || errors.is_empty(), "errors in logs: {errors:#?}");
+        }
+    }
+}
+
+/// A log's lines of level ERROR.
+fn errors_in(log: &Path) -> Vec<String> {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    text.lines().filter(|line| line.contains("ERROR")).map(str::to_owned).collect()
+}
+
+/// Runs a command to its end: exit code, standard output, error output.
+pub fn finish(command: &mut Command) -> (i32, String, String) {
+    let Output { status, stdout, stderr } = command.stdin(Stdio::null()).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (status.code().expect("it was not killed"), text(stdout), text(stderr))
+}
+
+/// A name for a lab of this process, or why there can be none. Takes away what processes that are gone have
+/// left: nextest kills tests that take too long.
+pub fn lab_name(test: &str) -> Option<LabName> {
+    if let Some(why) = missing() {
+        println!("skipped: {why}");
+        return None;
+    }
+    for left in Lab::list().unwrap() {
+        let owner = left.as_str().strip_prefix('t').and_then(|rest| rest.split_once('-'));
+        if owner.is_some_and(|(pid, _)| pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists())
+        {
+            take_down(&left).unwrap();
+        }
+    }
+    Some(LabName::new(&format!("t{}-{test}", std::process::id())).unwrap())
+}
+
+/// What a lab needs and this machine lacks.
+fn missing() -> Option<&'static str> {
+    let mounted = |kind: &str| {
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        mounts.lines().any(|line| line.split(' ').nth(2) == Some(kind))
+    };
+    let installed = |program: &str| {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
+    };
+    match () {
+        () if !nix::unistd::geteuid().is_root() => Some("labs need root"),
+        () if !mounted("bpf") => Some("bpffs is not mounted"),
+        () if !mounted("cgroup2") => Some("cgroup2 is not mounted"),
+        () if !Path::new("/sys/kernel/btf/vmlinux").exists() => Some("the kernel has no BTF"),
+        () if !installed("etcd") => Some("etcd is not installed"),
+        () => None,
+    }
+}
+
+/// What there is of a lab outside its own namespaces: nothing before `up` and after `down`.
+pub fn remains(name: &LabName) -> Vec<String> {
+    let mut found = namespace::list(&name.namespace_prefix()).unwrap();
+    let cgroup = chaos_lab::cgroup::lab_folder(name).unwrap();
+    let folders = [name.folder(), name.etcd_data_folder(), name.pin_folder(), cgroup];
+    found.extend(folders.iter().filter(|folder| folder.exists()).map(|folder| folder.display().to_string()));
+    let marks = [name.folder().display().to_string(), name.etcd_data_folder().display().to_string()];
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let Ok(command) = fs::read_to_string(entry.path().join("cmdline")) else { continue };
+        if marks.iter().any(|mark| command.contains(&format!("{mark}/"))) {
+            found.push(format!("process {}", command.replace('\0', " ")));
+        }
+    }
+    found
+}
+
+/// The devices of the machine's own namespace that have names as ours.
+pub fn our_devices() -> Vec<String> {
+    let entries = fs::read_dir("/sys/class/net").unwrap().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    names.filter(|name| name.starts_with("wrn") || name.starts_with("warren")).collect()
+}

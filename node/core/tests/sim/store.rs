@@ -112,3 +112,38 @@ fn a_wiped_store_takes_nothing_away() {
         );
     }
 }
+
+#[test]
+fn gossip_that_comes_late_does_not_bring_an_endpoint_back() {
+    let mut sim = Sim::new(2, 24);
+    sim.settle();
+    sim.gossip = false;
+    let (ip, identity) = added(sim.add(1, "a", "app=a"));
+    let status = sim.node(1).status();
+    let labels: identity::Labels = "app=a".parse().expect("labels");
+    let late = node_facts::NodeFacts {
+        fleet_id: status.fleet_id.expect("joined"),
+        node: status.node,
+        incarnation: status.incarnation,
+        underlay: status.underlay,
+        gateway: status.gateway,
+        cidrs: vec![node_facts::CidrFact { cidr: status.cidrs[0].cidr, epoch: status.cidrs[0].epoch }],
+        applied_generation: 0,
+        health: node_facts::NodeHealth::Ok,
+        pending: vec![node_facts::PendingEndpoint {
+            ip,
+            identity,
+            labels_digest: labels.digest(),
+            labels,
+            name: name("a"),
+            op: node_facts::PendingOp::Added,
+            sequence: 1,
+        }],
+    };
+    sim.agent(2).hear(late.clone());
+    sim.settle();
+    assert_eq!(sim.ask(1, Call::EndpointDelete(name("a"))), Ok(Reply::EndpointDeleted { existed: true }));
+    sim.agent(2).hear(late);
+    sim.settle();
+    check::converged(&sim);
+}

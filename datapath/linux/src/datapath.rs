@@ -1,6 +1,6 @@
 //! The datapath of one node: opened once, then observed and changed.
 
-use std::{net::IpAddr, path::PathBuf};
+use std::net::IpAddr;
 
 use datapath_plan::Base;
 use nix::unistd::Uid;
@@ -56,11 +56,6 @@ impl Datapath {
         let adopted = if adoption == Adoption::Adopted { hooks.adopt(&netlink, &links).await? } else { 0 };
         tracing::info!(pin_root = %config.pin_root.display(), ?mode, ?adoption, adopted, "datapath open");
         Ok(Self { config, netlink, maps, hooks, events: Some(events) })
-    }
-
-    /// Where this datapath pins.
-    pub fn pin_root(&self) -> &PathBuf {
-        &self.config.pin_root
     }
 
     /// Packets and bytes by reason and direction, since the maps were made. Lost events count as packets.

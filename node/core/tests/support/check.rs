@@ -1,6 +1,9 @@
 //! What must hold after every step, and what must hold once the fleet is quiet.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use datapath_plan::NodeIndex;
 use identity::{Identity, LabelDigest};
@@ -47,9 +50,11 @@ pub fn p3(sim: &Sim) {
 }
 
 /// Once the fleet is quiet: each kernel is as its node wants, the store has every endpoint, and every kernel
-/// knows every endpoint with its identity, behind the right node.
+/// knows every endpoint with its identity, behind the right node, and no other.
 pub fn converged(sim: &Sim) {
     let view = view(sim);
+    let kernels = sim.agents.iter().flat_map(|agent| agent.kernel.tables().endpoints.values());
+    let attached: BTreeSet<IpAddr> = kernels.map(|endpoint| endpoint.address).collect();
     for agent in &sim.agents {
         let Some(node) = &agent.node else { continue };
         let me = agent.config.node.as_str();
@@ -60,6 +65,12 @@ pub fn converged(sim: &Sim) {
         let mut wanted = node.wanted().clone();
         wanted.endpoints.values_mut().for_each(|endpoint| endpoint.attachment = None);
         assert_eq!(kernel, wanted, "{me}");
+        for (prefix, entry) in kernel.ipcache.iter().filter(|(_, entry)| entry.identity.is_fleet()) {
+            assert!(
+                attached.contains(&prefix.ip()),
+                "{me} knows {prefix} as {entry:?}, which is no endpoint"
+            );
+        }
         for other in &sim.agents {
             for endpoint in other.kernel.tables().endpoints.values() {
                 let entry = kernel.ipcache.get(&IpNetwork::from(endpoint.address));
@@ -78,7 +89,5 @@ pub fn converged(sim: &Sim) {
             }
         }
     }
-    let recorded: usize = view.endpoint_count();
-    let attached: usize = sim.agents.iter().map(|agent| agent.kernel.tables().endpoints.len()).sum();
-    assert_eq!(recorded, attached, "records of endpoints that are not there");
+    assert_eq!(view.endpoint_count(), attached.len(), "records of endpoints that are not there");
 }

@@ -71,7 +71,7 @@ fn watch(workspace: &Path) {
     }
     println!("cargo::rerun-if-changed={}", workspace.join("Cargo.lock").display());
     println!("cargo::rerun-if-changed=build.rs");
-    for name in ["BPF_PREBUILT", "BPF_RUSTC", "PATH"] {
+    for name in ["BPF_PREBUILT", "BPF_RUSTC"] {
         println!("cargo::rerun-if-env-changed={name}");
     }
 }

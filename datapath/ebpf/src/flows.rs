@@ -45,14 +45,19 @@ impl Flow {
 
 /// The entry for the packet, if what it says holds now and the packet comes from where it must.
 #[inline(always)]
-pub fn known(packet: &Packet, comes_from: impl FnOnce(&FlowEntry) -> bool) -> Option<Flow> {
+pub fn known(packet: &mut Packet, comes_from: impl FnOnce(&FlowEntry) -> bool) -> Option<Flow> {
     let key = &packet.key;
     let flow = Flow(FLOWS_V4.get_ptr_mut(key)?);
     let entry = flow.entry();
     let holds = comes_from(entry)
         && is_current(entry, lookup::epoch(entry.src_shard), lookup::epoch(entry.dst_shard))
         && !(entry.flags & ENDED != 0 && opens(packet.tcp_flags));
-    if holds { Some(flow) } else { None }
+    if !holds {
+        return None;
+    }
+    packet.src_identity = entry.src_identity;
+    packet.dst_identity = entry.dst_identity;
+    Some(flow)
 }
 
 /// The shards of a packet's addresses and the sum of their epochs.

@@ -1,8 +1,7 @@
 //! What a workload sends: host side of its device, ingress.
 
 use datapath_abi::{
-    DropReason, EndpointEntry, FlowEntry, NODE_NONE, NODE_SELF, NodeConfig, SourceKind,
-    identity_number as identity,
+    DropReason, EndpointEntry, NODE_NONE, NODE_SELF, NodeConfig, SourceKind, identity_number as identity,
 };
 use datapath_packet::{
     Arp, ETHERNET_BYTES, ETHERTYPE_ARP, ETHERTYPE_IPV4, Ethernet, Halves, Place, Side, UDP, answer,
@@ -34,8 +33,8 @@ fn ipv4(packet: &mut Packet, config: &NodeConfig, ethernet: &Ethernet) -> Result
     let ip = &packet.parse_ipv4()?;
     // An entry made for this interface proves the source address. It does not prove the Ethernet source, but
     // that goes nowhere: it is rewritten, or is of no use to a stack that routes.
-    let is_from_here = |entry: &FlowEntry| comes_from(entry, SourceKind::Endpoint, packet.ifindex());
-    match flows::known(packet, is_from_here) {
+    let here = packet.ifindex();
+    match flows::known(packet, |entry| comes_from(entry, SourceKind::Endpoint, here)) {
         Some(flow) => {
             let verdict = deliver::by_entry(packet, config, ip, flow.entry())?;
             flow.touch(packet);

@@ -76,8 +76,16 @@ impl Packet {
     }
 
     /// The Ethernet header.
+    ///
+    /// # Errors
+    /// [`DropReason::UnsupportedProtocol`]: the frame has a VLAN tag, which the kernel has put aside and would
+    /// put back. [`DropReason::Malformed`].
     #[inline(always)]
     pub fn ethernet(&self) -> Result<Ethernet, DropReason> {
+        // SAFETY: the context outlives the program's run.
+        if unsafe { (*self.skb).vlan_present } != 0 {
+            return Err(DropReason::UnsupportedProtocol);
+        }
         self.read(0)
     }
 

@@ -29,10 +29,11 @@ pub fn decide(packet: &mut Packet) -> Result<Verdict, DropReason> {
 fn ipv4(packet: &mut Packet, config: &NodeConfig) -> Result<Verdict, DropReason> {
     packet.parse_ipv4()?;
     // By its routes the stack may choose an interface; only the endpoint's own is right.
+    let here = packet.ifindex();
     let is_for_here = |entry: &FlowEntry| {
         comes_from(entry, SourceKind::Host, 0)
             && entry.action == FlowAction::Local as u8
-            && entry.target == packet.ifindex()
+            && entry.target == here
     };
     if let Some(flow) = flows::known(packet, is_for_here) {
         flow.touch(packet);

@@ -2,8 +2,8 @@
 
 use datapath_abi::{
     Direction::{Egress, Ingress},
-    DropReason, EndpointEntry, Event, EventKind, FlowEntry, FlowKey, IpcacheEntry, V4, counter_slot,
-    epoch_shard_v4, flow_flags, map_name,
+    DropReason, EndpointEntry, Event, EventKind, FlowEntry, FlowKey, IpcacheEntry, NodeEntry, V4,
+    counter_slot, epoch_shard_v4, flow_flags, map_name,
 };
 use datapath_linux::object::Program::{FromEndpoint, FromOverlay};
 
@@ -153,6 +153,36 @@ fn after_an_endpoint_has_gone_not_one_more_packet_passes() {
     kernel.set(map_name::EPOCHS, &epoch_shard_v4(B.address), &(epoch_of(B.address) + 1));
     let expected = Expected::dropped(&ack, DropReason::UnknownDestination, Egress).identities(A.identity, 0);
     check(&mut kernel, FromEndpoint, &ack.bytes(), expected);
+}
+
+#[test]
+fn a_node_that_left_is_refused_at_once() {
+    let mut kernel = furnished!();
+    let (syn, syn_ack) = (Frame::syn(&A, &R), Frame::syn_ack(&R, &A));
+    begin(&mut kernel, &syn);
+    kernel.remove::<V4, u32>(map_name::NODE_BY_ADDRESS_V4, &NODE_5.address);
+    kernel.set(map_name::NODES, &5u32, &NodeEntry::default());
+
+    let expected = Expected::dropped(&syn_ack, DropReason::UnknownNode, Ingress)
+        .identities(R.identity, 0)
+        .origin(Some(tunnel_from(&R)));
+    check(&mut kernel, FromOverlay, &syn_ack.bytes(), expected);
+    // Nobody to send to any more, either; the entry does not count what was not sent.
+    let expected =
+        Expected::dropped(&syn, DropReason::NoTunnelEndpoint, Egress).identities(A.identity, R.identity);
+    check(&mut kernel, FromEndpoint, &syn.bytes(), expected);
+}
+
+#[test]
+fn a_known_flow_counts_only_what_goes_on() {
+    let mut kernel = furnished!();
+    let syn = Frame::syn(&A, &B);
+    let expected = Expected::forwarded(Redirect, syn.clone().towards(&B).ttl(63).bytes(), Egress);
+    check(&mut kernel, FromEndpoint, &syn.bytes(), expected.new_flow(&syn, &A, &B));
+    let last_hop = syn.ttl(1);
+    let expected =
+        Expected::dropped(&last_hop, DropReason::TtlExceeded, Egress).identities(A.identity, B.identity);
+    check(&mut kernel, FromEndpoint, &last_hop.bytes(), expected);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use aya::{
 };
 use datapath_abi::{
     AbiBytes, COUNTER_SLOTS, Counter, EPOCH_SHARDS, EndpointEntry, Event, FlowEntry, FlowKey, IpcacheEntry,
-    LpmKey, MAX_NODES, NodeConfig, NodeEntry, V4, map_name,
+    LpmKey, NodeConfig, NodeEntry, V4, map_name,
 };
 use datapath_linux::object::{OBJECT, Program};
 
@@ -77,6 +77,7 @@ pub fn kernel_or_skip() -> Option<Kernel> {
         map_name::IPCACHE_V4,
         map_name::IPCACHE_LPM_V4,
         map_name::NODE_BY_ADDRESS_V4,
+        map_name::NODES,
         map_name::FLOWS_V4,
     ] {
         loader.map_max_entries(name, SMALL);
@@ -229,7 +230,7 @@ impl Kernel {
     pub fn snapshot(&self) -> Snapshot {
         let mut written = BTreeMap::new();
         self.note_array::<NodeConfig>(&mut written, map_name::CONFIG, 1);
-        self.note_array::<NodeEntry>(&mut written, map_name::NODES, MAX_NODES);
+        self.note_array::<NodeEntry>(&mut written, map_name::NODES, SMALL);
         self.note_array::<u32>(&mut written, map_name::EPOCHS, EPOCH_SHARDS);
         self.note_hash::<u32, EndpointEntry>(&mut written, map_name::ENDPOINTS_BY_IFINDEX);
         self.note_hash::<V4, EndpointEntry>(&mut written, map_name::ENDPOINTS_V4);

@@ -4,11 +4,7 @@ use std::{fs, io, process::ExitCode};
 
 use datapath_linux::LinuxConfig;
 
-use crate::{
-    config::Config,
-    http::SOCKET_NAME,
-    lock::{Lock, pin_lock_path},
-};
+use crate::{config::Config, http::SOCKET_NAME, lock::RUN_LOCK};
 
 /// Says line by line what is done, or would be; goes on past failures. The state folder stays: it holds nothing
 /// that works, and its incarnation must not be forgotten.
@@ -17,11 +13,6 @@ use crate::{
 /// While an agent runs, and when the kernel cannot be read at all.
 pub async fn cleanup(config: &Config, dry_run: bool) -> anyhow::Result<ExitCode> {
     let pin_root = &config.datapath.pin_root;
-    let lock_file = pin_lock_path(pin_root);
-    let lock = match dry_run {
-        true => None,
-        false => Some(Lock::take(&lock_file, "pin folder", pin_root, "datapath.pin_root")?),
-    };
     let steps = datapath_linux::cleanup(&LinuxConfig::at(pin_root), dry_run).await?;
     let mut failed = 0;
     for step in &steps {
@@ -35,7 +26,7 @@ pub async fn cleanup(config: &Config, dry_run: bool) -> anyhow::Result<ExitCode>
         }
     }
     if !dry_run {
-        for path in [config.node.run_dir.join(SOCKET_NAME), lock_file] {
+        for path in [SOCKET_NAME, RUN_LOCK].map(|name| config.node.run_dir.join(name)) {
             match fs::remove_file(&path) {
                 Ok(()) => println!("removed {}", path.display()),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -46,7 +37,6 @@ pub async fn cleanup(config: &Config, dry_run: bool) -> anyhow::Result<ExitCode>
             }
         }
     }
-    drop(lock);
     if steps.is_empty() {
         println!("nothing of ours is here");
     }

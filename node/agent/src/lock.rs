@@ -1,4 +1,4 @@
-//! One agent on a node: a lock on the state folder, and one for the folder of pins.
+//! One agent for each state folder and run folder. (The folder of pins is locked by the datapath.)
 
 use std::{
     fs::{File, OpenOptions},
@@ -8,6 +8,9 @@ use std::{
 };
 
 use nix::fcntl::{Flock, FlockArg};
+
+/// The lock's file in the run folder.
+pub const RUN_LOCK: &str = "warren.lock";
 
 /// Held for as long as the agent lives; the kernel lets it go when the process ends, however it ends.
 #[derive(Debug)]
@@ -80,17 +83,6 @@ impl Lock {
     }
 }
 
-/// The lock file of a folder of pins. It lies in the run folder of the system, as bpffs takes no files.
-pub fn pin_lock_path(pin_root: &Path) -> PathBuf {
-    let name: String = pin_root
-        .to_string_lossy()
-        .trim_matches('/')
-        .chars()
-        .map(|c| if c == '/' { '-' } else { c })
-        .collect();
-    Path::new("/run").join(format!("warren-pins-{name}.lock"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -106,13 +98,5 @@ mod tests {
         assert!(error.contains("node.state_dir"), "{error}");
         drop(first);
         Lock::take(&file, "state folder", folder.path(), "node.state_dir").unwrap();
-    }
-
-    #[test]
-    fn pins_have_a_lock_each() {
-        assert_eq!(
-            pin_lock_path(Path::new("/sys/fs/bpf/warren")),
-            Path::new("/run/warren-pins-sys-fs-bpf-warren.lock")
-        );
     }
 }

@@ -23,7 +23,7 @@ use crate::{
     check,
     config::{Config, StoreKind},
     http::{self, App, KernelReads},
-    lock::{Lock, pin_lock_path},
+    lock::{Lock, RUN_LOCK},
     machine::{self, Machine},
     metrics::Metrics,
     preflight,
@@ -70,14 +70,17 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     result
 }
 
+/// State and run folder; the datapath locks its pins itself.
 fn take_locks(config: &Config) -> anyhow::Result<[Lock; 2]> {
     let state_dir = &config.node.state_dir;
     fs::create_dir_all(state_dir).with_context(|| format!("make state folder {}", state_dir.display()))?;
     fs::set_permissions(state_dir, fs::Permissions::from_mode(0o700))?;
-    let pin_root = &config.datapath.pin_root;
+    let run_dir = &config.node.run_dir;
+    fs::create_dir_all(run_dir).with_context(|| format!("make run folder {}", run_dir.display()))?;
+    fs::set_permissions(run_dir, fs::Permissions::from_mode(0o755))?;
     Ok([
         Lock::take(&state_dir.join("lock"), "state folder", state_dir, "node.state_dir")?,
-        Lock::take(&pin_lock_path(pin_root), "pin folder", pin_root, "datapath.pin_root")?,
+        Lock::take(&run_dir.join(RUN_LOCK), "run folder", run_dir, "node.run_dir")?,
     ])
 }
 
@@ -129,13 +132,15 @@ impl Parts {
 
         let underlay = underlay(&underlay_choice(config)).await.context("choose the underlay")?;
         info!(interface = underlay.interface, address = %underlay.address, reason = underlay.reason, "underlay chosen");
-        let (socket, socket_path) = http::bind_socket(&config.node.run_dir, &config.http.socket_group)?;
         let metrics_listener = http::bind_metrics(config.http.metrics_listen).await?;
         let store = store(config, &stop, &mut tasks)?;
         let gossip = gossip(config, machine, &underlay, &core, &stop, &mut tasks).await?;
         let linux = LinuxConfig::at(&config.datapath.pin_root);
         let kernel =
             Kernel::start(linux, core.clone(), metrics.clone()).await.context("open the datapath")?;
+
+        // Last of all that can fail: whoever can connect gets an answer.
+        let (socket, socket_path) = http::bind_socket(&config.node.run_dir, &config.http.socket_group)?;
 
         let (lease, keep) = LeaseKeeper::new(store.clone(), metrics.clone());
         let hub = EventHub::default();
@@ -197,6 +202,8 @@ impl Parts {
         let watchdog = watch_over(self.core.clone());
         let mut watchdog = pin!(watchdog);
         let early = tokio::select! {
+            // First: a part that ends because of the stop has not ended on its own.
+            biased;
             () = stop.cancelled() => None,
             ended = self.tasks.join_next() => ended,
             () = &mut watchdog => None,

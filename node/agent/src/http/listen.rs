@@ -17,13 +17,11 @@ use super::{App, metrics, router};
 pub const SOCKET_NAME: &str = "warren.sock";
 
 /// Listens on `<run_dir>/warren.sock`, 0660, of the group if there is one. What an agent before us left there is
-/// removed: whoever calls holds the lock, so nobody listens on it.
+/// removed: whoever calls holds the folder's lock, so nobody listens on it.
 ///
 /// # Errors
-/// When the folder cannot be made or the socket not be bound.
+/// When the socket cannot be bound.
 pub fn bind_socket(run_dir: &Path, group: &str) -> anyhow::Result<(UnixListener, PathBuf)> {
-    fs::create_dir_all(run_dir).with_context(|| format!("make run folder {}", run_dir.display()))?;
-    fs::set_permissions(run_dir, fs::Permissions::from_mode(0o755))?;
     let path = run_dir.join(SOCKET_NAME);
     match fs::remove_file(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {

@@ -19,8 +19,9 @@ impl Flow {
     /// What it says.
     #[inline(always)]
     pub fn entry(&self) -> &FlowEntry {
-        // SAFETY: table values live until the run ends (RCU). Other CPUs may count in them meanwhile; what is
-        // decided on never changes in place.
+        // SAFETY: the memory is the table's for ever (preallocated), and every bit pattern is an entry. What is
+        // decided never changes in place, but another CPU may evict the entry and give it to another flow; as it
+        // was looked up just now, it is the last that an LRU takes (decision 0003).
         unsafe { &*self.0 }
     }
 
@@ -112,7 +113,7 @@ pub fn decide(
 pub fn remember(packet: &Packet, halves: &mut Halves) -> Result<(), DropReason> {
     // By reference: copies would not fit on the stack.
     let (key, reverse_key) = (&packet.key, &packet.key.reverse());
-    // SAFETY: values live until the run ends (RCU), and are read before anything is written below.
+    // SAFETY: as in `Flow::entry`; read before anything is written below.
     let (forward, reverse) = unsafe { (FLOWS_V4.get(key), FLOWS_V4.get(reverse_key)) };
     let is_new = !carry_over(halves, forward, reverse, opens(packet.tcp_flags));
 

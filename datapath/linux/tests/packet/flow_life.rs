@@ -255,3 +255,19 @@ fn a_flood_of_drops_is_counted_and_reported_in_part() {
     assert!(events <= windows * u64::from(datapath_abi::EVENTS_PER_WINDOW), "{events} in {windows}");
     assert!(events >= u64::from(datapath_abi::EVENTS_PER_WINDOW));
 }
+
+#[test]
+fn a_ring_that_nobody_reads_costs_events_and_no_packets() {
+    // A record has a header of 8 bytes (`BPF_RINGBUF_HDR_SZ`).
+    let fit = u64::from(datapath_abi::EVENT_RING_BYTES) / (size_of::<Event>() as u64 + 8);
+    let flows = fit + 100;
+    let mut kernel = furnished!();
+    for port in 0..flows {
+        kernel.run(FromEndpoint, &Frame::udp(&A, &R, port as u16, 53).bytes(), None);
+    }
+    let counters = kernel.snapshot().counters;
+    assert_eq!(counters[&counter_slot(0, Egress)].0, flows);
+    let lost = counters[&counter_slot(255, Egress)].0;
+    assert_eq!(kernel.events().len() as u64 + lost, flows);
+    assert!((100..110).contains(&lost), "{lost}");
+}

@@ -66,7 +66,12 @@ pub struct MemStore {
 impl MemStore {
     /// An empty store.
     pub fn new(identity: StoreIdentity) -> Self {
-        let inner = Inner { state: MemState::new(identity), history: 0 };
+        Self::with_state(MemState::new(identity))
+    }
+
+    /// A store with this in it.
+    pub fn with_state(state: MemState) -> Self {
+        let inner = Inner { state, history: 0 };
         Self { shared: Arc::new(Shared { inner: Mutex::new(inner), changed: watch::Sender::new(()) }) }
     }
 

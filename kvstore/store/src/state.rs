@@ -60,6 +60,18 @@ impl MemState {
         }
     }
 
+    /// The store that this listing of everything shows. What hung on a lease is left out: whoever kept it is
+    /// gone; what was before the listing's revision is compacted away.
+    pub fn loaded(listing: ListPage) -> Self {
+        let kept = listing.entries.into_iter().filter(|kv| kv.lease.is_none());
+        Self {
+            revision: listing.revision,
+            compacted: listing.revision,
+            keys: kept.map(|kv| (kv.key.clone(), vec![(kv.mod_revision, Some(kv))])).collect(),
+            ..Self::new(listing.store)
+        }
+    }
+
     /// Which store this is.
     pub fn identity(&self) -> StoreIdentity {
         self.identity

@@ -111,3 +111,18 @@ fn a_restore_goes_backwards() {
         Err(StoreError::Replaced(_))
     ));
 }
+
+#[test]
+fn a_listing_is_loaded_without_what_hung_on_leases() {
+    let mut state = state();
+    state.txn(&Txn::new().then(put("/a", "1"))).expect("runs");
+    let lease = state.lease_grant(Duration::from_secs(60));
+    state.txn(&Txn::new().then(put_on("/b", lease))).expect("runs");
+    let everything = state.list(&Prefix::from_raw("/"), None, None, 9).expect("lists");
+    let mut loaded = MemState::loaded(everything);
+    assert_eq!((loaded.identity(), loaded.revision()), (state.identity(), state.revision()));
+    assert_eq!(keys(&loaded, None), "/a");
+    assert_eq!(loaded.get(&Key::from_raw("/a")), state.get(&Key::from_raw("/a")));
+    loaded.txn(&Txn::new().then(put("/c", "1"))).expect("runs");
+    assert_eq!(keys(&loaded, None), "/a /c");
+}

@@ -7,8 +7,8 @@ use std::{
 use anyhow::{Context, bail};
 use datapath_linux::{LinuxConfig, UnderlayChoice, underlay};
 use kvstore_etcd::EtcdStore;
-use kvstore_schema::{Schema, StoreIdentity};
-use kvstore_store::{MemStore, Store};
+use kvstore_schema::Schema;
+use kvstore_store::Store;
 use node_core::{Node, NodeConfig};
 use node_gossip::{Gossip, GossipConfig, Keyring};
 use sd_notify::NotifyState;
@@ -29,7 +29,7 @@ use crate::{
     preflight,
     shell::{
         Clock, Core, CoreLoop, EventHub, EventSources, GossipLink, Kernel, LeaseKeeper, Outlets, StoreCalls,
-        follow, pump,
+        follow, memory, pump,
     },
 };
 
@@ -281,13 +281,19 @@ fn store(config: &Config, stop: &CancellationToken, tasks: &mut Tasks) -> anyhow
     Ok(match config.store {
         StoreKind::Etcd => Arc::new(EtcdStore::connect(check::etcd_config(&config.etcd)?)?),
         StoreKind::Memory => {
-            let memory = MemStore::new(StoreIdentity(rand::random()));
-            let client = memory.client();
-            spawn_until(stop, tasks, "store clock", async {
-                memory.run_clock().await;
+            let path = config.node.state_dir.join("store.json");
+            let store = memory::open(&path)?;
+            let client = Arc::new(store.client());
+            let kept = memory::keep(client.clone(), path, stop.clone());
+            spawn(tasks, "store file", async {
+                kept.await;
                 Ok(())
             });
-            Arc::new(client)
+            spawn_until(stop, tasks, "store clock", async {
+                store.run_clock().await;
+                Ok(())
+            });
+            client
         }
     })
 }

@@ -98,12 +98,12 @@ pub struct PeerStatus {
 /// Gossip.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct GossipStatus {
+    /// Whether there is any: a fleet of one node has nobody to gossip with.
+    pub enabled: bool,
     /// Peers, this node left out.
     pub peers: Vec<PeerStatus>,
     /// Datagrams refused before a byte of them was parsed: wrong key, replay, garbage.
     pub refused_datagrams: u64,
-    /// Why gossip does not run; it is started again with back-off.
-    pub error: Option<String>,
 }
 
 /// A pod CIDR of this node.

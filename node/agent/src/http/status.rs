@@ -110,8 +110,7 @@ fn store(
 
 fn gossip(app: &App) -> GossipStatus {
     let Some(gossip) = &app.gossip else {
-        let error = Some("off: a fleet of one node has nobody to gossip with".to_owned());
-        return GossipStatus { peers: Vec::new(), refused_datagrams: 0, error };
+        return GossipStatus { enabled: false, peers: Vec::new(), refused_datagrams: 0 };
     };
     let peer = |peer: node_gossip::PeerStatus| PeerStatus {
         node: peer.node,
@@ -119,8 +118,8 @@ fn gossip(app: &App) -> GossipStatus {
         alive: peer.alive,
     };
     GossipStatus {
+        enabled: true,
         peers: gossip.peers().into_iter().map(peer).collect(),
         refused_datagrams: gossip.stats().refused.iter().map(|(_, count)| count).sum(),
-        error: None,
     }
 }

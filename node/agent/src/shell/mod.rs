@@ -11,6 +11,7 @@ mod events;
 mod gossip;
 mod kernel;
 mod lease;
+pub mod memory;
 mod store;
 
 use node_core::{Call, CallError, CallErrorKind, Event, Node, Reply};

@@ -45,6 +45,11 @@ fn a_restart_adopts_everything_and_loses_no_packet() {
     assert_eq!(after.cidrs[0].cidr, before.cidrs[0].cidr);
     assert_eq!((after.endpoints, after.programs), (before.endpoints, before.programs));
     assert!(after.incarnation > before.incarnation);
+    let client = stage.client();
+    assert!(
+        stage.ask(client.endpoint_delete(&added.name)).existed,
+        "the endpoint is still known by its name"
+    );
     agent.stop();
 }
 

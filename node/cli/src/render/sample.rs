@@ -67,7 +67,11 @@ pub fn healthy() -> Status {
             members: vec![member(1, false), member(2, true), member(3, false)],
             rejected: Vec::new(),
         },
-        gossip: GossipStatus { peers: vec![peer(2, true), peer(3, true)], refused_datagrams: 0, error: None },
+        gossip: GossipStatus {
+            enabled: true,
+            peers: vec![peer(2, true), peer(3, true)],
+            refused_datagrams: 0,
+        },
         cidrs: vec![CidrStatus { cidr: parse("10.200.7.0/24"), epoch: 12, used: 3, cooling: 0, free: 251 }],
         endpoints: 2,
         nodes: 3,
@@ -273,6 +277,7 @@ pub fn ips() -> Listing<IpEntry> {
         identity: number(identity),
         labels: parse(labels),
         node: Some(node_name(node)),
+        endpoint: None,
         source,
     };
     Listing::new(

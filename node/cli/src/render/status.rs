@@ -114,21 +114,18 @@ fn store(lines: &mut Lines, store: &StoreStatus) {
 }
 
 fn gossip(lines: &mut Lines, status: &Status) {
+    if !status.gossip.enabled {
+        lines.line(Mark::Ok, "gossip", "off: a fleet of one node");
+        return;
+    }
     let peers = &status.gossip.peers;
     let alive = peers.iter().filter(|peer| peer.alive).count();
-    let mark = match &status.gossip.error {
-        Some(_) => Mark::Fail,
-        None if alive < peers.len() => Mark::Warn,
-        None => Mark::Ok,
-    };
+    let mark = if alive < peers.len() { Mark::Warn } else { Mark::Ok };
     let mut value = format!("{alive} of {} peers alive", peers.len());
     if status.gossip.refused_datagrams > 0 {
         value += &format!(", {} datagrams refused", status.gossip.refused_datagrams);
     }
     lines.line(mark, "gossip", &value);
-    if let Some(error) = &status.gossip.error {
-        lines.detail(error);
-    }
     for peer in peers.iter().filter(|peer| !peer.alive) {
         lines.detail(&format!("{} at {} is silent", peer.node, peer.address));
     }

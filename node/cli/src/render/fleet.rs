@@ -152,10 +152,11 @@ pub fn ips(listing: &Listing<IpEntry>, _: Style) -> String {
                 entry.prefix.to_string(),
                 identity(entry.identity),
                 or_dash(entry.node.as_ref()),
+                or_dash(entry.endpoint.as_ref()),
                 source_word(entry.source).to_owned(),
                 joined(entry.labels.iter().map(|(key, value)| format!("{key}={value}"))),
             ]
         })
         .collect();
-    table(["ADDRESS", "IDENTITY", "NODE", "FROM", "LABELS"], rows, listing.total, "addresses")
+    table(["ADDRESS", "IDENTITY", "NODE", "ENDPOINT", "FROM", "LABELS"], rows, listing.total, "addresses")
 }

@@ -277,7 +277,7 @@ pub fn ips() -> Listing<IpEntry> {
         identity: number(identity),
         labels: parse(labels),
         node: Some(node_name(node)),
-        endpoint: None,
+        endpoint: (!labels.is_empty()).then(|| parse("web-1")),
         source,
     };
     Listing::new(

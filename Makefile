@@ -12,7 +12,7 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 LAB := $(TARGET_DIR)/release/warren-lab
 CARGO_DENY_VERSION := 0.20
 
-.PHONY: help setup build lab lab-down test fmt fmt-check clippy check-tests docs deny
+.PHONY: help setup build lab lab-down test fmt fmt-check clippy check-tests test-etcd docs deny
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -42,6 +42,15 @@ clippy: ## all lints, warnings denied
 
 check-tests:
 	@deploy/run-tests.sh
+
+# By name, so that neither is skipped when it is missing; one by one, as .config/nextest.toml says why.
+test-etcd: setup ## the etcd tests, on the system's etcd and on 3.5 (deploy/etcd-3.5.sh fetches it)
+	@newer=$$(deploy/etcd-3.5.sh); \
+	status=0; \
+	for etcd in "$$(command -v etcd)" "$$newer"; do \
+	    WARREN_ETCD=$$etcd cargo test --locked -p kvstore-etcd --tests --no-fail-fast -- --test-threads=1 || status=1; \
+	done; \
+	exit $$status
 
 docs: ## the crates' documentation, broken links denied
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps

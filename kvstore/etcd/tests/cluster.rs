@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use kvstore_etcd::{
     EtcdConfig, EtcdStore,
-    testing::{EtcdCluster, missing},
+    testing::{EtcdCluster, missing, version},
 };
 use kvstore_schema::{Condition, Key, KvOp, KvOpResult, Prefix, Revision, Txn};
 use kvstore_store::{Store, StoreError, Watch, WatchEvent, list_all};
@@ -71,6 +71,16 @@ async fn until(watch: &mut Watch, wanted: &Key) -> Revision {
             return event.mod_revision();
         }
     }
+}
+
+#[tokio::test]
+async fn members_tell_the_version_that_was_asked_for() {
+    if missing() {
+        return;
+    }
+    let cluster = EtcdCluster::start(1).await;
+    let told = cluster.store().members().await.remove(0).health.map(|health| health.version);
+    assert_eq!(told, version());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

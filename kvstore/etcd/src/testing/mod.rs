@@ -1,12 +1,15 @@
 //! Real etcd servers on loopback, for tests: started in a directory of their own, on free ports, and gone
 //! when dropped, also after a failed assertion; when the test itself is killed, the kernel kills them.
+//!
+//! `WARREN_ETCD=/path/to/etcd` chooses another etcd than the one of the `PATH`.
+
+mod program;
 
 use std::{
     fs,
     net::TcpListener,
-    os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::Child,
     time::Duration,
 };
 
@@ -16,6 +19,9 @@ use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
 use crate::{EtcdConfig, EtcdStore, TlsConfig};
+
+use program::spawn;
+pub use program::{missing, version};
 
 /// How long a cluster may take to elect its leader, on a machine that is busy with other tests.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -52,18 +58,6 @@ struct Member {
     data: PathBuf,
     log: PathBuf,
     process: Option<Child>,
-}
-
-/// Says on standard output why tests with etcd are skipped, if they must be.
-pub fn missing() -> bool {
-    let probe = Command::new("etcd").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
-    let why = match probe {
-        Ok(status) if status.success() => return false,
-        Ok(status) => status.to_string(),
-        Err(error) => error.to_string(),
-    };
-    println!("skipped: etcd --version: {why} (deploy/setup.sh installs etcd)");
-    true
 }
 
 impl EtcdCluster {
@@ -271,25 +265,4 @@ fn tls_args(tls: &ServerTls) -> Vec<String> {
         format!("--trusted-ca-file={}", tls.client_ca.display()),
         "--client-cert-auth".to_owned(),
     ]
-}
-
-fn spawn(args: &[String], log: &Path) -> Child {
-    let log = fs::OpenOptions::new().create(true).append(true).open(log).expect("open the member's log");
-    let mut command = Command::new("etcd");
-    // etcd reads ETCD_* variables; nobody else's may reach it.
-    command.args(args).env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-    if let Some(path) = std::env::var_os("PATH") {
-        command.env("PATH", path);
-    }
-    let die_with_parent = || {
-        // SAFETY: prctl(2) with plain numbers, safe between fork and exec. It is the spawning *thread*
-        // whose end counts: members are spawned from the test's own thread.
-        match unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } {
-            0 => Ok(()),
-            _ => Err(std::io::Error::last_os_error()),
-        }
-    };
-    // SAFETY: the closure makes one async-signal-safe call and allocates nothing.
-    unsafe { command.pre_exec(die_with_parent) };
-    command.spawn().expect("start etcd")
 }

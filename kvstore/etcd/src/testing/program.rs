@@ -1,0 +1,84 @@
+//! Which etcd the tests run, which version it is, and how one is started.
+
+use std::{
+    env,
+    ffi::OsString,
+    fs,
+    io::Write,
+    os::unix::process::CommandExt,
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::Once,
+};
+
+/// Names the etcd to test with, as a path; without it, tests take the `etcd` of the `PATH`.
+const VARIABLE: &str = "WARREN_ETCD";
+
+/// Says on standard output why tests with etcd are skipped, if they must be.
+///
+/// # Panics
+/// When `WARREN_ETCD` names an etcd that does not run: what was asked for by name is not skipped.
+pub fn missing() -> bool {
+    let why = match version() {
+        Ok(version) => {
+            announce(&version);
+            return false;
+        }
+        Err(why) => why,
+    };
+    assert!(env::var_os(VARIABLE).is_none(), "{VARIABLE}={}: {why}", program().display());
+    println!("skipped: etcd --version: {why} (deploy/setup.sh installs etcd)");
+    true
+}
+
+fn program() -> OsString {
+    env::var_os(VARIABLE).unwrap_or_else(|| "etcd".into())
+}
+
+/// The program's version, as `3.5.16`.
+///
+/// # Errors
+/// Why there is none: the program is not there, does not run, or is no etcd.
+pub fn version() -> Result<String, String> {
+    let output = Command::new(program()).arg("--version").stdin(Stdio::null()).output();
+    let output = output.map_err(|error| error.to_string())?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    match text.lines().find_map(|line| line.strip_prefix("etcd Version: ")) {
+        Some(version) if output.status.success() => Ok(version.to_owned()),
+        _ => Err(format!("{}, and no version: {text:?}", output.status)),
+    }
+}
+
+/// Says once per process which etcd it is. Not with `println!`: libtest shows that of failed tests only.
+fn announce(version: &str) {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        // Without standard error there is nobody to tell.
+        let _ = writeln!(std::io::stderr(), "etcd {version} ({})", program().display());
+    });
+}
+
+/// Starts a member that dies with this thread, and writes to that log.
+///
+/// # Panics
+/// When it cannot be started.
+pub(super) fn spawn(args: &[String], log: &Path) -> Child {
+    let log = fs::OpenOptions::new().create(true).append(true).open(log).expect("open the member's log");
+    let mut command = Command::new(program());
+    // etcd reads ETCD_* variables; nobody else's may reach it.
+    command.args(args).env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+    if let Some(path) = env::var_os("PATH") {
+        command.env("PATH", path);
+    }
+    let die_with_parent = || {
+        // SAFETY: prctl(2) with plain numbers, safe between fork and exec. It is the spawning *thread*
+        // whose end counts: members are spawned from the test's own thread.
+        match unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: the closure makes one async-signal-safe call and allocates nothing.
+    unsafe { command.pre_exec(die_with_parent) };
+    command.spawn().expect("start etcd")
+}

@@ -120,6 +120,7 @@ impl Node {
                 self.membership.fleet_id = Some(joined.record.fleet_id);
                 self.membership.phase = Phase::Registering;
                 self.refresh_own_claims();
+                self.hear_early_facts();
                 self.register();
             }
             Err(error) => self.refused(&error),

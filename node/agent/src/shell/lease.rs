@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use kvstore_schema::{Key, KvOp, LeaseId, Txn};
 use kvstore_store::{Store, StoreError};
 use tokio::sync::watch;
-use tracing::{debug, info};
+use tracing::{info, warn};
 
 use super::backoff::Backoff;
 use crate::metrics::Metrics;
@@ -96,7 +96,9 @@ async fn keep(
                     metrics.lease_lost.inc();
                     (lease, written) = (None, false);
                 }
-                debug!(%error, "sign of life is not renewed");
+                if report.borrow().held {
+                    warn!(%error, "sign of life is not held; tried again until it is");
+                }
                 report.send_replace(LeaseState { held: false, error: Some(error.to_string()) });
                 backoff.step()
             }

@@ -20,8 +20,19 @@ impl Node {
         }
     }
 
+    /// The fleet's id is known now: what was said before can be judged.
+    pub(crate) fn hear_early_facts(&mut self) {
+        for facts in std::mem::take(&mut self.peers.early).into_values() {
+            self.on_facts(facts);
+        }
+    }
+
     fn on_facts(&mut self, facts: NodeFacts) {
         let node = facts.node.clone();
+        if self.membership.fleet_id.is_none() {
+            self.peers.early.insert(node, facts);
+            return;
+        }
         if let Err(reason) = self.check_facts(&facts) {
             self.counters.gossip_rejected += 1;
             self.desired.rejected_facts.insert(node, reason);
@@ -62,13 +73,10 @@ impl Node {
         if facts.node == self.config.node {
             return Err("another agent gossips in this node's name".to_owned());
         }
-        match &self.membership.fleet_id {
-            // Before we know our own, we cannot tell: gossip repeats itself.
-            None => return Err("this node does not know its fleet's id yet".to_owned()),
-            Some(ours) if *ours != facts.fleet_id => {
-                return Err(format!("its fleet is {:?}, this node's is {ours}", facts.fleet_id));
-            }
-            Some(_) => {}
+        if let Some(ours) = &self.membership.fleet_id
+            && *ours != facts.fleet_id
+        {
+            return Err(format!("its fleet is {:?}, this node's is {ours}", facts.fleet_id));
         }
         if self.peers.removed.get(&facts.node).is_some_and(|incarnation| facts.incarnation <= *incarnation) {
             return Err("the node was removed by an operator".to_owned());

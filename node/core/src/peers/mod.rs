@@ -62,6 +62,8 @@ pub(crate) struct Peers {
     owners: BTreeMap<IpNetwork, NodeName>,
     /// Unconfirmed endpoint changes by gossip.
     pending: BTreeMap<IpAddr, BTreeMap<NodeName, PendingEndpoint>>,
+    /// What nodes said before this one knew its fleet's id, the newest of each: gossip says a thing once.
+    early: BTreeMap<NodeName, NodeFacts>,
 }
 
 impl Peers {

@@ -147,3 +147,23 @@ fn gossip_that_comes_late_does_not_bring_an_endpoint_back() {
     sim.settle();
     check::converged(&sim);
 }
+
+#[test]
+fn what_gossip_said_before_the_fleet_was_known_counts_afterwards() {
+    let mut sim = Sim::new(2, 25);
+    sim.agents[1].store_up = false;
+    sim.settle();
+    let (_, identity) = added(sim.add(1, "a", "app=a"));
+    sim.agents[0].store_up = false;
+    sim.settle();
+    // Only gossip tells of this one, and only now, when node 2 cannot judge it yet.
+    let (address, _) = added(sim.add(1, "b", "app=a"));
+    sim.advance(Duration::from_secs(1));
+    assert_eq!(sim.node(2).lookup(address), None);
+    sim.gossip = false;
+    sim.agents[1].store_up = true;
+    sim.settle();
+    sim.advance(Duration::from_secs(60));
+    assert_eq!(sim.node(2).lookup(address).expect("by gossip").identity, identity);
+    assert_eq!(sim.node(2).rejected(), []);
+}

@@ -10,6 +10,7 @@ mod lock;
 mod logging;
 mod machine;
 mod metrics;
+mod parts;
 mod preflight;
 mod run;
 mod shell;

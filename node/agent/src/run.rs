@@ -1,16 +1,11 @@
 //! One run of the agent: from a checked configuration to a clean stop.
 
-use std::{
-    fs, net::SocketAddr, os::unix::fs::PermissionsExt, path::PathBuf, pin::pin, sync::Arc, time::Duration,
-};
+use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, pin::pin, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
-use datapath_linux::{LinuxConfig, UnderlayChoice, underlay};
-use kvstore_etcd::EtcdStore;
+use datapath_linux::{LinuxConfig, underlay};
 use kvstore_schema::Schema;
-use kvstore_store::Store;
-use node_core::{Node, NodeConfig};
-use node_gossip::{Gossip, GossipConfig, Keyring};
+use node_core::Node;
 use sd_notify::NotifyState;
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -20,16 +15,15 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, info, warn};
 
 use crate::{
-    check,
-    config::{Config, StoreKind},
+    config::Config,
     http::{self, App, KernelReads},
     lock::{Lock, RUN_LOCK},
     machine::{self, Machine},
     metrics::Metrics,
+    parts::{self, Tasks, spawn, spawn_until},
     preflight,
     shell::{
-        Clock, Core, CoreLoop, EventHub, EventSources, GossipLink, Kernel, LeaseKeeper, Outlets, StoreCalls,
-        follow, memory, pump,
+        Clock, Core, CoreLoop, EventHub, EventSources, Kernel, LeaseKeeper, Outlets, StoreCalls, follow, pump,
     },
 };
 
@@ -130,11 +124,11 @@ impl Parts {
         let mut tasks = JoinSet::new();
         let requests = TaskTracker::new();
 
-        let underlay = underlay(&underlay_choice(config)).await.context("choose the underlay")?;
+        let underlay = underlay(&parts::underlay_choice(config)).await.context("choose the underlay")?;
         info!(interface = underlay.interface, address = %underlay.address, reason = underlay.reason, "underlay chosen");
         let metrics_listener = http::bind_metrics(config.http.metrics_listen).await?;
-        let store = store(config, &stop, &mut tasks)?;
-        let gossip = gossip(config, machine, &underlay, &core, &stop, &mut tasks).await?;
+        let store = parts::store(config, &stop, &mut tasks)?;
+        let gossip = parts::gossip(config, machine, &underlay, &core, &stop, &mut tasks).await?;
         let linux = LinuxConfig::at(&config.datapath.pin_root);
         let kernel =
             Kernel::start(linux, core.clone(), metrics.clone()).await.context("open the datapath")?;
@@ -178,7 +172,7 @@ impl Parts {
         spawn(&mut tasks, "API", async { Ok(api.await?) });
         spawn(&mut tasks, "metrics", async { Ok(page.await?) });
         let node = CoreLoop {
-            node: Node::new(node_config(config, machine, &underlay)),
+            node: Node::new(parts::node_config(config, machine, &underlay)),
             inputs,
             outlets: Outlets {
                 kernel: kernel.kernel,
@@ -233,29 +227,6 @@ impl Parts {
     }
 }
 
-/// Parts at work, with their names.
-type Tasks = JoinSet<(&'static str, anyhow::Result<()>)>;
-
-/// Starts a part that ends by itself when the agent stops.
-fn spawn(
-    tasks: &mut Tasks,
-    name: &'static str,
-    task: impl Future<Output = anyhow::Result<()>> + Send + 'static,
-) {
-    tasks.spawn(async move { (name, task.await) });
-}
-
-/// Starts a part that may be dropped wherever it waits when the agent stops.
-fn spawn_until(
-    stop: &CancellationToken,
-    tasks: &mut Tasks,
-    name: &'static str,
-    task: impl Future<Output = anyhow::Result<()>> + Send + 'static,
-) {
-    let stop = stop.clone();
-    spawn(tasks, name, async move { stop.run_until_cancelled(task).await.unwrap_or(Ok(())) });
-}
-
 /// Tells systemd's watchdog that the node answers. Never ends: an agent that is stuck is restarted by systemd.
 async fn watch_over(core: Core) {
     let Some(timeout) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
@@ -265,89 +236,5 @@ async fn watch_over(core: Core) {
         if core.read(|_| ()).await.is_ok() {
             notify(&[NotifyState::Watchdog]);
         }
-    }
-}
-
-fn underlay_choice(config: &Config) -> UnderlayChoice {
-    let datapath = &config.datapath;
-    match (&datapath.underlay_address, &datapath.underlay_interface) {
-        (Some(address), _) => UnderlayChoice::Address(*address),
-        (None, Some(interface)) => UnderlayChoice::Interface(interface.clone()),
-        (None, None) => UnderlayChoice::Towards(check::literal_addresses(&config.etcd.endpoints)),
-    }
-}
-
-fn store(config: &Config, stop: &CancellationToken, tasks: &mut Tasks) -> anyhow::Result<Arc<dyn Store>> {
-    Ok(match config.store {
-        StoreKind::Etcd => Arc::new(EtcdStore::connect(check::etcd_config(&config.etcd)?)?),
-        StoreKind::Memory => {
-            let path = config.node.state_dir.join("store.json");
-            let store = memory::open(&path)?;
-            let client = Arc::new(store.client());
-            let kept = memory::keep(client.clone(), path, stop.clone());
-            spawn(tasks, "store file", async {
-                kept.await;
-                Ok(())
-            });
-            spawn_until(stop, tasks, "store clock", async {
-                store.run_clock().await;
-                Ok(())
-            });
-            client
-        }
-    })
-}
-
-async fn gossip(
-    config: &Config,
-    machine: &Machine,
-    underlay: &datapath_linux::Underlay,
-    core: &Core,
-    stop: &CancellationToken,
-    tasks: &mut Tasks,
-) -> anyhow::Result<Option<GossipLink>> {
-    if config.store == StoreKind::Memory {
-        return Ok(None);
-    }
-    let address = SocketAddr::new(underlay.address, config.gossip.port);
-    let (gossip, news) = Gossip::start(GossipConfig {
-        fleet: config.fleet.name.clone(),
-        fleet_id: None,
-        node: machine.node.clone(),
-        incarnation: machine.incarnation,
-        bind: address,
-        advertise: address,
-        seeds: config.gossip.seeds.clone(),
-        interval: config.gossip.interval,
-        keyring: Keyring::load(&config.gossip.key_file)?,
-    })
-    .await?;
-    let heard = GossipLink::listen(news, core.clone());
-    spawn_until(stop, tasks, "gossip", async { Ok(heard.await?) });
-    Ok(Some(GossipLink::new(gossip)))
-}
-
-fn node_config(config: &Config, machine: &Machine, underlay: &datapath_linux::Underlay) -> NodeConfig {
-    NodeConfig {
-        fleet: config.fleet.name.clone(),
-        node: machine.node.clone(),
-        node_labels: config.node.labels.clone(),
-        underlay: vec![underlay.address],
-        underlay_mtu_bytes: underlay.mtu_bytes,
-        pools: config.fleet.pools.clone(),
-        block_prefix_v4: config.fleet.block_prefix_v4,
-        block_prefix_v6: config.fleet.block_prefix_v6,
-        tunnel_port: config.fleet.tunnel_port,
-        gossip_port: config.gossip.port,
-        identity_labels: config.identity.labels.clone(),
-        incarnation: machine.incarnation,
-        machine_id: machine.machine_id.clone(),
-        boot_id: machine.boot_id.clone(),
-        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-        seed: [rand::random(), rand::random()],
-        quarantine: config.fleet.quarantine,
-        address_cooldown: config.fleet.address_cooldown,
-        audit_interval: config.datapath.audit_interval,
-        collect_interval: config.fleet.collect_interval,
     }
 }

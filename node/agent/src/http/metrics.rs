@@ -15,8 +15,8 @@ use serde::Serialize;
 use super::{App, error::Failure, status::is_ready};
 use crate::metrics::{GossipSnapshot, Snapshot};
 
-/// A node that does not answer within this time is stuck: decisions take microseconds, and listings of a full
-/// ipcache half a second.
+/// A node that does not answer within this time is stuck: decisions take microseconds, and only a listing of the
+/// whole ipcache comes near a second.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 
 pub fn router(app: App) -> Router {

@@ -30,7 +30,8 @@ use error::Failure;
 
 pub use listen::{SOCKET_NAME, bind_metrics, bind_socket, serve_api, serve_metrics};
 
-/// Requests that read the kernel at once: a dump of a full map takes a tenth of a second of its one thread.
+/// Requests that read the kernel at once: a dump of a full map takes some 0.2 s of its one thread (FACTS: 100,000
+/// entries in 38 ms).
 const MAX_KERNEL_READS: usize = 4;
 
 /// What handlers need. Cheap to clone.

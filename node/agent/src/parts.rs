@@ -1,0 +1,135 @@
+//! From the configuration to the parts that the agent is made of.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use datapath_linux::{Underlay, UnderlayChoice};
+use kvstore_etcd::EtcdStore;
+use kvstore_store::Store;
+use node_core::NodeConfig;
+use node_gossip::{Gossip, GossipConfig, Keyring};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    check,
+    config::{Config, StoreKind},
+    machine::Machine,
+    shell::{Core, GossipLink, memory},
+};
+
+/// Parts at work, with their names.
+pub type Tasks = JoinSet<(&'static str, anyhow::Result<()>)>;
+
+/// Starts a part that ends by itself when the agent stops.
+pub fn spawn(
+    tasks: &mut Tasks,
+    name: &'static str,
+    task: impl Future<Output = anyhow::Result<()>> + Send + 'static,
+) {
+    tasks.spawn(async move { (name, task.await) });
+}
+
+/// Starts a part that may be dropped wherever it waits when the agent stops.
+pub fn spawn_until(
+    stop: &CancellationToken,
+    tasks: &mut Tasks,
+    name: &'static str,
+    task: impl Future<Output = anyhow::Result<()>> + Send + 'static,
+) {
+    let stop = stop.clone();
+    spawn(tasks, name, async move { stop.run_until_cancelled(task).await.unwrap_or(Ok(())) });
+}
+
+/// Which of the node's addresses carries the tunnel.
+pub fn underlay_choice(config: &Config) -> UnderlayChoice {
+    let datapath = &config.datapath;
+    match (&datapath.underlay_address, &datapath.underlay_interface) {
+        (Some(address), _) => UnderlayChoice::Address(*address),
+        (None, Some(interface)) => UnderlayChoice::Interface(interface.clone()),
+        (None, None) => UnderlayChoice::Towards(check::literal_addresses(&config.etcd.endpoints)),
+    }
+}
+
+/// The store, and the tasks that it needs.
+///
+/// # Errors
+/// A configuration that is wrong in itself, or a file that cannot be read. That etcd is away is no error.
+pub fn store(config: &Config, stop: &CancellationToken, tasks: &mut Tasks) -> anyhow::Result<Arc<dyn Store>> {
+    Ok(match config.store {
+        StoreKind::Etcd => Arc::new(EtcdStore::connect(check::etcd_config(&config.etcd)?)?),
+        StoreKind::Memory => {
+            let path = config.node.state_dir.join("store.json");
+            let store = memory::open(&path)?;
+            let client = Arc::new(store.client());
+            let kept = memory::keep(client.clone(), path, stop.clone());
+            spawn(tasks, "store file", async {
+                kept.await;
+                Ok(())
+            });
+            spawn_until(stop, tasks, "store clock", async {
+                store.run_clock().await;
+                Ok(())
+            });
+            client
+        }
+    })
+}
+
+/// Gossip, and the task that listens to it; none for a fleet of one node.
+///
+/// # Errors
+/// A key file or an address that cannot be had.
+pub async fn gossip(
+    config: &Config,
+    machine: &Machine,
+    underlay: &Underlay,
+    core: &Core,
+    stop: &CancellationToken,
+    tasks: &mut Tasks,
+) -> anyhow::Result<Option<GossipLink>> {
+    if config.store == StoreKind::Memory {
+        return Ok(None);
+    }
+    let address = SocketAddr::new(underlay.address, config.gossip.port);
+    let (gossip, news) = Gossip::start(GossipConfig {
+        fleet: config.fleet.name.clone(),
+        fleet_id: None,
+        node: machine.node.clone(),
+        incarnation: machine.incarnation,
+        bind: address,
+        advertise: address,
+        seeds: config.gossip.seeds.clone(),
+        interval: config.gossip.interval,
+        keyring: Keyring::load(&config.gossip.key_file)?,
+    })
+    .await?;
+    let heard = GossipLink::listen(news, core.clone());
+    spawn_until(stop, tasks, "gossip", async { Ok(heard.await?) });
+    Ok(Some(GossipLink::new(gossip)))
+}
+
+/// What node-core must be told.
+pub fn node_config(config: &Config, machine: &Machine, underlay: &Underlay) -> NodeConfig {
+    NodeConfig {
+        fleet: config.fleet.name.clone(),
+        node: machine.node.clone(),
+        node_labels: config.node.labels.clone(),
+        underlay: vec![underlay.address],
+        underlay_mtu_bytes: underlay.mtu_bytes,
+        pools: config.fleet.pools.clone(),
+        block_prefix_v4: config.fleet.block_prefix_v4,
+        block_prefix_v6: config.fleet.block_prefix_v6,
+        tunnel_port: config.fleet.tunnel_port,
+        gossip_port: config.gossip.port,
+        identity_labels: config.identity.labels.clone(),
+        incarnation: machine.incarnation,
+        machine_id: machine.machine_id.clone(),
+        boot_id: machine.boot_id.clone(),
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        seed: [rand::random(), rand::random()],
+        quarantine: config.fleet.quarantine,
+        address_cooldown: config.fleet.address_cooldown,
+        audit_interval: config.datapath.audit_interval,
+        collect_interval: config.fleet.collect_interval,
+    }
+}

@@ -4,6 +4,7 @@ use std::{fs, process::Command, time::Duration};
 
 use anyhow::{Context, Result, anyhow, bail};
 use nix::sys::signal::Signal;
+use node_api::ClientError;
 
 use crate::{
     Lab, ask, cgroup, interrupt, process,
@@ -133,7 +134,7 @@ impl Lab {
             if self.processes(node)?.is_empty() {
                 return Err(Hopeless("its process has ended".to_owned()).into());
             }
-            let status = ask(self.api(node).status())?;
+            let status = ask(self.api(node).status()).map_err(hopeless_if_undecodable)?;
             if let Some(halted) = status.halted {
                 return Err(Hopeless(format!("halted: {}", halted.reason)).into());
             }
@@ -149,5 +150,13 @@ impl Lab {
         .with_context(|| {
             format!("the log of {node} ({}) ends with\n{}", self.log_path(node).display(), self.log_end(node))
         })
+    }
+}
+
+/// An agent of another version than this program will not change while it is waited for.
+fn hopeless_if_undecodable(error: anyhow::Error) -> anyhow::Error {
+    match error.downcast_ref::<ClientError>() {
+        Some(ClientError::Undecodable(_)) => Hopeless(format!("{error:#}")).into(),
+        _ => error,
     }
 }

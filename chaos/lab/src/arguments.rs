@@ -7,8 +7,8 @@ use clap::{Parser, Subcommand, ValueEnum};
 #[command(name = "warren-lab", version, arg_required_else_help = true)]
 pub struct Arguments {
     /// The lab's name; labs of different names run side by side.
-    #[arg(long, global = true, default_value = "lab", env = "WARREN_LAB")]
-    pub name: String,
+    #[arg(long = "name", value_name = "NAME", global = true, default_value = "lab", env = "WARREN_LAB")]
+    pub lab: String,
     /// How answers are written.
     #[arg(short, long, global = true, value_enum, default_value_t = Output::Text)]
     pub output: Output,
@@ -123,4 +123,27 @@ pub enum AgentAction {
     Start,
     /// Stop and start.
     Restart,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_grammar_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn the_labs_name_and_an_endpoints_are_two() {
+        let arguments =
+            Arguments::parse_from(["warren-lab", "--name", "mine", "endpoint", "add", "n1", "web"]);
+        assert_eq!(arguments.lab, "mine");
+        let Command::Endpoint(EndpointCommand::Add { name, .. }) = arguments.command else {
+            panic!("is an add")
+        };
+        assert_eq!(name, "web");
+    }
 }

@@ -12,9 +12,9 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow};
-use chaos_lab::{Lab, ask, interrupt, probe, wait};
+use chaos_lab::{Lab, interrupt, kernel_ipcache, probe, wait};
 use identity::Labels;
-use node_api::{Client, LimitQuery};
+use node_api::Client;
 use serde::Serialize;
 
 /// How long one endpoint may take before the measurement gives up.
@@ -22,8 +22,6 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// How long a watcher rests between two looks: a tenth of what matters, and little load on the agents that are
 /// measured.
 const LOOK_PAUSE: Duration = Duration::from_millis(2);
-/// The map that is watched: exact addresses.
-const IPCACHE: &str = "WARREN_IPC_V4";
 
 /// Minimum, median, 99th percentile and maximum, in milliseconds.
 #[derive(Debug, Serialize)]
@@ -60,13 +58,11 @@ impl Watcher {
             move || {
                 while !stop.load(Ordering::Relaxed) {
                     thread::sleep(LOOK_PAUSE);
-                    let dump = ask(api.map_dump(IPCACHE, &LimitQuery::default()))?;
+                    let known = kernel_ipcache(&api)?;
                     let now = Instant::now();
                     let mut seen = seen.lock().expect("no holder of this lock panics");
-                    for row in &dump.rows {
-                        let address = row.get("address").and_then(|value| value.as_str()?.parse().ok());
-                        seen.entry(address.context("a row of the ipcache without an address")?)
-                            .or_insert(now);
+                    for address in known.into_keys() {
+                        seen.entry(address).or_insert(now);
                     }
                 }
                 Ok(())

@@ -9,6 +9,7 @@ mod config;
 mod endpoint;
 mod fleet;
 pub mod interrupt;
+mod ipcache;
 pub mod name;
 pub mod namespace;
 pub mod probe;
@@ -20,6 +21,7 @@ pub mod wait;
 
 pub use endpoint::Endpoint;
 pub use fleet::Lab;
+pub use ipcache::kernel_ipcache;
 pub use name::LabName;
 pub use spec::Spec;
 pub use status::{LabStatus, MachineStatus};

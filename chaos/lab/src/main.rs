@@ -40,7 +40,7 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 }
 
 fn run(arguments: Arguments) -> Result<ExitCode> {
-    let name = LabName::new(&arguments.name)?;
+    let name = LabName::new(&arguments.lab)?;
     let json = arguments.output == Output::Json;
     if !matches!(arguments.command, Command::List) {
         require_root()?;

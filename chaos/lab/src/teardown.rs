@@ -4,16 +4,24 @@ use std::{
     fs::{self, File},
     io,
     path::Path,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
-use nix::fcntl::{Flock, FlockArg};
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+};
 
 use crate::{
     cgroup,
     name::{LabName, labs_folder, pins_folder},
-    namespace,
+    namespace, wait,
 };
+
+/// How long a lock may still be held by children that a killed `up` was about to start: they close it as soon
+/// as they run.
+const LOCK_LIMIT: Duration = Duration::from_secs(2);
 
 /// Locks a lab for whoever brings it up or takes it down, for as long as the result lives.
 ///
@@ -21,14 +29,19 @@ use crate::{
 /// When another program holds the lock, or there is no such lab.
 pub(crate) fn lock(name: &LabName) -> Result<Flock<File>> {
     let folder = name.folder();
-    let file = File::open(&folder).with_context(|| format!("open {}", folder.display()))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| match error {
-        nix::errno::Errno::EWOULDBLOCK => anyhow::anyhow!(
-            "another warren-lab brings lab {} up or takes it down: let it finish, or interrupt it",
-            name.as_str()
-        ),
-        other => anyhow::Error::new(other).context(format!("lock {}", folder.display())),
-    })
+    let deadline = Instant::now() + LOCK_LIMIT;
+    loop {
+        let file = File::open(&folder).with_context(|| format!("open {}", folder.display()))?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((_, Errno::EWOULDBLOCK)) if Instant::now() < deadline => wait::pause(),
+            Err((_, Errno::EWOULDBLOCK)) => bail!(
+                "another warren-lab brings lab {} up or takes it down: let it finish, or interrupt it",
+                name.as_str()
+            ),
+            Err((_, error)) => return Err(error).with_context(|| format!("lock {}", folder.display())),
+        }
+    }
 }
 
 /// Takes everything of a lab away by its name alone, and goes on past what fails. Says what it removed. Doing

@@ -43,7 +43,7 @@ fn what_is_deleted_by_hand_is_shown_and_repaired() {
 
     wait::until("the audit to repair the entry", SOON, || {
         let identity = ipcache_identity(&lab.api("n1"), &endpoint)?.context("it is not there")?;
-        ensure!(identity == u64::from(endpoint.identity), "it has identity {identity}");
+        ensure!(identity == endpoint.identity, "it has identity {identity}");
         let repaired = audit().repaired_total;
         ensure!(repaired == before.repaired_total + 1, "{repaired} are counted as repaired");
         Ok(())

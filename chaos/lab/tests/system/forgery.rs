@@ -129,6 +129,8 @@ fn a_workload_that_uses_anothers_address(
     neighbour: &Endpoint,
     victim: &Endpoint,
 ) {
+    // From now on it knows its gateway's Ethernet address: else it would ask, and the question be refused.
+    probe::ping(&workload.namespace, victim.address, 1).unwrap();
     let stolen = neighbour.address.to_string();
     namespace::ip(["-n", &workload.namespace, "address", "add", &format!("{stolen}/32"), "dev", "eth0"])
         .unwrap();

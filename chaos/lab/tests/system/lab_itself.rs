@@ -8,7 +8,10 @@ use std::{
 };
 
 use anyhow::ensure;
-use chaos_lab::{LabName, LabStatus, namespace, process, take_down, wait};
+use chaos_lab::{
+    LabName, LabStatus, namespace, process, take_down,
+    wait::{self, Hopeless},
+};
 use nix::sys::signal::Signal;
 
 use crate::support::{SOON, TestLab, WARREN_LAB, finish, lab_name, our_devices, remains};
@@ -84,16 +87,20 @@ fn two_labs_never_meet() {
     assert_eq!(after.endpoints, [second]);
 }
 
-/// Starts `up` and waits until the first agent runs: half-way.
+/// Starts `up` and stops it half-way: when the first agent was started. SIGCONT lets it go on.
 fn half_way(name: &LabName) -> Child {
     let mut up = warren_lab(name, &["up", "--nodes", "3", "--etcd", "1"]);
-    let child = up.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let mut child = up.stdin(Stdio::null()).spawn().unwrap();
     let first_log = name.folder().join("n1.log");
     wait::until("the first agent to be started", SOON, || {
+        if let Some(status) = child.try_wait()? {
+            return Err(Hopeless(format!("it has ended with {status}")).into());
+        }
         ensure!(first_log.exists(), "{} is not there", first_log.display());
         Ok(())
     })
     .unwrap();
+    process::signal(child.id() as i32, Signal::SIGSTOP).unwrap();
     child
 }
 
@@ -104,6 +111,7 @@ fn an_up_that_is_interrupted_takes_away_what_it_made() {
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
         let mut child = half_way(&name);
         process::signal(child.id() as i32, signal).unwrap();
+        process::signal(child.id() as i32, Signal::SIGCONT).unwrap();
         assert_eq!(child.wait().unwrap().code(), Some(1));
         assert_eq!(remains(&name), <[String; 0]>::default());
     }
@@ -114,9 +122,11 @@ fn an_up_that_is_killed_can_be_taken_down() {
     let Some(name) = lab_name("killed") else { return };
     let _guard = Guard(name.clone());
     let mut child = half_way(&name);
-    check(&name, &["down"], 1, "another warren-lab");
+    let busy = finish(&mut warren_lab(&name, &["down"]));
     process::signal(child.id() as i32, Signal::SIGKILL).unwrap();
     child.wait().unwrap();
+    assert_eq!(busy.0, 1);
+    assert!(busy.2.contains("another warren-lab"), "{}", busy.2);
     assert!(!remains(&name).is_empty());
     check(&name, &["up"], 1, "is there already");
     check(&name, &["down"], 0, "is down");

@@ -27,7 +27,7 @@ fn mistakes_of_users_are_explained() {
     check(&["endpoint", "add", "web", "--netns", "x", "-l", "app=a b"], 2, &["app"]);
     check(&["endpoint", "get", "nobody"], 1, &["nobody"]);
     check(&["node", "remove", "nobody"], 1, &["nobody"]);
-    check(&["node", "remove", "n1"], 1, &["n1"]);
+    check(&["node", "remove", "n1"], 1, &["ask another node"]);
     check(&["cidr", "release", "10.9.9.0/24"], 1, &["10.9.9.0/24"]);
     check(&["map", "dump", "NO_SUCH_MAP"], 1, &["NO_SUCH_MAP"]);
 

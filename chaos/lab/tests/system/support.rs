@@ -8,10 +8,10 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result};
-use chaos_lab::{Endpoint, Lab, LabName, Spec, ask, namespace, take_down, wait};
+use anyhow::{Result, ensure};
+use chaos_lab::{Endpoint, Lab, LabName, Spec, kernel_ipcache, namespace, take_down, wait};
 use identity::Labels;
-use node_api::{Client, CounterRow, FlowEvent, LimitQuery, Listing, ObserveLine};
+use node_api::{Client, CounterRow, FlowEvent, Listing, ObserveLine};
 use serde::de::DeserializeOwned;
 
 /// How long anything may take that a fleet does by itself: generous, since only failures wait so long.
@@ -94,23 +94,28 @@ impl TestLab {
             .collect()
     }
 
-    /// Waits until a node's kernel has these addresses in its ipcache.
+    /// Waits until a node's kernel has these addresses in its ipcache, with their identities.
     pub fn wait_in_ipcache<'a>(&self, node: &str, endpoints: impl IntoIterator<Item = &'a Endpoint>) {
-        for endpoint in endpoints {
-            wait::until(&format!("{} in the ipcache of {node}", endpoint.address), SOON, || {
-                ipcache_identity(&self.api(node), endpoint)?.context("it is not there").map(drop)
-            })
-            .unwrap();
-        }
+        let endpoints: Vec<&Endpoint> = endpoints.into_iter().collect();
+        wait::until(&format!("endpoints in the ipcache of {node}"), SOON, || {
+            let known = kernel_ipcache(&self.api(node))?;
+            for endpoint in &endpoints {
+                let identity = known.get(&endpoint.address);
+                ensure!(
+                    identity == Some(&endpoint.identity),
+                    "{} has identity {identity:?}",
+                    endpoint.address
+                );
+            }
+            Ok(())
+        })
+        .unwrap();
     }
 }
 
 /// The identity that a node's kernel has for an endpoint's address.
-pub fn ipcache_identity(api: &Client, endpoint: &Endpoint) -> Result<Option<u64>> {
-    let dump = ask(api.map_dump("WARREN_IPC_V4", &LimitQuery::default()))?;
-    let address = endpoint.address.to_string();
-    let row = dump.rows.iter().find(|row| row.get("address").is_some_and(|value| *value == address));
-    Ok(row.and_then(|row| row.get("identity")?.as_u64()))
+pub fn ipcache_identity(api: &Client, endpoint: &Endpoint) -> Result<Option<u32>> {
+    Ok(kernel_ipcache(api)?.get(&endpoint.address).copied())
 }
 
 impl Deref for TestLab {

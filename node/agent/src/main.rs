@@ -15,7 +15,10 @@ mod preflight;
 mod run;
 mod shell;
 
-use std::process::ExitCode;
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
 
 use cli::Action;
 
@@ -39,9 +42,9 @@ fn carry_out(action: Action) -> anyhow::Result<ExitCode> {
         }
         Action::Check { config, json } => {
             if json {
-                println!("{:#}", config::to_json(&config));
+                print(&format!("{:#}", config::to_json(&config)))?;
             } else {
-                println!("{}", config::render(&config).trim());
+                print(config::render(&config).trim())?;
             }
             let problems = check::problems(&config);
             for problem in &problems {
@@ -55,7 +58,7 @@ fn carry_out(action: Action) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Action::Openapi => {
-            println!("{}", http::openapi().to_pretty_json()?);
+            print(&http::openapi().to_pretty_json()?)?;
             Ok(ExitCode::SUCCESS)
         }
     }
@@ -63,4 +66,12 @@ fn carry_out(action: Action) -> anyhow::Result<ExitCode> {
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
+}
+
+/// Writes a text; a reader that has had enough (`| head`) is no error.
+fn print(text: &str) -> io::Result<()> {
+    match writeln!(io::stdout(), "{text}") {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => result,
+    }
 }

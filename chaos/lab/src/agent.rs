@@ -141,6 +141,10 @@ impl Lab {
             if !status.ready || status.nodes < wanted {
                 bail!("ready: {}, knows {} of {wanted} nodes", status.ready, status.nodes);
             }
+            let peers = status.gossip.peers.iter().filter(|peer| peer.alive).count();
+            if peers + 1 < wanted {
+                bail!("hears {peers} of {} nodes by gossip", wanted - 1);
+            }
             let tunnels = ask(self.api(node).state())?.nodes.len();
             if tunnels + 1 < wanted {
                 bail!("tunnels to {tunnels} of {} nodes", wanted - 1);

@@ -41,15 +41,23 @@ pub fn run(lab: &Lab, bytes: u64) -> Result<()> {
     show(lab, "Where what n1 wants and what its kernel holds differ", "n1", &["warren", "state", "diff"])?;
 
     heading("The fleet is yours");
-    let name = lab.name().as_str();
-    let option = if name == "lab" { String::new() } else { format!(" --name {name}") };
-    println!("  warren-lab{option} status");
-    println!("  warren-lab{option} exec n1 -- warren node list");
-    println!("  warren-lab{option} exec n1/a -- ping {}", to.address);
-    println!("  warren-lab{option} endpoint add n2 web --label app=web");
-    println!("  warren-lab{option} agent kill n1      # the pings go on");
-    println!("  warren-lab{option} down               # or: make lab-down");
-    println!("(warren-lab is in {})", lab.spec().programs.display());
+    let program = std::env::args().next().unwrap_or_else(|| "warren-lab".to_owned());
+    let lab = match lab.name().as_str() {
+        "lab" => program,
+        name => format!("{program} --name {name}"),
+    };
+    for hint in [
+        "status",
+        "exec n1 -- warren node list",
+        &format!("exec n1/a -- ping {}", to.address),
+        "endpoint add n2 web --label app=web",
+        "exec n1 -- warren observe --follow",
+        "agent kill n1                # the pings go on",
+        "latency                      # how soon a new endpoint answers, and is known everywhere",
+        "down                         # or: make lab-down",
+    ] {
+        println!("  {lab} {hint}");
+    }
     Ok(())
 }
 

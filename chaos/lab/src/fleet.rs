@@ -142,7 +142,7 @@ impl Lab {
 
     fn lay_out(&self) -> Result<()> {
         self.report(&format!(
-            "lab {}: {} nodes, {} etcd members, in network namespaces {}*",
+            "lab {}: nodes {}, etcd members {}, in network namespaces {}*",
             self.name.as_str(),
             self.spec.nodes,
             self.spec.etcd,

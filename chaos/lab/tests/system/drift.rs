@@ -9,7 +9,7 @@ use node_api::{AuditStatus, StateDiff, Status};
 use crate::support::{SOON, TestLab, ipcache_identity};
 
 /// Long enough that a test sees a difference before the audit repairs it, short enough to wait for.
-const AUDIT_INTERVAL: Duration = Duration::from_secs(6);
+const AUDIT_INTERVAL: Duration = Duration::from_secs(4);
 
 #[test]
 fn what_is_deleted_by_hand_is_shown_and_repaired() {

@@ -77,7 +77,8 @@ fn a_lab_leaves_nothing_behind() {
 
 #[test]
 fn two_labs_never_meet() {
-    let (Some(one), Some(two)) = (TestLab::up("one", 1, 1), TestLab::up("two", 1, 1)) else { return };
+    let Some(one) = TestLab::up("one", 1, 1) else { return };
+    let Some(two) = TestLab::up("two", 1, 1) else { return };
     let (first, second) = (one.endpoint("n1", "a", "app=a"), two.endpoint("n1", "a", "app=a"));
     // The same addresses, each in a world of its own.
     assert_eq!(first.address, second.address);

@@ -14,6 +14,7 @@ mod parts;
 mod preflight;
 mod run;
 mod shell;
+mod snapshot;
 
 use std::{
     io::{self, Write},

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc};
 use datapath_linux::{Underlay, UnderlayChoice};
 use kvstore_etcd::EtcdStore;
 use kvstore_store::Store;
-use node_core::NodeConfig;
+use node_core::{NodeConfig, Snapshot};
 use node_gossip::{Gossip, GossipConfig, Keyring};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -15,6 +15,7 @@ use crate::{
     config::{Config, StoreKind},
     machine::Machine,
     shell::{Core, GossipLink, memory},
+    snapshot::{self, SnapshotKeeper},
 };
 
 /// Parts at work, with their names.
@@ -73,6 +74,22 @@ pub fn store(config: &Config, stop: &CancellationToken, tasks: &mut Tasks) -> an
             client
         }
     })
+}
+
+/// What the former agent left, and where this one's snapshots go; neither for a fleet of one node: its store is a file
+/// beside the agent, which is never away.
+pub fn snapshot(config: &Config, tasks: &mut Tasks) -> Option<(Option<Box<Snapshot>>, SnapshotKeeper)> {
+    if config.store == StoreKind::Memory {
+        return None;
+    }
+    let path = config.node.state_dir.join("snapshot");
+    let former = snapshot::load(&path);
+    let (keeper, write) = SnapshotKeeper::new(path);
+    spawn(tasks, "snapshot file", async {
+        write.await;
+        Ok(())
+    });
+    Some((former, keeper))
 }
 
 /// Gossip, and the task that listens to it; none for a fleet of one node.

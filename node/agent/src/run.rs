@@ -171,14 +171,17 @@ impl Parts {
         let (api, page) = (http::serve_api(socket, app.clone()), http::serve_metrics(metrics_listener, app));
         spawn(&mut tasks, "API", async { Ok(api.await?) });
         spawn(&mut tasks, "metrics", async { Ok(page.await?) });
+        let (snapshot, snapshots) = parts::snapshot(config, &mut tasks).unzip();
         let node = CoreLoop {
             node: Node::new(parts::node_config(config, machine, &underlay)),
+            snapshot: snapshot.flatten(),
             inputs,
             outlets: Outlets {
                 kernel: kernel.kernel,
                 store: StoreCalls::new(store, core.clone(), requests.clone(), metrics.clone()),
                 lease,
                 gossip,
+                snapshots,
             },
             clock,
             metrics,

@@ -100,7 +100,7 @@ fn main() {
     let page = fleet(&schema);
     let mut node = Node::new(support::config(1));
     let mut kernel = FakeDatapath::new();
-    run(&mut node, &mut kernel, Event::Started);
+    run(&mut node, &mut kernel, Event::Started { snapshot: None });
 
     let start = Instant::now();
     let listing = Event::Kv(KvUpdate::Listed(page));

@@ -9,7 +9,7 @@ use kvstore_schema::{Key, KvRequest};
 use node_facts::NodeFacts;
 use serde::{Deserialize, Serialize};
 
-use crate::{CallId, KvId};
+use crate::{CallId, KvId, Snapshot};
 
 /// Everything that a node may want done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +33,8 @@ pub enum Command {
     Publish(NodeFacts),
     /// Gossip with this address too: a node that etcd knows.
     AddPeer(SocketAddr),
+    /// Keep this on disk for the next start; only the newest counts.
+    Persist(Box<Snapshot>),
     /// Answer a call.
     Reply(CallId, Result<Reply, CallError>),
     /// Send `Event::Woke` at this monotonic time. Replaces the time asked for before.

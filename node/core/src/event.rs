@@ -9,6 +9,8 @@ use kvstore_schema::{KvEvent, KvOutcome, ListPage, Revision};
 use node_facts::NodeFacts;
 use serde::{Deserialize, Serialize};
 
+use crate::Snapshot;
+
 /// The time of an event, as the shell saw it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Now {
@@ -30,7 +32,10 @@ pub struct CallId(pub u64);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
     /// The first event, once.
-    Started,
+    Started {
+        /// What the former agent persisted last, if it can be read.
+        snapshot: Option<Box<Snapshot>>,
+    },
     /// A time asked for by `Command::WakeAt` has come (or any other: waking too often is harmless).
     Woke,
     /// From the watch on the fleet's prefix.

@@ -52,6 +52,12 @@ impl Identities {
         self.idle.first().map(|(at, _)| *at)
     }
 
+    /// Numbers that are this node's to use, with their labels.
+    pub(crate) fn held(&self) -> impl Iterator<Item = (Identity, &Labels)> {
+        let ours = self.sets.values().filter(|set| set.work != Work::Releasing);
+        ours.filter_map(|set| Some((set.held?.0, &set.labels)))
+    }
+
     fn want(&mut self, digest: &LabelDigest) {
         if let Some(set) = self.sets.get_mut(digest) {
             match set.work {

@@ -130,6 +130,7 @@ impl Node {
             let gateway = self.gateway();
             self.desired.prefixes.extend(own.iter().chain(&self.ipam.own).map(|(cidr, _)| *cidr));
             self.ipam.own = own;
+            self.snapshots.own_changed = true;
             if self.gateway() != gateway {
                 self.desired.addresses.extend(gateway.into_iter().chain(self.gateway()));
                 self.desired.base = true;
@@ -162,6 +163,30 @@ impl Node {
                 self.ask(request, Task::Claim(machine));
             }
             Err(error) => self.no_block(&error),
+        }
+    }
+
+    /// Takes the blocks of a snapshot into use: nobody but this node gives them back.
+    pub(crate) fn use_remembered_blocks(&mut self) {
+        self.refresh_own_claims();
+        for (cidr, _) in self.ipam.own.clone() {
+            if let Err(error) = self.ipam.pool.add_block(cidr) {
+                self.error(format!("pod CIDR {cidr} cannot be used: {error}"));
+            }
+        }
+    }
+
+    /// Gives up blocks of a snapshot that are not this node's any more, now that the store tells.
+    pub(crate) fn forfeit_blocks(&mut self) {
+        self.refresh_own_claims();
+        let own = |cidr: &IpNetwork| self.ipam.own.iter().any(|(own, _)| own == cidr);
+        let gone: Vec<IpNetwork> = self.ipam.pool.blocks().filter(|cidr| !own(cidr)).collect();
+        for cidr in gone {
+            self.error(format!("pod CIDR {cidr} was taken from this node"));
+            // One with endpoints in it stays, and is shown.
+            if self.ipam.pool.remove_block(cidr).is_err() {
+                self.ipam.lost.insert(cidr);
+            }
         }
     }
 

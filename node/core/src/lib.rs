@@ -16,6 +16,7 @@ mod membership;
 mod node;
 mod peers;
 mod records;
+mod snapshot;
 mod store;
 mod tasks;
 mod view;
@@ -24,6 +25,7 @@ pub use command::{CallError, CallErrorKind, Command, Reply};
 pub use config::NodeConfig;
 pub use event::{Call, CallId, EndpointSpec, Event, GossipUpdate, KvId, KvUpdate, Now};
 pub use node::Node;
+pub use snapshot::{SavedCidr, SavedEndpoint, SavedIdentity, SavedNode, SavedRecord, Snapshot};
 pub use view::{
     AuditView, CidrView, Counters, CountsView, EndpointState, EndpointView, ErrorView, IdentityView,
     IpcacheSource, IpcacheView, NodeView, PlanView, RejectedView, StatusView, StoreView,

@@ -78,6 +78,13 @@ impl Node {
         }
     }
 
+    /// Whether the node may speak in its name: it is registered, or was in its former life. Before that the name may
+    /// be another machine's.
+    pub(crate) fn is_member(&self) -> bool {
+        let remembered = self.snapshots.restored && self.audit.observed && self.membership.halted.is_none();
+        self.membership.registered() || remembered
+    }
+
     fn wanted_fleet(&mut self) -> FleetRecord {
         let known = self.membership.fleet_id.clone();
         FleetRecord {

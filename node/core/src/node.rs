@@ -19,6 +19,7 @@ use crate::{
     membership::{Membership, Phase},
     peers::Peers,
     records::Records,
+    snapshot::Snapshots,
     store::StoreState,
     tasks::{Task, Tasks},
 };
@@ -59,6 +60,7 @@ pub struct Node {
     pub(crate) desired: Desired,
     pub(crate) reconciler: Reconciler,
     pub(crate) audit: Audit,
+    pub(crate) snapshots: Snapshots,
     /// Calls about endpoints that came before this node knew its own, with the end of their patience.
     early: VecDeque<(Duration, CallId, Call)>,
     collector: Collector,
@@ -100,6 +102,7 @@ impl Node {
             desired: Desired::default(),
             reconciler: Reconciler::new(Limits::default()),
             audit: Audit::default(),
+            snapshots: Snapshots::default(),
             early: VecDeque::new(),
             collector: Collector::new(config.quarantine),
             collect_at: Duration::ZERO,
@@ -117,9 +120,12 @@ impl Node {
         self.now = now;
         self.counters.events += 1;
         match event {
-            Event::Started => {
+            Event::Started { snapshot } => {
                 self.started_at = now.wall;
                 self.collect_at = now.monotonic + self.collect_pause();
+                if let Some(snapshot) = snapshot {
+                    self.restore(*snapshot);
+                }
             }
             Event::Woke => {}
             Event::Kv(update) => self.on_kv_update(update),
@@ -150,6 +156,7 @@ impl Node {
         self.pursue_kernel();
         self.pursue_records();
         self.publish();
+        self.persist();
         self.wake();
     }
 
@@ -228,6 +235,7 @@ impl Node {
             self.records.next_wake(),
             self.ipam.next_wake(),
             self.audit.next_wake(),
+            self.snapshots.next_wake(),
             self.reconciler.next_retry(),
             Some(self.membership.retry_at),
             Some(self.collect_at),
@@ -315,7 +323,20 @@ impl Node {
             format!("pod CIDR {cidr} was taken from this node: delete the endpoints in it and add them again")
         });
         let full = self.reconciler.full().into_iter().map(|error| error.to_string());
-        suspect.chain(foreign).chain(exhausted).chain(lost).chain(full).collect()
+        let missing = self.endpoints.missing().map(|name| {
+            format!("endpoint {name} is not in the kernel since the restart: add it again, or delete it")
+        });
+        let remembered = (self.snapshots.restored && !self.view.is_complete()).then(|| {
+            "the store has not been read since the start: this node serves from its snapshot".to_owned()
+        });
+        suspect
+            .chain(foreign)
+            .chain(exhausted)
+            .chain(lost)
+            .chain(full)
+            .chain(missing)
+            .chain(remembered)
+            .collect()
     }
 
     /// Everything that the kernel should hold.

@@ -91,7 +91,7 @@ impl Node {
     /// The endpoint of an address, or its record, may have changed: finds out what is left to be done.
     pub(crate) fn endpoint_changed(&mut self, ip: IpAddr) {
         // Before the kernel and the store have been seen once, what is missing proves nothing.
-        if self.audit.trusted.is_none() {
+        if !self.knows_its_records() {
             return;
         }
         let Ok(wanted) = self.wanted_endpoint_record(ip) else { return };
@@ -149,6 +149,11 @@ impl Node {
             self.records.written.remove(&ip);
         }
         self.endpoint_changed(ip);
+    }
+
+    /// Whether the kernel, and what the store had of this node's endpoints, have been seen once.
+    fn knows_its_records(&self) -> bool {
+        self.audit.trusted.is_some() || (self.snapshots.restored && self.audit.observed)
     }
 
     /// Writes what is to be written, one round at a time.
@@ -228,10 +233,7 @@ impl Node {
 
     /// Tells by gossip what has changed of this node since it last told.
     pub(crate) fn publish(&mut self) {
-        // Before it is registered, the node's name may be another machine's.
-        let Some(fleet_id) = self.membership.fleet_id.clone().filter(|_| self.membership.registered()) else {
-            return;
-        };
+        let Some(fleet_id) = self.membership.fleet_id.clone().filter(|_| self.is_member()) else { return };
         let health = match (&self.membership.halted, &self.store.suspect) {
             (Some(reason), _) | (None, Some(reason)) => NodeHealth::degraded(reason),
             (None, None) => NodeHealth::Ok,

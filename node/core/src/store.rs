@@ -67,7 +67,7 @@ impl Node {
     /// Whether a listing continues what is known. A store that was emptied or restored must not tear this
     /// node down (P6): then nothing is taken from it, and the operator is told.
     fn check_listing(&self, page: &ListPage) -> Result<(), String> {
-        let advice = "nothing is removed on its word; restore the newest backup, or restart the agents one by one to start the fleet anew";
+        let advice = "nothing is removed on its word; if it is the right one, take the agents one by one: stop, delete `snapshot` in node.state_dir, start";
         self.view.check_list(page).map_err(|error| format!("{error}; {advice}"))?;
         let Some(known) = &self.membership.fleet_id else { return Ok(()) };
         let key = self.view.schema().fleet();
@@ -108,12 +108,13 @@ impl Node {
         self.adopt_records();
     }
 
-    fn on_view_changes(&mut self, changes: Vec<ViewChange>) {
+    pub(crate) fn on_view_changes(&mut self, changes: Vec<ViewChange>) {
         for ViewChange { key, kind } in changes {
             if kind == ChangeKind::Rejected {
                 self.counters.records_rejected += 1;
                 continue;
             }
+            self.snapshots.fleet_changed |= !matches!(key, ParsedKey::Alive(_));
             let gone = kind == ChangeKind::Gone;
             match key {
                 ParsedKey::Node(node) if node == self.config.node => self.on_own_record(gone),

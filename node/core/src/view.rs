@@ -57,7 +57,7 @@ pub struct StoreView {
     pub connected: bool,
     /// Why it does not answer.
     pub lost: Option<String>,
-    /// Up to which revision everything is known; 0 before the first listing.
+    /// Up to which revision everything is known: the snapshot's, or 0, before the first listing.
     pub revision: i64,
     /// When it last said something.
     pub heard_at: Option<Duration>,

@@ -53,6 +53,16 @@ impl FleetView {
         changes
     }
 
+    /// Makes an empty view equal to a list that was remembered from a former life. The view answers from it, and
+    /// holds the next list against its store and revision; but it is not complete: what is missing proves nothing.
+    ///
+    /// Values that were not remembered whole have modify revision 0, so that the next list brings them anew.
+    pub fn apply_remembered(&mut self, page: &ListPage) -> Vec<ViewChange> {
+        let changes = self.apply_list(page);
+        self.complete = false;
+        changes
+    }
+
     /// Applies the changes of one or more whole revisions, in order. Returns what changed, in that order.
     ///
     /// Events of revisions that the view has seen are skipped: repeating is safe.

@@ -128,6 +128,20 @@ fn a_store_that_went_back_or_was_replaced_is_recognised() {
     assert!(matches!(view.check_list(&other), Err(Discontinuity::OtherStore { .. })));
 }
 
+#[test]
+fn what_is_remembered_answers_until_the_next_list_and_proves_nothing() {
+    let mut view = view();
+    let saved = |path, value| KeyValue { mod_revision: Revision::default(), ..kv(path, value, 3) };
+    let former = vec![saved("identities/refs/256/a", REF), saved("identities/refs/257/a", REF)];
+    let changes = view.apply_remembered(&list(former, 5));
+    assert_eq!(texts(&view, changes), ["Put identities/refs/256/a", "Put identities/refs/257/a"]);
+    assert!(!view.is_complete());
+    assert!(view.check_list(&list(vec![], 4)).is_err(), "it is held against what was remembered");
+    let changes = view.apply_list(&list(vec![kv("identities/refs/256/a", REF, 3)], 6));
+    assert_eq!(texts(&view, changes), ["Put identities/refs/256/a", "Gone identities/refs/257/a"]);
+    assert!(view.is_complete());
+}
+
 /// Many endpoints, the same list again (nothing is decoded twice), and one change.
 #[test]
 fn a_large_fleet_costs_by_change() {

@@ -6,13 +6,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use node_core::{CallError, CallId, Command, Event, Node, Now, Reply};
+use node_core::{CallError, CallId, Command, Event, Node, Now, Reply, Snapshot};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info};
 
 use super::{GossipLink, Input, Kernel, LeaseKeeper, Order, Sign, StoreCalls};
-use crate::{machine, metrics::Metrics};
+use crate::{machine, metrics::Metrics, snapshot::SnapshotKeeper};
 
 /// Both clocks, as events carry them.
 #[derive(Debug, Clone, Copy)]
@@ -42,12 +42,16 @@ pub struct Outlets {
     pub lease: LeaseKeeper,
     /// Facts and peers; `None` for a fleet of one node.
     pub gossip: Option<GossipLink>,
+    /// Snapshots; `None` for a fleet of one node, whose store is its own file.
+    pub snapshots: Option<SnapshotKeeper>,
 }
 
 /// The node, and what it needs to be run.
 pub struct CoreLoop {
     /// The node.
     pub node: Node,
+    /// What the former agent left.
+    pub snapshot: Option<Box<Snapshot>>,
     /// Events, calls, reads.
     pub inputs: mpsc::Receiver<Input>,
     /// Where commands go.
@@ -72,7 +76,8 @@ impl CoreLoop {
     /// Runs until told to stop. Calls that have no answer by then are told that the agent stops.
     pub async fn run(mut self) {
         let mut pending = Pending::default();
-        self.handle(&mut pending, Event::Started);
+        let snapshot = self.snapshot.take();
+        self.handle(&mut pending, Event::Started { snapshot });
         loop {
             // Read anew on each round: a wake-up asked for replaces the one before.
             let wake = pending.wake_at.map(|at| at.saturating_sub(self.clock.now().monotonic));
@@ -110,7 +115,7 @@ impl CoreLoop {
     }
 
     fn carry_out(&mut self, pending: &mut Pending, command: Command) {
-        let Outlets { kernel, store, lease, gossip } = &self.outlets;
+        let Outlets { kernel, store, lease, gossip, snapshots } = &self.outlets;
         match command {
             Command::Apply(plan) => kernel.order(Order::Apply(plan)),
             Command::Observe => kernel.order(Order::Observe),
@@ -124,6 +129,11 @@ impl CoreLoop {
             Command::AddPeer(address) => {
                 if let Some(gossip) = gossip {
                     gossip.add_peer(address);
+                }
+            }
+            Command::Persist(snapshot) => {
+                if let Some(snapshots) = snapshots {
+                    snapshots.keep(snapshot);
                 }
             }
             Command::Reply(id, result) => match pending.calls.remove(&id) {

@@ -1,8 +1,8 @@
 //! Endpoints of a former agent: taken over as they are, named when their records are known.
 
-use std::{net::IpAddr, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
-use datapath_plan::Observed;
+use datapath_plan::{Attachment, Observed};
 use identity::{EndpointName, Labels};
 use ipnetwork::IpNetwork;
 
@@ -12,13 +12,12 @@ use crate::{EndpointState, node::Node};
 impl Node {
     /// Whether the kernel has been read, and the names of what it has are known.
     pub(crate) fn knows_its_endpoints(&self) -> bool {
-        let none_adopted = || self.endpoints.adopted == 0;
-        self.audit.observed && (self.audit.trusted.is_some() || none_adopted())
+        self.audit.observed && (self.audit.trusted.is_some() || self.endpoints.nameless == 0)
     }
 
     /// Takes over the endpoints that the kernel has from a former agent: they stay as they are (P5).
     pub(crate) fn adopt_endpoints(&mut self, observed: &Observed) {
-        self.endpoints.adopted = observed.tables.endpoints.len();
+        self.endpoints.nameless = observed.tables.endpoints.len();
         self.endpoints.devices = observed.endpoint_devices.iter().copied().collect();
         for (id, value) in &observed.tables.endpoints {
             let name = EndpointName::new(&format!("wrn{id}")).expect("letters and digits are a name");
@@ -45,6 +44,34 @@ impl Node {
             self.reconciler.set_endpoint(*id, Some(value.clone()));
             self.desired.addresses.insert(value.address);
         }
+        self.recognise_endpoints();
+    }
+
+    /// Gives adopted endpoints the names, labels and attachments that a snapshot tells. Ethernet addresses are drawn
+    /// for each endpoint, so one that has them is the one that was saved.
+    fn recognise_endpoints(&mut self) {
+        for saved in std::mem::take(&mut self.endpoints.remembered) {
+            let adopted =
+                self.endpoints.by_id.get(&saved.id).and_then(|name| self.endpoints.by_name.get(name));
+            let same = |endpoint: &&LocalEndpoint| {
+                endpoint.digest.is_none()
+                    && endpoint.address == Some(saved.address)
+                    && (endpoint.mac, endpoint.host_mac) == (saved.mac, saved.host_mac)
+            };
+            if adopted.filter(same).is_some() {
+                self.name_endpoint(saved.address, Some(saved.name), saved.labels, saved.attachment);
+                self.endpoints.nameless -= 1;
+            } else if saved.ready {
+                self.error(format!(
+                    "endpoint {} ({}) is not in the kernel any more",
+                    saved.name, saved.address
+                ));
+                self.endpoints.missing.insert(saved.name);
+            }
+        }
+        let blocks: Vec<IpNetwork> = self.ipam.pool.blocks().collect();
+        blocks.into_iter().for_each(|cidr| self.restore_addresses(cidr));
+        self.look_at_own_records();
     }
 
     /// Gives adopted endpoints the names and labels that their records tell, once both are known.
@@ -52,37 +79,60 @@ impl Node {
         self.started_revision = self.view.revision();
         let records = self.view.endpoints().get(&self.config.node).cloned().unwrap_or_default();
         for (ip, name) in self.endpoints.by_address.clone() {
-            let Some(mut endpoint) = self.endpoints.by_name.remove(&name) else { continue };
+            // What is known of its labels already is not older than its record.
+            let Some(endpoint) = self.endpoints.get(&name).filter(|endpoint| endpoint.digest.is_none())
+            else {
+                continue;
+            };
             if let Some(entry) = records.get(&ip) {
-                // Two records of one name cannot both be right; the second keeps the name of its device.
-                if !self.endpoints.by_name.contains_key(&entry.record.name) {
-                    endpoint.name = entry.record.name.clone();
-                }
-                endpoint.labels = entry.record.labels.clone();
+                let record = entry.record.clone();
+                self.name_endpoint(ip, Some(record.name.clone()), record.labels.clone(), None);
             } else if let Some(identity) = endpoint.identity
                 && let Some(entry) = self.view.identities().get(&identity)
             {
-                endpoint.labels = entry.record.labels.clone();
-            } else {
-                self.endpoints.by_name.insert(name, endpoint);
-                continue;
-            }
-            let counting = self.counting_labels(&endpoint.labels);
-            let digest = counting.digest();
-            endpoint.digest = Some(digest.clone());
-            let name = endpoint.name.clone();
-            let before = endpoint.identity;
-            self.endpoints.by_address.insert(ip, name.clone());
-            endpoint.id.into_iter().for_each(|id| drop(self.endpoints.by_id.insert(id, name.clone())));
-            self.endpoints.by_name.insert(name.clone(), endpoint);
-            if let Some(identity) = self.use_identity(&digest, &counting).filter(|now| Some(*now) != before) {
-                self.set_identity(&name, identity);
+                let labels = entry.record.labels.clone();
+                self.name_endpoint(ip, None, labels, None);
             }
         }
-        // Records of endpoints that the kernel has not: the machine was rebooted, their workloads are gone.
-        let all: Vec<IpAddr> = records.keys().copied().chain(self.endpoints.addresses()).collect();
-        all.into_iter().for_each(|ip| self.endpoint_changed(ip));
+        self.forfeit_blocks();
+        self.look_at_own_records();
         self.adopt_refs();
+    }
+
+    /// Completes an endpoint that was taken over. Without a name it keeps that of its device.
+    fn name_endpoint(
+        &mut self,
+        ip: IpAddr,
+        name: Option<EndpointName>,
+        labels: Labels,
+        attachment: Option<Attachment>,
+    ) {
+        let Some(before) = self.endpoints.by_address.get(&ip).cloned() else { return };
+        let Some(mut endpoint) = self.endpoints.by_name.remove(&before) else { return };
+        // Two of one name cannot both be right; the second keeps the name of its device.
+        if let Some(name) = name.filter(|name| !self.endpoints.by_name.contains_key(name)) {
+            endpoint.name = name;
+        }
+        let counting = self.counting_labels(&labels);
+        let digest = counting.digest();
+        endpoint.labels = labels;
+        endpoint.digest = Some(digest.clone());
+        endpoint.attachment = attachment;
+        let (name, identity) = (endpoint.name.clone(), endpoint.identity);
+        self.endpoints.by_address.insert(ip, name.clone());
+        endpoint.id.into_iter().for_each(|id| drop(self.endpoints.by_id.insert(id, name.clone())));
+        self.endpoints.by_name.insert(name.clone(), endpoint);
+        if let Some(now) = self.use_identity(&digest, &counting).filter(|now| Some(*now) != identity) {
+            self.set_identity(&name, now);
+        }
+    }
+
+    /// Compares all records of this node with its endpoints. Records of endpoints that the kernel has not: the machine
+    /// was rebooted, their workloads are gone.
+    fn look_at_own_records(&mut self) {
+        let records = self.view.endpoints().get(&self.config.node).into_iter().flat_map(BTreeMap::keys);
+        let all: Vec<IpAddr> = records.copied().chain(self.endpoints.addresses()).collect();
+        all.into_iter().for_each(|ip| self.endpoint_changed(ip));
     }
 
     /// Takes the addresses of endpoints in a block back into use.

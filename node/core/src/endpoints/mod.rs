@@ -18,7 +18,8 @@ use identity::{EndpointName, Identity, LabelDigest, Labels};
 use kvstore_claims::ClaimError;
 
 use crate::{
-    CallError, CallErrorKind, CallId, EndpointSpec, EndpointState, limits::ENDPOINT_WAIT, node::Node,
+    CallError, CallErrorKind, CallId, EndpointSpec, EndpointState, SavedEndpoint, limits::ENDPOINT_WAIT,
+    node::Node,
 };
 
 /// One endpoint of this node.
@@ -57,8 +58,12 @@ pub(crate) struct Endpoints {
     /// Devices of endpoints that were there at the start, in whatever state.
     devices: BTreeSet<EndpointId>,
     last_id: u32,
-    /// How many were taken over at the start.
-    adopted: usize,
+    /// How many were taken over at the start whose names are not known yet.
+    nameless: usize,
+    /// What a snapshot tells of this node's endpoints, until the kernel has been read.
+    remembered: Vec<SavedEndpoint>,
+    /// Those of the snapshot that the kernel had not, until they are added again or deleted.
+    missing: BTreeSet<EndpointName>,
 }
 
 impl Endpoints {
@@ -79,12 +84,40 @@ impl Endpoints {
         self.by_address.keys().copied()
     }
 
+    /// Those that were there before a restart, and are not any more.
+    pub(crate) fn missing(&self) -> impl Iterator<Item = &EndpointName> {
+        self.missing.iter()
+    }
+
     pub(crate) fn waits_for_address(&self) -> bool {
         !self.waiting_for_address.is_empty()
     }
 
     pub(crate) fn next_wake(&self) -> Option<Duration> {
         self.deadlines.first().map(|(at, _)| *at)
+    }
+
+    /// Those that are, or are about to be, in the kernel, for the next agent.
+    pub(crate) fn saved(&self) -> Vec<SavedEndpoint> {
+        let known = |endpoint: &&LocalEndpoint| endpoint.digest.is_some();
+        let saved = |endpoint: &LocalEndpoint| {
+            Some(SavedEndpoint {
+                id: endpoint.id?,
+                name: endpoint.name.clone(),
+                labels: endpoint.labels.clone(),
+                attachment: endpoint.attachment.clone(),
+                address: endpoint.address?,
+                mac: endpoint.mac,
+                host_mac: endpoint.host_mac,
+                ready: endpoint.state == EndpointState::Ready,
+            })
+        };
+        self.by_name.values().chain(self.detaching.values()).filter(known).filter_map(saved).collect()
+    }
+
+    /// Keeps what a snapshot tells until the kernel is read.
+    pub(crate) fn remember(&mut self, saved: Vec<SavedEndpoint>) {
+        self.remembered = saved;
     }
 
     fn next_id(&mut self) -> EndpointId {
@@ -142,6 +175,7 @@ impl Node {
             error: None,
         };
         self.endpoints.deadlines.insert((deadline, spec.name.clone()));
+        self.endpoints.missing.remove(&spec.name);
         self.endpoints.by_name.insert(spec.name.clone(), endpoint);
         if identity.is_none() {
             self.endpoints.waiting_for_identity.entry(digest).or_default().insert(spec.name);

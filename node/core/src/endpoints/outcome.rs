@@ -60,6 +60,7 @@ impl Node {
     }
 
     pub(crate) fn delete_endpoint(&mut self, call: CallId, name: &EndpointName) {
+        self.endpoints.missing.remove(name);
         match self.endpoints.by_name.get(name).map(|endpoint| endpoint.id) {
             None => match self.endpoints.detaching.values_mut().find(|endpoint| endpoint.name == *name) {
                 Some(detaching) => detaching.callers.push((call, true)),
@@ -81,6 +82,7 @@ impl Node {
 
     /// Takes an endpoint out of the kernel. Who waits for it to be attached gets the error.
     pub(super) fn detach(&mut self, name: &EndpointName, kind: CallErrorKind, text: &str) {
+        self.snapshots.own_changed = true;
         let Some(mut endpoint) = self.endpoints.by_name.remove(name) else { return };
         let (Some(id), Some(address)) = (endpoint.id, endpoint.address) else { return };
         self.endpoints.by_id.remove(&id);
@@ -97,6 +99,7 @@ impl Node {
 
     /// The kernel has carried out a step on an endpoint.
     pub(crate) fn endpoint_done(&mut self, id: EndpointId) {
+        self.snapshots.own_changed = true;
         let there = self.reconciler.applied().endpoints.contains_key(&id);
         if let Some(name) = self.endpoints.by_id.get(&id).cloned() {
             if there && let Some(endpoint) = self.endpoints.by_name.get_mut(&name) {

@@ -36,7 +36,10 @@ impl Node {
     }
 
     fn find_owner(&self, cidr: IpNetwork) -> Option<NodeName> {
-        if let Some(claim) = self.view.cidrs().get(&cidr) {
+        let told = self.peers.told_cidrs.get(&cidr).and_then(|claims| claims.last());
+        // A claim that is only remembered is no better than one that gossip tells: the later one wins.
+        let outbid = |epoch| !self.view.is_complete() && told.is_some_and(|(told, _)| *told > epoch);
+        if let Some(claim) = self.view.cidrs().get(&cidr).filter(|claim| !outbid(claim.created.0)) {
             return (claim.record.state == ClaimState::Live).then(|| claim.record.node.clone());
         }
         if self.ipam.own.iter().any(|(own, _)| *own == cidr) {
@@ -44,10 +47,12 @@ impl Node {
         }
         // A fact never overrides a claim that the store has confirmed, not in part either.
         let overlaps = |ip| self.view.cidr_of_ip(ip).is_some();
-        if !self.gossip_counts() || overlaps(cidr.network()) || overlaps(cidr.broadcast()) {
+        let taken = !self.view.cidrs().contains_key(&cidr)
+            && (overlaps(cidr.network()) || overlaps(cidr.broadcast()));
+        if !self.gossip_counts() || taken {
             return None;
         }
-        self.peers.told_cidrs.get(&cidr)?.last().map(|(_, node)| node.clone())
+        told.map(|(_, node)| node.clone())
     }
 
     /// Everything behind a node's number is to be written anew.

@@ -4,6 +4,7 @@ mod endpoints;
 mod kernel;
 mod nodes;
 mod random;
+mod snapshot;
 mod store;
 #[path = "../support/mod.rs"]
 mod support;

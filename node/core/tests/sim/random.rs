@@ -27,7 +27,7 @@ fn history(seed: u64) {
         let n = rng.usize(1..=usize::from(NODES));
         let running = sim.agents[n - 1].node.is_some();
         let endpoint = format!("e{}", rng.u8(0..8));
-        match rng.u8(0..24) {
+        match rng.u8(0..27) {
             0..8 if running => {
                 let labels = format!("app=a{}", rng.u8(0..4));
                 sim.call(n, Call::EndpointAdd(spec(&endpoint, &labels)));
@@ -53,6 +53,16 @@ fn history(seed: u64) {
             }
             20 if running => drop(sim.call(n, Call::Audit { repair: rng.bool() })),
             21 => sim.agent(n).relist(),
+            22 => {
+                sim.agent(n).stop();
+                sim.agent(n).kernel = datapath_plan::FakeDatapath::new();
+                sim.restart(n);
+            }
+            23 => {
+                sim.agent(n).store_up = false;
+                sim.restart(n);
+            }
+            24 => sim.agent(n).disk = None,
             _ => sim.advance(Duration::from_millis(rng.u64(1..40_000))),
         }
         if rng.u8(0..3) > 0 {

@@ -10,7 +10,7 @@ use datapath_plan::{FakeDatapath, Plan};
 use kvstore_schema::{Key, KvFailure, KvOp, KvRequest, LeaseId, Revision, Schema, Txn};
 use kvstore_store::MemState;
 use node_core::{
-    CallError, CallId, Command, Event, GossipUpdate, KvId, KvUpdate, Node, NodeConfig, Now, Reply,
+    CallError, CallId, Command, Event, GossipUpdate, KvId, KvUpdate, Node, NodeConfig, Now, Reply, Snapshot,
 };
 use node_facts::NodeFacts;
 
@@ -27,6 +27,8 @@ pub struct Agent {
     /// `None` while the agent is stopped.
     pub node: Option<Node>,
     pub kernel: FakeDatapath,
+    /// The last snapshot.
+    pub disk: Option<Box<Snapshot>>,
     /// Whether the store can be reached from here.
     pub store_up: bool,
     /// What the node was halted for.
@@ -53,6 +55,7 @@ impl Agent {
             config,
             node: None,
             kernel: FakeDatapath::new(),
+            disk: None,
             store_up: true,
             halts: Vec::new(),
             gossip_peers: Vec::new(),
@@ -78,7 +81,7 @@ impl Agent {
         self.config.seed[1] += 1;
         self.started_at = now;
         self.node = Some(Node::new(self.config.clone()));
-        self.events.push_back(Event::Started);
+        self.events.push_back(Event::Started { snapshot: self.disk.clone() });
     }
 
     /// Kills the agent; the kernel stays, and the lease until it runs out.
@@ -251,6 +254,7 @@ impl Agent {
                     self.told = Some(facts);
                     self.telling = true;
                 }
+                Command::Persist(snapshot) => self.disk = Some(snapshot),
                 Command::AddPeer(address) => self.gossip_peers.push(address),
                 Command::Reply(call, answer) => {
                     assert!(replies.insert(call, answer).is_none(), "{call:?} was answered twice");

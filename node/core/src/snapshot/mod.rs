@@ -1,0 +1,123 @@
+//! What a node needs of its former life to serve without store and gossip: plain data, made and taken back here,
+//! kept on disk by the shell.
+//!
+//! One copy of the logic: what is remembered of the fleet becomes records of the view (`restore.rs`), which is then
+//! known but not complete, so nothing is removed because it is missing there. The first listing replaces it record
+//! by record, and must continue its store and revision like any later one (P6).
+
+mod restore;
+mod save;
+
+use std::net::IpAddr;
+
+use datapath_plan::{Attachment, EndpointId, Mac};
+use identity::{EndpointName, FleetName, Identity, Labels, NodeName};
+use ipnetwork::IpNetwork;
+use kvstore_schema::{Revision, StoreIdentity, record::ClaimState};
+use serde::{Deserialize, Serialize};
+
+pub(crate) use save::Snapshots;
+
+/// What one agent leaves to the next on the same machine. Made for bincode: every field is there, always.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// The fleet's name.
+    pub fleet: FleetName,
+    /// The fleet's random id.
+    pub fleet_id: String,
+    /// This node.
+    pub node: NodeName,
+    /// The machine that had this node's name.
+    pub machine_id: String,
+    /// The store that the rest was learnt from.
+    pub store: StoreIdentity,
+    /// Up to which revision everything in it was known.
+    pub revision: Revision,
+    /// All nodes of the fleet, this one too.
+    pub nodes: Vec<SavedNode>,
+    /// All claims on pod CIDRs.
+    pub cidrs: Vec<SavedCidr>,
+    /// The fleet's live identities.
+    pub identities: Vec<SavedIdentity>,
+    /// The fleet's endpoints by their records, by node.
+    pub records: Vec<(NodeName, Vec<SavedRecord>)>,
+    /// This node's endpoints as they are in its kernel.
+    pub endpoints: Vec<SavedEndpoint>,
+}
+
+/// A node as it was last known.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedNode {
+    /// Its name.
+    pub name: NodeName,
+    /// Its underlay addresses, the tunnel's first.
+    pub underlay: Vec<IpAddr>,
+    /// Its own address in the pod network.
+    pub gateway: Option<IpAddr>,
+    /// UDP port of its gossip.
+    pub gossip_port: u16,
+    /// Its labels.
+    pub labels: Labels,
+    /// The id of its machine.
+    pub machine_id: String,
+    /// Its agent's start in ms since 1970.
+    pub incarnation: u64,
+    /// Its agent's version.
+    pub agent_version: String,
+}
+
+/// A claim on a pod CIDR.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedCidr {
+    /// The block.
+    pub cidr: IpNetwork,
+    /// Who claimed it.
+    pub node: NodeName,
+    /// Whether it is in use.
+    pub state: ClaimState,
+    /// The claim's create revision.
+    pub epoch: Revision,
+}
+
+/// A live identity.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedIdentity {
+    /// The number.
+    pub id: Identity,
+    /// The labels that count.
+    pub labels: Labels,
+    /// Whether this node has a reference to it: then nobody collects it.
+    pub referenced: bool,
+}
+
+/// An endpoint's record. Its labels are those of its identity.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedRecord {
+    /// Its address.
+    pub address: IpAddr,
+    /// Its identity.
+    pub identity: Identity,
+    /// Its name.
+    pub name: EndpointName,
+}
+
+/// An endpoint of this node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedEndpoint {
+    /// The number in its device's name.
+    pub id: EndpointId,
+    /// Its name.
+    pub name: EndpointName,
+    /// All its labels.
+    pub labels: Labels,
+    /// How it is attached, where known.
+    pub attachment: Option<Attachment>,
+    /// Its address.
+    pub address: IpAddr,
+    /// The workload's Ethernet address.
+    pub mac: Mac,
+    /// The host side's Ethernet address.
+    pub host_mac: Mac,
+    /// Whether it was attached: neither on its way into the kernel nor out of it.
+    pub ready: bool,
+}

@@ -1,0 +1,116 @@
+//! From a snapshot to a node that serves.
+
+use kvstore_schema::{
+    Key, KeyValue, ListPage, Revision, Schema,
+    record::{
+        CidrRecord, ClaimState, EndpointRecord, IdentityIdRecord, IdentityLabelsRecord, IdentityRefRecord,
+        NodeRecord, Record,
+    },
+};
+use std::collections::BTreeMap;
+
+use super::{SavedIdentity, SavedNode, Snapshot};
+use crate::{NodeConfig, node::Node};
+
+impl Node {
+    /// Takes a former life's knowledge as what is known until the store answers.
+    pub(crate) fn restore(&mut self, snapshot: Snapshot) {
+        if let Err(reason) = snapshot.check(&self.config) {
+            return self.error(format!("snapshot not used: {reason}"));
+        }
+        self.snapshots.restored = true;
+        self.membership.fleet_id = Some(snapshot.fleet_id.clone());
+        let page = snapshot.page(self.view.schema());
+        let changes = self.view.apply_remembered(&page);
+        self.on_view_changes(changes);
+        self.endpoints.remember(snapshot.endpoints);
+        self.use_remembered_blocks();
+    }
+}
+
+impl Snapshot {
+    /// Whether it was made by this node on this machine.
+    fn check(&self, config: &NodeConfig) -> Result<(), String> {
+        if self.fleet != config.fleet {
+            return Err(format!("it is of fleet {}, this agent's is {}", self.fleet, config.fleet));
+        }
+        if self.node != config.node {
+            return Err(format!("it is of node {}, this one is {}", self.node, config.node));
+        }
+        if self.machine_id != config.machine_id {
+            return Err(format!("it is of machine {}, this one is {}", self.machine_id, config.machine_id));
+        }
+        Ok(())
+    }
+
+    /// What it tells of the fleet, as the store would list it. Modify revisions are 0: it does not tell all that
+    /// the records say, so a listing brings each of them anew.
+    fn page(&self, schema: &Schema) -> ListPage {
+        let labels: BTreeMap<_, _> = self.identities.iter().map(|saved| (saved.id, &saved.labels)).collect();
+        let nodes = self.nodes.iter().map(|saved| self.node_entry(schema, saved));
+        let cidrs = self.cidrs.iter().map(|saved| {
+            let record = CidrRecord {
+                node: saved.node.clone(),
+                state: saved.state,
+                token: String::new(),
+                unknown: Default::default(),
+            };
+            entry(schema.cidr(saved.cidr), &record, saved.epoch)
+        });
+        let identities = self.identities.iter().flat_map(|saved| self.identity_entries(schema, saved));
+        let records = self.records.iter().flat_map(|(node, records)| {
+            records.iter().map(|saved| {
+                let labels = labels.get(&saved.identity).copied().cloned().unwrap_or_default();
+                let record = EndpointRecord {
+                    name: saved.name.clone(),
+                    identity: saved.identity,
+                    labels_digest: labels.digest(),
+                    labels,
+                    unknown: Default::default(),
+                };
+                entry(schema.endpoint(node, saved.address), &record, Revision::default())
+            })
+        });
+        let mut entries: Vec<KeyValue> = nodes.chain(cidrs).chain(identities).chain(records).collect();
+        entries.sort_by(|a, b| a.key.cmp(&b.key));
+        ListPage { entries, revision: self.revision, store: self.store, more: false }
+    }
+
+    fn node_entry(&self, schema: &Schema, saved: &SavedNode) -> KeyValue {
+        let claims = self.cidrs.iter().filter(|claim| claim.node == saved.name);
+        let record = NodeRecord {
+            underlay: saved.underlay.clone(),
+            cidrs: claims.filter(|claim| claim.state == ClaimState::Live).map(|claim| claim.cidr).collect(),
+            gateway: saved.gateway,
+            gossip_port: saved.gossip_port,
+            labels: saved.labels.clone(),
+            boot_id: String::new(),
+            machine_id: saved.machine_id.clone(),
+            incarnation: saved.incarnation,
+            agent_version: saved.agent_version.clone(),
+            unknown: Default::default(),
+        };
+        entry(schema.node(&saved.name), &record, Revision::default())
+    }
+
+    fn identity_entries(&self, schema: &Schema, saved: &SavedIdentity) -> impl Iterator<Item = KeyValue> {
+        let SavedIdentity { id, labels, referenced } = saved.clone();
+        let digest = labels.digest();
+        let by_number =
+            IdentityIdRecord { labels: labels.clone(), state: ClaimState::Live, unknown: Default::default() };
+        let by_labels = IdentityLabelsRecord { id, labels, unknown: Default::default() };
+        let reference = IdentityRefRecord { incarnation: 0, unknown: Default::default() };
+        let reference =
+            referenced.then(|| entry(schema.identity_ref(id, &self.node), &reference, Revision::default()));
+        [
+            entry(schema.identity_id(id), &by_number, Revision::default()),
+            entry(schema.identity_labels(&digest), &by_labels, Revision::default()),
+        ]
+        .into_iter()
+        .chain(reference)
+    }
+}
+
+fn entry(key: Key, record: &impl Record, create_revision: Revision) -> KeyValue {
+    KeyValue { key, value: record.encode(), create_revision, mod_revision: Revision::default(), lease: None }
+}

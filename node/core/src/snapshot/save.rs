@@ -1,0 +1,111 @@
+//! When a snapshot is made, and of what.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use identity::{Identity, Labels};
+use kvstore_schema::record::ClaimState;
+
+use super::{SavedCidr, SavedIdentity, SavedNode, SavedRecord, Snapshot};
+use crate::{
+    Command,
+    limits::{PERSIST_FLEET_PAUSE, PERSIST_OWN_PAUSE},
+    node::Node,
+};
+
+/// What has to be saved, and since when. One per node.
+#[derive(Debug, Default)]
+pub(crate) struct Snapshots {
+    /// This agent began with a snapshot.
+    pub restored: bool,
+    /// Endpoints or blocks of this node changed since the last one.
+    pub own_changed: bool,
+    /// Anything else changed since the last one.
+    pub fleet_changed: bool,
+    saved_at: Option<Duration>,
+}
+
+impl Snapshots {
+    /// When the next one is due; `None` while nothing changes.
+    pub(crate) fn next_wake(&self) -> Option<Duration> {
+        let pause = if self.own_changed {
+            PERSIST_OWN_PAUSE
+        } else if self.fleet_changed {
+            PERSIST_FLEET_PAUSE
+        } else {
+            return None;
+        };
+        Some(self.saved_at.map_or(Duration::ZERO, |at| at + pause))
+    }
+}
+
+impl Node {
+    /// Has a snapshot kept when one is due. Before the kernel has been read and this node is a member there is
+    /// nothing that would be better than the last one.
+    pub(crate) fn persist(&mut self) {
+        let due = self.snapshots.next_wake().is_some_and(|at| at <= self.now.monotonic);
+        if !due || !self.audit.observed || !self.is_member() {
+            return;
+        }
+        let Some(snapshot) = self.snapshot() else { return };
+        self.snapshots.own_changed = false;
+        self.snapshots.fleet_changed = false;
+        self.snapshots.saved_at = Some(self.now.monotonic);
+        self.out.push(Command::Persist(Box::new(snapshot)));
+    }
+
+    /// All that the next agent may need. O(fleet). `None` before anything is known of a store.
+    fn snapshot(&self) -> Option<Snapshot> {
+        let nodes = self.view.nodes().iter().map(|(name, entry)| SavedNode {
+            name: name.clone(),
+            underlay: entry.record.underlay.clone(),
+            gateway: entry.record.gateway,
+            gossip_port: entry.record.gossip_port,
+            labels: entry.record.labels.clone(),
+            machine_id: entry.record.machine_id.clone(),
+            incarnation: entry.record.incarnation,
+            agent_version: entry.record.agent_version.clone(),
+        });
+        let cidrs = self.view.cidrs().iter().map(|(cidr, claim)| SavedCidr {
+            cidr: *cidr,
+            node: claim.record.node.clone(),
+            state: claim.record.state,
+            epoch: claim.created,
+        });
+        let records = self.view.endpoints().iter().map(|(node, records)| {
+            let saved = records.iter().map(|(ip, entry)| SavedRecord {
+                address: *ip,
+                identity: entry.record.identity,
+                name: entry.record.name.clone(),
+            });
+            (node.clone(), saved.collect())
+        });
+        Some(Snapshot {
+            fleet: self.config.fleet.clone(),
+            fleet_id: self.membership.fleet_id.clone()?,
+            node: self.config.node.clone(),
+            machine_id: self.config.machine_id.clone(),
+            store: self.view.store()?,
+            revision: self.view.revision(),
+            nodes: nodes.collect(),
+            cidrs: cidrs.collect(),
+            identities: self.saved_identities(),
+            records: records.collect(),
+            endpoints: self.endpoints.saved(),
+        })
+    }
+
+    /// Live identities of the view, and those granted to this node that the view does not show yet.
+    fn saved_identities(&self) -> Vec<SavedIdentity> {
+        let live = self.view.identities().iter().filter(|(_, entry)| entry.record.state == ClaimState::Live);
+        let mut saved: BTreeMap<Identity, (&Labels, bool)> = live
+            .map(|(id, entry)| {
+                (*id, (&entry.record.labels, self.view.refs(*id).contains_key(&self.config.node)))
+            })
+            .collect();
+        saved.extend(self.identities.held().map(|(id, labels)| (id, (labels, true))));
+        saved
+            .into_iter()
+            .map(|(id, (labels, referenced))| SavedIdentity { id, labels: labels.clone(), referenced })
+            .collect()
+    }
+}

@@ -1,0 +1,186 @@
+//! Stories of a start without the store: what the snapshot tells serves until the store answers, and not longer.
+
+use std::time::Duration;
+
+use datapath_plan::FakeDatapath;
+use ipnetwork::IpNetwork;
+use kvstore_schema::StoreIdentity;
+use kvstore_store::MemState;
+use node_core::{Call, IpcacheSource, Reply};
+
+use crate::support::{Agent, Sim, added, check, config, name};
+
+/// Two nodes with one endpoint each, saved; then nobody reaches the store any more.
+fn cut_off(seed: u64) -> Sim {
+    let mut sim = Sim::new(2, seed);
+    sim.settle();
+    added(sim.add(1, "a", "app=a"));
+    added(sim.add(2, "b", "app=b"));
+    sim.advance(Duration::from_secs(10));
+    sim.agents.iter_mut().for_each(|agent| agent.store_up = false);
+    sim.settle();
+    sim
+}
+
+fn store_comes_back(sim: &mut Sim) {
+    sim.agents.iter_mut().for_each(|agent| agent.store_up = true);
+    sim.settle();
+    sim.advance(Duration::from_secs(60));
+    check::converged(sim);
+}
+
+#[test]
+fn a_restart_without_the_store_keeps_names_and_goes_on() {
+    let mut sim = cut_off(30);
+    let before = sim.node(1).endpoint(&name("a")).expect("there");
+    let steps = sim.agents[0].kernel.steps();
+    sim.restart(1);
+    sim.settle();
+    let after = sim.node(1).endpoint(&name("a")).expect("still known by its name");
+    assert_eq!(
+        (&after.labels, after.address, after.identity),
+        (&before.labels, before.address, before.identity)
+    );
+    assert_eq!(after.attachment, before.attachment);
+    match sim.add(1, "a", "app=a") {
+        Ok(Reply::EndpointAdded { address, existed: true, .. }) => assert_eq!(Some(address), before.address),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(sim.agents[0].kernel.steps(), steps, "not one step was needed");
+
+    let (address, identity) = added(sim.add(1, "c", "app=a"));
+    assert_eq!(Some(identity), before.identity);
+    let told = sim.node(2).lookup(address).expect("by gossip");
+    assert_eq!((told.identity, told.source), (identity, IpcacheSource::Gossip));
+    assert_eq!(sim.ask(1, Call::EndpointDelete(name("a"))), Ok(Reply::EndpointDeleted { existed: true }));
+    assert_eq!(
+        sim.node(2).lookup(before.address.expect("one")).expect("the block").source,
+        IpcacheSource::Cidr
+    );
+    store_comes_back(&mut sim);
+    let names: Vec<String> =
+        sim.node(1).endpoints().iter().map(|endpoint| endpoint.name.to_string()).collect();
+    assert_eq!(names, ["c"]);
+}
+
+#[test]
+fn endpoints_that_the_store_never_saw_survive_a_restart_without_it() {
+    let mut sim = cut_off(31);
+    let (address, identity) = added(sim.add(1, "c", "app=a"));
+    sim.restart(1);
+    sim.settle();
+    assert_eq!(sim.node(1).endpoint(&name("c")).expect("known").address, Some(address));
+    assert_eq!(sim.node(2).lookup(address).expect("by gossip").identity, identity);
+    store_comes_back(&mut sim);
+}
+
+#[test]
+fn a_reboot_without_the_store_serves_again() {
+    let mut sim = cut_off(32);
+    sim.gossip = false;
+    let before = sim.agents[0].kernel.tables().clone();
+    let gone = sim.node(1).endpoint(&name("a")).and_then(|endpoint| endpoint.address).expect("an address");
+    sim.agent(1).stop();
+    sim.agent(1).kernel = FakeDatapath::new();
+    sim.restart(1);
+    sim.settle();
+    let now = sim.agents[0].kernel.tables();
+    assert_eq!((&now.base, &now.nodes, &now.routes), (&before.base, &before.nodes, &before.routes));
+    let mut ipcache = before.ipcache;
+    ipcache.remove(&IpNetwork::from(gone));
+    assert_eq!(now.ipcache, ipcache);
+    assert!(now.endpoints.is_empty());
+    let warnings = sim.node(1).status().warnings;
+    assert!(warnings[0].starts_with("endpoint a is not in the kernel since the restart"), "{warnings:?}");
+    added(sim.add(1, "a", "app=a"));
+    let warnings = sim.node(1).status().warnings;
+    assert!(matches!(&warnings[..], [only] if only.contains("serves from its snapshot")), "{warnings:?}");
+    sim.gossip = true;
+    store_comes_back(&mut sim);
+    assert_eq!(sim.node(1).status().warnings, [] as [String; 0]);
+}
+
+#[test]
+fn a_snapshot_that_is_behind_ends_equal_to_the_store() {
+    for (seed, store_up) in [(33, true), (34, false)] {
+        let mut sim = cut_off(seed);
+        store_comes_back(&mut sim);
+        let old = sim.agents[0].disk.clone();
+        sim.agents[0].stop();
+        let (added_later, _) = added(sim.add(2, "later", "app=later"));
+        assert_eq!(sim.ask(2, Call::EndpointDelete(name("b"))), Ok(Reply::EndpointDeleted { existed: true }));
+        sim.agents.push(Agent::new(config(3)));
+        sim.settle();
+        added(sim.add(3, "third", "app=a"));
+        sim.gossip = false;
+        sim.agent(1).disk = old;
+        sim.agent(1).store_up = store_up;
+        sim.restart(1);
+        sim.settle();
+        sim.advance(Duration::from_secs(5));
+        assert!(sim.node(1).endpoint(&name("a")).is_some());
+        let known = sim.node(1).lookup(added_later).map(|entry| entry.source);
+        assert_eq!(known, Some(if store_up { IpcacheSource::Record } else { IpcacheSource::Cidr }));
+        sim.gossip = true;
+        store_comes_back(&mut sim);
+    }
+}
+
+#[test]
+fn a_node_removed_meanwhile_gives_up_what_it_remembers() {
+    let mut sim = cut_off(35);
+    store_comes_back(&mut sim);
+    sim.agent(1).stop();
+    sim.advance(Duration::from_secs(40));
+    assert_eq!(sim.ask(2, Call::NodeRemove(config(1).node)), Ok(Reply::NodeRemoved));
+    sim.advance(Duration::from_secs(3 * 900));
+    assert_eq!(check::view(&sim).cidrs().len(), 1);
+    sim.agent(1).kernel = FakeDatapath::new();
+    sim.restart(1);
+    sim.settle();
+    added(sim.add(1, "a", "app=a"));
+    store_comes_back(&mut sim);
+    let cidrs = sim.node(1).status().cidrs;
+    assert!(check::view(&sim).cidrs().contains_key(&cidrs[0].cidr) && cidrs.len() == 1, "{cidrs:?}");
+}
+
+#[test]
+fn a_snapshot_of_another_node_or_machine_is_not_used() {
+    let sim = cut_off(36);
+    let snapshot = sim.agents[0].disk.clone().expect("saved");
+    let mut elsewhere = config(1);
+    elsewhere.machine_id = "another".to_owned();
+    let mut other_fleet = config(1);
+    other_fleet.fleet = "other".parse().expect("a name");
+    for config in [config(2), elsewhere, other_fleet] {
+        let mut stranger = Sim::with(37, vec![config]);
+        stranger.agents[0].store_up = false;
+        stranger.agent(1).disk = Some(snapshot.clone());
+        stranger.restart(1);
+        stranger.settle();
+        let error = stranger.node(1).status().last_error.expect("told").text;
+        assert!(error.starts_with("snapshot not used: it is of "), "{error}");
+        assert_eq!(stranger.node(1).nodes().len(), 1);
+        let kernel = stranger.agents[0].kernel.tables();
+        assert!(kernel.base.is_none() && kernel.nodes.is_empty() && kernel.routes.is_empty(), "{kernel:?}");
+    }
+}
+
+#[test]
+fn a_store_wiped_while_the_agent_was_away_takes_nothing_from_it() {
+    let mut sim = cut_off(38);
+    let before = sim.agents[0].kernel.tables().clone();
+    sim.agents.iter_mut().for_each(Agent::stop);
+    sim.store = MemState::new(StoreIdentity(2));
+    sim.agents.iter_mut().for_each(|agent| agent.store_up = true);
+    sim.restart(1);
+    sim.settle();
+    sim.advance(Duration::from_secs(700));
+    assert_eq!(*sim.agents[0].kernel.tables(), before);
+    let status = sim.node(1).status();
+    assert!(
+        status.warnings[0].starts_with("the store is not believed: the store was replaced"),
+        "{status:#?}"
+    );
+    assert!(sim.node(1).endpoint(&name("a")).is_some());
+}

@@ -11,7 +11,8 @@ use node_observe::EventKind;
 
 /// Shows and changes what the Warren agent of this node does.
 ///
-/// Exit codes: 0 done, 1 failed (for `state diff`: also when there are differences), 2 wrong usage.
+/// Exit codes: 0 done, 1 failed (for `state diff`: also when there are differences; for `doctor`: also when a
+/// check fails), 2 wrong usage.
 #[derive(Debug, Parser)]
 #[command(name = "warren", version, arg_required_else_help = true)]
 pub struct Arguments {
@@ -38,6 +39,16 @@ pub enum Output {
 pub enum Command {
     /// How this node is, at a glance.
     Status,
+    /// What keeps this node from working, and what to type about it; exit 1 when a check fails. Changes nothing.
+    #[command(
+        after_help = "Run it as root, on the node itself; it needs no agent. Checks that could not be made are \
+                            marked ?, and are no failure."
+    )]
+    Doctor {
+        /// The tunnel's UDP port, where no agent runs that knows it: fleet.tunnel_port of the configuration.
+        #[arg(long, value_name = "PORT", default_value_t = node_doctor::DEFAULT_TUNNEL_PORT)]
+        tunnel_port: u16,
+    },
     /// Nodes of the fleet.
     #[command(subcommand)]
     Node(NodeCommand),

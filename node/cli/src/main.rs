@@ -1,4 +1,5 @@
-//! `warren`: the command line. Asks the agent of this node and writes down its answer; decides nothing itself.
+//! `warren`: the command line. Asks the agent of this node (and, for `doctor`, the machine) and writes down the
+//! answer; decides nothing itself.
 
 mod arguments;
 mod render;
@@ -68,6 +69,13 @@ async fn run(arguments: Arguments) -> Result<ExitCode> {
     let out = Printer { json: arguments.output == Output::Json, style: Style { colour } };
     match arguments.command {
         Command::Status => out.print(&client.status().await?, render::status)?,
+        Command::Doctor { tunnel_port } => {
+            let report = node_doctor::examine(&client, tunnel_port).await;
+            out.print(&report, render::doctor)?;
+            if report.has_failure() {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
         Command::Node(NodeCommand::List) => out.print(&client.nodes().await?, render::nodes)?,
         Command::Node(NodeCommand::Remove { name }) => {
             out.print(&client.node_remove(&name).await?, |answer, _| {

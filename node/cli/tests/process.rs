@@ -83,6 +83,7 @@ fn wrong_usage_exits_2_and_says_what_is_right() {
     check(&["observe", "--protocol", "tpc"], "use tcp");
     check(&["observe", "--from", "Web 1"], "use an address");
     check(&["node", "remove"], "<NAME>");
+    check(&["doctor", "--tunnel-port", "70000"], "70000");
     check(&["completion", "tcsh"], "possible values");
 }
 
@@ -159,6 +160,39 @@ fn differences_exit_1_until_they_are_repaired() {
     check(r#"{"differences":[],"repaired":false}"#, DONE);
     check(r#"{"differences":["ipcache 10.0.0.1/32: missing"],"repaired":false}"#, FAILED);
     check(r#"{"differences":["ipcache 10.0.0.1/32: missing"],"repaired":true}"#, DONE);
+}
+
+#[test]
+fn the_doctor_needs_no_agent() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("none.sock");
+    let ask = |output: &str| finish(warren(&["doctor", "-o", output, "--socket"]).arg(&socket));
+    let (code, stdout, stderr) = ask("json");
+    assert_eq!(stderr, "");
+    let report: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(code, if report["counts"]["fail"] == 0 { DONE } else { FAILED }, "{stdout}");
+    let findings = report["findings"].as_array().unwrap();
+    let verdict = |name: &str| {
+        let finding = findings.iter().find(|finding| finding["check"] == name);
+        finding.unwrap_or_else(|| panic!("{name} is missing: {stdout}"))["verdict"].as_str().unwrap()
+    };
+    assert_eq!(verdict("kernel"), "ok", "{stdout}");
+    assert_eq!([verdict("agent"), verdict("etcd-version")], ["unknown"; 2], "{stdout}");
+    for finding in findings {
+        assert_eq!(finding["verdict"] == "ok", finding.get("remedy").is_none(), "{finding}");
+    }
+    let (_, table, _) = ask("table");
+    assert!(table.contains("?    agent") && table.contains("do: "), "{table}");
+}
+
+#[test]
+fn a_failing_check_exits_1() {
+    // Answers no status: an agent that is there, and not well.
+    let body = r#"{"kind":"internal","message":"the core is gone"}"#;
+    let agent = Agent::start("500 Internal Server Error", body.to_owned());
+    let (code, stdout, stderr) = finish(&mut agent.ask(&["doctor"]));
+    assert_eq!((code, stderr.as_str()), (FAILED, ""));
+    assert!(stdout.contains("FAIL agent            the core is gone\n"), "{stdout}");
 }
 
 #[test]

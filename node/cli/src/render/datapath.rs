@@ -158,10 +158,7 @@ pub fn event(event: &FlowEvent, style: Style) -> String {
         EventKind::FlowEnd => (Mark::Ok, "end".to_owned()),
         EventKind::Drop => (Mark::Fail, event.drop_reason.clone().unwrap_or_default()),
     };
-    let word = match mark {
-        Mark::Fail => "DROP",
-        Mark::Ok | Mark::Warn => "    ",
-    };
+    let word = if mark == Mark::Fail { "DROP" } else { "    " };
     let word =
         if mark == Mark::Fail && style.colour { format!("\x1b[31m{word}\x1b[0m") } else { word.to_owned() };
     let mut text = format!(

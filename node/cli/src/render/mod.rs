@@ -1,6 +1,7 @@
 //! Answers as people read them. Pure: from an answer to text.
 
 mod datapath;
+mod doctor;
 mod fleet;
 #[cfg(test)]
 mod sample;
@@ -10,6 +11,7 @@ mod table;
 mod tests;
 
 pub use datapath::{drops, event, flows, map_dump, maps, state, state_diff};
+pub use doctor::doctor;
 pub use fleet::{endpoint, endpoint_added, endpoints, identities, ips, nodes};
 pub use status::status;
 
@@ -26,6 +28,7 @@ pub enum Mark {
     Ok,
     Warn,
     Fail,
+    Unknown,
 }
 
 impl Style {
@@ -35,6 +38,7 @@ impl Style {
             Mark::Ok => ("OK  ", 32),
             Mark::Warn => ("WARN", 33),
             Mark::Fail => ("FAIL", 31),
+            Mark::Unknown => ("?   ", 36),
         };
         if self.colour { format!("\x1b[{colour}m{word}\x1b[0m") } else { word.to_owned() }
     }

@@ -8,6 +8,7 @@ use node_api::{
     NodeRow, PeerStatus, ProgramStatus, Protocol, RouteRow, State, Status, StoreStatus, UnderlayStatus,
     Verdict, Warning,
 };
+use node_doctor::{Finding, Report};
 use node_observe::{EventKind, Party};
 use serde_json::json;
 
@@ -165,6 +166,27 @@ pub fn starting() -> Status {
     (status.endpoints, status.nodes, status.identities) = (0, 1, 0);
     status.audit.unix_ms = None;
     status
+}
+
+/// A machine whose agent does not run.
+pub fn report() -> Report {
+    let start = "warrend check, then start it: warrend --config /etc/warren/warren.toml";
+    Report::new(vec![
+        Finding::ok("kernel", "6.12.0-1-amd64: programs attach by TCX"),
+        Finding::fail(
+            "rp-filter",
+            "net.ipv4.conf.all.rp_filter is 1: it overrules the 0 of our devices",
+            "sysctl -w net.ipv4.conf.all.rp_filter=0",
+        ),
+        Finding::warn(
+            "systemd-networkd",
+            "runs, and may remove our routes",
+            "systemctl restart systemd-networkd",
+        ),
+        Finding::unknown("agent", "the agent does not answer on /run/warren/warren.sock", start),
+        Finding::unknown("node", "only the agent knows", start),
+        Finding::unknown("lease", "only the agent knows", start),
+    ])
 }
 
 pub fn nodes() -> Listing<Node> {

@@ -38,6 +38,11 @@ fn status_of_a_node_that_starts() {
 }
 
 #[test]
+fn findings_with_their_remedies() {
+    check("doctor", &doctor(&sample::report(), PLAIN));
+}
+
+#[test]
 fn colours_change_no_text() {
     let coloured = status(&sample::troubled(), Style { colour: true });
     assert!(coloured.contains("\x1b[31mFAIL\x1b[0m") && coloured.contains("\x1b[33mWARN\x1b[0m"));

@@ -1,0 +1,220 @@
+//! The agent's own account of its node. Without an agent these are all unknown, each by its name, so that who
+//! reads them by program finds them.
+
+use node_api::{ApplyStatus, BaseRow, GossipStatus, MapFill, StateDiff, Status};
+
+use super::etcd;
+use crate::{
+    finding::Finding,
+    gather::{Agent, Answers},
+};
+
+/// Bytes that the tunnel adds to a packet over IPv4: Ethernet 14, IPv4 20, UDP 8, VXLAN 8.
+const TUNNEL_OVERHEAD_BYTES: u32 = 50;
+/// A map's fill above which it is worth a word, in percent: as `warren status` has it.
+const FULL_MAP_PERCENT: u64 = 90;
+/// How many names fit a line; the rest is counted.
+const SHOWN: usize = 4;
+
+/// What is asked of an agent that answers, beside whether it does.
+const NAMES: [&str; 11] = [
+    "node",
+    "warnings",
+    "store",
+    "etcd-members",
+    "etcd-version",
+    "lease",
+    "gossip",
+    "mtu",
+    "maps",
+    "plan",
+    "state",
+];
+const START: &str = "warrend check, then start it: warrend --config /etc/warren/warren.toml";
+
+pub(super) fn all(agent: &Agent) -> Vec<Finding> {
+    const CHECK: &str = "agent";
+    let (first, remedy) = match agent {
+        Agent::Answers(answers) => return answered(answers),
+        Agent::Absent(error) => (Finding::unknown(CHECK, error, START), START),
+        Agent::Forbidden(error) => {
+            (Finding::unknown(CHECK, error, "sudo warren doctor"), "sudo warren doctor")
+        }
+        Agent::Broken(error) => {
+            let remedy =
+                "look at its log (journalctl -u warrend -n 100), and restart it: running flows go on";
+            (Finding::fail(CHECK, error, remedy), remedy)
+        }
+    };
+    let unasked = NAMES.map(|name| Finding::unknown(name, "only the agent knows", remedy));
+    [first].into_iter().chain(unasked).collect()
+}
+
+fn answered(answers: &Answers) -> Vec<Finding> {
+    let status = &answers.status;
+    vec![
+        Finding::ok("agent", format!("{} {} answers", status.node, status.agent_version)),
+        node(status),
+        warnings(status),
+        etcd::connection(&status.store),
+        etcd::members(&status.store),
+        etcd::versions(&status.store),
+        etcd::lease(&status.store),
+        gossip(&status.gossip),
+        mtu(status.underlay.mtu_bytes, &status.underlay.interface, &answers.base),
+        maps(&status.maps, &status.apply.full),
+        plan(&status.apply),
+        state(&answers.diff),
+    ]
+}
+
+fn node(status: &Status) -> Finding {
+    const CHECK: &str = "node";
+    match &status.halted {
+        Some(halted) => Finding::fail(
+            CHECK,
+            format!("halted: {}", halted.reason),
+            "put that right, check it with `warrend check`, and restart warrend",
+        ),
+        None if status.ready => Finding::ok(CHECK, format!("ready, {}", count(status.endpoints, "endpoint"))),
+        None => Finding::warn(
+            CHECK,
+            "not ready: it has no pod CIDR, or its devices are not there yet",
+            "warren status; if it stays so: is a block free in fleet.pools, and does etcd answer?",
+        ),
+    }
+}
+
+fn warnings(status: &Status) -> Finding {
+    const CHECK: &str = "warnings";
+    if status.warnings.is_empty() {
+        return Finding::ok(CHECK, "none");
+    }
+    let texts: Vec<&str> = status.warnings.iter().map(|warning| warning.text.as_str()).collect();
+    Finding::warn(CHECK, texts.join("; "), "do what it says; `warren status` shows when it is over")
+}
+
+fn gossip(gossip: &GossipStatus) -> Finding {
+    const CHECK: &str = "gossip";
+    if !gossip.enabled {
+        return Finding::ok(CHECK, "off: a fleet of one node");
+    }
+    let silent: Vec<String> = (gossip.peers.iter())
+        .filter(|peer| !peer.alive)
+        .map(|peer| format!("{} at {}", peer.node, peer.address))
+        .collect();
+    if !silent.is_empty() {
+        return Finding::warn(
+            CHECK,
+            format!("{} of {} silent: {}", silent.len(), count(gossip.peers.len(), "peer"), some(&silent)),
+            "on the silent node: warren status; is its gossip port (UDP) open between the nodes, and the gossip key the same? A node that is gone for good: warren node remove NAME",
+        );
+    }
+    if gossip.refused_datagrams > 0 {
+        return Finding::warn(
+            CHECK,
+            format!("{} refused since start", count(gossip.refused_datagrams, "datagram")),
+            "sha256sum /etc/warren/gossip.key on every node: the keys must be the same; else somebody else sends to the gossip port",
+        );
+    }
+    Finding::ok(CHECK, format!("{} alive", count(gossip.peers.len(), "peer")))
+}
+
+fn mtu(underlay_bytes: u32, interface: &str, base: &Result<Option<BaseRow>, String>) -> Finding {
+    const CHECK: &str = "mtu";
+    let base = match base {
+        Err(error) => return Finding::unknown(CHECK, error, "warren state"),
+        Ok(None) => return Finding::unknown(CHECK, "the node has no pod CIDR yet", "warren status"),
+        Ok(Some(base)) => base,
+    };
+    let needed_bytes = base.mtu_bytes + TUNNEL_OVERHEAD_BYTES;
+    let seen = format!("endpoints {}, {interface} {underlay_bytes}", base.mtu_bytes);
+    if needed_bytes <= underlay_bytes {
+        return Finding::ok(CHECK, seen);
+    }
+    Finding::fail(
+        CHECK,
+        format!("{seen}: with the tunnel's {TUNNEL_OVERHEAD_BYTES} bytes large packets do not fit"),
+        format!(
+            "ip link set {interface} mtu {needed_bytes} where the network carries it, or restart warrend, which takes its MTU from {interface}"
+        ),
+    )
+}
+
+fn maps(maps: &[MapFill], full: &[String]) -> Finding {
+    const CHECK: &str = "maps";
+    if !full.is_empty() {
+        return Finding::fail(
+            CHECK,
+            format!("full: {}", full.join(", ")),
+            "warren map list; this node holds as much as it can: move endpoints to other nodes, or remove what is stale (warren node list)",
+        );
+    }
+    let nearly: Vec<String> = (maps.iter())
+        .map(|map| (map, map.entries * 100 / u64::from(map.max_entries.max(1))))
+        .filter(|(_, percent)| *percent >= FULL_MAP_PERCENT)
+        .map(|(map, percent)| format!("{} at {percent}%", map.name))
+        .collect();
+    if nearly.is_empty() {
+        return Finding::ok(CHECK, format!("none above {FULL_MAP_PERCENT}%"));
+    }
+    Finding::warn(
+        CHECK,
+        nearly.join(", "),
+        "warren map list; for flows: warren flow list, who opens so many?",
+    )
+}
+
+fn plan(apply: &ApplyStatus) -> Finding {
+    const CHECK: &str = "plan";
+    if !apply.failing.is_empty() {
+        return Finding::fail(
+            CHECK,
+            some(&apply.failing),
+            "warren status shows all of them; warren endpoint delete NAME for a workload that is gone",
+        );
+    }
+    if apply.pending > 0 {
+        return Finding::warn(
+            CHECK,
+            format!("{} still to be written", count(apply.pending, "key")),
+            "warren doctor once more: it is done within a second, unless something fails",
+        );
+    }
+    Finding::ok(CHECK, format!("all applied, generation {}", apply.applied_generation))
+}
+
+fn state(diff: &Result<StateDiff, String>) -> Finding {
+    const CHECK: &str = "state";
+    match diff {
+        Err(error) => Finding::unknown(CHECK, error, "warren state diff"),
+        Ok(diff) if diff.differences.is_empty() => Finding::ok(CHECK, "the kernel has what the agent wants"),
+        Ok(diff) => Finding::warn(
+            CHECK,
+            format!("{}: {}", count(diff.differences.len(), "difference"), some(&diff.differences)),
+            "warren state diff --repair; if they come back, somebody else changes the maps, devices or routes",
+        ),
+    }
+}
+
+/// The first few, and how many more.
+fn some(texts: &[String]) -> String {
+    let shown = texts[..texts.len().min(SHOWN)].join(", ");
+    match texts.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}
+
+/// `1 node`, `2 nodes`.
+pub(super) fn count(number: impl TryInto<u64>, thing: &str) -> String {
+    let number = number.try_into().unwrap_or(u64::MAX);
+    if number == 1 { format!("1 {thing}") } else { format!("{number} {thing}s") }
+}
+
+/// The answers of a node where all is well.
+#[cfg(test)]
+pub(super) mod sample;
+
+#[cfg(test)]
+mod tests;

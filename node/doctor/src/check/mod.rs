@@ -1,0 +1,65 @@
+//! Judgement: pure functions from facts to findings. Nothing here reads, waits or changes anything.
+
+mod agent;
+mod etcd;
+mod kernel;
+mod managers;
+mod network;
+mod security;
+
+use crate::{
+    finding::Finding,
+    gather::{Agent, Clock, Machine},
+};
+
+/// All checks: the machine's, then the agent's. The fleet's tunnel port counts where the agent knows it,
+/// `tunnel_port` where not.
+pub(crate) fn all(machine: &Machine, clock: Option<Clock>, agent: &Agent, tunnel_port: u16) -> Vec<Finding> {
+    let tunnel_port = match agent {
+        Agent::Answers(answers) => {
+            answers.base.as_ref().ok().and_then(Option::as_ref).map(|base| base.tunnel_port)
+        }
+        _ => None,
+    }
+    .unwrap_or(tunnel_port);
+    let mut findings = vec![
+        kernel::version(machine),
+        security::privileges(machine),
+        kernel::btf(machine),
+        kernel::bpffs(machine),
+        kernel::cgroup2(machine),
+        kernel::jit(machine),
+        security::lockdown(machine),
+        security::modules(machine),
+        network::ip_forward(machine),
+        network::rp_filter(machine),
+        network::tunnel_port(machine, tunnel_port),
+        network::devices(machine),
+        managers::networkd(machine),
+        managers::network_manager(machine),
+        kernel::clock(clock),
+    ];
+    findings.extend(agent::all(agent));
+    findings
+}
+
+/// Tables of cases for the checks: what a finding must be.
+#[cfg(test)]
+pub(crate) mod expect {
+    use crate::finding::{Finding, Verdict};
+
+    /// The verdict, a part of what was seen, and a part of the remedy (empty: there is none).
+    #[track_caller]
+    pub(crate) fn expect(finding: Finding, verdict: Verdict, seen: &str, remedy: &str) {
+        assert_eq!(finding.verdict, verdict, "{finding:?}");
+        assert!(finding.seen.contains(seen), "{seen:?} is not in {finding:?}");
+        assert!(!finding.seen.contains('\n'), "more than a line: {finding:?}");
+        match &finding.remedy {
+            None => assert!(verdict == Verdict::Ok && remedy.is_empty(), "{finding:?}"),
+            Some(text) => {
+                assert!(verdict != Verdict::Ok && !text.contains('\n'), "{finding:?}");
+                assert!(!remedy.is_empty() && text.contains(remedy), "{remedy:?} is not in {finding:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! The node's network: settings of the stack, the tunnel's port, names of devices.
+
+use crate::{finding::Finding, gather::Machine};
+
+/// The devices that a node has once, as `datapath-linux` makes them.
+const DEVICES: [&str; 3] = ["warren_host", "warren_net", "warren_vxlan"];
+/// What names of our devices begin with: those of the node, and those of endpoints.
+const NODE_PREFIX: &str = "warren_";
+const ENDPOINT_PREFIX: &str = "wrn";
+
+pub(super) fn ip_forward(machine: &Machine) -> Finding {
+    const CHECK: &str = "ip-forward";
+    let Some(value) = machine.ip_forward.as_deref().map(str::trim) else {
+        return Finding::unknown(
+            CHECK,
+            "/proc/sys/net/ipv4/ip_forward cannot be read",
+            "mount -t proc proc /proc",
+        );
+    };
+    match value {
+        "0" if has_device(machine, "warren_host") => Finding::fail(
+            CHECK,
+            "net.ipv4.ip_forward is 0: somebody turned it off after warrend had turned it on",
+            "sysctl -w net.ipv4.ip_forward=1; grep -r ip_forward /etc/sysctl.conf /etc/sysctl.d",
+        ),
+        "0" => Finding::ok(CHECK, "net.ipv4.ip_forward is 0; warrend turns it on"),
+        _ => Finding::ok(CHECK, "on"),
+    }
+}
+
+/// The stricter of `all` and the device's own counts, where 1 is strict and 2 loose
+/// (Documentation/networking/ip-sysctl.rst: the maximum of both). Packets of endpoints come in by devices that
+/// no route to them leads back to.
+pub(super) fn rp_filter(machine: &Machine) -> Finding {
+    const CHECK: &str = "rp-filter";
+    let number = |value: &String| value.trim().parse::<u32>().ok();
+    let Some(all) = machine.rp_filter.get("all").and_then(number) else {
+        return Finding::unknown(
+            CHECK,
+            "/proc/sys/net/ipv4/conf/all/rp_filter cannot be read",
+            "mount -t proc proc /proc",
+        );
+    };
+    if all == 1 {
+        return Finding::fail(
+            CHECK,
+            "net.ipv4.conf.all.rp_filter is 1: it overrules the 0 of our devices, and packets from pods to the world are dropped",
+            "sysctl -w net.ipv4.conf.all.rp_filter=0; echo net.ipv4.conf.all.rp_filter=0 > /etc/sysctl.d/90-warren-rp-filter.conf (2 is as good)",
+        );
+    }
+    let strict: Vec<&str> = (machine.rp_filter.iter())
+        .filter(|(device, value)| is_ours(device) && all.max(number(value).unwrap_or(0)) == 1)
+        .map(|(device, _)| device.as_str())
+        .collect();
+    match strict.first() {
+        None => {
+            Finding::ok(CHECK, format!("net.ipv4.conf.all.rp_filter is {all}, no device of ours is strict"))
+        }
+        Some(first) => Finding::fail(
+            CHECK,
+            format!("strict on {}: packets from pods to the world are dropped", strict.join(" ")),
+            format!(
+                "sysctl -w net.ipv4.conf.{first}.rp_filter=0 (each of them); grep -r rp_filter /etc/sysctl.d"
+            ),
+        ),
+    }
+}
+
+/// Whether the tunnel's port is ours, or free to become ours.
+pub(super) fn tunnel_port(machine: &Machine, port: u16) -> Finding {
+    const CHECK: &str = "tunnel-port";
+    if machine.udp.is_empty() {
+        return Finding::unknown(CHECK, "/proc/net/udp cannot be read", "mount -t proc proc /proc");
+    }
+    if has_device(machine, "warren_vxlan") {
+        return Finding::ok(CHECK, format!("UDP {port} is with warren_vxlan"));
+    }
+    match machine.udp.iter().flat_map(|table| table.lines()).find_map(|line| holder(line, port)) {
+        None => Finding::ok(CHECK, format!("UDP {port} is free")),
+        Some(user) => Finding::fail(
+            CHECK,
+            format!("UDP {port} is taken, by a socket of user {user}: warren_vxlan cannot be made"),
+            format!(
+                "ss -ulpn sport = :{port} names the program; if it names none, a tunnel device: ip -d link show type vxlan; stop or delete it, or choose another fleet.tunnel_port before the fleet is made"
+            ),
+        ),
+    }
+}
+
+/// The user whose socket holds the port by this line of `/proc/net/udp`: number, local address and port in
+/// hexadecimal, remote ones, state, queues, timer, retransmits, user. Tunnel devices' sockets look like root's.
+fn holder(line: &str, port: u16) -> Option<&str> {
+    let mut words = line.split_whitespace().skip(1);
+    let local_port = words.next()?.rsplit_once(':')?.1;
+    if u16::from_str_radix(local_port, 16) != Ok(port) {
+        return None;
+    }
+    words.nth(5)
+}
+
+pub(super) fn devices(machine: &Machine) -> Finding {
+    const CHECK: &str = "devices";
+    if machine.devices.is_none() {
+        return Finding::unknown(CHECK, "/proc/net/dev cannot be read", "mount -t proc proc /proc");
+    }
+    let (ours, foreign): (Vec<&str>, Vec<&str>) = device_names(machine)
+        .filter(|name| name.starts_with(NODE_PREFIX))
+        .partition(|name| DEVICES.contains(name));
+    if let Some(first) = foreign.first() {
+        return Finding::warn(
+            CHECK,
+            format!("not ours, but named as ours are: {}", foreign.join(" ")),
+            format!(
+                "ip link set {first} down && ip link set {first} name other0 (or delete it, whoever made it)"
+            ),
+        );
+    }
+    match ours.len() {
+        0 => Finding::ok(CHECK, "none of ours yet, and none by our names"),
+        count if count < DEVICES.len() => Finding::warn(
+            CHECK,
+            format!("only {} of {}", ours.join(" "), DEVICES.join(" ")),
+            "start warrend, which makes what is missing; without it: warrend cleanup",
+        ),
+        _ => Finding::ok(CHECK, ours.join(" ")),
+    }
+}
+
+fn is_ours(device: &str) -> bool {
+    DEVICES.contains(&device) || device.starts_with(ENDPOINT_PREFIX)
+}
+
+fn has_device(machine: &Machine, name: &str) -> bool {
+    device_names(machine).any(|device| device == name)
+}
+
+/// The names in `/proc/net/dev`: what stands before a colon; the heading has none.
+fn device_names(machine: &Machine) -> impl Iterator<Item = &str> {
+    let lines = machine.devices.iter().flat_map(|text| text.lines());
+    lines.filter_map(|line| Some(line.split_once(':')?.0.trim()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        check::expect::expect,
+        finding::Verdict::{Fail, Ok, Unknown, Warn},
+    };
+
+    fn with_devices(names: &[&str]) -> Machine {
+        let heading = "Inter-|   Receive\n face |bytes\n".to_owned();
+        let devices = names.iter().fold(heading, |text, name| text + &format!("  {name}: 0 0 0\n"));
+        Machine { devices: Some(devices), ..Machine::default() }
+    }
+
+    #[test]
+    fn forwarding_is_the_agents_to_turn_on() {
+        let check = |value: &str, devices: &[&str], verdict, seen, remedy| {
+            let machine = Machine { ip_forward: Some(value.to_owned()), ..with_devices(devices) };
+            expect(ip_forward(&machine), verdict, seen, remedy);
+        };
+        check("1\n", &["lo"], Ok, "on", "");
+        check("0\n", &["lo"], Ok, "warrend turns it on", "");
+        check("0\n", &["lo", "warren_host"], Fail, "turned it off", "sysctl -w net.ipv4.ip_forward=1");
+        expect(ip_forward(&Machine::default()), Unknown, "ip_forward", "mount");
+    }
+
+    #[test]
+    fn the_stricter_of_all_and_the_device_counts() {
+        let check = |values: &[(&str, &str)], verdict, seen, remedy| {
+            let own = |(device, value): &(&str, &str)| ((*device).to_owned(), (*value).to_owned());
+            let rp_filter_of = values.iter().map(own).collect();
+            expect(
+                rp_filter(&Machine { rp_filter: rp_filter_of, ..Machine::default() }),
+                verdict,
+                seen,
+                remedy,
+            );
+        };
+        check(&[("all", "0\n"), ("eth0", "1\n"), ("wrn1", "0\n")], Ok, "is 0", "");
+        check(&[("all", "2\n"), ("wrn1", "1\n")], Ok, "is 2", "");
+        check(&[("all", "1\n"), ("wrn1", "0\n")], Fail, "overrules", "all.rp_filter=0");
+        check(&[("all", "0"), ("wrn1", "1"), ("wrn2", "1")], Fail, "wrn1 wrn2", "conf.wrn1.rp_filter=0");
+        check(&[("eth0", "1")], Unknown, "cannot be read", "mount");
+    }
+
+    #[test]
+    fn the_tunnels_port_has_one_holder() {
+        const HEADING: &str = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops\n";
+        let line = |port: &str, user: u32| {
+            format!(
+                "{HEADING}  1: 00000000:{port} 00000000:0000 07 00000000:00000000 00:00000000 00000000 {user} 0 99 2 0 0\n"
+            )
+        };
+        let check = |table: String, devices: &[&str], verdict, seen, remedy| {
+            let machine = Machine { udp: vec![HEADING.to_owned(), table], ..with_devices(devices) };
+            expect(tunnel_port(&machine, 8472), verdict, seen, remedy);
+        };
+        check(line("2118", 0), &["warren_vxlan"], Ok, "with warren_vxlan", "");
+        check(line("2119", 0), &["lo"], Ok, "UDP 8472 is free", "");
+        check(line("2118", 0), &["flannel.1"], Fail, "user 0", "ip -d link show type vxlan");
+        check(line("2118", 1000), &["lo"], Fail, "a socket of user 1000", "ss -ulpn sport = :8472");
+        expect(tunnel_port(&with_devices(&[]), 8472), Unknown, "/proc/net/udp", "mount");
+    }
+
+    #[test]
+    fn names_of_ours() {
+        let check = |names: &[&str], verdict, seen, remedy| {
+            expect(devices(&with_devices(names)), verdict, seen, remedy);
+        };
+        check(&["lo", "eth0"], Ok, "none of ours", "");
+        check(&["lo", "warren_host", "warren_net", "warren_vxlan", "wrn1"], Ok, "warren_host warren_net", "");
+        check(&["warren_host", "warren_net"], Warn, "only warren_host warren_net of", "start warrend");
+        check(&["warren_br0", "lo"], Warn, "named as ours are: warren_br0", "ip link set warren_br0 down");
+        expect(devices(&Machine::default()), Unknown, "/proc/net/dev", "mount");
+    }
+}

@@ -1,0 +1,158 @@
+//! What the process may do, and what security modules forbid it.
+
+use super::kernel::mounted;
+use crate::{finding::Finding, gather::Machine};
+
+/// Capabilities by their bit in `/proc/self/status`, as capability.h numbers them, and what each is for.
+const CAPABILITIES: [(u32, &str, &str); 3] = [
+    (12, "CAP_NET_ADMIN", "devices and routes"),
+    (21, "CAP_SYS_ADMIN", "network namespaces and pinned objects"),
+    (39, "CAP_BPF", "programs and maps"),
+];
+
+/// What this process may do stands for what an agent could that is started from the same place: a container
+/// that withholds a capability withholds it from both.
+pub(super) fn privileges(machine: &Machine) -> Finding {
+    const CHECK: &str = "privileges";
+    let field = |name: &str| {
+        let line = machine.process_status.as_ref()?.lines().find_map(|line| line.strip_prefix(name))?;
+        line.split_whitespace().nth(usize::from(name == "Uid:"))
+    };
+    let capabilities = field("CapEff:").and_then(|text| u64::from_str_radix(text, 16).ok());
+    let (Some(user), Some(capabilities)) = (field("Uid:"), capabilities) else {
+        return Finding::unknown(CHECK, "/proc/self/status cannot be read", "mount -t proc proc /proc");
+    };
+    if user != "0" {
+        return Finding::unknown(CHECK, format!("asked as user {user}, not as root"), "sudo warren doctor");
+    }
+    let missing: Vec<String> = (CAPABILITIES.iter())
+        .filter(|(bit, _, _)| capabilities & (1 << bit) == 0)
+        .map(|(_, name, purpose)| format!("{name} ({purpose})"))
+        .collect();
+    if missing.is_empty() {
+        return Finding::ok(CHECK, "root, with all that the agent needs");
+    }
+    Finding::fail(
+        CHECK,
+        format!("root without {}", missing.join(", ")),
+        "give them to the container (docker run --cap-add=BPF --cap-add=NET_ADMIN --cap-add=SYS_ADMIN) or to the unit (CapabilityBoundingSet=)",
+    )
+}
+
+pub(super) fn lockdown(machine: &Machine) -> Finding {
+    const CHECK: &str = "lockdown";
+    let Some(text) = machine.lockdown.as_deref() else {
+        return without_file(machine, CHECK, "not built into this kernel");
+    };
+    let mode = text.split(['[', ']']).nth(1).unwrap_or_else(|| text.trim());
+    if mode != "confidentiality" {
+        return Finding::ok(CHECK, format!("{mode}: not in the way"));
+    }
+    Finding::warn(
+        CHECK,
+        "confidentiality: the kernel restricts BPF, and some distributions forbid it then",
+        "if warrend logs `Operation not permitted` for bpf: boot without lockdown=confidentiality, or with lockdown=integrity",
+    )
+}
+
+pub(super) fn modules(machine: &Machine) -> Finding {
+    const CHECK: &str = "security-modules";
+    let Some(text) = machine.security_modules.as_deref() else {
+        return without_file(machine, CHECK, "none in this kernel");
+    };
+    let active = text.trim();
+    if machine.selinux_enforce.as_deref().map(str::trim) == Some("1") {
+        return Finding::warn(
+            CHECK,
+            format!("{active}; SELinux enforces, and may forbid bpf and namespaces to warrend"),
+            "ps -eZ | grep warrend; ausearch -m avc -c warrend; run it unconfined: semanage permissive -a <its domain>",
+        );
+    }
+    Finding::ok(CHECK, format!("{active}: not in the way"))
+}
+
+/// A file of securityfs is missing: because the kernel lacks the feature, or because securityfs is not mounted.
+fn without_file(machine: &Machine, check: &'static str, absent: &str) -> Finding {
+    let is_mounted = mounted(machine, "securityfs").is_some_and(|places| !places.is_empty());
+    let is_supported = machine
+        .file_systems
+        .as_ref()
+        .is_none_or(|text| text.split_whitespace().any(|word| word == "securityfs"));
+    if is_mounted || !is_supported {
+        return Finding::ok(check, absent);
+    }
+    Finding::unknown(
+        check,
+        "securityfs is not mounted",
+        "mount -t securityfs securityfs /sys/kernel/security && warren doctor",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        check::expect::expect,
+        finding::Verdict::{Fail, Ok, Unknown, Warn},
+    };
+
+    #[test]
+    fn root_and_every_capability() {
+        let check = |user: u32, capabilities: u64, verdict, seen, remedy| {
+            let status = format!("Name:\twarren\nUid:\t1000\t{user}\t0\t0\nCapEff:\t{capabilities:016x}\n");
+            let machine = Machine { process_status: Some(status), ..Machine::default() };
+            expect(privileges(&machine), verdict, seen, remedy);
+        };
+        check(0, u64::MAX, Ok, "root", "");
+        check(1000, 0, Unknown, "user 1000", "sudo warren doctor");
+        check(0, !(1 << 12), Fail, "without CAP_NET_ADMIN (devices and routes)", "--cap-add=NET_ADMIN");
+        check(
+            0,
+            !(1 << 39 | 1 << 21),
+            Fail,
+            "CAP_SYS_ADMIN (network namespaces and pinned objects), CAP_BPF",
+            "cap-add",
+        );
+        expect(privileges(&Machine::default()), Unknown, "/proc/self/status", "mount");
+    }
+
+    #[test]
+    fn lockdown_in_the_way_or_not() {
+        let with = |text: &str| Machine { lockdown: Some(text.to_owned()), ..Machine::default() };
+        expect(lockdown(&with("[none] integrity confidentiality\n")), Ok, "none", "");
+        expect(lockdown(&with("none [integrity] confidentiality\n")), Ok, "integrity", "");
+        expect(lockdown(&with("none integrity [confidentiality]\n")), Warn, "restricts BPF", "boot without");
+    }
+
+    #[test]
+    fn a_missing_file_is_told_from_an_unmounted_one() {
+        let check = |mounts: &str, file_systems: &str, verdict, seen, remedy| {
+            let machine = Machine {
+                mounts: Some(mounts.to_owned()),
+                file_systems: Some(file_systems.to_owned()),
+                ..Machine::default()
+            };
+            expect(lockdown(&machine), verdict, seen, remedy);
+        };
+        let here = "securityfs /sys/kernel/security securityfs rw 0 0\n";
+        check(here, "nodev\tsecurityfs\n", Ok, "not built", "");
+        check("", "nodev\tproc\n", Ok, "not built", "");
+        check("", "nodev\tsecurityfs\n", Unknown, "not mounted", "mount -t securityfs");
+        expect(modules(&Machine::default()), Unknown, "not mounted", "mount -t securityfs");
+    }
+
+    #[test]
+    fn selinux_matters_where_it_enforces() {
+        let check = |enforce: Option<&str>, verdict, seen, remedy| {
+            let machine = Machine {
+                security_modules: Some("lockdown,capability,selinux,bpf".to_owned()),
+                selinux_enforce: enforce.map(str::to_owned),
+                ..Machine::default()
+            };
+            expect(modules(&machine), verdict, seen, remedy);
+        };
+        check(Some("1"), Warn, "SELinux enforces", "ausearch");
+        check(Some("0"), Ok, "lockdown,capability,selinux,bpf", "");
+        check(None, Ok, "not in the way", "");
+    }
+}

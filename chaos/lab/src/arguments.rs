@@ -32,7 +32,7 @@ pub enum Command {
         #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=26))]
         endpoints: u8,
     },
-    /// Make a lab and show what a fleet does: pings, a TCP transfer, the ipcache, the flows. Leaves it standing.
+    /// Make a lab, or take the one that stands, and show what a fleet does: pings, a TCP transfer, the ipcache, the flows. Leaves it standing.
     Demo {
         #[command(flatten)]
         size: Size,

@@ -7,11 +7,9 @@ use chaos_lab::{Lab, probe};
 pub fn run(lab: &Lab, bytes: u64) -> Result<()> {
     let status = lab.status()?;
     let find = |node: &str, name: &str| {
-        status
-            .endpoints
-            .iter()
-            .find(|endpoint| endpoint.node == node && endpoint.name == name)
-            .with_context(|| format!("endpoint {node}/{name} is not there"))
+        status.endpoints.iter().find(|endpoint| endpoint.node == node && endpoint.name == name).with_context(
+            || format!("endpoint {node}/{name} is not there: take the lab down, and make it anew"),
+        )
     };
     let last = lab.spec().node_names().last().context("a lab has a node")?;
     let (from, to) = (find("n1", "a")?, find(&last, "b")?);

@@ -51,7 +51,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
             let lab = up(name, &size, endpoints)?;
             print(&status_text(&lab.status()?, json)?)?;
         }
-        Command::Demo { size, bytes } => demo::run(&up(name, &size, 2)?, bytes)?,
+        Command::Demo { size, bytes } => demo::run(&standing_or_new(name, &size)?, bytes)?,
         Command::Status => print(&status_text(&open()?.status()?, json)?)?,
         Command::List => {
             let names: Vec<String> = Lab::list()?.iter().map(|name| name.as_str().to_owned()).collect();
@@ -116,6 +116,17 @@ fn up(name: LabName, size: &Size, endpoints: u8) -> Result<Lab> {
         lab.start()?;
         add_endpoints(lab, endpoints)
     })?;
+    Ok(lab)
+}
+
+/// The lab as it stands, if it does: a second `make lab` shows the first one's fleet again.
+fn standing_or_new(name: LabName, size: &Size) -> Result<Lab> {
+    if !Lab::list()?.contains(&name) {
+        return up(name, size, 2);
+    }
+    let lab = Lab::open(name, progress)?;
+    progress(&format!("lab {} stands already; it is shown as it is", lab.name().as_str()));
+    lab.spec().node_names().try_for_each(|node| lab.wait_node_ready(&node))?;
     Ok(lab)
 }
 

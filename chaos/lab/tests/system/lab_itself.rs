@@ -76,6 +76,18 @@ fn a_lab_leaves_nothing_behind() {
 }
 
 #[test]
+fn a_second_demo_shows_the_lab_that_stands() {
+    let Some(name) = lab_name("demo") else { return };
+    let _guard = Guard(name.clone());
+    let demo = ["demo", "--nodes", "2", "--etcd", "1", "--bytes", "1000000"];
+    let first = check(&name, &demo, 0, "on both sides");
+    assert!(first.contains("3 received") && first.contains("10.200."), "{first}");
+    check(&name, &demo, 0, "stands already");
+    check(&name, &["endpoint", "delete", "n1", "a"], 0, "deleted");
+    check(&name, &demo, 1, "make it anew");
+}
+
+#[test]
 fn two_labs_never_meet() {
     let Some(one) = TestLab::up("one", 1, 1) else { return };
     let Some(two) = TestLab::up("two", 1, 1) else { return };

@@ -83,7 +83,7 @@ impl CoreLoop {
             let wake = pending.wake_at.map(|at| at.saturating_sub(self.clock.now().monotonic));
             let input = tokio::select! {
                 biased;
-                () = self.stop.cancelled() => return,
+                () = self.stop.cancelled() => break,
                 input = self.inputs.recv() => input,
                 () = tokio::time::sleep(wake.unwrap_or_default()), if wake.is_some() => {
                     pending.wake_at = None;
@@ -91,7 +91,7 @@ impl CoreLoop {
                 }
             };
             match input {
-                None => return,
+                None => break,
                 Some(Input::Event(event)) => self.handle(&mut pending, event),
                 Some(Input::Read(read)) => read(&self.node),
                 Some(Input::Call(call, answer)) => {
@@ -102,6 +102,9 @@ impl CoreLoop {
                     self.handle(&mut pending, Event::Called(id, call));
                 }
             }
+        }
+        if let (Some(snapshots), Some(last)) = (&self.outlets.snapshots, self.node.snapshot()) {
+            snapshots.keep(Box::new(last));
         }
     }
 

@@ -6,3 +6,4 @@ mod life;
 mod restart;
 mod stage;
 mod start;
+mod without_etcd;

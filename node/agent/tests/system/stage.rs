@@ -108,11 +108,17 @@ impl Stage {
         command
     }
 
+    /// A program that will run in a namespace, and die with the test.
+    pub fn command(&self, namespace: &str, program: &str) -> Command {
+        let mut command = Command::new(program);
+        enter(&mut command, namespace);
+        command
+    }
+
     /// What a command in a namespace writes and how it ends.
     pub fn output(&self, namespace: &str, program: &str, arguments: &[&str]) -> Output {
-        let mut command = Command::new(program);
+        let mut command = self.command(namespace, program);
         command.args(arguments);
-        enter(&mut command, namespace);
         command.output().unwrap_or_else(|error| panic!("{program}: {error}"))
     }
 

@@ -8,7 +8,7 @@ use kvstore_schema::record::ClaimState;
 use super::{SavedCidr, SavedIdentity, SavedNode, SavedRecord, Snapshot};
 use crate::{
     Command,
-    limits::{PERSIST_FLEET_PAUSE, PERSIST_OWN_PAUSE},
+    limits::{PERSIST_FLEET_PAUSE, PERSIST_OWN_PAUSE_EACH},
     node::Node,
 };
 
@@ -22,13 +22,15 @@ pub(crate) struct Snapshots {
     /// Anything else changed since the last one.
     pub fleet_changed: bool,
     saved_at: Option<Duration>,
+    /// Until the next one if endpoints of this node change.
+    own_pause: Duration,
 }
 
 impl Snapshots {
     /// When the next one is due; `None` while nothing changes.
     pub(crate) fn next_wake(&self) -> Option<Duration> {
         let pause = if self.own_changed {
-            PERSIST_OWN_PAUSE
+            self.own_pause
         } else if self.fleet_changed {
             PERSIST_FLEET_PAUSE
         } else {
@@ -39,22 +41,25 @@ impl Snapshots {
 }
 
 impl Node {
-    /// Has a snapshot kept when one is due. Before the kernel has been read and this node is a member there is
-    /// nothing that would be better than the last one.
+    /// Has a snapshot kept when one is due.
     pub(crate) fn persist(&mut self) {
         let due = self.snapshots.next_wake().is_some_and(|at| at <= self.now.monotonic);
-        if !due || !self.audit.observed || !self.is_member() {
-            return;
-        }
-        let Some(snapshot) = self.snapshot() else { return };
+        let Some(snapshot) = due.then(|| self.snapshot()).flatten() else { return };
         self.snapshots.own_changed = false;
         self.snapshots.fleet_changed = false;
         self.snapshots.saved_at = Some(self.now.monotonic);
+        let endpoints = u32::try_from(self.view.endpoint_count()).unwrap_or(u32::MAX);
+        self.snapshots.own_pause = PERSIST_OWN_PAUSE_EACH * endpoints;
         self.out.push(Command::Persist(Box::new(snapshot)));
     }
 
-    /// All that the next agent may need. O(fleet). `None` before anything is known of a store.
-    fn snapshot(&self) -> Option<Snapshot> {
+    /// All that the next agent may need; for the shell when it stops, since the last one may not be due yet. O(fleet).
+    ///
+    /// `None` before the kernel has been read and this node is a member: nothing that is better than the last one.
+    pub fn snapshot(&self) -> Option<Snapshot> {
+        if !self.audit.observed || !self.is_member() {
+            return None;
+        }
         let nodes = self.view.nodes().iter().map(|(name, entry)| SavedNode {
             name: name.clone(),
             underlay: entry.record.underlay.clone(),

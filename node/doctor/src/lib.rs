@@ -10,6 +10,7 @@ mod gather;
 
 use std::path::Path;
 
+pub use check::FULL_MAP_PERCENT;
 pub use finding::{Counts, Finding, Report, Verdict};
 use node_api::Client;
 

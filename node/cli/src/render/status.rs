@@ -1,13 +1,12 @@
 //! `warren status`: how the node is, understood at a glance.
 
 use node_api::{Status, StoreStatus};
+use node_doctor::FULL_MAP_PERCENT;
 
 use super::{Mark, Style, bytes, count, duration, time};
 
 /// A silence of the watch above which it is worth a word: progress is asked for every 2 s.
 const SILENT_WATCH_MS: u64 = 10_000;
-/// A map's fill above which it is worth a word, in percent.
-const FULL_MAP_PERCENT: u64 = 90;
 
 /// Names of devices, and differences, that are shown one by one: what does not fit a glance is counted.
 const SHOWN: usize = 6;

@@ -1,7 +1,7 @@
 //! The agent's own account of its node. Without an agent these are all unknown, each by its name, so that who
 //! reads them by program finds them.
 
-use node_api::{ApplyStatus, BaseRow, GossipStatus, MapFill, StateDiff, Status};
+use node_api::{ApplyStatus, GossipStatus, MapFill, StateDiff, Status};
 
 use super::etcd;
 use crate::{
@@ -11,8 +11,8 @@ use crate::{
 
 /// Bytes that the tunnel adds to a packet over IPv4: Ethernet 14, IPv4 20, UDP 8, VXLAN 8.
 const TUNNEL_OVERHEAD_BYTES: u32 = 50;
-/// A map's fill above which it is worth a word, in percent: as `warren status` has it.
-const FULL_MAP_PERCENT: u64 = 90;
+/// A map's fill from which on it is worth a word, in percent.
+pub const FULL_MAP_PERCENT: u64 = 90;
 /// How many names fit a line; the rest is counted.
 const SHOWN: usize = 4;
 
@@ -61,7 +61,7 @@ fn answered(answers: &Answers) -> Vec<Finding> {
         etcd::versions(&status.store),
         etcd::lease(&status.store),
         gossip(&status.gossip),
-        mtu(status.underlay.mtu_bytes, &status.underlay.interface, &answers.base),
+        mtu(answers),
         maps(&status.maps, &status.apply.full),
         plan(&status.apply),
         state(&answers.diff),
@@ -120,12 +120,22 @@ fn gossip(gossip: &GossipStatus) -> Finding {
     Finding::ok(CHECK, format!("{} alive", count(gossip.peers.len(), "peer")))
 }
 
-fn mtu(underlay_bytes: u32, interface: &str, base: &Result<Option<BaseRow>, String>) -> Finding {
+fn mtu(answers: &Answers) -> Finding {
     const CHECK: &str = "mtu";
-    let base = match base {
+    let interface = &answers.status.underlay.interface;
+    let base = match &answers.base {
         Err(error) => return Finding::unknown(CHECK, error, "warren state"),
         Ok(None) => return Finding::unknown(CHECK, "the node has no pod CIDR yet", "warren status"),
         Ok(Some(base)) => base,
+    };
+    let Some(underlay_bytes) = answers.underlay_mtu_bytes else {
+        return Finding::unknown(
+            CHECK,
+            format!("the underlay's device {interface} is not in this network namespace"),
+            format!(
+                "ip link show {interface}; is it gone? Else ask in the agent's namespace: nsenter --net=... warren doctor"
+            ),
+        );
     };
     let needed_bytes = base.mtu_bytes + TUNNEL_OVERHEAD_BYTES;
     let seen = format!("endpoints {}, {interface} {underlay_bytes}", base.mtu_bytes);
@@ -136,7 +146,7 @@ fn mtu(underlay_bytes: u32, interface: &str, base: &Result<Option<BaseRow>, Stri
         CHECK,
         format!("{seen}: with the tunnel's {TUNNEL_OVERHEAD_BYTES} bytes large packets do not fit"),
         format!(
-            "ip link set {interface} mtu {needed_bytes} where the network carries it, or restart warrend, which takes its MTU from {interface}"
+            "ip link set {interface} mtu {needed_bytes}, where the network carries it; else restart warrend, which follows {interface} then"
         ),
     )
 }
@@ -156,7 +166,7 @@ fn maps(maps: &[MapFill], full: &[String]) -> Finding {
         .map(|(map, percent)| format!("{} at {percent}%", map.name))
         .collect();
     if nearly.is_empty() {
-        return Finding::ok(CHECK, format!("none above {FULL_MAP_PERCENT}%"));
+        return Finding::ok(CHECK, format!("none at {FULL_MAP_PERCENT}%"));
     }
     Finding::warn(
         CHECK,

@@ -123,10 +123,9 @@ fn trouble(version: Version) -> Option<String> {
                 .filter(|(fixed, _)| version < *fixed)
                 .map(|(_, reason)| *reason)
                 .collect();
-            Some(match missing.is_empty() {
-                true => format!("end of life ({FLOOR_REASON})"),
-                false => format!("end of life, with {} ({FLOOR_REASON})", missing.join(", ")),
-            })
+            let with =
+                if missing.is_empty() { String::new() } else { format!(", with {}", missing.join(", ")) };
+            Some(format!("end of life{with} ({FLOOR_REASON})"))
         }
         Ordering::Greater => {
             let floor = FLOORS.iter().find(|floor| (floor.0, floor.1) == (major, minor))?;

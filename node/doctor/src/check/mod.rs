@@ -7,6 +7,8 @@ mod managers;
 mod network;
 mod security;
 
+pub use agent::FULL_MAP_PERCENT;
+
 use crate::{
     finding::Finding,
     gather::{Agent, Clock, Machine},

@@ -44,26 +44,28 @@ pub(super) fn rp_filter(machine: &Machine) -> Finding {
     if all == 1 {
         return Finding::fail(
             CHECK,
-            "net.ipv4.conf.all.rp_filter is 1: it overrules the 0 of our devices, and packets from pods to the world are dropped",
-            "sysctl -w net.ipv4.conf.all.rp_filter=0; echo net.ipv4.conf.all.rp_filter=0 > /etc/sysctl.d/90-warren-rp-filter.conf (2 is as good)",
+            "net.ipv4.conf.all.rp_filter is 1: it overrules the 0 of our devices, and packets from pods to the world are dropped; 0 and 2 are good",
+            "sysctl -w net.ipv4.conf.all.rp_filter=0; echo net.ipv4.conf.all.rp_filter=0 > /etc/sysctl.d/90-warren-rp-filter.conf",
         );
     }
     let strict: Vec<&str> = (machine.rp_filter.iter())
         .filter(|(device, value)| is_ours(device) && all.max(number(value).unwrap_or(0)) == 1)
         .map(|(device, _)| device.as_str())
         .collect();
-    match strict.first() {
-        None => {
-            Finding::ok(CHECK, format!("net.ipv4.conf.all.rp_filter is {all}, no device of ours is strict"))
-        }
-        Some(first) => Finding::fail(
+    if strict.is_empty() {
+        return Finding::ok(
             CHECK,
-            format!("strict on {}: packets from pods to the world are dropped", strict.join(" ")),
-            format!(
-                "sysctl -w net.ipv4.conf.{first}.rp_filter=0 (each of them); grep -r rp_filter /etc/sysctl.d"
-            ),
-        ),
+            format!("net.ipv4.conf.all.rp_filter is {all}, no device of ours is strict"),
+        );
     }
+    let devices = strict.join(" ");
+    Finding::fail(
+        CHECK,
+        format!("strict on {devices}: packets from pods to the world are dropped"),
+        format!(
+            "for d in {devices}; do sysctl -w net.ipv4.conf.$d.rp_filter=0; done; grep -r rp_filter /etc/sysctl.d"
+        ),
+    )
 }
 
 /// Whether the tunnel's port is ours, or free to become ours.
@@ -111,7 +113,7 @@ pub(super) fn devices(machine: &Machine) -> Finding {
             CHECK,
             format!("not ours, but named as ours are: {}", foreign.join(" ")),
             format!(
-                "ip link set {first} down && ip link set {first} name other0 (or delete it, whoever made it)"
+                "ip link set {first} down && ip link set {first} name other0, or whatever its owner likes"
             ),
         );
     }
@@ -181,7 +183,7 @@ mod tests {
         check(&[("all", "0\n"), ("eth0", "1\n"), ("wrn1", "0\n")], Ok, "is 0", "");
         check(&[("all", "2\n"), ("wrn1", "1\n")], Ok, "is 2", "");
         check(&[("all", "1\n"), ("wrn1", "0\n")], Fail, "overrules", "all.rp_filter=0");
-        check(&[("all", "0"), ("wrn1", "1"), ("wrn2", "1")], Fail, "wrn1 wrn2", "conf.wrn1.rp_filter=0");
+        check(&[("all", "0"), ("wrn1", "1"), ("wrn2", "1")], Fail, "wrn1 wrn2", "for d in wrn1 wrn2; do");
         check(&[("eth0", "1")], Unknown, "cannot be read", "mount");
     }
 

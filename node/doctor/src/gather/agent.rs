@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use node_api::{BaseRow, Client, ClientError, DiffQuery, StateDiff, Status};
 
+use super::device;
+
 /// The longest that one answer may take: the status asks every etcd member with a deadline of 5 s by default,
 /// and an agent that needs three times that is no agent to wait for.
 const ANSWER_LIMIT: Duration = Duration::from_secs(15);
@@ -28,6 +30,8 @@ pub(crate) struct Answers {
     /// What it wants of its devices; `None` until the node has a pod CIDR.
     pub(crate) base: Result<Option<BaseRow>, String>,
     pub(crate) diff: Result<StateDiff, String>,
+    /// MTU of the underlay's device now; the agent tells that of its start.
+    pub(crate) underlay_mtu_bytes: Option<u32>,
 }
 
 /// Asks for all that the checks need; changes nothing.
@@ -41,7 +45,8 @@ pub(crate) async fn agent(client: &Client) -> Agent {
     };
     let base = within_limit(client.state()).await.map(|state| state.base);
     let diff = within_limit(client.state_diff(&DiffQuery { repair: false })).await;
-    Agent::Answers(Box::new(Answers { status, base, diff }))
+    let underlay_mtu_bytes = device::mtu_bytes(&status.underlay.interface);
+    Agent::Answers(Box::new(Answers { status, base, diff, underlay_mtu_bytes }))
 }
 
 async fn within_limit<T>(answer: impl Future<Output = Result<T, ClientError>>) -> Result<T, String> {

@@ -2,6 +2,7 @@
 
 mod agent;
 mod clock;
+mod device;
 mod machine;
 
 pub(crate) use agent::{Agent, Answers, agent};

@@ -21,6 +21,7 @@ pub(in crate::check) fn answers() -> Answers {
             mtu_bytes: 1_450,
         })),
         diff: Ok(StateDiff { differences: Vec::new(), repaired: false }),
+        underlay_mtu_bytes: Some(1_500),
     }
 }
 

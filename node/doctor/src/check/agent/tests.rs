@@ -83,15 +83,16 @@ fn peers() {
 
 #[test]
 fn packets_must_fit_the_underlay() {
-    check(|it| it.status.underlay.mtu_bytes = 1_499, "mtu", Fail, "eth0 1499", "ip link set eth0 mtu 1500");
-    check(|it| it.status.underlay.mtu_bytes = 9_000, "mtu", Ok, "eth0 9000", "");
+    check(|it| it.underlay_mtu_bytes = Some(1_499), "mtu", Fail, "eth0 1499", "ip link set eth0 mtu 1500");
+    check(|it| it.underlay_mtu_bytes = Some(9_000), "mtu", Ok, "eth0 9000", "");
+    check(|it| it.underlay_mtu_bytes = None, "mtu", Unknown, "eth0 is not in this", "ip link show eth0");
     check(|it| it.base = Result::Ok(None), "mtu", Unknown, "no pod CIDR", "warren status");
     check(|it| it.base = Err("broke".to_owned()), "mtu", Unknown, "broke", "warren state");
 }
 
 #[test]
 fn what_the_kernel_holds() {
-    check(|it| it.status.maps[0].entries = 89, "maps", Ok, "none above 90%", "");
+    check(|it| it.status.maps[0].entries = 89, "maps", Ok, "none at 90%", "");
     check(|it| it.status.maps[0].entries = 97, "maps", Warn, "WARREN_EP_V4 at 97%", "warren map list");
     let full = vec!["WARREN_NODES".to_owned()];
     check(|it| it.status.apply.full = full, "maps", Fail, "full: WARREN_NODES", "warren map list");

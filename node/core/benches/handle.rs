@@ -18,7 +18,9 @@ use kvstore_schema::{
     KeyValue, KvEvent, ListPage, Revision, Schema, StoreIdentity,
     record::{CidrRecord, ClaimState, EndpointRecord, FleetRecord, NodeRecord, Record},
 };
-use node_core::{Command, Event, KvUpdate, Node, Now};
+use node_core::{
+    Command, Event, KvUpdate, Node, Now, SavedCidr, SavedIdentity, SavedNode, SavedRecord, Snapshot,
+};
 
 const NODES: u32 = 1_000;
 const PER_NODE: u32 = 100;
@@ -81,6 +83,69 @@ fn fleet(schema: &Schema) -> ListPage {
     ListPage { entries, revision: Revision(2), store: StoreIdentity(1), more: false }
 }
 
+/// The same fleet as a snapshot.
+fn snapshot() -> Snapshot {
+    let config = support::config(1);
+    let name = |node: u32| format!("m{node}").parse().expect("a name");
+    let block = |node: u32| format!("10.{}.{}.0/24", node >> 8, node & 255).parse().expect("a block");
+    let identity = Identity::new(300).expect("in range");
+    let record = |node: u32, host: u32| SavedRecord {
+        address: Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 0, 0, 0)) + (node << 8) + host).into(),
+        identity,
+        name: format!("e{host}").parse().expect("a name"),
+    };
+    let node = |node: u32| SavedNode {
+        name: name(node),
+        underlay: vec![Ipv4Addr::from(u32::from(Ipv4Addr::new(172, 16, 0, 0)) + node).into()],
+        gateway: None,
+        gossip_port: 7946,
+        labels: Labels::default(),
+        machine_id: format!("machine-{node}"),
+        incarnation: 1,
+        agent_version: "bench".to_owned(),
+    };
+    let cidr = |node: u32| SavedCidr {
+        cidr: block(node),
+        node: name(node),
+        state: ClaimState::Live,
+        epoch: Revision(2),
+    };
+    Snapshot {
+        fleet: config.fleet,
+        fleet_id: "f".to_owned(),
+        node: config.node,
+        machine_id: config.machine_id,
+        store: StoreIdentity(1),
+        revision: Revision(2),
+        nodes: (0..NODES).map(node).collect(),
+        cidrs: (0..NODES).map(cidr).collect(),
+        identities: vec![SavedIdentity {
+            id: identity,
+            labels: "app=a300".parse().expect("labels"),
+            referenced: true,
+        }],
+        records: (0..NODES)
+            .map(|node| (name(node), (2..2 + PER_NODE).map(|host| record(node, host)).collect()))
+            .collect(),
+        endpoints: Vec::new(),
+    }
+}
+
+/// A start with nothing but a snapshot, and what it costs to make the next one.
+fn start_from_snapshot() {
+    let mut node = Node::new(support::config(1));
+    let mut kernel = FakeDatapath::new();
+    let started = Event::Started { snapshot: Some(Box::new(snapshot())) };
+    let start = Instant::now();
+    run(&mut node, &mut kernel, started);
+    let known = kernel.tables().ipcache.len();
+    println!("start from a snapshot: {:?} to the last of {known} ipcache entries", start.elapsed());
+    let start = Instant::now();
+    let next = node.snapshot().expect("it is a member");
+    println!("next snapshot made: {:?}", start.elapsed());
+    assert_eq!(next.records.len() as u32, NODES);
+}
+
 /// Carries out what concerns the kernel; the store does not answer.
 fn run(node: &mut Node, kernel: &mut FakeDatapath, event: Event) {
     let mut events = vec![event];
@@ -141,5 +206,6 @@ fn main() {
         })
         .collect();
     took.sort_unstable();
+    start_from_snapshot();
     println!("one endpoint changed: p50 {:?}, p99 {:?}", took[EVENTS / 2], took[EVENTS * 99 / 100]);
 }

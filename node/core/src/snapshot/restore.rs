@@ -1,5 +1,9 @@
 //! From a snapshot to a node that serves.
 
+use std::collections::BTreeMap;
+
+use identity::NodeName;
+use ipnetwork::IpNetwork;
 use kvstore_schema::{
     Key, KeyValue, ListPage, Revision, Schema,
     record::{
@@ -7,7 +11,6 @@ use kvstore_schema::{
         NodeRecord, Record,
     },
 };
-use std::collections::BTreeMap;
 
 use super::{SavedIdentity, SavedNode, Snapshot};
 use crate::{NodeConfig, node::Node};
@@ -47,7 +50,14 @@ impl Snapshot {
     /// the records say, so a listing brings each of them anew.
     fn page(&self, schema: &Schema) -> ListPage {
         let labels: BTreeMap<_, _> = self.identities.iter().map(|saved| (saved.id, &saved.labels)).collect();
-        let nodes = self.nodes.iter().map(|saved| self.node_entry(schema, saved));
+        let mut blocks: BTreeMap<&NodeName, Vec<IpNetwork>> = BTreeMap::new();
+        for claim in self.cidrs.iter().filter(|claim| claim.state == ClaimState::Live) {
+            blocks.entry(&claim.node).or_default().push(claim.cidr);
+        }
+        let nodes = self.nodes.iter().map(|saved| {
+            let cidrs = blocks.get(&saved.name).cloned().unwrap_or_default();
+            node_entry(schema, saved, cidrs)
+        });
         let cidrs = self.cidrs.iter().map(|saved| {
             let record = CidrRecord {
                 node: saved.node.clone(),
@@ -76,23 +86,6 @@ impl Snapshot {
         ListPage { entries, revision: self.revision, store: self.store, more: false }
     }
 
-    fn node_entry(&self, schema: &Schema, saved: &SavedNode) -> KeyValue {
-        let claims = self.cidrs.iter().filter(|claim| claim.node == saved.name);
-        let record = NodeRecord {
-            underlay: saved.underlay.clone(),
-            cidrs: claims.filter(|claim| claim.state == ClaimState::Live).map(|claim| claim.cidr).collect(),
-            gateway: saved.gateway,
-            gossip_port: saved.gossip_port,
-            labels: saved.labels.clone(),
-            boot_id: String::new(),
-            machine_id: saved.machine_id.clone(),
-            incarnation: saved.incarnation,
-            agent_version: saved.agent_version.clone(),
-            unknown: Default::default(),
-        };
-        entry(schema.node(&saved.name), &record, Revision::default())
-    }
-
     fn identity_entries(&self, schema: &Schema, saved: &SavedIdentity) -> impl Iterator<Item = KeyValue> {
         let SavedIdentity { id, labels, referenced } = saved.clone();
         let digest = labels.digest();
@@ -109,6 +102,22 @@ impl Snapshot {
         .into_iter()
         .chain(reference)
     }
+}
+
+fn node_entry(schema: &Schema, saved: &SavedNode, cidrs: Vec<IpNetwork>) -> KeyValue {
+    let record = NodeRecord {
+        underlay: saved.underlay.clone(),
+        cidrs,
+        gateway: saved.gateway,
+        gossip_port: saved.gossip_port,
+        labels: saved.labels.clone(),
+        boot_id: String::new(),
+        machine_id: saved.machine_id.clone(),
+        incarnation: saved.incarnation,
+        agent_version: saved.agent_version.clone(),
+        unknown: Default::default(),
+    };
+    entry(schema.node(&saved.name), &record, Revision::default())
 }
 
 fn entry(key: Key, record: &impl Record, create_revision: Revision) -> KeyValue {

@@ -42,7 +42,7 @@ impl Node {
         if let Some(claim) = self.view.cidrs().get(&cidr).filter(|claim| !outbid(claim.created.0)) {
             return (claim.record.state == ClaimState::Live).then(|| claim.record.node.clone());
         }
-        if self.ipam.own.iter().any(|(own, _)| *own == cidr) {
+        if self.ipam.own.iter().any(|(own, epoch)| *own == cidr && !outbid(epoch.0)) {
             return Some(self.config.node.clone());
         }
         // A fact never overrides a claim that the store has confirmed, not in part either.

@@ -6,7 +6,7 @@ use datapath_plan::FakeDatapath;
 use ipnetwork::IpNetwork;
 use kvstore_schema::StoreIdentity;
 use kvstore_store::MemState;
-use node_core::{Call, IpcacheSource, Reply};
+use node_core::{Call, CallErrorKind, IpcacheSource, NodeConfig, Reply};
 
 use crate::support::{Agent, Sim, added, check, config, name};
 
@@ -127,21 +127,37 @@ fn a_snapshot_that_is_behind_ends_equal_to_the_store() {
 }
 
 #[test]
-fn a_node_removed_meanwhile_gives_up_what_it_remembers() {
-    let mut sim = cut_off(35);
-    store_comes_back(&mut sim);
+fn a_block_given_to_another_meanwhile_is_given_up() {
+    // Room for two blocks: the third node gets the one that was the first one's.
+    let configs: Vec<_> = (1..=3)
+        .map(|n| NodeConfig { pools: vec!["10.0.0.0/23".parse().expect("a pool")], ..config(n) })
+        .collect();
+    let mut sim = Sim::with(35, configs[..2].to_vec());
+    sim.settle();
+    sim.advance(Duration::from_secs(10));
+    let block = sim.node(1).status().cidrs[0].cidr;
     sim.agent(1).stop();
     sim.advance(Duration::from_secs(40));
     assert_eq!(sim.ask(2, Call::NodeRemove(config(1).node)), Ok(Reply::NodeRemoved));
     sim.advance(Duration::from_secs(3 * 900));
-    assert_eq!(check::view(&sim).cidrs().len(), 1);
+    sim.agents.push(Agent::new(configs[2].clone()));
+    sim.settle();
+    let (address, _) = added(sim.add(3, "c", "app=c"));
+    assert!(block.contains(address));
+
+    sim.agent(1).store_up = false;
     sim.agent(1).kernel = FakeDatapath::new();
     sim.restart(1);
     sim.settle();
-    added(sim.add(1, "a", "app=a"));
+    sim.advance(Duration::from_secs(5));
+    let told = sim.node(1).lookup(address).and_then(|entry| entry.node);
+    assert_eq!(told, Some(config(3).node), "the later claim, by gossip");
+    sim.agent(1).store_up = true;
+    sim.settle();
+    let refused = sim.add(1, "a", "app=a").expect_err("there is no block left");
+    assert_eq!(refused.kind, CallErrorKind::Exhausted, "{refused}");
+    assert_eq!(sim.node(1).status().cidrs, []);
     store_comes_back(&mut sim);
-    let cidrs = sim.node(1).status().cidrs;
-    assert!(check::view(&sim).cidrs().contains_key(&cidrs[0].cidr) && cidrs.len() == 1, "{cidrs:?}");
 }
 
 #[test]

@@ -10,17 +10,22 @@ use kvstore_store::StoreError;
 use tonic::{Code, ConnectError, Status};
 
 /// Why one attempt on one member has no answer.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
     /// Certainly not carried out; another member may do it.
+    #[error("{0}")]
     Retry(String),
     /// Perhaps carried out. A read may be repeated on another member, a write not.
+    #[error("{0}")]
     Ambiguous(String),
     /// Another member would say the same.
+    #[error("{0}")]
     Fatal(StoreError),
     /// The lease of the request is not there.
+    #[error("the lease is gone")]
     LeaseGone,
     /// The revision asked for is compacted.
+    #[error("the revision is compacted")]
     Compacted,
 }
 

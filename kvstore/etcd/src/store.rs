@@ -219,7 +219,7 @@ impl Store for EtcdStore {
             let (endpoint, config) = (endpoint.clone(), self.inner.config.clone());
             asked.spawn(async move {
                 let health = match timeout(ATTEMPT, health(&endpoint, &config)).await {
-                    Ok(answer) => answer.map_err(|failure| format!("{failure:?}")),
+                    Ok(answer) => answer.map_err(|failure| failure.to_string()),
                     Err(_) => Err(format!("no answer in {ATTEMPT:?}")),
                 };
                 (index, MemberStatus { endpoint: endpoint.url.clone(), health })

@@ -303,6 +303,7 @@ impl Node {
         let (planned, applied) = self.reconciler.generations();
         let failing = self.reconciler.failing().iter();
         PlanView {
+            observed: self.audit.observed,
             planned,
             applied,
             in_flight: self.reconciler.in_flight(),

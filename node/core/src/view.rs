@@ -87,6 +87,8 @@ pub struct CidrView {
 /// How far the kernel follows what is wanted.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlanView {
+    /// Whether the kernel has been read since the start: before, nothing is known of it.
+    pub observed: bool,
     /// The generation of the last plan made.
     pub planned: Generation,
     /// The generation of the last plan carried out.

@@ -3,6 +3,7 @@
 //! Each test makes labs of its own, named after its process, and takes them down also when it fails. Without
 //! root, BPF or etcd a test prints `skipped: why`.
 
+mod away;
 mod drift;
 mod fleet_claims;
 mod forgery;

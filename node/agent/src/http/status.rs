@@ -82,7 +82,7 @@ pub async fn status(State(app): State<App>) -> Result<Json<Status>, Failure> {
 /// Whether the node serves endpoints: it has a CIDR, and the kernel has what that needs, by a plan of ours or
 /// from the agent before us.
 pub(super) fn is_ready(view: &StatusView) -> bool {
-    let in_kernel = view.plan.applied.0 > 0 || (view.audit.is_some() && view.plan.dirty == 0);
+    let in_kernel = view.plan.applied.0 > 0 || (view.plan.observed && view.plan.dirty == 0);
     view.halted.is_none() && view.gateway.is_some() && in_kernel
 }
 

@@ -145,6 +145,11 @@ impl Reconciler {
         self.dirty.len() + self.in_flight.as_ref().map_or(0, |plan| plan.ops.len())
     }
 
+    /// Whether an entry waits for a plan.
+    pub fn waits(&self, key: &TableKey) -> bool {
+        self.dirty.contains(key)
+    }
+
     /// Entries whose step failed.
     pub fn failing(&self) -> &BTreeMap<TableKey, Failing> {
         &self.failing

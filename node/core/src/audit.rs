@@ -42,6 +42,7 @@ impl Node {
         if self.audit.observing || self.reconciler.in_flight() {
             return;
         }
+        self.finish_detached();
         let due = self.now.monotonic >= self.audit.due_at;
         let settled = self.audit.after_listing && self.ipam.settled();
         if due || settled || !self.audit.calls.is_empty() {

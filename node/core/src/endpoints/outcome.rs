@@ -1,6 +1,6 @@
 //! What becomes of endpoints: attached, failed, given up, deleted.
 
-use datapath_plan::{EndpointId, OpError, OpErrorKind};
+use datapath_plan::{EndpointId, OpError, OpErrorKind, TableKey};
 use identity::EndpointName;
 
 use super::LocalEndpoint;
@@ -71,10 +71,11 @@ impl Node {
                 self.give_up(name, CallErrorKind::Conflict, &text);
                 self.reply(call, Ok(Reply::EndpointDeleted { existed: true }));
             }
-            Some(Some(_)) => {
+            Some(Some(id)) => {
                 let text = format!("endpoint {name} was deleted while it was attached");
                 self.detach(name, CallErrorKind::Conflict, &text);
-                let detaching = self.endpoints.detaching.values_mut().find(|endpoint| endpoint.name == *name);
+                // By its number: a former endpoint of this name may be on its way out too.
+                let detaching = self.endpoints.detaching.get_mut(&id);
                 detaching.into_iter().for_each(|endpoint| endpoint.callers.push((call, true)));
             }
         }
@@ -95,6 +96,15 @@ impl Node {
         self.reconciler.set_endpoint(id, None);
         self.desired.addresses.insert(address);
         self.endpoint_changed(address);
+    }
+
+    /// Ends those on their way out for which no step is left, and so no outcome will come: they were deleted before
+    /// a plan made them, or an audit found them gone. Not while a plan is in flight, which may have such a step.
+    pub(crate) fn finish_detached(&mut self) {
+        let waits = |id: &EndpointId| self.reconciler.waits(&TableKey::Endpoint(*id));
+        let gone: Vec<EndpointId> =
+            self.endpoints.detaching.keys().copied().filter(|id| !waits(id)).collect();
+        gone.into_iter().for_each(|id| self.endpoint_done(id));
     }
 
     /// The kernel has carried out a step on an endpoint.

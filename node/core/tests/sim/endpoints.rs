@@ -128,3 +128,23 @@ fn an_identity_goes_when_its_last_endpoint_has_been_gone_for_a_while() {
     sim.advance(Duration::from_secs(2 * 900));
     assert_eq!(check::view(&sim).identities().len(), 0);
 }
+
+/// The kernel is busy with another endpoint, or being read, so that no plan has made this one yet.
+#[test]
+fn an_endpoint_deleted_before_a_plan_made_it_is_gone() {
+    for seed in 0..20 {
+        let mut sim = Sim::new(1, seed);
+        sim.settle();
+        added(sim.add(1, "known", "app=a"));
+        let busy = sim.call(1, Call::EndpointAdd(spec("busy", "app=a")));
+        let early = sim.call(1, Call::EndpointAdd(spec("early", "app=a")));
+        let delete = sim.call(1, Call::EndpointDelete(name("early")));
+        sim.settle();
+        added(sim.replies.remove(&busy).expect("an answer"));
+        assert!(sim.replies.contains_key(&early), "seed {seed}: the add is answered, whichever way");
+        let deleted = sim.replies.remove(&delete);
+        assert_eq!(deleted, Some(Ok(Reply::EndpointDeleted { existed: true })), "seed {seed}");
+        added(sim.add(1, "early", "app=a"));
+        check::converged(&sim);
+    }
+}

@@ -9,8 +9,8 @@ use std::{
 use ipnetwork::IpNetwork;
 
 use crate::{
-    Base, Difference, EndpointId, EndpointValue, Generation, IpcacheValue, Limits, NodeIndex, NodeValue,
-    Observed, Op, OpError, Plan, PlanError, PlanOutcome, Prune, RouteValue, TableKey, Tables,
+    Base, Difference, EndpointId, EndpointValue, EpochScope, Generation, IpcacheValue, Limits, NodeIndex,
+    NodeValue, Observed, Op, OpError, Plan, PlanError, PlanOutcome, Prune, RouteValue, TableKey, Tables,
     capacity::{Counted, Room},
     difference::differences,
     entry::{Entry, delete, put},
@@ -265,11 +265,12 @@ impl Reconciler {
         ops
     }
 
-    /// Flows that a change of an entry concerns. Nodes are looked up by index with every packet, routes and
-    /// the base are the stack's: none of these is in a flow.
+    /// Flows that a change of an entry concerns. Nodes are looked up by index with every packet, routes are the
+    /// stack's: neither is in a flow. Of the base it is the Ethernet address, which a device made anew changes.
     fn concerns(&self, key: &TableKey, epochs: &mut Epochs) {
         match key {
-            TableKey::Base | TableKey::Node(_) | TableKey::Route(_) => {}
+            TableKey::Base => epochs.scope(&EpochScope::All),
+            TableKey::Node(_) | TableKey::Route(_) => {}
             TableKey::Ipcache(prefix) => epochs.prefix(*prefix),
             TableKey::Endpoint(id) => {
                 if let Some(endpoint) = self.applied.tables().endpoints.get(id) {

@@ -281,3 +281,17 @@ fn a_full_table_is_an_answer_and_its_other_entries_go_on() {
         &["put ipcache 10.0.1.3/32: identity 300 node 1", "bump epochs of 10.0.1.3"],
     );
 }
+
+/// Flows to the node hold the Ethernet address of its device, which is another one when that is made anew.
+#[test]
+fn a_base_that_is_made_again_has_all_flows_decided_again() {
+    let (mut reconciler, mut kernel) = settled();
+    kernel.damage(&TableKey::Base);
+    reconciler.adopt(kernel.observe(), Prune::ALL);
+    check(
+        &mut reconciler,
+        &mut kernel,
+        T0,
+        &["put base: gateway 10.0.1.1 port 8472 mtu 1450", "bump all epochs"],
+    );
+}

@@ -197,7 +197,10 @@ impl Datapath {
             EpochScope::Addresses(addresses) => {
                 let mut shards: Vec<u32> = Vec::with_capacity(addresses.len());
                 for address in addresses {
-                    shards.push(epoch_shard_v4(v4(*address)?));
+                    // No flow of another family is in any table: nothing to raise, and nothing that fails.
+                    if let IpAddr::V4(address) = address {
+                        shards.push(epoch_shard_v4(address.octets()));
+                    }
                 }
                 shards.sort_unstable();
                 shards.dedup();

@@ -42,7 +42,7 @@ impl Workshop<'_> {
         base: &Base,
     ) -> Result<(), DatapathError> {
         let Some(Attachment::Netns { path, interface }) = &value.attachment else {
-            return Err(DatapathError::NotReady(format!("endpoint {id} is attached to nothing")));
+            return self.repair(id, value, base).await;
         };
         let namespace = Namespace::open(path)?;
         let inside = namespace.netlink()?;
@@ -60,6 +60,22 @@ impl Workshop<'_> {
             tracing::warn!(%id, error = undo.chain(), "a half-made endpoint could not be undone");
         }
         finished
+    }
+
+    /// Mends this side of an endpoint whose attachment is not known any more: one that a former agent made.
+    async fn repair(
+        &mut self,
+        id: EndpointId,
+        value: &EndpointValue,
+        base: &Base,
+    ) -> Result<(), DatapathError> {
+        let name = endpoint_device(id);
+        let Some(outer) = self.netlink.link(&name).await? else {
+            return Err(DatapathError::Unattached(id));
+        };
+        check_ours(&outer)?;
+        self.finish_outside(id, &name, value, base).await?;
+        self.raise(&outer).await
     }
 
     /// Whether the right pair is there already. A device of ours whose peer is elsewhere is deleted.
@@ -107,20 +123,36 @@ impl Workshop<'_> {
         value: &EndpointValue,
         base: &Base,
     ) -> Result<(), DatapathError> {
-        let outer = self.netlink.expect_link(place.name).await?;
-        sysctl::prepare_device(place.name)?;
+        let outer = self.finish_outside(place.id, place.name, value, base).await?;
+        place.prepare_inside(value, base).await?;
+        self.raise(&outer).await?;
+        place.inside.wait_running(place.interface).await
+    }
+
+    /// All of this side but that the device is up.
+    async fn finish_outside(
+        &mut self,
+        id: EndpointId,
+        name: &str,
+        value: &EndpointValue,
+        base: &Base,
+    ) -> Result<Link, DatapathError> {
+        let outer = self.netlink.expect_link(name).await?;
+        sysctl::prepare_device(name)?;
         if outer.mtu_bytes != base.mtu_bytes || outer.mac != Some(value.host_mac) {
             let mac = value.host_mac.0.to_vec();
             self.netlink.change(outer.index, |change| change.mtu(base.mtu_bytes).address(mac)).await?;
         }
-        self.write_maps(place.id, &outer, value)?;
-        self.hooks.attach(place.name)?;
-        place.prepare_inside(value, base).await?;
+        self.write_maps(id, &outer, value)?;
+        self.hooks.attach(name)?;
+        Ok(outer)
+    }
+
+    async fn raise(&self, outer: &Link) -> Result<(), DatapathError> {
         if !outer.up {
             self.netlink.change(outer.index, |change| change.up()).await?;
         }
-        self.netlink.wait_running(place.name).await?;
-        place.inside.wait_running(place.interface).await
+        self.netlink.wait_running(&outer.name).await
     }
 
     fn write_maps(&self, id: EndpointId, outer: &Link, value: &EndpointValue) -> Result<(), DatapathError> {

@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use datapath_plan::{OpError, OpErrorKind};
+use datapath_plan::{EndpointId, OpError, OpErrorKind};
 
 /// A failure of the datapath. The text says what to do where the user can do something.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +79,9 @@ pub enum DatapathError {
         /// What was found instead.
         reason: String,
     },
+    /// An endpoint has no device, and how it was attached is not known any more.
+    #[error("endpoint {0}: its network namespace is not known any more: delete it and add it again")]
+    Unattached(EndpointId),
     /// Something else has the name that we need.
     #[error("{0}")]
     Conflict(String),
@@ -94,7 +97,7 @@ impl DatapathError {
     /// What the plan's author needs to know.
     pub fn kind(&self) -> OpErrorKind {
         match self {
-            Self::NamespaceGone { .. } => OpErrorKind::NamespaceGone,
+            Self::NamespaceGone { .. } | Self::Unattached(_) => OpErrorKind::NamespaceGone,
             Self::Conflict(_) => OpErrorKind::Conflict,
             Self::Map { source, .. } if matches!(source.raw_os_error(), Some(libc::E2BIG | libc::ENOSPC)) => {
                 OpErrorKind::Capacity

@@ -200,7 +200,8 @@ fn epochs_rise_where_they_should() {
     stage.play(async || {
         let mut datapath = stage.open().await;
         let address = [10, 77, 1, 11];
-        let scope = EpochScope::Addresses(vec![address.into(), address.into()]);
+        let scope =
+            EpochScope::Addresses(vec![std::net::Ipv6Addr::LOCALHOST.into(), address.into(), address.into()]);
         must(&mut datapath, vec![Op::BumpEpochs(scope)]).await;
         let raised = |datapath: &Datapath| datapath.map_dump(datapath_abi::map_name::EPOCHS).expect("dump");
         let rows = raised(&datapath);

@@ -1,7 +1,7 @@
 //! Damage done by others is seen, and mended by applying again.
 
 use datapath_linux::Datapath;
-use datapath_plan::{Observed, Op, OpErrorKind};
+use datapath_plan::{EndpointValue, Observed, Op, OpErrorKind};
 
 use crate::stage::{Namespace, Stage, apply, endpoint, endpoint_ops, foundations, must};
 
@@ -267,5 +267,32 @@ fn a_tunnel_port_that_is_taken() {
         let outcome = apply(&mut datapath, foundations(1)).await;
         assert_eq!(outcome.failures[0].error.kind, OpErrorKind::Conflict);
         assert!(outcome.failures[0].error.text.contains("UDP port 8472"), "{}", outcome.failures[0].error);
+    });
+}
+
+/// As after a restart of the agent, when only the kernel tells of the endpoint.
+#[test]
+fn an_endpoint_whose_attachment_is_forgotten_is_mended_and_not_made() {
+    let Some(stage) = Stage::new() else { return };
+    let workload = Namespace::new("one");
+    stage.play(async || {
+        let mut datapath = stage.open().await;
+        let (id, value) = endpoint(1, 1, &workload.path());
+        let mut ops = foundations(1);
+        ops.extend(endpoint_ops(id, &value));
+        must(&mut datapath, ops).await;
+
+        let forgotten = EndpointValue { identity: crate::stage::identity(777), attachment: None, ..value };
+        delete_entry(&stage, "WARREN_EP_V4", crate::stage::address(1, 1).octets());
+        must(&mut datapath, vec![Op::PutEndpoint(id, forgotten.clone())]).await;
+        let observed = observe(&mut datapath).await;
+        assert!(observed.broken.is_empty(), "{:?}", observed.broken);
+        assert_eq!(observed.tables.endpoints.get(&id), Some(&forgotten));
+        assert!(workload.pings(crate::stage::gateway(1)));
+
+        must(&mut datapath, vec![Op::DeleteEndpoint(id)]).await;
+        let outcome = apply(&mut datapath, vec![Op::PutEndpoint(id, forgotten)]).await;
+        assert_eq!(outcome.failures.len(), 1);
+        assert_eq!(outcome.failures[0].error.kind, OpErrorKind::NamespaceGone);
     });
 }

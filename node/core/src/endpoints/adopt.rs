@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
-use datapath_plan::{Attachment, Observed};
+use datapath_plan::{Attachment, EndpointValue, Observed};
 use identity::{EndpointName, Labels};
 use ipnetwork::IpNetwork;
 
@@ -120,7 +120,13 @@ impl Node {
         endpoint.attachment = attachment;
         let (name, identity) = (endpoint.name.clone(), endpoint.identity);
         self.endpoints.by_address.insert(ip, name.clone());
-        endpoint.id.into_iter().for_each(|id| drop(self.endpoints.by_id.insert(id, name.clone())));
+        if let Some(id) = endpoint.id {
+            self.endpoints.by_id.insert(id, name.clone());
+            // The kernel did not tell it, and could not make the endpoint again without.
+            let attachment = endpoint.attachment.clone();
+            let wanted = self.reconciler.wanted().endpoints.get(&id).cloned();
+            self.reconciler.set_endpoint(id, wanted.map(|value| EndpointValue { attachment, ..value }));
+        }
         self.endpoints.by_name.insert(name.clone(), endpoint);
         if let Some(now) = self.use_identity(&digest, &counting).filter(|now| Some(*now) != identity) {
             self.set_identity(&name, now);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use datapath_plan::FakeDatapath;
+use datapath_plan::{FakeDatapath, TableKey};
 use ipnetwork::IpNetwork;
 use kvstore_schema::StoreIdentity;
 use kvstore_store::MemState;
@@ -199,4 +199,16 @@ fn a_store_wiped_while_the_agent_was_away_takes_nothing_from_it() {
         "{status:#?}"
     );
     assert!(sim.node(1).endpoint(&name("a")).is_some());
+}
+
+#[test]
+fn an_endpoint_lost_from_the_kernel_after_a_restart_is_made_again() {
+    let mut sim = cut_off(37);
+    let id = sim.node(1).endpoint(&name("a")).and_then(|endpoint| endpoint.id).expect("attached");
+    sim.restart(1);
+    sim.settle();
+    sim.agent(1).kernel.damage(&TableKey::Endpoint(id));
+    assert!(matches!(sim.ask(1, Call::Audit { repair: true }), Ok(Reply::Audited { .. })));
+    assert!(sim.agents[0].kernel.tables().endpoints.contains_key(&id));
+    store_comes_back(&mut sim);
 }

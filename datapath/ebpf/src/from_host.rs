@@ -73,12 +73,13 @@ fn decide_anew(packet: &mut Packet, config: &NodeConfig) -> Result<&'static mut 
         _ => return Err(DropReason::UnknownDestination),
     };
     packet.dst_identity = to.identity;
-    // The receiver accepts no other source; better to know here.
+    // The receiver accepts no other source; better to know here. As an endpoint's the packet does not go:
+    // nobody has checked here that it is (see `to_endpoint`).
     let (place, identity) = match lookup::ipcache(packet.key.src) {
         Some(entry) if entry.node == NODE_SELF && entry.identity == identity::HOST => {
             (Place::Host, identity::HOST)
         }
-        Some(entry) if entry.node == NODE_SELF => (Place::Stack, entry.identity),
+        Some(entry) if entry.node == NODE_SELF => (Place::Stack, identity::UNMANAGED),
         _ => return Err(DropReason::InnerSource),
     };
     let from = Side::stack(place, identity, moment.src_shard, config.host_mac);

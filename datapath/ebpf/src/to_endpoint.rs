@@ -1,7 +1,7 @@
 //! What the node's stack delivers to a workload: host side of its device, egress.
 
 use datapath_abi::{
-    DropReason, FlowAction, FlowEntry, IpcacheEntry, NODE_SELF, NodeConfig, SourceKind,
+    DropReason, FlowAction, FlowEntry, IpcacheEntry, NODE_NONE, NODE_SELF, NodeConfig, SourceKind,
     identity_number as identity,
 };
 use datapath_packet::{ETHERTYPE_ARP, ETHERTYPE_IPV4, Halves, Place, Side, comes_from};
@@ -52,10 +52,12 @@ fn decide_anew(packet: &mut Packet, config: &NodeConfig) -> Result<&'static mut 
         return Err(DropReason::UnknownDestination);
     }
     // What this node's stack sends for others comes back to the stack, whoever they are: it may have
-    // translated their addresses.
+    // translated their addresses. An endpoint's address proves nothing here, where nobody has checked it: a
+    // packet from the underlay may bear it. Its identity comes from its own device or node alone (P7).
     let (place, identity) = match lookup::ipcache(packet.key.src) {
         Some(IpcacheEntry { node: NODE_SELF, identity: identity::HOST }) => (Place::Host, identity::HOST),
-        Some(entry) => (Place::Stack, entry.identity),
+        Some(IpcacheEntry { node: NODE_NONE, identity }) => (Place::Stack, identity),
+        Some(_) => (Place::Stack, identity::UNMANAGED),
         None => (Place::Stack, identity::WORLD),
     };
     let from = Side::stack(place, identity, moment.src_shard, config.host_mac);

@@ -33,8 +33,8 @@ fn to_another_node() {
 }
 
 #[test]
-fn for_an_endpoint_of_ours_it_keeps_its_identity() {
-    let by_the_stack = Peer { address: B.address, identity: B.identity, ..INTERNET };
+fn an_endpoints_address_from_the_stack_is_not_its_identity() {
+    let by_the_stack = Peer { address: B.address, identity: UNMANAGED, ..INTERNET };
     check_new(Frame::syn(&by_the_stack, &R), &by_the_stack, &R);
 }
 

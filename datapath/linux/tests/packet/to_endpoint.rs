@@ -31,9 +31,11 @@ fn from_the_world() {
 }
 
 #[test]
-fn what_the_stack_sends_for_an_endpoint_goes_back_to_the_stack() {
-    let by_the_stack = Peer { identity: B.identity, address: B.address, ..INTERNET };
-    check_new(Frame::syn(&by_the_stack, &A), &by_the_stack);
+fn an_endpoints_address_from_the_stack_goes_back_there_and_is_not_its_identity() {
+    for endpoint in [&B, &R] {
+        let by_the_stack = Peer { identity: UNMANAGED, address: endpoint.address, ..INTERNET };
+        check_new(Frame::syn(&by_the_stack, &A), &by_the_stack);
+    }
 }
 
 #[test]

@@ -21,6 +21,8 @@ pub struct Peer {
 
 pub const HOST: u32 = 1;
 pub const WORLD: u32 = 2;
+/// Whose address is known, but not that it is the sender.
+pub const UNMANAGED: u32 = 3;
 pub const REMOTE_NODE: u32 = 6;
 
 /// The loopback device: where BPF_PROG_TEST_RUN runs programs, so that the tests need no device of their own.

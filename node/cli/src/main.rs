@@ -133,7 +133,10 @@ async fn run(arguments: Arguments) -> Result<ExitCode> {
             })?;
         }
         Command::Completion { shell } => {
-            clap_complete::generate(shell, &mut Arguments::command(), "warren", &mut io::stdout());
+            // Into memory first: clap_complete panics when its writer fails, and readers may have seen enough.
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "warren", &mut script);
+            io::stdout().write_all(&script)?;
         }
     }
     Ok(ExitCode::SUCCESS)

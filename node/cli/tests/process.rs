@@ -224,3 +224,12 @@ fn a_reader_that_has_seen_enough_is_no_failure() {
         assert_eq!(String::from_utf8(finished.stderr).unwrap(), "", "{output}");
     }
 }
+
+#[test]
+fn a_completion_that_nobody_reads_is_no_failure() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let finished = warren(&["completion", "bash"]).stdout(writer).stderr(Stdio::piped()).output().unwrap();
+    assert_eq!(finished.status.code(), Some(DONE));
+    assert_eq!(String::from_utf8(finished.stderr).unwrap(), "");
+}

@@ -105,8 +105,8 @@ impl fmt::Debug for GossipKey {
 pub enum KeyringError {
     /// The key file cannot be read.
     #[error(
-        "cannot read gossip key file {}; make one with `(umask 077; head -c 32 /dev/urandom | base64 > {})` \
-         and copy it to every node", path.display(), path.display()
+        "cannot read gossip key file {}; make one with `warrend keygen {}` and copy it to every node",
+        path.display(), path.display()
     )]
     Read {
         /// The file.

@@ -31,7 +31,9 @@ tcpdump                         tcpdump
 bpftool                         bpftool
 ethtool                         ethtool
 ping                            iputils-ping
+curl                            curl
 jq                              jq
+setpriv                         util-linux
 ps                              procps
 /etc/ssl/certs/ca-certificates.crt  ca-certificates
 "

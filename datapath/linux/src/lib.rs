@@ -40,4 +40,4 @@ pub use error::DatapathError;
 pub use events::Events;
 pub use flows::{EndedFlow, Flow, FlowFilter, FlowStats};
 pub use programs::ProgramInfo;
-pub use underlay::{TUNNEL_OVERHEAD_BYTES, Underlay, underlay};
+pub use underlay::{Underlay, underlay};

@@ -26,16 +26,6 @@ pub struct Underlay {
     pub reason: String,
 }
 
-/// Bytes that the tunnel adds to a packet over IPv4: Ethernet 14, IPv4 20, UDP 8, VXLAN 8.
-pub const TUNNEL_OVERHEAD_BYTES: u32 = 50;
-
-impl Underlay {
-    /// MTU of endpoints and of routes to them: what fits into one packet of the underlay.
-    pub const fn pod_mtu_bytes(&self) -> u32 {
-        self.mtu_bytes.saturating_sub(TUNNEL_OVERHEAD_BYTES)
-    }
-}
-
 /// Chooses by the calling thread's namespace, as it is now.
 ///
 /// # Errors

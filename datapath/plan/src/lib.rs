@@ -21,5 +21,5 @@ pub use op::{EpochScope, Op, OpError, OpErrorKind, OpFailure, Plan, PlanOutcome}
 pub use reconciler::{Completed, FIRST_RETRY, Failing, LONGEST_RETRY, Reconciler};
 pub use table::{
     Attachment, Base, EndpointId, EndpointValue, Generation, IpcacheValue, Mac, NodeIndex, NodeValue,
-    Observed, RouteValue, Tables,
+    Observed, RouteValue, Tables, pod_mtu_bytes,
 };

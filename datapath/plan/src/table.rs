@@ -60,8 +60,16 @@ pub struct Base {
     pub gateway: IpAddr,
     /// UDP port of the tunnel.
     pub tunnel_port: u16,
-    /// MTU of endpoints and of routes to pods: the underlay's less the tunnel's overhead of 50 bytes.
+    /// MTU of endpoints and of routes to pods: see [`pod_mtu_bytes`].
     pub mtu_bytes: u32,
+}
+
+/// What the tunnel adds to a packet: outer IPv4 (20), UDP (8), VXLAN (8), inner Ethernet (14).
+const TUNNEL_OVERHEAD_BYTES: u32 = 50;
+
+/// MTU of endpoints and of routes to them: what fits into one packet of the underlay.
+pub const fn pod_mtu_bytes(underlay_mtu_bytes: u32) -> u32 {
+    underlay_mtu_bytes.saturating_sub(TUNNEL_OVERHEAD_BYTES)
 }
 
 /// How an endpoint is attached.

@@ -10,10 +10,7 @@ use identity::{EndpointName, Identity, NodeName};
 use ipnetwork::IpNetwork;
 use node_facts::PendingOp;
 
-use crate::{
-    EndpointState, IpcacheSource, IpcacheView, RejectedView, limits::TUNNEL_OVERHEAD_BYTES, node::Node,
-    peers::network,
-};
+use crate::{EndpointState, IpcacheSource, IpcacheView, RejectedView, node::Node, peers::network};
 
 /// What has to be looked at again, and what was not accepted. One per node.
 #[derive(Debug, Default)]
@@ -66,7 +63,7 @@ impl Node {
 
     /// MTU of endpoints and of routes to pods.
     pub(crate) fn pod_mtu_bytes(&self) -> u32 {
-        self.underlay.mtu_bytes.saturating_sub(TUNNEL_OVERHEAD_BYTES)
+        datapath_plan::pod_mtu_bytes(self.underlay.mtu_bytes)
     }
 
     fn refresh_base(&mut self) {

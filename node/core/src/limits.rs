@@ -37,6 +37,3 @@ pub(crate) const WRITES_PER_ROUND: usize = 1_024;
 
 /// Unconfirmed endpoint changes gossiped at once: below what `node-facts` can carry (about 1,700).
 pub(crate) const MAX_PENDING: usize = 1_000;
-
-/// What the tunnel adds to a packet: outer IPv4 (20), UDP (8), VXLAN (8), inner Ethernet (14).
-pub(crate) const TUNNEL_OVERHEAD_BYTES: u32 = 50;

@@ -87,7 +87,7 @@ fn the_underlay_is_chosen_with_a_reason() {
 
         let found = underlay(&UnderlayChoice::Automatic).await.expect("a choice");
         assert_eq!(
-            (found.address, found.mtu_bytes, found.pod_mtu_bytes()),
+            (found.address, found.mtu_bytes, datapath_plan::pod_mtu_bytes(found.mtu_bytes)),
             ([192, 0, 2, 1].into(), 1500, 1450)
         );
         choose(UnderlayChoice::Interface("third".into())).await.expect_err("no such interface");

@@ -2,10 +2,6 @@
 //!
 //! `cargo bench -p node-core`. No harness: one table, medians of many events.
 
-#[path = "../tests/support/mod.rs"]
-#[expect(dead_code, reason = "shared with the tests; a bench needs a part of it")]
-mod support;
-
 use std::{
     net::Ipv4Addr,
     sync::Arc,
@@ -19,12 +15,38 @@ use kvstore_schema::{
     record::{CidrRecord, ClaimState, EndpointRecord, FleetRecord, NodeRecord, Record},
 };
 use node_core::{
-    Command, Event, KvUpdate, Node, Now, SavedCidr, SavedIdentity, SavedNode, SavedRecord, Snapshot,
+    Command, Event, KvUpdate, Node, NodeConfig, Now, SavedCidr, SavedIdentity, SavedNode, SavedRecord,
+    Snapshot,
 };
 
 const NODES: u32 = 1_000;
 const PER_NODE: u32 = 100;
 const EVENTS: usize = 10_000;
+
+fn config() -> NodeConfig {
+    NodeConfig {
+        fleet: "test".parse().expect("a name"),
+        node: "n1".parse().expect("a name"),
+        node_labels: Labels::default(),
+        underlay: vec![[192, 0, 2, 1].into()],
+        underlay_mtu_bytes: 1500,
+        pools: vec!["10.0.0.0/16".parse().expect("a pool")],
+        block_prefix_v4: 24,
+        block_prefix_v6: 112,
+        tunnel_port: 8472,
+        gossip_port: 7946,
+        identity_labels: Vec::new(),
+        incarnation: 1,
+        machine_id: "machine-1".to_owned(),
+        boot_id: "boot".to_owned(),
+        agent_version: "test".to_owned(),
+        seed: [1, 7],
+        quarantine: Duration::from_secs(900),
+        address_cooldown: Duration::from_secs(60),
+        audit_interval: Duration::from_secs(300),
+        collect_interval: Duration::from_secs(10),
+    }
+}
 
 fn kv(key: kvstore_schema::Key, value: Arc<[u8]>, revision: i64) -> KeyValue {
     let revision = Revision(revision);
@@ -45,7 +67,7 @@ fn endpoint(schema: &Schema, node: u32, host: u32, identity: u32, revision: i64)
 }
 
 fn fleet(schema: &Schema) -> ListPage {
-    let config = support::config(1);
+    let config = config();
     let record = FleetRecord {
         fleet_id: "f".to_owned(),
         pools: vec!["10.0.0.0/8".parse().expect("a pool")],
@@ -85,7 +107,7 @@ fn fleet(schema: &Schema) -> ListPage {
 
 /// The same fleet as a snapshot.
 fn snapshot() -> Snapshot {
-    let config = support::config(1);
+    let config = config();
     let name = |node: u32| format!("m{node}").parse().expect("a name");
     let block = |node: u32| format!("10.{}.{}.0/24", node >> 8, node & 255).parse().expect("a block");
     let identity = Identity::new(300).expect("in range");
@@ -133,7 +155,7 @@ fn snapshot() -> Snapshot {
 
 /// A start with nothing but a snapshot, and what it costs to make the next one.
 fn start_from_snapshot() {
-    let mut node = Node::new(support::config(1));
+    let mut node = Node::new(config());
     let mut kernel = FakeDatapath::new();
     let started = Event::Started { snapshot: Some(Box::new(snapshot())) };
     let start = Instant::now();
@@ -163,7 +185,7 @@ fn run(node: &mut Node, kernel: &mut FakeDatapath, event: Event) {
 fn main() {
     let schema = Schema::new(&"test".parse().expect("a name"));
     let page = fleet(&schema);
-    let mut node = Node::new(support::config(1));
+    let mut node = Node::new(config());
     let mut kernel = FakeDatapath::new();
     run(&mut node, &mut kernel, Event::Started { snapshot: None });
 

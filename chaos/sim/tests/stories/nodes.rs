@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::Duration};
 use ipnetwork::IpNetwork;
 use node_core::{Call, CallErrorKind, Reply};
 
-use crate::support::{Sim, added, check, config, name};
+use chaos_sim::{Sim, added, check, config, name};
 
 #[test]
 fn ten_nodes_at_one_moment_claim_disjoint_blocks() {

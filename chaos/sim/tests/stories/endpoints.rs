@@ -6,7 +6,7 @@ use datapath_plan::{OpErrorKind, TableKey};
 use identity::Identity;
 use node_core::{Call, CallErrorKind, Reply};
 
-use crate::support::{Sim, added, check, name, spec};
+use chaos_sim::{Sim, added, check, name, spec};
 
 #[test]
 fn a_hundred_endpoints_with_ten_label_sets_have_ten_identities() {

@@ -11,7 +11,7 @@ use ipnetwork::IpNetwork;
 use kvstore_claims::FleetView;
 use kvstore_schema::record::ClaimState;
 
-use super::Sim;
+use crate::Sim;
 
 /// The store as it is, decoded.
 pub fn view(sim: &Sim) -> FleetView {

@@ -6,7 +6,7 @@ use datapath_plan::TableKey;
 use ipnetwork::IpNetwork;
 use node_core::{Call, Reply};
 
-use crate::support::{Sim, added, check, config, name};
+use chaos_sim::{Sim, added, check, config, name};
 
 #[test]
 fn a_restart_changes_nothing_in_the_kernel() {

@@ -8,7 +8,7 @@ use kvstore_schema::StoreIdentity;
 use kvstore_store::MemState;
 use node_core::{Call, CallErrorKind, IpcacheSource, NodeConfig, Reply};
 
-use crate::support::{Agent, Sim, added, check, config, name};
+use chaos_sim::{Agent, Sim, added, check, config, name};
 
 /// Two nodes with one endpoint each, saved; then nobody reaches the store any more.
 fn cut_off(seed: u64) -> Sim {

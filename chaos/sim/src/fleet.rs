@@ -3,9 +3,6 @@
 //! Everything that may happen next (a request carried out, an answer, a batch of changes, a fact told) is a
 //! pending action; which one happens is drawn from a seed, and P3 is checked after each. No thread, no clock.
 
-pub mod agent;
-pub mod check;
-
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use datapath_plan::Attachment;
@@ -14,15 +11,18 @@ use kvstore_schema::{Revision, Schema, StoreIdentity};
 use kvstore_store::MemState;
 use node_core::{Call, CallError, CallId, EndpointSpec, Node, NodeConfig, Reply};
 
-pub use agent::Agent;
+use crate::{Agent, check};
 
 /// The most steps of one `settle`: a fleet that is not quiet by then will never be.
 const MAX_STEPS: usize = 2_000_000;
 
 /// The whole fleet.
 pub struct Sim {
+    /// The one store.
     pub store: MemState,
+    /// Node `n` is `agents[n - 1]`.
     pub agents: Vec<Agent>,
+    /// Since the fleet began.
     pub now: Duration,
     /// Whether gossip reaches anybody.
     pub gossip: bool,
@@ -30,6 +30,7 @@ pub struct Sim {
     calls: u64,
     /// What P3 was last checked on: it depends on the store and the kernels alone.
     checked: (Revision, u64),
+    /// Answers that nobody has taken yet.
     pub replies: BTreeMap<CallId, Result<Reply, CallError>>,
 }
 
@@ -59,6 +60,7 @@ pub fn config(n: u8) -> NodeConfig {
     }
 }
 
+/// A name of an endpoint.
 pub fn name(text: &str) -> EndpointName {
     text.parse().expect("a name")
 }
@@ -90,6 +92,7 @@ impl Sim {
         Self::with(seed, (1..=count).map(config).collect())
     }
 
+    /// Nodes with these configurations.
     pub fn with(seed: u64, configs: Vec<NodeConfig>) -> Self {
         Self {
             store: MemState::new(StoreIdentity(1)),
@@ -103,14 +106,17 @@ impl Sim {
         }
     }
 
+    /// Where the store's keys lie.
     pub fn schema(&self) -> Schema {
         Schema::new(&"test".parse().expect("a name"))
     }
 
+    /// Node `n` (from 1), which must be running.
     pub fn node(&self, n: usize) -> &Node {
         self.agents[n - 1].node.as_ref().expect("the agent runs")
     }
 
+    /// Machine `n` (from 1).
     pub fn agent(&mut self, n: usize) -> &mut Agent {
         &mut self.agents[n - 1]
     }
@@ -132,6 +138,7 @@ impl Sim {
             .unwrap_or_else(|| panic!("no answer to {id:?}: {:#?}", self.node(n).status()))
     }
 
+    /// Adds an endpoint to node `n` and waits until the fleet is quiet.
     pub fn add(&mut self, n: usize, endpoint: &str, labels: &str) -> Result<Reply, CallError> {
         self.ask(n, Call::EndpointAdd(spec(endpoint, labels)))
     }

@@ -6,5 +6,3 @@ mod nodes;
 mod random;
 mod snapshot;
 mod store;
-#[path = "../support/mod.rs"]
-mod support;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 use node_core::{Call, CallErrorKind, Reply};
 
-use crate::support::{Sim, added, check, config, name, spec};
+use chaos_sim::{Sim, added, check, config, name, spec};
 
 #[test]
 fn a_store_that_is_away_at_the_start_and_comes_later() {
@@ -100,7 +100,7 @@ fn a_wiped_store_takes_nothing_away() {
     added(sim.add(2, "b", "app=b"));
     let before: Vec<_> = sim.agents.iter().map(|agent| agent.kernel.tables().clone()).collect();
     sim.store = kvstore_store::MemState::new(kvstore_schema::StoreIdentity(2));
-    sim.agents.iter_mut().for_each(crate::support::Agent::relist);
+    sim.agents.iter_mut().for_each(chaos_sim::Agent::relist);
     sim.settle();
     sim.advance(Duration::from_secs(700));
     for (agent, before) in sim.agents.iter().zip(before) {

@@ -1,10 +1,10 @@
 //! Any history: a fleet under random calls, faults and restarts; P3 after every step, convergence at the end.
 //!
-//! A failure prints its seed; `WARREN_SEED=n cargo test -p node-core --test sim` runs that one alone.
+//! A failure prints its seed; `WARREN_SEED=n cargo test -p chaos-sim --test stories` runs that one alone.
 
 use std::{ops::Range, time::Duration};
 
-use crate::support::{Sim, check, config, name, spec};
+use chaos_sim::{Sim, check, config, name, spec};
 use datapath_plan::{OpErrorKind, TableKey};
 use node_core::Call;
 
@@ -99,7 +99,10 @@ fn run(seeds: Range<u64>) {
     let only = std::env::var("WARREN_SEED").ok().and_then(|seed| seed.parse().ok());
     for seed in only.map_or(seeds, |seed| seed..seed + 1) {
         let result = std::panic::catch_unwind(|| history(seed));
-        assert!(result.is_ok(), "seed {seed} failed: WARREN_SEED={seed} cargo test -p node-core --test sim");
+        assert!(
+            result.is_ok(),
+            "seed {seed} failed: WARREN_SEED={seed} cargo test -p chaos-sim --test stories"
+        );
     }
 }
 

@@ -31,21 +31,34 @@ const MAX_PAYLOAD_BYTES: usize = 128 << 20;
 
 /// Why a file, or a snapshot, is not used.
 #[derive(Debug, thiserror::Error)]
-enum SnapshotError {
+pub enum SnapshotError {
+    /// The file cannot be read or written.
     #[error("read or write it: {0}")]
     File(#[from] io::Error),
+    /// The file begins with something else.
     #[error("it is no snapshot of Warren's")]
     Foreign,
+    /// Another build wrote it.
     #[error("its version is {0}, this agent reads {VERSION}")]
     Version(u32),
+    /// It was cut off, or something follows it.
     #[error("its length is {found} bytes, it says {said}")]
-    Length { found: u64, said: u64 },
+    Length {
+        /// The bytes that there are.
+        found: u64,
+        /// The bytes that there should be.
+        said: u64,
+    },
+    /// Its bytes are not those that were written.
     #[error("it is damaged: the checksum differs")]
     Checksum,
+    /// What lies under the checksum is no snapshot.
     #[error("decode it: {0}")]
     Decode(#[from] bincode::error::DecodeError),
+    /// A snapshot that has no bincode: a bug.
     #[error("encode it: {0}")]
     Encode(#[from] bincode::error::EncodeError),
+    /// Longer than any fleet's.
     #[error("it has {0} bytes, at most {MAX_PAYLOAD_BYTES} are kept")]
     TooLong(u64),
 }
@@ -120,7 +133,11 @@ fn write(path: &Path, snapshot: &Snapshot) -> Result<(), SnapshotError> {
     Ok(())
 }
 
-fn encode(snapshot: &Snapshot) -> Result<Vec<u8>, SnapshotError> {
+/// The bytes of the file.
+///
+/// # Errors
+/// [`SnapshotError::TooLong`].
+pub fn encode(snapshot: &Snapshot) -> Result<Vec<u8>, SnapshotError> {
     let payload = bincode::serde::encode_to_vec(snapshot, codec())?;
     if payload.len() > MAX_PAYLOAD_BYTES {
         return Err(SnapshotError::TooLong(payload.len() as u64));
@@ -134,7 +151,11 @@ fn encode(snapshot: &Snapshot) -> Result<Vec<u8>, SnapshotError> {
     Ok(bytes)
 }
 
-fn decode(bytes: &[u8]) -> Result<Snapshot, SnapshotError> {
+/// Reads the bytes of a file. They may come from anywhere: what they cost is bounded by their number.
+///
+/// # Errors
+/// Why they are no snapshot of this version.
+pub fn decode(bytes: &[u8]) -> Result<Snapshot, SnapshotError> {
     let (magic, rest) = bytes.split_first_chunk().ok_or(SnapshotError::Foreign)?;
     if *magic != MAGIC {
         return Err(SnapshotError::Foreign);

@@ -1,0 +1,81 @@
+//! The agent: reads its configuration, then runs, checks or cleans up as asked.
+//!
+//! A library for one reason: what it decodes (configuration, snapshot) can be tested and fuzzed from outside.
+
+mod check;
+mod cleanup;
+mod cli;
+pub mod config;
+mod http;
+mod keygen;
+mod lock;
+mod logging;
+mod machine;
+mod metrics;
+mod parts;
+mod preflight;
+mod run;
+mod shell;
+pub mod snapshot;
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use cli::Action;
+
+/// The whole program, from its arguments to its exit.
+pub fn main() -> ExitCode {
+    let matches = cli::command().get_matches();
+    match cli::action(&matches).and_then(carry_out) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("warrend: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn carry_out(action: Action) -> anyhow::Result<ExitCode> {
+    match action {
+        Action::Run(config) => {
+            logging::init(config.log);
+            runtime()?.block_on(run::run(config))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Action::Check { config, json } => {
+            if json {
+                print(&format!("{:#}", config::to_json(&config)))?;
+            } else {
+                print(config::render(&config).trim())?;
+            }
+            let problems = check::problems(&config);
+            for problem in &problems {
+                eprintln!("warrend: {problem}");
+            }
+            Ok(if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Action::Cleanup { config, dry_run } => runtime()?.block_on(cleanup::cleanup(&config, dry_run)),
+        Action::Keygen { path } => {
+            keygen::keygen(&path)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Action::Openapi => {
+            print(&http::openapi().to_pretty_json()?)?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
+}
+
+/// Writes a text; a reader that has had enough (`| head`) is no error.
+fn print(text: &str) -> io::Result<()> {
+    match writeln!(io::stdout(), "{text}") {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => result,
+    }
+}

@@ -30,7 +30,7 @@ pub(crate) enum Room {
 }
 
 /// Limits, in entries. Real ones by default; tests make them small.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// Nodes, this one included; index 0 is no node's.
     pub nodes: usize,
@@ -87,7 +87,7 @@ impl Room {
 }
 
 /// Tables whose number of entries by [`Room`] is always known.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Counted {
     tables: Tables,
     exact: usize,

@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
 
 use crate::{EpochScope, Op};
 
@@ -11,7 +12,7 @@ use crate::{EpochScope, Op};
 const MAX_ADDRESSES: usize = datapath_abi::EPOCH_SHARDS as usize;
 
 /// Epochs that must be raised. Merges; empty at first.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Epochs {
     all: bool,
     addresses: BTreeSet<IpAddr>,

@@ -7,6 +7,7 @@ use std::{
 };
 
 use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     Base, Difference, EndpointId, EndpointValue, EpochScope, Generation, IpcacheValue, Limits, NodeIndex,
@@ -24,7 +25,7 @@ pub const FIRST_RETRY: Duration = Duration::from_secs(1);
 pub const LONGEST_RETRY: Duration = Duration::from_secs(60);
 
 /// A step that failed and will be tried again.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failing {
     /// How often it failed in a row.
     pub attempts: u32,
@@ -49,7 +50,7 @@ pub struct Completed {
 /// in flight; what is set meanwhile waits for the next.
 ///
 /// Invariant: an entry differs if and only if its key is in `dirty`, in the plan in flight, or in `kept`.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Reconciler {
     limits: Limits,
     wanted: Counted,

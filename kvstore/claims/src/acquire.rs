@@ -11,6 +11,7 @@ use kvstore_schema::{
     Condition, KvOp, KvRequest, Revision, Schema, Txn, TxnResponse,
     record::{ClaimState, IdentityIdRecord, IdentityLabelsRecord, IdentityRefRecord},
 };
+use serde::{Deserialize, Serialize};
 
 use crate::{
     ClaimError, Entry, FleetView,
@@ -21,7 +22,7 @@ use crate::{
 const NUMBERS: u64 = (Identity::FLEET_MAX.get() - Identity::FLEET_MIN.get() + 1) as u64;
 
 /// Gets the number of a label set, and this node's reference to it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct IdentityAcquire {
     schema: Schema,
     node: NodeName,

@@ -7,11 +7,12 @@ use std::{
 };
 
 use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
 
 use crate::blocks::{block_of, from_bits, host_mask, to_bits, width};
 
 /// An address family.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Family {
     /// IPv4.
     V4,
@@ -87,7 +88,7 @@ pub struct PoolFill {
 }
 
 /// One block's fill: see [`AddressPool::full_blocks`].
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct Block {
     cidr: IpNetwork,
     used: usize,
@@ -97,7 +98,7 @@ struct Block {
 ///
 /// Invariant: an address of a block is in exactly one of: reserved (network, gateway; the last one too in
 /// IPv4), free, used, cooling. So none is ever given out twice (P3).
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct AddressPool {
     family: Family,
     cool_down: Duration,

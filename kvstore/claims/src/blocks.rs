@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
 use kvstore_schema::record::FleetRecord;
+use serde::{Deserialize, Serialize};
 
 /// An address as a number.
 pub(crate) fn to_bits(ip: IpAddr) -> u128 {
@@ -42,7 +43,7 @@ pub(crate) fn block_of(ip: IpAddr, prefix: u8) -> IpNetwork {
 }
 
 /// The blocks of a fleet, in the order of its pools.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Blocks {
     /// Each pool with the length of its blocks.
     pools: Vec<(IpNetwork, u8)>,

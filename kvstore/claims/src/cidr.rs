@@ -12,6 +12,7 @@ use kvstore_schema::{
     Condition, KvOp, KvRequest, Revision, Schema, Txn, TxnResponse,
     record::{CidrRecord, ClaimState, FleetRecord},
 };
+use serde::{Deserialize, Serialize};
 
 use crate::{
     ClaimError, FleetView,
@@ -20,7 +21,7 @@ use crate::{
 };
 
 /// Gets one more block for this node.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct CidrClaim {
     schema: Schema,
     node: NodeName,
@@ -36,7 +37,7 @@ pub struct CidrClaim {
 }
 
 /// A block that this node owns until it releases it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CidrGrant {
     /// The block.
     pub cidr: IpNetwork,
@@ -226,7 +227,7 @@ fn overlaps_claim(view: &FleetView, block: IpNetwork) -> bool {
 }
 
 /// Gives a block back: quarantined first, free when the quarantine is over (see [`crate::Collector`]).
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct CidrRelease {
     schema: Schema,
     node: NodeName,

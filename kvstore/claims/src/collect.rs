@@ -11,6 +11,7 @@ use kvstore_schema::{
     Condition, Key, KvOp, KvRequest, Revision, Txn,
     record::{CidrRecord, ClaimState, IdentityIdRecord},
 };
+use serde::{Deserialize, Serialize};
 
 use crate::{FleetView, machine::put};
 
@@ -19,7 +20,7 @@ use crate::{FleetView, machine::put};
 pub const QUARANTINE: Duration = Duration::from_secs(15 * 60);
 
 /// What the collector has a clock for.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 enum Subject {
     Identity(Identity),
     Cidr(IpNetwork),
@@ -43,7 +44,7 @@ enum Job {
 /// Invariants: a quarantine is measured by this collector's own clock, from the moment it first saw the
 /// revision, so neither other clocks nor a restart shorten it; a silent node's things are never touched,
 /// only those of nodes whose record an operator has deleted, and these too only after a quarantine's time.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Collector {
     quarantine: Duration,
     /// Since when, by our clock, a subject is as it is at this revision.

@@ -11,6 +11,7 @@ use kvstore_schema::{
     Condition, Key, KvOp, KvRequest, Revision, Schema, Txn, TxnResponse,
     record::{EndpointRecord, Record},
 };
+use serde::{Deserialize, Serialize};
 
 use crate::{
     ClaimError, FleetView,
@@ -21,7 +22,7 @@ use crate::{
 const MAX_BATCH_BYTES: usize = 1024 * 1024;
 
 /// One change to this node's endpoint records.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum EndpointChange {
     /// Write a record, whatever this node has written there before.
     Put {
@@ -61,7 +62,7 @@ impl EndpointChange {
 }
 
 /// What became of one change.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum EndpointResult {
     /// Written, at this revision.
     Written(Revision),
@@ -74,7 +75,7 @@ pub enum EndpointResult {
 }
 
 /// Carries out changes to this node's endpoint records, in order, up to 128 a transaction.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct EndpointWrites {
     schema: Schema,
     node: NodeName,

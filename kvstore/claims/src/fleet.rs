@@ -2,6 +2,7 @@
 
 use ipnetwork::IpNetwork;
 use kvstore_schema::{Condition, KvOp, KvRequest, Revision, Schema, Txn, TxnResponse, record::FleetRecord};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     ClaimError, Difference, FleetView,
@@ -9,7 +10,7 @@ use crate::{
 };
 
 /// Makes the fleet's record or takes the one that is there.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct FleetJoin {
     wanted: FleetRecord,
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use kvstore_schema::{
     Key, KeyValue, KvFailure, KvOp, KvOpResult, KvOutcome, KvRequest, KvResponse, Txn, TxnResponse,
 };
+use serde::{Deserialize, Serialize};
 
 use crate::{ClaimError, FleetView};
 
@@ -68,7 +69,7 @@ pub trait Protocol {
 /// A running protocol: one per thing wanted, owned by whoever wants it, dropped when it is over. Dropping
 /// it earlier is safe; what it may have left behind is found again by the same protocol or by the
 /// [`crate::Collector`].
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Machine<P> {
     protocol: P,
     pending: Txn,

@@ -5,6 +5,7 @@ use kvstore_schema::{
     Condition, KeyValue, KvOp, KvRequest, LeaseId, Revision, Schema, Txn, TxnResponse,
     record::{AliveRecord, NodeRecord, Record},
 };
+use serde::{Deserialize, Serialize};
 
 use crate::{
     ClaimError, FleetView,
@@ -12,7 +13,7 @@ use crate::{
 };
 
 /// Writes this node's record: at the start of an agent, and whenever the record changes.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct NodeRegistration {
     schema: Schema,
     node: NodeName,

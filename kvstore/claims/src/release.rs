@@ -6,6 +6,7 @@ use identity::{Identity, NodeName};
 use kvstore_schema::{
     Condition, KvOp, KvRequest, Revision, Schema, Txn, TxnResponse, record::IdentityRefRecord,
 };
+use serde::{Deserialize, Serialize};
 
 use crate::{
     ClaimError, FleetView,
@@ -13,7 +14,7 @@ use crate::{
 };
 
 /// Deletes this node's reference to a number. The number itself is left to the [`crate::Collector`].
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct IdentityRelease {
     schema: Schema,
     node: NodeName,

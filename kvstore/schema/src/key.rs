@@ -75,7 +75,7 @@ impl Prefix {
 }
 
 /// The keys of one fleet.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Schema {
     root: String,
 }

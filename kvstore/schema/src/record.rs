@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use identity::{EndpointName, Identity, LabelDigest, Labels, NodeName};
 use ipnetwork::IpNetwork;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de, de::DeserializeOwned, ser};
 
 /// The record version that this code writes and the only one that it reads.
 pub const RECORD_VERSION: u32 = 1;
@@ -82,11 +82,41 @@ pub trait Record: Serialize + DeserializeOwned {
     }
 }
 
+/// A record's fields lie beside the unknown ones, which only self-describing formats can hold. Anywhere else (an
+/// agent's log of events is bincode) a record is its JSON, as one text.
+macro_rules! json_anywhere {
+    ($($record:ident)+) => {$(
+        impl Serialize for $record {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                if serializer.is_human_readable() {
+                    return Self::serialize(self, serializer);
+                }
+                serializer.serialize_str(&serde_json::to_string(self).map_err(ser::Error::custom)?)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $record {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                if deserializer.is_human_readable() {
+                    return Self::deserialize(deserializer);
+                }
+                serde_json::from_str(&String::deserialize(deserializer)?).map_err(de::Error::custom)
+            }
+        }
+    )+};
+}
+
+json_anywhere! {
+    FleetRecord NodeRecord AliveRecord CidrRecord
+    IdentityLabelsRecord IdentityIdRecord IdentityRefRecord EndpointRecord
+}
+
 /// Fields of a newer version, kept as they are.
 pub type Unknown = BTreeMap<String, serde_json::Value>;
 
 /// `fleet`: what all nodes share. Created once, by the first node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 pub struct FleetRecord {
     /// Random, 128 bits in hexadecimal: tells this fleet from a former one of the same name.
     pub fleet_id: String,
@@ -105,6 +135,7 @@ pub struct FleetRecord {
 
 /// `nodes/<node>`: written by the node, removed by an operator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 pub struct NodeRecord {
     /// Where the node's tunnel packets come from and go to.
     pub underlay: Vec<IpAddr>,
@@ -132,6 +163,7 @@ pub struct NodeRecord {
 
 /// `alive/<node>`: on a lease.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 pub struct AliveRecord {
     /// The agent that is alive.
     pub incarnation: u64,
@@ -154,6 +186,7 @@ pub enum ClaimState {
 
 /// `cidrs/<cidr>`: who owns a block. Its epoch is the key's create revision.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 pub struct CidrRecord {
     /// The owner, or the last one when quarantined.
     pub node: NodeName,
@@ -169,6 +202,7 @@ pub struct CidrRecord {
 
 /// `identities/labels/<digest>`: from a label set to its number.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 pub struct IdentityLabelsRecord {
     /// The number.
     pub id: Identity,
@@ -181,6 +215,7 @@ pub struct IdentityLabelsRecord {
 
 /// `identities/id/<id>`: from a number to its label set.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 pub struct IdentityIdRecord {
     /// The labels.
     pub labels: Labels,
@@ -193,6 +228,7 @@ pub struct IdentityIdRecord {
 
 /// `identities/refs/<id>/<node>`: a node uses a number.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 pub struct IdentityRefRecord {
     /// The agent that took the reference.
     pub incarnation: u64,
@@ -203,6 +239,7 @@ pub struct IdentityRefRecord {
 
 /// `endpoints/<node>/<ip>`: one endpoint, written by its node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 pub struct EndpointRecord {
     /// Its name on the node.
     pub name: EndpointName,

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use datapath_plan::{Difference, Observed, PlanOutcome, Prune, TableKey};
+use serde::{Deserialize, Serialize};
 
 use crate::{AuditView, CallErrorKind, CallId, Command, Reply, limits::OBSERVE_RETRY, node::Node};
 
 /// The audit. One per node.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Audit {
     /// Whether the kernel has been read once: before that nothing is done to it.
     pub observed: bool,

@@ -9,11 +9,12 @@ use datapath_plan::{Base, IpcacheValue, NodeIndex, RouteValue};
 use identity::{EndpointName, Identity, NodeName};
 use ipnetwork::IpNetwork;
 use node_facts::PendingOp;
+use serde::{Deserialize, Serialize};
 
 use crate::{EndpointState, IpcacheSource, IpcacheView, RejectedView, node::Node, peers::network};
 
 /// What has to be looked at again, and what was not accepted. One per node.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Desired {
     /// The base: gateway, MTU, port. All routes depend on it.
     pub base: bool,

@@ -8,11 +8,12 @@ use std::{
 use identity::{Identity, LabelDigest, Labels};
 use kvstore_claims::{ClaimError, IdentityAcquire, IdentityGrant, IdentityRelease};
 use kvstore_schema::{Revision, record::ClaimState};
+use serde::{Deserialize, Serialize};
 
 use crate::{IdentityView, limits::IDENTITY_GRACE, node::Node, tasks::Task};
 
 /// What is being done about a label set. At most one machine at a time, as the protocols demand.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 enum Work {
     /// Nothing: the reference is as it should be.
     None,
@@ -25,7 +26,7 @@ enum Work {
 }
 
 /// One label set in use on this node, or in use until a while ago.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct LocalIdentity {
     labels: Labels,
     /// Its number and the revision of this node's reference, once there is one.
@@ -38,7 +39,7 @@ pub(crate) struct LocalIdentity {
 }
 
 /// All of them. One per node.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Identities {
     sets: BTreeMap<LabelDigest, LocalIdentity>,
     /// Those whose [`Work`] is wanted.

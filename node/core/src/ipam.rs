@@ -11,13 +11,14 @@ use kvstore_claims::{
     AddressError, AddressPool, CidrClaim, CidrGrant, CidrRelease, ClaimError, Family, missing_blocks,
 };
 use kvstore_schema::Revision;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     CallErrorKind, CallId, CidrView, NodeConfig, Reply, limits::CLAIM_RETRY, node::Node, tasks::Task,
 };
 
 /// Blocks and addresses. One per node.
-#[derive(Debug)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Ipam {
     pub pool: AddressPool,
     pub held: BTreeMap<IpNetwork, CidrGrant>,

@@ -7,6 +7,7 @@ use kvstore_claims::{
     ClaimError, FleetJoin, FleetJoined, NodeRegistered, NodeRegistration, node_removal_request,
 };
 use kvstore_schema::record::{AliveRecord, FleetRecord, NodeRecord, Record};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     CallErrorKind, CallId, Command, Reply,
@@ -16,7 +17,7 @@ use crate::{
 };
 
 /// How far this node is.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Phase {
     /// Waits for the kernel, the first listing, or the next attempt.
     #[default]
@@ -30,7 +31,7 @@ pub(crate) enum Phase {
 }
 
 /// This node's membership. One per node.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Membership {
     pub phase: Phase,
     /// The fleet that this node has joined; never changes afterwards.

@@ -6,6 +6,7 @@ use datapath_plan::{Limits, Reconciler, Tables};
 use identity::LabelFilter;
 use kvstore_claims::{Collector, FleetView};
 use kvstore_schema::{Revision, Schema};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     Call, CallError, CallErrorKind, CallId, Command, Counters, CountsView, ErrorView, Event, NodeConfig, Now,
@@ -25,7 +26,7 @@ use crate::{
 };
 
 /// The underlay as it is now.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Underlay {
     /// All addresses, the tunnel's first.
     pub addresses: Vec<IpAddr>,
@@ -33,10 +34,14 @@ pub(crate) struct Underlay {
 }
 
 /// Everything that one agent knows and wants. One per agent, owned by the task that runs it.
-#[derive(Debug)]
+///
+/// What is serialised is all of it: a node read back goes on exactly as this one would (the agent's log of events
+/// begins with it). There is no other use for the bytes: one build's are not another's.
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Node {
     pub(crate) config: NodeConfig,
     pub(crate) label_filter: LabelFilter,
+    #[serde(with = "rng")]
     pub(crate) rng: fastrand::Rng,
     /// The time of the event that is being handled.
     pub(crate) now: Now,
@@ -68,6 +73,19 @@ pub struct Node {
     pub(crate) counters: Counters,
     last_error: Option<ErrorView>,
     wake_at: Option<Duration>,
+}
+
+/// The generator is its seed.
+mod rng {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub fn serialize<S: Serializer>(rng: &fastrand::Rng, serializer: S) -> Result<S::Ok, S::Error> {
+        rng.get_seed().serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<fastrand::Rng, D::Error> {
+        Ok(fastrand::Rng::with_seed(u64::deserialize(deserializer)?))
+    }
 }
 
 impl Node {

@@ -12,6 +12,7 @@ use datapath_plan::Generation;
 use kvstore_claims::{ClaimError, EndpointChange, EndpointResult, EndpointWrites};
 use kvstore_schema::{Revision, record::EndpointRecord};
 use node_facts::{CidrFact, NodeFacts, NodeHealth, PendingEndpoint, PendingOp};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     Command, EndpointState,
@@ -25,7 +26,7 @@ use crate::{
 type Known = (Revision, Option<Arc<EndpointRecord>>);
 
 /// What is to be recorded. One per node.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Records {
     /// Addresses whose record is not as it should be.
     dirty: BTreeSet<IpAddr>,

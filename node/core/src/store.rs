@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use kvstore_claims::{ChangeKind, ViewChange};
 use kvstore_schema::{ListPage, key::ParsedKey, record::FleetRecord, record::Record};
+use serde::{Deserialize, Serialize};
 
 use crate::{KvUpdate, node::Node};
 
 /// What is known of the store itself. One per node.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct StoreState {
     /// The watch runs, and what it says continues what was known.
     pub connected: bool,

@@ -9,11 +9,12 @@ use kvstore_claims::{
     NodeRegistration, Protocol, Step,
 };
 use kvstore_schema::{KvOutcome, KvRequest, KvResponse};
+use serde::{Deserialize, Serialize};
 
 use crate::{CallId, Command, KvId, node::Node};
 
 /// What an answer is for.
-#[derive(Debug)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum Task {
     Fleet(Machine<FleetJoin>),
     Register(Machine<NodeRegistration>),
@@ -28,7 +29,7 @@ pub(crate) enum Task {
 }
 
 /// All of them. Bounded: one of each kind, except two per label set in use and one per call.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Tasks {
     next: u64,
     in_flight: BTreeMap<KvId, Task>,

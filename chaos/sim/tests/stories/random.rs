@@ -27,7 +27,7 @@ fn history(seed: u64) {
         let n = rng.usize(1..=usize::from(NODES));
         let running = sim.agents[n - 1].node.is_some();
         let endpoint = format!("e{}", rng.u8(0..8));
-        match rng.u8(0..27) {
+        match rng.u8(0..28) {
             0..8 if running => {
                 let labels = format!("app=a{}", rng.u8(0..4));
                 sim.call(n, Call::EndpointAdd(spec(&endpoint, &labels)));
@@ -63,6 +63,7 @@ fn history(seed: u64) {
                 sim.restart(n);
             }
             24 => sim.agent(n).disk = None,
+            25 => sim.agent(n).reload(),
             _ => sim.advance(Duration::from_millis(rng.u64(1..40_000))),
         }
         if rng.u8(0..3) > 0 {

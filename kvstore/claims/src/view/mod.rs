@@ -22,9 +22,10 @@ use kvstore_schema::{
         IdentityRefRecord, NodeRecord,
     },
 };
+use serde::{Deserialize, Serialize};
 
 /// A decoded record with its revisions.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry<R> {
     /// The record.
     pub record: R,
@@ -58,7 +59,7 @@ pub struct ViewChange {
 }
 
 /// A key or value that could not be read.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rejected {
     /// The revision of the bad value.
     pub modified: Revision,
@@ -95,7 +96,7 @@ pub enum Discontinuity {
 /// Invariants: a bad key or value is rejected alone and never panics; the secondary indexes (references by
 /// node, endpoints by address) say the same as the tables; an event is applied once, however often it comes
 /// (etcd 3.4 delivers duplicates).
-#[derive(Clone)]
+#[derive(Clone, Serialize, Deserialize)]
 pub struct FleetView {
     pub(crate) schema: Schema,
     store: Option<StoreIdentity>,

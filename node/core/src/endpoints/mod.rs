@@ -16,6 +16,7 @@ use std::{
 use datapath_plan::{Attachment, EndpointId, EndpointValue, Mac};
 use identity::{EndpointName, Identity, LabelDigest, Labels};
 use kvstore_claims::ClaimError;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     CallError, CallErrorKind, CallId, EndpointSpec, EndpointState, SavedEndpoint, limits::ENDPOINT_WAIT,
@@ -23,7 +24,7 @@ use crate::{
 };
 
 /// One endpoint of this node.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct LocalEndpoint {
     pub name: EndpointName,
     pub labels: Labels,
@@ -45,7 +46,7 @@ pub(crate) struct LocalEndpoint {
 }
 
 /// All of them. One per node. Invariant: the indexes name exactly what the table holds.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Endpoints {
     by_name: BTreeMap<EndpointName, LocalEndpoint>,
     by_id: BTreeMap<EndpointId, EndpointName>,

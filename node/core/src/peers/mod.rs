@@ -16,11 +16,12 @@ use identity::NodeName;
 use ipnetwork::IpNetwork;
 
 use node_facts::{NodeFacts, PendingEndpoint};
+use serde::{Deserialize, Serialize};
 
 use crate::node::Node;
 
 /// Where a node can be reached, as it is used now.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Reach {
     /// Where tunnel packets go to and come from.
     tunnel: Option<IpAddr>,
@@ -31,7 +32,7 @@ struct Reach {
 }
 
 /// One other node. Lives as long as the store or gossip tells of it.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Peer {
     index: Option<NodeIndex>,
     reach: Reach,
@@ -44,7 +45,7 @@ struct Peer {
 }
 
 /// All of them, and what belongs to whom. One per node.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Peers {
     peers: BTreeMap<NodeName, Peer>,
     /// Nodes that an operator removed: facts of the agents that ran then do not count.

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use identity::{Identity, Labels};
 use kvstore_schema::record::ClaimState;
+use serde::{Deserialize, Serialize};
 
 use super::{SavedCidr, SavedIdentity, SavedNode, SavedRecord, Snapshot};
 use crate::{
@@ -13,7 +14,7 @@ use crate::{
 };
 
 /// What has to be saved, and since when. One per node.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Snapshots {
     /// This agent began with a snapshot.
     pub restored: bool,

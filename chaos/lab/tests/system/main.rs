@@ -9,6 +9,7 @@ mod fleet_claims;
 mod forgery;
 mod lab_itself;
 mod mistakes;
+mod probes;
 mod restart;
 mod support;
 mod traffic;

@@ -61,6 +61,16 @@ drop_reasons! {
     Fragment = 16, "fragment";
     /// Sender's Ethernet address is not the endpoint's own.
     SourceMac = 17, "source-mac";
+    /// Comes to a port of the masquerade, and no flow is known that has it.
+    NoTranslation = 18, "no-translation";
+    /// No port is free to masquerade one more flow to this destination.
+    MasqueradePorts = 19, "masquerade-ports";
+    /// Of a protocol that masquerade cannot translate.
+    MasqueradeProtocol = 20, "masquerade-protocol";
+    /// Longer than the way onwards carries, and not to be cut into fragments.
+    TooBig = 21, "too-big";
+    /// Comes from the underlay with the address of a workload that cannot have sent it from there.
+    UnderlaySource = 22, "underlay-source";
 }
 
 /// Which way a packet goes, seen from the endpoint.

@@ -52,6 +52,8 @@ pub enum FlowAction {
     Host = 3,
     /// Onwards by this node's routing.
     Stack = 4,
+    /// Out of the underlay interface, whose index is `target`, past this node's stack.
+    Underlay = 5,
 }
 
 impl FlowAction {
@@ -62,6 +64,7 @@ impl FlowAction {
             2 => Some(Self::Tunnel),
             3 => Some(Self::Host),
             4 => Some(Self::Stack),
+            5 => Some(Self::Underlay),
             _ => None,
         }
     }
@@ -78,6 +81,8 @@ pub enum SourceKind {
     Node = 2,
     /// From this node's stack.
     Host = 3,
+    /// From the underlay interface, without a tunnel.
+    Underlay = 4,
 }
 
 impl SourceKind {
@@ -87,6 +92,7 @@ impl SourceKind {
             1 => Some(Self::Endpoint),
             2 => Some(Self::Node),
             3 => Some(Self::Host),
+            4 => Some(Self::Underlay),
             _ => None,
         }
     }
@@ -98,12 +104,19 @@ pub mod flow_flags {
     pub const REPLY: u8 = 1 << 0;
     /// The end of the flow was reported.
     pub const ENDED: u8 = 1 << 1;
+    /// Source address and port are replaced.
+    pub const REWRITE_SRC: u8 = 1 << 2;
+    /// Destination address and port are replaced.
+    pub const REWRITE_DST: u8 = 1 << 3;
 }
 
 /// One direction of a flow.
+///
+/// A direction may be rewritten: the key is of the packet as it comes, and the key of the other direction is
+/// the reverse of the packet as it goes on ([`FlowEntry::reverse_key`]).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FlowEntry {
+pub struct FlowEntry<A = V4> {
     /// Packets of this direction.
     pub packets: u64,
     /// Their bytes, from the Ethernet header on.
@@ -138,10 +151,113 @@ pub struct FlowEntry {
     pub dst_mac: MacBytes,
     /// Written into the packet, unless the action is [`FlowAction::Stack`].
     pub src_mac: MacBytes,
+    /// New source address, with [`flow_flags::REWRITE_SRC`]; else zero.
+    pub rewrite_src: A,
+    /// New destination address, with [`flow_flags::REWRITE_DST`]; else zero.
+    pub rewrite_dst: A,
+    /// New source port (as in [`FlowKey`]), with [`flow_flags::REWRITE_SRC`]; else zero.
+    pub rewrite_src_port_be: [u8; 2],
+    /// New destination port, with [`flow_flags::REWRITE_DST`]; else zero.
+    pub rewrite_dst_port_be: [u8; 2],
+    /// Zero.
+    pub pad: [u8; 4],
+}
+
+impl<A: Copy> FlowEntry<A> {
+    /// The key of a packet with the key `key` after it was rewritten.
+    #[must_use]
+    #[inline(always)]
+    pub const fn rewritten(&self, key: &FlowKey<A>) -> FlowKey<A> {
+        let mut key = *key;
+        if self.flags & flow_flags::REWRITE_SRC != 0 {
+            key.src = self.rewrite_src;
+            key.src_port_be = self.rewrite_src_port_be;
+        }
+        if self.flags & flow_flags::REWRITE_DST != 0 {
+            key.dst = self.rewrite_dst;
+            key.dst_port_be = self.rewrite_dst_port_be;
+        }
+        key
+    }
+
+    /// The key of the flow's other direction; `key` is this entry's own.
+    #[must_use]
+    #[inline(always)]
+    pub const fn reverse_key(&self, key: &FlowKey<A>) -> FlowKey<A> {
+        self.rewritten(key).reverse()
+    }
+}
+
+/// A datagram that comes in fragments.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FragmentKey<A> {
+    /// Source address.
+    pub src: A,
+    /// Destination address.
+    pub dst: A,
+    /// The datagram's identification, network byte order.
+    pub id_be: [u8; 2],
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Zero.
+    pub pad: u8,
+}
+
+/// The ports of a datagram, which only its first fragment has; as in [`FlowKey`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FragmentPorts {
+    /// Source port, network byte order.
+    pub src_port_be: [u8; 2],
+    /// Destination port, network byte order.
+    pub dst_port_be: [u8; 2],
 }
 
 abi_bytes! {
     FlowKey<V4> = 16,
     FlowKey<V6> = 40,
-    FlowEntry = 72,
+    FlowEntry<V4> = 88,
+    FragmentKey<V4> = 12,
+    FragmentPorts = 4,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: FlowKey<V4> = FlowKey {
+        src: [10, 0, 1, 5],
+        dst: [198, 51, 100, 9],
+        src_port_be: [3, 232],
+        dst_port_be: [0, 80],
+        protocol: 6,
+        pad: [0; 3],
+    };
+
+    #[test]
+    fn halves_of_a_translated_flow_name_each_other() {
+        let out = FlowEntry {
+            flags: flow_flags::REWRITE_SRC,
+            rewrite_src: [192, 0, 2, 1],
+            rewrite_src_port_be: [240, 0],
+            ..FlowEntry::default()
+        };
+        let back_key = out.reverse_key(&KEY);
+        assert_eq!((back_key.src, back_key.src_port_be), (KEY.dst, KEY.dst_port_be));
+        assert_eq!((back_key.dst, back_key.dst_port_be), ([192, 0, 2, 1], [240, 0]));
+        let back = FlowEntry {
+            flags: flow_flags::REPLY | flow_flags::REWRITE_DST,
+            rewrite_dst: KEY.src,
+            rewrite_dst_port_be: KEY.src_port_be,
+            ..FlowEntry::default()
+        };
+        assert_eq!(back.reverse_key(&back_key), KEY);
+    }
+
+    #[test]
+    fn without_a_rewrite_the_other_half_is_the_reverse() {
+        let entry: FlowEntry = FlowEntry { rewrite_src: [1; 4], ..FlowEntry::default() };
+        assert_eq!(entry.reverse_key(&KEY), KEY.reverse());
+    }
 }

@@ -16,11 +16,11 @@ pub mod identity_number;
 
 pub use counter::{COUNTER_SLOTS, Counter, Direction, DropReason, counter_slot};
 pub use event::{Event, EventKind};
-pub use flow::{FlowAction, FlowEntry, FlowKey, SourceKind, flow_flags};
+pub use flow::{FlowAction, FlowEntry, FlowKey, FragmentKey, FragmentPorts, SourceKind, flow_flags};
 pub use map::*;
 
 /// Version of all layouts in this crate, in the configuration map and beside the pins.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// An IPv4 address in network byte order.
 pub type V4 = [u8; 4];

@@ -8,6 +8,8 @@
 //!   change of its ipcache or endpoint entry, of all shards after a change in the trie. The programs read the
 //!   epochs first and the maps after them, so that a decision made from old entries is never valid.
 //! - A change in the nodes map needs no epoch: it is read for every packet.
+//! - All shards also after a change of [`NodeConfig`], or of the prefixes that are not masqueraded. Those hold
+//!   the fleet's pools: what lies in a pool and is nobody's is not the world.
 
 use crate::{MacBytes, V4, V6, abi_bytes};
 
@@ -29,14 +31,19 @@ pub mod map_name {
     pub const NODE_BY_ADDRESS_V4: &str = "WARREN_NODE_V4";
     /// LRU hash: [`crate::FlowKey`] -> [`crate::FlowEntry`].
     pub const FLOWS_V4: &str = "WARREN_FLOWS_V4";
+    /// LRU hash: [`crate::FragmentKey`] -> [`crate::FragmentPorts`], of translated flows only. The programs' own.
+    pub const FRAGMENTS_V4: &str = "WARREN_FRAGS_V4";
+    /// LPM trie: IPv4 prefix -> u32 (1): destinations that are not masqueraded.
+    pub const UNMASQUERADED_LPM_V4: &str = "WARREN_UNMASQ_V4";
     /// Array of u32: the epoch of each shard.
     pub const EPOCHS: &str = "WARREN_EPOCHS";
     /// Per-CPU array of [`crate::Counter`], by [`crate::counter_slot`].
     pub const COUNTERS: &str = "WARREN_COUNTERS";
     /// Ring buffer of [`crate::Event`].
     pub const EVENTS: &str = "WARREN_EVENTS";
-    /// Per-CPU array of one [`super::EventBudget`]: the programs' own, of no use to user space.
-    pub const EVENT_BUDGET: &str = "WARREN_BUDGET";
+    /// Per-CPU array of [`super::Budget`], by [`super::BUDGET_EVENTS`] and [`super::BUDGET_ERRORS`]: the
+    /// programs' own, of no use to user space.
+    pub const BUDGETS: &str = "WARREN_BUDGETS";
     /// Per-CPU array of two [`crate::FlowEntry`]: where a decision is made, the stack being small. The
     /// programs' own.
     pub const SCRATCH: &str = "WARREN_SCRATCH";
@@ -52,6 +59,10 @@ pub const MAX_IPCACHE_LPM: u32 = 65_536;
 pub const MAX_NODES: u32 = 8_192;
 /// Entries of the flow table: two for each flow.
 pub const MAX_FLOWS: u32 = 524_288;
+/// Datagrams in fragments at the same time: they live for milliseconds.
+pub const MAX_FRAGMENTS: u32 = 8_192;
+/// Prefixes that are not masqueraded: the fleet's pools, and some settings.
+pub const MAX_UNMASQUERADED: u32 = 1_024;
 /// Bytes of the event ring: a power of two and of pages.
 pub const EVENT_RING_BYTES: u32 = 1 << 20;
 /// Epoch shards, a power of two.
@@ -62,11 +73,18 @@ pub const NODE_NONE: u32 = 0;
 /// Index of this node.
 pub const NODE_SELF: u32 = 1;
 
-/// Drop events that a CPU reports in [`EVENT_WINDOW_NS`] at the most: forged packets must not drown the node
+/// Drop events that a CPU reports in [`BUDGET_WINDOW_NS`] at the most: forged packets must not drown the node
 /// in reports of themselves. What exceeds it is in the counters, and counted as lost events.
 pub const EVENTS_PER_WINDOW: u32 = 256;
-/// The window of [`EVENTS_PER_WINDOW`], nanoseconds.
-pub const EVENT_WINDOW_NS: u64 = 100_000_000;
+/// ICMP errors that a CPU sends in [`BUDGET_WINDOW_NS`] at the most: Linux's own limit, 1,000 per second
+/// (`icmp_msgs_per_sec`).
+pub const ERRORS_PER_WINDOW: u32 = 100;
+/// The window of [`EVENTS_PER_WINDOW`] and [`ERRORS_PER_WINDOW`], nanoseconds.
+pub const BUDGET_WINDOW_NS: u64 = 100_000_000;
+/// Index of the budget for events.
+pub const BUDGET_EVENTS: u32 = 0;
+/// Index of the budget for ICMP errors.
+pub const BUDGET_ERRORS: u32 = 1;
 
 /// Inner destination of every tunnel packet, on every node: the receiver rewrites it.
 pub const TUNNEL_DST_MAC: MacBytes = *b"\x02WRN\x00\x01";
@@ -78,22 +96,47 @@ pub const fn epoch_shard_v4(address: V4) -> u32 {
     u32::from_be_bytes(address).wrapping_mul(0x9e37_79b1) >> (32 - EPOCH_SHARDS.trailing_zeros())
 }
 
+/// Bits of [`NodeConfig::flags`].
+pub mod node_flags {
+    /// No tunnel: pods' packets travel as they are, by the routes.
+    pub const NATIVE: u32 = 1 << 0;
+    /// Packets to local endpoints go by the node's stack, and its netfilter sees them.
+    pub const LEGACY_HOST_ROUTING: u32 = 1 << 1;
+    /// What endpoints send to the world gets the node's underlay address as source.
+    pub const MASQUERADE: u32 = 1 << 2;
+}
+
 /// What a program must know of its node. One entry.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NodeConfig {
     /// [`crate::ABI_VERSION`] of whoever wrote it.
     pub abi_version: u32,
+    /// [`node_flags`].
+    pub flags: u32,
     /// `warren_host`, in the node's namespace.
     pub host_ifindex: u32,
     /// `warren_net`, its peer: what is sent out there arrives at the node's stack through `warren_host`.
     pub net_ifindex: u32,
-    /// `warren_vxlan`.
+    /// `warren_vxlan`; 0 where there is no tunnel.
     pub vxlan_ifindex: u32,
+    /// The underlay interface, where `from_netdev` and `to_netdev` are; 0 where there is none.
+    pub underlay_ifindex: u32,
     /// The gateway of this node's endpoints.
     pub gateway_v4: V4,
+    /// The node's address on the underlay interface: what masqueraded flows come from. Zero where there is none.
+    pub underlay_v4: V4,
+    /// MTU of endpoints and of routes to them, bytes from the IP header on. 0: not known, nothing is too big.
+    pub pod_mtu_bytes: u32,
+    /// MTU of the underlay interface, likewise.
+    pub underlay_mtu_bytes: u32,
     /// UDP port of the tunnel, in host byte order; workloads may not send to it.
     pub tunnel_port: u16,
+    /// First port of the masquerade, in host byte order. The range is the programs' alone: the node's own
+    /// sockets are given no port in it.
+    pub masquerade_port_min: u16,
+    /// Last port of the masquerade.
+    pub masquerade_port_max: u16,
     /// Of `warren_host`.
     pub host_mac: MacBytes,
 }
@@ -146,13 +189,13 @@ pub struct NodeEntry {
     pub family: u32,
 }
 
-/// How many drop events a CPU has reported in the current window.
+/// How often a CPU has done something in the current window.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct EventBudget {
+pub struct Budget {
     /// When the window began, `CLOCK_MONOTONIC_COARSE`.
     pub window_start_ns: u64,
-    /// Events reported in it.
+    /// Times in it.
     pub used: u32,
     /// Zero.
     pub pad: u32,
@@ -162,8 +205,8 @@ abi_bytes! {
     u32 = 4,
     V4 = 4,
     V6 = 16,
-    EventBudget = 16,
-    NodeConfig = 28,
+    Budget = 16,
+    NodeConfig = 52,
     EndpointEntry = 28,
     IpcacheEntry = 8,
     LpmKey<V4> = 8,

@@ -41,6 +41,10 @@ pub fn by_entry(
             Ok(Verdict::Out(config.net_ifindex))
         }
         Some(FlowAction::Stack) => Ok(Verdict::Pass),
+        Some(FlowAction::Underlay) => {
+            packet.write(ETHERNET_BYTES, ip.next_hop()?)?;
+            Ok(Verdict::Neighbour(entry.target))
+        }
         None => Err(DropReason::HelperFailed),
     }
 }

@@ -39,7 +39,7 @@ fn ipv4(packet: &mut Packet, config: &NodeConfig) -> Result<Verdict, DropReason>
                 return Ok(verdict);
             }
             // An address that has become this node's own since: decided anew.
-            Some(FlowAction::Host | FlowAction::Stack) | None => {}
+            Some(FlowAction::Host | FlowAction::Stack | FlowAction::Underlay) | None => {}
         }
     }
     if let Some(endpoint) = lookup::endpoint_of(packet.key.dst) {

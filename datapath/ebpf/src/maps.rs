@@ -5,9 +5,9 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use datapath_abi::{
-    COUNTER_SLOTS, Counter, EPOCH_SHARDS, EVENT_RING_BYTES, EndpointEntry, Event, EventBudget, FlowEntry,
-    FlowKey, IpcacheEntry, MAX_ENDPOINTS, MAX_FLOWS, MAX_IPCACHE, MAX_IPCACHE_LPM, MAX_NODES, NodeConfig,
-    NodeEntry, V4,
+    Budget, COUNTER_SLOTS, Counter, EPOCH_SHARDS, EVENT_RING_BYTES, EndpointEntry, Event, FlowEntry, FlowKey,
+    FragmentKey, FragmentPorts, IpcacheEntry, MAX_ENDPOINTS, MAX_FLOWS, MAX_FRAGMENTS, MAX_IPCACHE,
+    MAX_IPCACHE_LPM, MAX_NODES, MAX_UNMASQUERADED, NodeConfig, NodeEntry, V4,
 };
 use datapath_packet::Halves;
 
@@ -39,6 +39,13 @@ pub static NODE_BY_ADDRESS_V4: HashMap<V4, u32, { MAX_NODES as usize }, NO_PREAL
 #[btf_map(name = "WARREN_FLOWS_V4")]
 pub static FLOWS_V4: LruHashMap<FlowKey<V4>, FlowEntry, { MAX_FLOWS as usize }> = LruHashMap::new();
 
+#[btf_map(name = "WARREN_FRAGS_V4")]
+pub static FRAGMENTS_V4: LruHashMap<FragmentKey<V4>, FragmentPorts, { MAX_FRAGMENTS as usize }> =
+    LruHashMap::new();
+
+#[btf_map(name = "WARREN_UNMASQ_V4")]
+pub static UNMASQUERADED_LPM_V4: LpmTrie<V4, u32, { MAX_UNMASQUERADED as usize }> = LpmTrie::new();
+
 #[btf_map(name = "WARREN_EPOCHS")]
 pub static EPOCHS: Array<u32, { EPOCH_SHARDS as usize }> = Array::new();
 
@@ -48,8 +55,8 @@ pub static COUNTERS: PerCpuArray<Counter, { COUNTER_SLOTS as usize }> = PerCpuAr
 #[btf_map(name = "WARREN_EVENTS")]
 pub static EVENTS: RingBuf<Event, { EVENT_RING_BYTES as usize }> = RingBuf::new();
 
-#[btf_map(name = "WARREN_BUDGET")]
-pub static EVENT_BUDGET: PerCpuArray<EventBudget, 1> = PerCpuArray::new();
+#[btf_map(name = "WARREN_BUDGETS")]
+pub static BUDGETS: PerCpuArray<Budget, 2> = PerCpuArray::new();
 
 #[btf_map(name = "WARREN_SCRATCH")]
 pub static SCRATCH: PerCpuArray<Halves, 1> = PerCpuArray::new();

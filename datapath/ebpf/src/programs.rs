@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     bindings::{TC_ACT_OK, TC_ACT_SHOT},
-    helpers::{bpf_redirect, bpf_redirect_peer},
+    helpers::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer},
     macros::classifier,
     programs::TcContext,
 };
@@ -18,6 +18,8 @@ pub enum Verdict {
     Into(u32),
     /// Out of this interface.
     Out(u32),
+    /// Out of this interface, to the neighbour that the kernel's routes lead to.
+    Neighbour(u32),
 }
 
 #[classifier]
@@ -64,6 +66,11 @@ fn finish(packet: &Packet, verdict: Result<Verdict, DropReason>) -> i32 {
             report::forwarded(packet);
             // SAFETY: a helper without pointers.
             unsafe { bpf_redirect(ifindex, 0) as i32 }
+        }
+        Ok(Verdict::Neighbour(ifindex)) => {
+            report::forwarded(packet);
+            // SAFETY: without parameters the kernel looks for the next hop itself.
+            unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 }
         }
         Err(reason) => {
             report::dropped(packet, reason);

@@ -2,8 +2,8 @@
 
 use aya_ebpf::{helpers::bpf_ktime_get_ns, maps::ring_buf::RingBufEntry};
 use datapath_abi::{
-    DropReason, EVENT_WINDOW_NS, EVENTS_PER_WINDOW, Event, EventKind, FlowEntry, FlowKey, V4, V6,
-    counter_slot, flow_flags::REPLY,
+    BUDGET_EVENTS, BUDGET_WINDOW_NS, DropReason, EVENTS_PER_WINDOW, Event, EventKind, FlowEntry, FlowKey, V4,
+    V6, counter_slot, flow_flags::REPLY,
 };
 
 use crate::{flows, maps, packet::Packet};
@@ -27,7 +27,7 @@ pub fn dropped(packet: &Packet, reason: DropReason) {
     if matches!(reason, DropReason::UnsupportedProtocol) {
         return;
     }
-    if !within_budget() {
+    if !within_budget(BUDGET_EVENTS, EVENTS_PER_WINDOW) {
         return count(packet, EVENTS_LOST);
     }
     let Some(mut slot) = reserve(packet) else { return };
@@ -52,7 +52,7 @@ pub fn flow(packet: &Packet, kind: EventKind, entry: &FlowEntry, reverse: Option
     let Some(mut slot) = reserve(packet) else { return };
     let event = slot.as_mut_ptr();
     let is_reply = entry.flags & REPLY != 0;
-    let key = if is_reply { packet.key.reverse() } else { packet.key };
+    let key = if is_reply { entry.reverse_key(&packet.key) } else { packet.key };
     fill(event, packet, &key, kind);
     // SAFETY: reserved memory of this size, written field by field.
     unsafe {
@@ -115,20 +115,20 @@ fn count(packet: &Packet, reason: u8) {
     }
 }
 
-/// Whether this CPU may report one more drop in its window.
+/// Whether this CPU may do something once more in its window, of which it may do `limit`.
 #[inline(always)]
-fn within_budget() -> bool {
-    let Some(budget) = maps::EVENT_BUDGET.get_ptr_mut(0) else {
+fn within_budget(index: u32, limit: u32) -> bool {
+    let Some(budget) = maps::BUDGETS.get_ptr_mut(index) else {
         return false;
     };
     let now_ns = flows::now_ns();
     // SAFETY: as in `count`.
     unsafe {
-        if now_ns - (*budget).window_start_ns >= EVENT_WINDOW_NS {
+        if now_ns - (*budget).window_start_ns >= BUDGET_WINDOW_NS {
             (*budget).window_start_ns = now_ns;
             (*budget).used = 0;
         }
-        let within = (*budget).used < EVENTS_PER_WINDOW;
+        let within = (*budget).used < limit;
         (*budget).used += u32::from(within);
         within
     }

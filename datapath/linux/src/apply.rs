@@ -65,7 +65,9 @@ impl Datapath {
             vxlan_ifindex: devices.vxlan.index,
             gateway_v4,
             tunnel_port: base.tunnel_port,
+            pod_mtu_bytes: base.mtu_bytes,
             host_mac: devices.host.mac.map_or([0; 6], |mac| mac.0),
+            ..NodeConfig::default()
         };
         // Written before the programs are attached: without it they drop.
         self.maps.config.put(&0, &config)?;

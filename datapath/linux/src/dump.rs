@@ -6,7 +6,7 @@ use std::{
 };
 
 use aya::maps::MapInfo as KernelMapInfo;
-use datapath_abi::{EndpointEntry, IpcacheEntry, map_name};
+use datapath_abi::{EndpointEntry, IpcacheEntry, LpmKey, V4, map_name, node_flags};
 use datapath_plan::Mac;
 use ipnetwork::Ipv4Network;
 use serde::Serialize;
@@ -82,6 +82,7 @@ impl Datapath {
             map_name::IPCACHE_LPM_V4 => maps.ipcache_lpm_v4.count(|_, _| true)?,
             map_name::NODE_BY_ADDRESS_V4 => maps.node_by_address_v4.count(|_, _| true)?,
             map_name::FLOWS_V4 => maps.flows_v4.count(|_, _| true)?,
+            map_name::UNMASQUERADED_LPM_V4 => maps.unmasqueraded_lpm_v4.count(|_, _| true)?,
             map_name::NODES => maps.nodes.count(|_, entry| entry.family != 0)?,
             _ => return Ok(None),
         }))
@@ -98,11 +99,19 @@ impl Datapath {
             map_name::CONFIG => rows(maps.config.dump()?, |key, config| {
                 let value = json!({
                     "abi_version": config.abi_version,
+                    "native": config.flags & node_flags::NATIVE != 0,
+                    "legacy_host_routing": config.flags & node_flags::LEGACY_HOST_ROUTING != 0,
+                    "masquerade": config.flags & node_flags::MASQUERADE != 0,
                     "host_ifindex": config.host_ifindex,
                     "net_ifindex": config.net_ifindex,
                     "vxlan_ifindex": config.vxlan_ifindex,
+                    "underlay_ifindex": config.underlay_ifindex,
                     "gateway": Ipv4Addr::from(config.gateway_v4),
+                    "underlay": Ipv4Addr::from(config.underlay_v4),
+                    "pod_mtu_bytes": config.pod_mtu_bytes,
+                    "underlay_mtu_bytes": config.underlay_mtu_bytes,
                     "tunnel_port": config.tunnel_port,
+                    "masquerade_ports": [config.masquerade_port_min, config.masquerade_port_max],
                     "host_mac": Mac(config.host_mac).to_string(),
                 });
                 Some((json!(key), value))
@@ -117,12 +126,13 @@ impl Datapath {
                 Some((json!(Ipv4Addr::from(*key)), ipcache(entry)))
             }),
             map_name::IPCACHE_LPM_V4 => {
-                let entries = maps.ipcache_lpm_v4.dump()?.into_iter();
-                let networks = entries.filter_map(|(key, entry)| {
-                    let length = u8::try_from(key.prefix_len).ok()?;
-                    Some((Ipv4Network::new(key.address.into(), length).ok()?, entry))
-                });
-                rows(networks.collect(), |network, entry| Some((json!(network), ipcache(entry))))
+                let networks = networks(maps.ipcache_lpm_v4.dump()?);
+                rows(networks, |network, entry| Some((json!(network), ipcache(entry))))
+            }
+            map_name::UNMASQUERADED_LPM_V4 => {
+                rows(networks(maps.unmasqueraded_lpm_v4.dump()?), |network, value| {
+                    Some((json!(network), json!(value)))
+                })
             }
             map_name::NODES => rows(maps.nodes.dump()?, |key, node| {
                 let underlay = Ipv6Addr::from(node.underlay).to_canonical();
@@ -168,6 +178,15 @@ fn rows<K: Ord, V>(
         .filter_map(|(key, value)| decode(key, value))
         .map(|(key, value)| MapRow { key, value })
         .collect())
+}
+
+/// The entries of a trie by prefix; what is no prefix is left out.
+fn networks<V>(entries: Vec<(LpmKey<V4>, V)>) -> Vec<(Ipv4Network, V)> {
+    let network = |(key, value): (LpmKey<V4>, V)| {
+        let length = u8::try_from(key.prefix_len).ok()?;
+        Some((Ipv4Network::new(key.address.into(), length).ok()?, value))
+    };
+    entries.into_iter().filter_map(network).collect()
 }
 
 fn endpoint(entry: &EndpointEntry) -> Value {

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     time::Duration,
 };
 
@@ -40,14 +40,20 @@ pub struct Flow {
     pub source_identity: u32,
     /// Identity of the receiver, 0 for unknown.
     pub destination_identity: u32,
-    /// Where packets must come from: `endpoint`, `node` or `host`.
+    /// Where packets must come from: `endpoint`, `node`, `host` or `underlay`.
     pub from: &'static str,
     /// Index of the interface or node that they come from.
     pub from_index: u32,
-    /// What is done with them: `local`, `tunnel`, `host` or `stack`.
+    /// What is done with them: `local`, `tunnel`, `host`, `stack` or `underlay`.
     pub action: &'static str,
     /// Index of the interface or node that they go to.
     pub to_index: u32,
+    /// Address and port that their source is replaced by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub new_source: Option<SocketAddr>,
+    /// Address and port that their destination is replaced by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub new_destination: Option<SocketAddr>,
     /// Whether this is the direction opposite to the first packet's.
     pub reply: bool,
     /// Packets of this direction.
@@ -139,7 +145,7 @@ impl Datapath {
         let mut ended = Vec::new();
         let mut keys = HashSet::new();
         for (key, entry) in &table {
-            let reverse = table.get(&key.reverse());
+            let reverse = table.get(&entry.reverse_key(key));
             if !has_expired(key.protocol, entry, reverse, now_ns) {
                 continue;
             }
@@ -193,6 +199,9 @@ fn is_current(entry: &FlowEntry, epochs: &[u32]) -> bool {
 
 fn flow(key: &FlowKey<V4>, entry: &FlowEntry, epochs: &[u32], now_ns: u64) -> Flow {
     let ago_ms = |then_ns: u64| Duration::from_nanos(now_ns.saturating_sub(then_ns)).as_millis() as u64;
+    let rewritten = |flag: u8, address: V4, port_be: [u8; 2]| {
+        (entry.flags & flag != 0).then(|| SocketAddr::from((address, u16::from_be_bytes(port_be))))
+    };
     Flow {
         source: Ipv4Addr::from(key.src).into(),
         destination: Ipv4Addr::from(key.dst).into(),
@@ -205,6 +214,7 @@ fn flow(key: &FlowKey<V4>, entry: &FlowEntry, epochs: &[u32], now_ns: u64) -> Fl
             Some(SourceKind::Endpoint) => "endpoint",
             Some(SourceKind::Node) => "node",
             Some(SourceKind::Host) => "host",
+            Some(SourceKind::Underlay) => "underlay",
             None => "unknown",
         },
         from_index: entry.source,
@@ -213,9 +223,12 @@ fn flow(key: &FlowKey<V4>, entry: &FlowEntry, epochs: &[u32], now_ns: u64) -> Fl
             Some(FlowAction::Tunnel) => "tunnel",
             Some(FlowAction::Host) => "host",
             Some(FlowAction::Stack) => "stack",
+            Some(FlowAction::Underlay) => "underlay",
             None => "unknown",
         },
         to_index: entry.target,
+        new_source: rewritten(flow_flags::REWRITE_SRC, entry.rewrite_src, entry.rewrite_src_port_be),
+        new_destination: rewritten(flow_flags::REWRITE_DST, entry.rewrite_dst, entry.rewrite_dst_port_be),
         reply: entry.flags & flow_flags::REPLY != 0,
         packets: entry.packets,
         bytes: entry.bytes,

@@ -24,6 +24,7 @@ pub(crate) struct Maps {
     pub nodes: Table<u32, NodeEntry>,
     pub node_by_address_v4: Table<V4, u32>,
     pub flows_v4: Table<FlowKey<V4>, FlowEntry>,
+    pub unmasqueraded_lpm_v4: Table<LpmKey<V4>, u32>,
     pub epochs: Table<u32, u32>,
     pub counters: CounterTable,
 }
@@ -126,6 +127,7 @@ impl Maps {
             nodes: open(ebpf, map_name::NODES)?,
             node_by_address_v4: open(ebpf, map_name::NODE_BY_ADDRESS_V4)?,
             flows_v4: open(ebpf, map_name::FLOWS_V4)?,
+            unmasqueraded_lpm_v4: open(ebpf, map_name::UNMASQUERADED_LPM_V4)?,
             epochs: open(ebpf, map_name::EPOCHS)?,
             counters: CounterTable::open(data(ebpf, map_name::COUNTERS)?)?,
         })

@@ -35,7 +35,7 @@ impl Program {
 }
 
 /// The maps of [`OBJECT`], all of them.
-pub const MAPS: [&str; 13] = [
+pub const MAPS: [&str; 15] = [
     map_name::CONFIG,
     map_name::ENDPOINTS_BY_IFINDEX,
     map_name::ENDPOINTS_V4,
@@ -44,10 +44,12 @@ pub const MAPS: [&str; 13] = [
     map_name::NODES,
     map_name::NODE_BY_ADDRESS_V4,
     map_name::FLOWS_V4,
+    map_name::FRAGMENTS_V4,
+    map_name::UNMASQUERADED_LPM_V4,
     map_name::EPOCHS,
     map_name::COUNTERS,
     map_name::EVENTS,
-    map_name::EVENT_BUDGET,
+    map_name::BUDGETS,
     map_name::SCRATCH,
 ];
 

@@ -126,6 +126,11 @@ fn half(from: &Side, to: &Side, epoch: u32, now_ns: u64, flags: u8) -> FlowEntry
         tcp_flags: 0,
         dst_mac: to.dst_mac,
         src_mac: to.src_mac,
+        rewrite_src: [0; 4],
+        rewrite_dst: [0; 4],
+        rewrite_src_port_be: [0; 2],
+        rewrite_dst_port_be: [0; 2],
+        pad: [0; 4],
     }
 }
 

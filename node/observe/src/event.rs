@@ -147,7 +147,7 @@ pub struct FlowEvent {
     /// TCP flags, as `SYN|ACK`; empty for other protocols.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub tcp_flags: String,
-    /// Where the packet went: `local`, `tunnel`, `host`, `stack`; missing for a drop.
+    /// Where the packet went: `local`, `tunnel`, `host`, `stack`, `underlay`; missing for a drop.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub action: Option<String>,
     /// Why it was dropped: the key of a reason.
@@ -269,9 +269,13 @@ fn address(family: u8, bytes: [u8; 16]) -> Option<IpAddr> {
 /// The word for a `FlowAction`; `None` for 0 and for numbers that there are not.
 fn action_key(action: u8) -> Option<&'static str> {
     use datapath_abi::FlowAction as Action;
-    [(Action::Local, "local"), (Action::Tunnel, "tunnel"), (Action::Host, "host"), (Action::Stack, "stack")]
-        .into_iter()
-        .find_map(|(known, key)| (known as u8 == action).then_some(key))
+    Action::from_number(action).map(|action| match action {
+        Action::Local => "local",
+        Action::Tunnel => "tunnel",
+        Action::Host => "host",
+        Action::Stack => "stack",
+        Action::Underlay => "underlay",
+    })
 }
 
 /// The names of TCP flags, as `SYN|ACK`; empty for other protocols.

@@ -78,6 +78,26 @@ pub const fn advice(reason: DropReason) -> Advice {
             "a workload sent from an Ethernet address that is not its own",
             "the workload must not change its interface's Ethernet address or bridge others onto it",
         ),
+        DropReason::NoTranslation => (
+            "comes to a port of the masquerade, and no flow is known that has it",
+            "late answers to flows that are over; many: the flow table is too small (see `warren map list`), or a port scan",
+        ),
+        DropReason::MasqueradePorts => (
+            "no port is free to masquerade one more flow to this destination",
+            "close idle connections to it, widen masquerade.ports, or exclude the destination from masquerade",
+        ),
+        DropReason::MasqueradeProtocol => (
+            "of a protocol that masquerade cannot translate",
+            "masquerade translates TCP, UDP and ICMP echo; for others exclude the destination (masquerade.exclude) and route the endpoints' addresses",
+        ),
+        DropReason::TooBig => (
+            "longer than the way onwards carries, and not to be cut into fragments",
+            "the sender was told by ICMP: if it goes on, its MTU was raised by hand, or something drops ICMP",
+        ),
+        DropReason::UnderlaySource => (
+            "comes from the underlay with the address of a workload that cannot have sent it from there",
+            "a forgery; or a node that routes natively in a fleet with a tunnel: see `warren status` on both",
+        ),
     };
     Advice { meaning, remedy }
 }

@@ -245,7 +245,7 @@ fn a_flood_of_drops_is_counted_and_reported_in_part() {
     let frame = Frame::syn(&A, &R).source(B.address);
     let before = coarse_ns();
     kernel.time(FromEndpoint, &frame.bytes(), None, PACKETS as u32);
-    let windows = (coarse_ns() - before) / datapath_abi::EVENT_WINDOW_NS + 2;
+    let windows = (coarse_ns() - before) / datapath_abi::BUDGET_WINDOW_NS + 2;
 
     let events = kernel.events().len() as u64;
     let counters = kernel.snapshot().counters;

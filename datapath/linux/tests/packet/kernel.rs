@@ -79,6 +79,7 @@ pub fn kernel_or_skip() -> Option<Kernel> {
         map_name::NODE_BY_ADDRESS_V4,
         map_name::NODES,
         map_name::FLOWS_V4,
+        map_name::FRAGMENTS_V4,
     ] {
         loader.map_max_entries(name, SMALL);
     }

@@ -35,11 +35,18 @@ pub const TUNNEL_PORT: u16 = 8472;
 
 pub const CONFIG: NodeConfig = NodeConfig {
     abi_version: ABI_VERSION,
+    flags: 0,
     host_ifindex: 120,
     net_ifindex: 121,
     vxlan_ifindex: 122,
+    underlay_ifindex: 123,
     gateway_v4: GATEWAY.address,
+    underlay_v4: UNDERLAY.address,
+    pod_mtu_bytes: 1450,
+    underlay_mtu_bytes: 1500,
     tunnel_port: TUNNEL_PORT,
+    masquerade_port_min: 61_000,
+    masquerade_port_max: 61_999,
     host_mac: WARREN_HOST_MAC,
 };
 

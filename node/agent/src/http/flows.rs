@@ -61,13 +61,19 @@ async fn named(app: &App, rows: Vec<FlowRow>) -> Result<Vec<FlowRow>, Failure> {
     Ok(done)
 }
 
-/// Joins entries that are each other's reverse, by the direction of the first packet; sorted.
+/// Joins the entries of each flow, by the direction of the first packet; sorted.
 fn rows(flows: Vec<Flow>) -> Vec<FlowRow> {
     let (replies, firsts): (Vec<Flow>, Vec<Flow>) = flows.into_iter().partition(|flow| flow.reply);
     let mut replies: BTreeMap<_, Flow> = replies
         .into_iter()
         .map(|flow| {
-            ((flow.destination, flow.destination_port, flow.source, flow.source_port, flow.protocol), flow)
+            // The first direction is the reverse of the answer as it arrives.
+            let (source, source_port) =
+                flow.new_source.map_or((flow.source, flow.source_port), |new| (new.ip(), new.port()));
+            let (destination, destination_port) = flow
+                .new_destination
+                .map_or((flow.destination, flow.destination_port), |new| (new.ip(), new.port()));
+            ((destination, destination_port, source, source_port, flow.protocol), flow)
         })
         .collect();
     let mut rows: Vec<FlowRow> = firsts
@@ -124,6 +130,8 @@ mod tests {
             from_index: 1,
             action: "local",
             to_index: 2,
+            new_source: None,
+            new_destination: None,
             reply,
             packets,
             bytes: packets * 100,
@@ -144,5 +152,19 @@ mod tests {
         let shown: Vec<_> =
             rows.iter().map(|row| (row.source.port, row.packets, row.reply_packets, row.idle_ms)).collect();
         assert_eq!(shown, [(4_000, 5, 7, 50), (80, 1, 0, 10)]);
+    }
+
+    #[test]
+    fn a_masqueraded_flow_and_its_answer_are_one() {
+        let first = Flow {
+            new_source: Some("192.0.2.1:61000".parse().unwrap()),
+            ..flow("10.0.0.1:4000", "198.51.100.9:80", false, 5)
+        };
+        let answer = Flow {
+            new_destination: Some("10.0.0.1:4000".parse().unwrap()),
+            ..flow("198.51.100.9:80", "192.0.2.1:61000", true, 7)
+        };
+        let rows = rows(vec![answer, first]);
+        assert_eq!((rows.len(), rows[0].packets, rows[0].reply_packets), (1, 5, 7));
     }
 }

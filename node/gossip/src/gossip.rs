@@ -37,7 +37,7 @@ use crate::{
 /// A running gossiper. One per agent; gossip ends when it is shut down or dropped.
 pub struct Gossip {
     node: NodeName,
-    advertise: SocketAddr,
+    place: watch::Sender<SocketAddr>,
     link: Arc<Link>,
     table: Arc<Mutex<PeerTable>>,
     generation: Arc<AtomicU64>,
@@ -66,7 +66,7 @@ impl Gossip {
         let relay = Relay::open().await.map_err(GossipError::Loopback)?;
         let draw_session = session_source().map_err(|error| GossipError::Random(error.to_string()))?;
         let link = Arc::new(Link {
-            socket,
+            socket: Mutex::new(Arc::new(socket)),
             sealer: Mutex::new(Sealer::new(config.fleet.clone(), draw_session)),
             opener: Mutex::new(Opener::new(config.fleet.clone())),
             keyring: Mutex::new(Arc::new(config.keyring)),
@@ -75,6 +75,7 @@ impl Gossip {
         let fleet_id = config.fleet_id.unwrap_or_default();
         let (published, published_rx) =
             watch::channel(Published { fleet_id: fleet_id.clone(), values: Arc::new(Vec::new()) });
+        let (place, place_rx) = watch::channel(advertise);
         let (wanted, wanted_rx) = watch::channel(BTreeSet::new());
         let (events, events_rx) = mpsc::channel(EVENT_QUEUE);
         let table = Arc::new(Mutex::new(PeerTable::new(config.node.clone(), fleet_id, config.interval)));
@@ -87,12 +88,12 @@ impl Gossip {
             seeds: config.seeds,
             interval: config.interval,
         };
-        let ends = Ends { published: published_rx, wanted: wanted_rx, events };
+        let ends = Ends { published: published_rx, wanted: wanted_rx, place: place_rx, events };
         let supervisor =
             Supervisor::new(membership, link.clone(), relay, table.clone(), generation.clone(), ends);
         let gossip = Self {
             node: config.node,
-            advertise,
+            place,
             link,
             table,
             generation,
@@ -135,6 +136,29 @@ impl Gossip {
         });
     }
 
+    /// No longer gossips with this address while nobody living is there; seeds stay.
+    pub fn forget_peer(&self, address: SocketAddr) {
+        self.wanted.send_if_modified(|wanted| wanted.remove(&address));
+    }
+
+    /// This node has another address now: binds it, and gossips from there under a new generation, as after a start.
+    /// What was published and who was named stays. Repeating it changes nothing.
+    ///
+    /// # Errors
+    /// [`GossipError`] if the address or port cannot be had (yet): then gossip goes on where it was.
+    pub async fn move_to(&self, address: SocketAddr) -> Result<(), GossipError> {
+        if *self.place.borrow() == address {
+            return Ok(());
+        }
+        let bind_error = |source| GossipError::bind(address, source);
+        let socket = UdpSocket::bind(address).await.map_err(bind_error)?;
+        let bound = socket.local_addr().map_err(bind_error)?;
+        *lock(&self.link.socket) = Arc::new(socket);
+        info!(node = %self.node, address = %bound, "gossip moves");
+        self.place.send_replace(bound);
+        Ok(())
+    }
+
     /// All other nodes that gossip remembers, by name.
     pub fn peers(&self) -> Vec<PeerStatus> {
         lock(&self.table).status(Instant::now())
@@ -167,11 +191,11 @@ impl Gossip {
 
     /// Where peers reach this node, with the port that was bound.
     pub fn address(&self) -> SocketAddr {
-        self.advertise
+        *self.place.borrow()
     }
 
     /// The generation under which this node gossips: the configured incarnation, or a higher one after
-    /// a restart of the chitchat task. The next start of the agent must use a higher one still; the
+    /// a restart of the chitchat task or a move. The next start of the agent must use a higher one still; the
     /// time in ms does, unless the clock was set back.
     pub fn incarnation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
@@ -180,7 +204,7 @@ impl Gossip {
     /// Stops gossiping and frees the port. Peers see this node fall silent; nothing tells them that it
     /// meant to.
     pub async fn shutdown(self) {
-        drop((self.published, self.wanted));
+        drop((self.published, self.wanted, self.place));
         // The supervisor ends when its channels close; a panic of its own has been printed already.
         let _ = self.task.await;
     }

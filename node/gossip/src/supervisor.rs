@@ -55,12 +55,16 @@ pub(crate) struct Published {
 pub(crate) struct Ends {
     pub published: watch::Receiver<Published>,
     pub wanted: watch::Receiver<BTreeSet<SocketAddr>>,
+    /// Where this node is reached.
+    pub place: watch::Receiver<SocketAddr>,
     pub events: mpsc::Sender<GossipEvent>,
 }
 
 /// Why a run of the chitchat task ended.
 enum End {
     Stopped,
+    /// This node has another address: peers must learn it, and chitchat's is fixed at its start.
+    Moved,
     Died(String),
 }
 
@@ -72,9 +76,12 @@ pub(crate) struct Supervisor {
     generation: Arc<AtomicU64>,
     published: watch::Receiver<Published>,
     wanted: watch::Receiver<BTreeSet<SocketAddr>>,
+    place: watch::Receiver<SocketAddr>,
     events: mpsc::Sender<GossipEvent>,
     inbox: Inbox,
     crowded: bool,
+    /// chitchat knows nobody, whatever we remember: it was started just now.
+    alone: bool,
     /// Where the next greetings and pushes begin, so that everybody has their turn.
     turn: usize,
 }
@@ -89,7 +96,7 @@ impl Supervisor {
         ends: Ends,
     ) -> Self {
         let transport = SealedTransport::new(link.clone(), relay);
-        let Ends { published, wanted, events } = ends;
+        let Ends { published, wanted, place, events } = ends;
         let inbox = Inbox::default();
         Self {
             membership,
@@ -99,9 +106,11 @@ impl Supervisor {
             generation,
             published,
             wanted,
+            place,
             events,
             inbox,
             crowded: false,
+            alone: true,
             turn: 0,
         }
     }
@@ -114,6 +123,11 @@ impl Supervisor {
             lock(&self.table).set_own_generation(self.generation.load(Ordering::Acquire));
             let reason = match self.run_once().await {
                 End::Stopped => return,
+                End::Moved => {
+                    let generation = next_generation(self.generation.load(Ordering::Acquire), now_ms());
+                    self.generation.store(generation, Ordering::Release);
+                    continue;
+                }
                 End::Died(reason) => reason,
             };
             count(&self.link.counters.restarts);
@@ -139,6 +153,7 @@ impl Supervisor {
 
     async fn run_once(&mut self) -> End {
         let published = self.published.borrow_and_update().clone();
+        self.membership.advertise = *self.place.borrow_and_update();
         lock(&self.table).set_fleet_id(&published.fleet_id);
         let initial = published.values.as_ref().clone();
         // Resolving a seed's name may take long: the handle can go meanwhile.
@@ -153,7 +168,7 @@ impl Supervisor {
             () = stopped => return End::Stopped,
         };
         let end = self.serve(&handle).await;
-        if matches!(end, End::Stopped) && timeout(STOP_TIMEOUT, handle.shutdown()).await.is_err() {
+        if !matches!(end, End::Died(_)) && timeout(STOP_TIMEOUT, handle.shutdown()).await.is_err() {
             warn!("gossip task did not stop in time");
         }
         end
@@ -194,6 +209,9 @@ impl Supervisor {
                         return End::Stopped;
                     }
                     self.greet(handle);
+                }
+                changed = self.place.changed() => {
+                    return if changed.is_ok() { End::Moved } else { End::Stopped };
                 }
                 () = bell.notified() => self.observe(handle).await,
                 _ = rounds.tick() => {
@@ -243,6 +261,7 @@ impl Supervisor {
         let table = self.table.clone();
         // chitchat's mutex is held for copying only what changed; decoding happens after.
         let sightings = handle.with_chitchat(|chitchat| sightings(chitchat, &lock(&table))).await;
+        self.alone = sightings.is_empty();
         if self.crowded != (sightings.len() >= CROWDED) {
             self.crowded = !self.crowded;
             if self.crowded {
@@ -264,11 +283,18 @@ impl Supervisor {
         }
     }
 
-    /// Greets peers that etcd named and that are not alive here: chitchat never would by itself.
+    /// Greets peers that etcd named and that are not alive here: chitchat never would by itself. A chitchat that knows
+    /// nobody is told of everybody: after a move nobody else could begin.
     fn greet(&mut self, handle: &ChitchatHandle) {
-        let alive: BTreeSet<SocketAddr> =
-            self.live_addresses().into_iter().chain([self.membership.advertise]).collect();
-        let silent: Vec<SocketAddr> = self.wanted.borrow().difference(&alive).copied().collect();
+        let mut silent = self.wanted.borrow().clone();
+        if self.alone {
+            silent.extend(self.live_addresses());
+        } else {
+            let alive = self.live_addresses();
+            silent.retain(|address| !alive.contains(address));
+        }
+        silent.remove(&self.membership.advertise);
+        let silent: Vec<SocketAddr> = silent.into_iter().collect();
         self.handshake(handle, &silent, GREET_PEERS);
     }
 

@@ -2,7 +2,7 @@
 //!
 //! What does not open is counted and dropped here. The network socket, the sealer's counter and the
 //! replay windows outlive the chitchat task: a restart of the task keeps the port and every promise
-//! about nonces and replay.
+//! about nonces and replay. The last two outlive a change of the node's address too.
 
 use std::{
     io,
@@ -28,7 +28,8 @@ use crate::{
 
 /// What all runs of the chitchat task share.
 pub(crate) struct Link {
-    pub socket: UdpSocket,
+    /// Another one after each change of this node's address.
+    pub socket: Mutex<Arc<UdpSocket>>,
     pub sealer: Mutex<Sealer>,
     pub opener: Mutex<Opener>,
     pub keyring: Mutex<Arc<Keyring>>,
@@ -75,10 +76,14 @@ impl Link {
         datagrams
     }
 
+    fn socket(&self) -> Arc<UdpSocket> {
+        lock(&self.socket).clone()
+    }
+
     /// Sends what the kernel takes. An unreachable peer is nothing that chitchat could mend: it is
     /// counted, and the round goes on.
     async fn send(&self, to: SocketAddr, datagram: &[u8]) {
-        match self.socket.send_to(datagram, to).await {
+        match self.socket().send_to(datagram, to).await {
             Ok(bytes) => {
                 count(&self.counters.datagrams_out);
                 count_bytes(&self.counters.bytes_out, bytes);
@@ -106,7 +111,7 @@ impl SealedTransport {
 
 #[async_trait]
 impl Transport for SealedTransport {
-    /// `listen_addr` is not used: the link's socket was bound at the start.
+    /// `listen_addr` is not used: the link's socket is bound already.
     async fn open(&self, _listen_addr: SocketAddr) -> anyhow::Result<Box<dyn Socket>> {
         let first = lock(&self.first).take();
         let relay = match first {
@@ -137,7 +142,7 @@ struct SealedSocket {
 #[async_trait]
 impl Socket for SealedSocket {
     fn local_addr(&self) -> anyhow::Result<SocketAddr> {
-        Ok(self.link.socket.local_addr()?)
+        Ok(self.link.socket().local_addr()?)
     }
 
     async fn send(&mut self, to: SocketAddr, envelope: ChitchatEnvelope) -> anyhow::Result<SendOutcome> {
@@ -173,7 +178,7 @@ impl Socket for SealedSocket {
                 }
                 continue;
             }
-            let (length, peer) = match self.link.socket.recv_from(&mut self.buffer).await {
+            let (length, peer) = match self.link.socket().recv_from(&mut self.buffer).await {
                 Ok(received) => received,
                 Err(error) if is_transient(&error) => {
                     debug!(%error, "gossip socket");

@@ -74,6 +74,40 @@ async fn a_death_is_seen_and_a_new_incarnation_replaces_the_old() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_gets_another_address_is_found_there() {
+    let members = fleet(3).await;
+    for (index, member) in members.iter().enumerate() {
+        member.gossip.set_facts(&facts(&format!("n{index}"), 1)).unwrap();
+    }
+    // The others have only this one as their seed, and it has none: it must find them.
+    let (moved, others) = members.split_first().unwrap();
+    let incarnation = moved.gossip.incarnation();
+    for host in ["127.0.0.2", "127.0.0.3"] {
+        let address = std::net::SocketAddr::new(host.parse().unwrap(), moved.address().port());
+        moved.gossip.move_to(address).await.unwrap();
+        moved.gossip.move_to(address).await.unwrap();
+        assert_eq!(moved.address(), address);
+        until("the others see it there", || {
+            others.iter().all(|other| {
+                let peers = other.gossip.peers();
+                peers.iter().any(|peer| peer.node.as_str() == "n0" && peer.alive && peer.address == address)
+            })
+        })
+        .await;
+    }
+    assert!(moved.gossip.incarnation() > incarnation);
+    moved.gossip.set_facts(&facts("n0", 2)).unwrap();
+    until("they hear it", || others.iter().all(|other| other.knows(&facts("n0", 2)))).await;
+    others[0].gossip.set_facts(&facts("n1", 2)).unwrap();
+    until("it hears them", || moved.knows(&facts("n1", 2))).await;
+    assert_eq!(moved.gossip.stats().restarts, 0);
+
+    let taken = others[0].address();
+    assert!(moved.gossip.move_to(taken).await.is_err());
+    assert_ne!(moved.address(), taken, "it goes on where it was");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_peer_named_later_is_greeted_until_it_is_there() {
     let alone = Member::start(config("n0", &[])).await;
     // Nobody listens yet: the address is taken by a socket that does not answer.

@@ -18,6 +18,7 @@ fn facts(node: &str) -> NodeFacts {
         node: NodeName::new(node).unwrap(),
         incarnation: 1,
         underlay: vec!["192.0.2.1".parse().unwrap()],
+        moves: 0,
         gateway: None,
         cidrs: vec![],
         applied_generation: 1,

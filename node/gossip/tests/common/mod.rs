@@ -60,6 +60,7 @@ pub fn facts(name: &str, generation: u64) -> NodeFacts {
         node: NodeName::new(name).unwrap(),
         incarnation: 1,
         underlay: vec!["192.0.2.1".parse().unwrap()],
+        moves: 0,
         gateway: None,
         cidrs: vec![CidrFact { cidr: "10.0.0.0/24".parse().unwrap(), epoch: 7 }],
         applied_generation: generation,

@@ -301,6 +301,9 @@ impl Reconciler {
                 self.fail(now, key, error.clone());
                 completed.failed.push((key, error));
             } else {
+                if let Op::PutBase(base) = op {
+                    self.shake(base);
+                }
                 self.applied.change(&key, |tables| tables.apply(op));
                 self.suspect.remove(&key);
                 self.failing.remove(&key);
@@ -310,6 +313,17 @@ impl Reconciler {
         }
         self.completed = plan.generation;
         completed
+    }
+
+    /// Endpoints have the base's MTU: where that is another now, they are to be done again.
+    fn shake(&mut self, base: &Base) {
+        let before = self.applied.tables().base.as_ref();
+        if before.is_some_and(|before| before.mtu_bytes != base.mtu_bytes) {
+            let endpoints: Vec<TableKey> =
+                self.applied.tables().endpoints.keys().copied().map(TableKey::Endpoint).collect();
+            self.suspect.extend(&endpoints);
+            endpoints.into_iter().for_each(|key| self.mark(key));
+        }
     }
 
     fn fail(&mut self, now: Duration, key: TableKey, error: OpError) {

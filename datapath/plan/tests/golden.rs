@@ -91,6 +91,22 @@ fn everything_is_made_before_what_stands_on_it() {
 }
 
 #[test]
+fn another_mtu_is_done_to_every_endpoint_after_the_base() {
+    let (mut reconciler, mut kernel) = settled();
+    reconciler.set_base(Base { mtu_bytes: 1350, ..base() });
+    check(
+        &mut reconciler,
+        &mut kernel,
+        T0,
+        &["put base: gateway 10.0.1.1 port 8472 mtu 1350", "bump all epochs"],
+    );
+    let put =
+        "put endpoints 1: address 10.0.1.2 identity 300 mac 02:00:00:00:00:01 host mac 02:00:00:00:00:02";
+    check(&mut reconciler, &mut kernel, T0, &[put, "bump epochs of 10.0.1.2"]);
+    check(&mut reconciler, &mut kernel, T0, &[]);
+}
+
+#[test]
 fn removals_go_downwards_after_the_puts() {
     let (mut reconciler, mut kernel) = settled();
     reconciler.set_node(NodeIndex(2), None);

@@ -1,10 +1,6 @@
-//! Which programs work at a clsact hook, and how one is taken away, for kernels without TCX.
+//! Which of our programs works at a clsact hook, for kernels without TCX.
 
-use aya::programs::{
-    ProgramError, TcAttachType,
-    links::Link as _,
-    tc::{SchedClassifierLink, TcHandle},
-};
+use aya::programs::TcAttachType;
 use futures::TryStreamExt;
 use rtnetlink::packet_route::tc::{TcAttribute, TcFilterBpfOption, TcOption};
 
@@ -38,18 +34,4 @@ pub(crate) async fn programs(
             _ => None,
         })
         .collect())
-}
-
-/// Takes away the filter with this priority and handle.
-pub(crate) fn remove(
-    device: &str,
-    direction: TcAttachType,
-    priority: u16,
-    handle: TcHandle,
-) -> Result<(), DatapathError> {
-    let fail =
-        |error: ProgramError| DatapathError::program("at clsact", format!("detach from {device}"), error);
-    let link = SchedClassifierLink::attached(device, direction, priority, handle, None);
-    let link = link.map_err(|source| fail(ProgramError::IOError(source)))?;
-    link.detach().map_err(fail)
 }

@@ -9,7 +9,7 @@ use datapath_abi::EndpointEntry;
 use datapath_plan::{Attachment, Base, EndpointId, EndpointValue};
 use ipnetwork::IpNetwork;
 use rtnetlink::{
-    LinkUnspec, LinkVeth, RouteMessageBuilder,
+    LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
     packet_route::{
         link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute},
         route::{RouteMessage, RouteScope},
@@ -75,6 +75,14 @@ impl Workshop<'_> {
         };
         check_ours(&outer)?;
         self.finish_outside(id, &name, value, base).await?;
+        // All that can be done inside without a way in.
+        if let Some(namespace) = outer.peer_namespace {
+            let there = LinkAttribute::IfNetnsId(namespace);
+            let change = |change: LinkMessageBuilder<LinkUnspec>| {
+                change.mtu(base.mtu_bytes).append_extra_attribute(there)
+            };
+            self.netlink.change(outer.peer, change).await?;
+        }
         self.raise(&outer).await
     }
 

@@ -6,7 +6,6 @@
 
 mod apply;
 mod bpf;
-mod btf;
 mod cleanup;
 mod clsact;
 mod config;
@@ -18,9 +17,7 @@ mod endpoint;
 mod error;
 mod events;
 mod flows;
-mod handover;
 mod hook;
-mod layout;
 mod maps;
 mod namespace;
 mod netlink;
@@ -29,10 +26,10 @@ mod observe;
 mod pins;
 mod programs;
 mod route;
-mod rows;
 mod sysctl;
 mod table;
 mod underlay;
+mod watch;
 
 pub use cleanup::{CleanupStep, cleanup};
 pub use config::{DEFAULT_PIN_ROOT, LinuxConfig, UnderlayChoice, WARREN_ROUTE_PROTOCOL};
@@ -44,4 +41,5 @@ pub use error::DatapathError;
 pub use events::Events;
 pub use flows::{EndedFlow, Flow, FlowFilter, FlowStats};
 pub use programs::ProgramInfo;
-pub use underlay::{Underlay, underlay};
+pub use underlay::{PassedOver, Underlay, underlay};
+pub use watch::{Changes, Watch};

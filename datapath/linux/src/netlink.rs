@@ -4,9 +4,10 @@
 //! A netlink socket belongs to the network namespace in which it was made, whatever thread uses it later;
 //! see [`crate::namespace`].
 
-mod parse;
+pub(crate) mod parse;
 
 use std::{
+    collections::BTreeMap,
     io,
     net::IpAddr,
     time::{Duration, Instant},
@@ -17,7 +18,7 @@ use futures::TryStreamExt;
 use ipnetwork::IpNetwork;
 use rtnetlink::{
     Handle, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder,
-    packet_route::{AddressFamily, address::AddressAttribute, link::LinkMessage, route::RouteMessage},
+    packet_route::{AddressFamily, link::LinkMessage, route::RouteMessage},
     sys::{AsyncSocket, TokioSocket},
 };
 use tokio::task::JoinHandle;
@@ -60,6 +61,8 @@ pub(crate) struct Link {
     pub loopback: bool,
     /// Index of the other end of a veth pair, in that one's namespace.
     pub peer: u32,
+    /// That namespace, as this one calls it.
+    pub peer_namespace: Option<i32>,
     /// UDP port of a vxlan device.
     pub port: u16,
     /// A vxlan device whose keys come from the programs.
@@ -70,8 +73,12 @@ pub(crate) struct Link {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Route {
     pub destination: IpNetwork,
+    /// Of several next hops the first one's.
     pub device: u32,
+    pub gateway: Option<IpAddr>,
     pub source: Option<IpAddr>,
+    /// Of several routes to one destination the lowest wins.
+    pub priority: u32,
     pub mtu_bytes: Option<u32>,
     pub protocol: u8,
     pub table: u32,
@@ -170,20 +177,22 @@ impl Netlink {
         let request = self.handle.address().get().set_link_index_filter(index).execute();
         let messages: Vec<_> =
             request.try_collect().await.map_err(|error| failed("list addresses".into(), error))?;
-        let mut addresses = Vec::new();
-        for message in messages {
-            let find = |local: bool| {
-                message.attributes.iter().find_map(|attribute| match attribute {
-                    AddressAttribute::Local(address) if local => Some(*address),
-                    AddressAttribute::Address(address) if !local => Some(*address),
-                    _ => None,
-                })
-            };
-            let Some(address) = find(true).or_else(|| find(false)) else { continue };
-            let link_local = matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
-            if let (false, Ok(network)) = (link_local, IpNetwork::new(address, message.header.prefix_len)) {
-                addresses.push(network);
-            }
+        Ok(messages.iter().filter_map(parse::address).map(|(_, address)| address).collect())
+    }
+
+    /// The same of all devices, by index.
+    pub(crate) async fn all_addresses(&self) -> Result<BTreeMap<u32, Vec<IpNetwork>>, DatapathError> {
+        let messages: Vec<_> = self
+            .handle
+            .address()
+            .get()
+            .execute()
+            .try_collect()
+            .await
+            .map_err(|error| failed("list addresses".into(), error))?;
+        let mut addresses: BTreeMap<u32, Vec<IpNetwork>> = BTreeMap::new();
+        for (index, address) in messages.iter().filter_map(parse::address) {
+            addresses.entry(index).or_default().push(address);
         }
         Ok(addresses)
     }

@@ -6,13 +6,14 @@ use datapath_plan::Mac;
 use ipnetwork::IpNetwork;
 use rtnetlink::packet_route::{
     AddressFamily,
-    link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State},
+    address::{AddressAttribute, AddressMessage},
+    link::{InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State},
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric},
 };
 
 use super::{Link, Route};
 
-pub(super) fn link(message: &LinkMessage) -> Link {
+pub(crate) fn link(message: &LinkMessage) -> Link {
     let mut link = Link {
         index: message.header.index,
         up: message.header.flags.contains(LinkFlags::Up),
@@ -28,6 +29,7 @@ pub(super) fn link(message: &LinkMessage) -> Link {
             LinkAttribute::Group(group) => link.group = *group,
             LinkAttribute::OperState(state) => link.running = *state == State::Up,
             LinkAttribute::Link(peer) => link.peer = *peer,
+            LinkAttribute::LinkNetNsId(namespace) => link.peer_namespace = Some(*namespace),
             LinkAttribute::LinkInfo(infos) => parse_info(infos, &mut link),
             _ => {}
         }
@@ -38,7 +40,7 @@ pub(super) fn link(message: &LinkMessage) -> Link {
 fn parse_info(infos: &[LinkInfo], link: &mut Link) {
     for info in infos {
         match info {
-            LinkInfo::Kind(kind) => link.kind = kind_name(kind),
+            LinkInfo::Kind(kind) => link.kind = kind.to_string(),
             LinkInfo::Data(InfoData::Vxlan(settings)) => {
                 for setting in settings {
                     match setting {
@@ -53,15 +55,22 @@ fn parse_info(infos: &[LinkInfo], link: &mut Link) {
     }
 }
 
-fn kind_name(kind: &InfoKind) -> String {
-    match kind {
-        InfoKind::Veth => "veth".into(),
-        InfoKind::Vxlan => "vxlan".into(),
-        other => format!("{other:?}").to_lowercase(),
-    }
+/// The index of a device and an address of it; link-local ones of IPv6 are nobody's.
+pub(crate) fn address(message: &AddressMessage) -> Option<(u32, IpNetwork)> {
+    let find = |local: bool| {
+        message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Local(address) if local => Some(*address),
+            AddressAttribute::Address(address) if !local => Some(*address),
+            _ => None,
+        })
+    };
+    let address = find(true).or_else(|| find(false))?;
+    let link_local = matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
+    let network = IpNetwork::new(address, message.header.prefix_len).ok()?;
+    (!link_local).then_some((message.header.index, network))
 }
 
-pub(super) fn route(message: &RouteMessage) -> Option<Route> {
+pub(crate) fn route(message: &RouteMessage) -> Option<Route> {
     let family = message.header.address_family;
     let mut route = Route {
         destination: IpNetwork::new(
@@ -70,7 +79,9 @@ pub(super) fn route(message: &RouteMessage) -> Option<Route> {
         )
         .ok()?,
         device: 0,
+        gateway: None,
         source: None,
+        priority: 0,
         mtu_bytes: None,
         protocol: message.header.protocol.into(),
         table: message.header.table.into(),
@@ -83,6 +94,11 @@ pub(super) fn route(message: &RouteMessage) -> Option<Route> {
             }
             RouteAttribute::PrefSource(address) => route.source = ip(address),
             RouteAttribute::Oif(device) => route.device = *device,
+            RouteAttribute::Gateway(address) => route.gateway = ip(address),
+            RouteAttribute::Priority(priority) => route.priority = *priority,
+            RouteAttribute::MultiPath(hops) => {
+                route.device = hops.first().map_or(0, |hop| hop.interface_index);
+            }
             RouteAttribute::Table(table) => route.table = *table,
             RouteAttribute::Metrics(metrics) => {
                 route.mtu_bytes = metrics.iter().find_map(|metric| match metric {

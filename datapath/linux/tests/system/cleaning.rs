@@ -1,6 +1,6 @@
 //! `cleanup` takes away everything of ours and nothing else.
 
-use datapath_linux::{LinuxConfig, UnderlayChoice, cleanup, underlay};
+use datapath_linux::{LinuxConfig, cleanup};
 
 use crate::stage::{Namespace, Stage, endpoint, endpoint_ops, foundations, must};
 
@@ -54,43 +54,5 @@ fn cleanup_needs_no_pins_to_find_devices() {
         let did = cleanup(&elsewhere, false).await.expect("clean up");
         assert!(did.iter().all(|step| step.done), "{did:#?}");
         assert!(!stage.node.run("ip", &["-o", "link", "show"]).contains("warren_"));
-    });
-}
-
-#[test]
-fn the_underlay_is_chosen_with_a_reason() {
-    let Some(stage) = Stage::new() else { return };
-    let node = &stage.node;
-    for (device, peer, address) in
-        [("first", "peer1", "192.0.2.1/24"), ("second", "peer2", "198.51.100.1/24")]
-    {
-        node.run("ip", &["link", "add", device, "type", "veth", "peer", "name", peer]);
-        node.run("ip", &["addr", "add", address, "dev", device]);
-        node.run("ip", &["link", "set", device, "up"]);
-        node.run("ip", &["link", "set", peer, "up"]);
-    }
-    stage.play(async || {
-        let choose = async |choice| underlay(&choice).await.map(|found| (found.interface, found.reason));
-        let none = choose(UnderlayChoice::Automatic).await.expect_err("there is no default route");
-        assert!(none.to_string().contains("configure the underlay"), "{none}");
-
-        node.run("ip", &["route", "add", "default", "via", "192.0.2.254"]);
-        let check = async |choice, interface: &str, reason: &str| {
-            assert_eq!(choose(choice).await.expect("a choice"), (interface.into(), reason.into()));
-        };
-        check(UnderlayChoice::Automatic, "first", "the default route").await;
-        check(UnderlayChoice::Interface("second".into()), "second", "the configured interface").await;
-        check(UnderlayChoice::Address([198, 51, 100, 1].into()), "second", "the configured address").await;
-        let towards = |address: [u8; 4]| UnderlayChoice::Towards(vec![[127, 0, 0, 1].into(), address.into()]);
-        check(towards([198, 51, 100, 9]), "second", "the route to 198.51.100.9").await;
-        check(towards([198, 51, 100, 1]), "first", "the default route").await;
-
-        let found = underlay(&UnderlayChoice::Automatic).await.expect("a choice");
-        assert_eq!(
-            (found.address, found.mtu_bytes, datapath_plan::pod_mtu_bytes(found.mtu_bytes)),
-            ([192, 0, 2, 1].into(), 1500, 1450)
-        );
-        choose(UnderlayChoice::Interface("third".into())).await.expect_err("no such interface");
-        choose(UnderlayChoice::Address([203, 0, 113, 1].into())).await.expect_err("nobody's address");
     });
 }

@@ -270,6 +270,39 @@ fn a_tunnel_port_that_is_taken() {
     });
 }
 
+/// The underlay carries less, or more, than it did.
+#[test]
+fn another_mtu_of_the_base_reaches_both_ends_of_endpoints() {
+    let Some(stage) = Stage::new() else { return };
+    let (known, forgotten) = (Namespace::new("one"), Namespace::new("two"));
+    stage.play(async || {
+        let mut datapath = stage.open().await;
+        must(&mut datapath, foundations(1)).await;
+        let endpoints = [endpoint(1, 1, &known.path()), endpoint(1, 2, &forgotten.path())];
+        for (id, value) in endpoints.clone() {
+            must(&mut datapath, endpoint_ops(id, &value)).await;
+        }
+        for mtu_bytes in [1350, 8950] {
+            let base = datapath_plan::Base { mtu_bytes, ..crate::stage::base(1) };
+            must(&mut datapath, vec![Op::PutBase(base.clone())]).await;
+            let observed = observe(&mut datapath).await;
+            assert_eq!(observed.tables.base, Some(base));
+            assert_eq!(observed.broken.len(), 2, "{:?}", observed.broken);
+            let [(one, value), (two, other)] = endpoints.clone();
+            let other = EndpointValue { attachment: None, ..other };
+            must(&mut datapath, vec![Op::PutEndpoint(one, value), Op::PutEndpoint(two, other)]).await;
+            assert_eq!(observe(&mut datapath).await.broken, [] as [String; 0]);
+            for (workload, device) in
+                [(&known, "eth0"), (&forgotten, "eth0"), (&stage.node, "wrn1"), (&stage.node, "wrn2")]
+            {
+                let shown = workload.run("ip", &["-o", "link", "show", "dev", device]);
+                assert!(shown.contains(&format!(" mtu {mtu_bytes} ")), "{shown}");
+            }
+            assert!(known.pings(crate::stage::gateway(1)) && forgotten.pings(crate::stage::gateway(1)));
+        }
+    });
+}
+
 /// As after a restart of the agent, when only the kernel tells of the endpoint.
 #[test]
 fn an_endpoint_whose_attachment_is_forgotten_is_mended_and_not_made() {

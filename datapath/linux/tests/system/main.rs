@@ -7,3 +7,5 @@ mod opening;
 mod reading;
 mod stage;
 mod traffic;
+mod underlay;
+mod watching;

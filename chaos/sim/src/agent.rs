@@ -268,6 +268,7 @@ impl Agent {
                 }
                 Command::Persist(snapshot) => self.disk = Some(snapshot),
                 Command::AddPeer(address) => self.gossip_peers.push(address),
+                Command::ForgetPeer(address) => self.gossip_peers.retain(|peer| *peer != address),
                 Command::Reply(call, answer) => {
                     assert!(replies.insert(call, answer).is_none(), "{call:?} was answered twice");
                 }

@@ -80,7 +80,7 @@ pub fn converged(sim: &Sim) {
                     assert_eq!(entry.node, NodeIndex::SELF);
                 } else {
                     let underlay = kernel.nodes[&entry.node].underlay;
-                    assert_eq!(underlay, other.config.underlay[0], "{me}: {}", endpoint.address);
+                    assert_eq!(underlay, other.config.underlay.addresses[0], "{me}: {}", endpoint.address);
                 }
                 let record = view.endpoint_at(endpoint.address);
                 let Some((owner, record)) = record else { panic!("{} is not recorded", endpoint.address) };

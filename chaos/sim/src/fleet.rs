@@ -9,7 +9,7 @@ use datapath_plan::Attachment;
 use identity::{EndpointName, Identity, Labels};
 use kvstore_schema::{Revision, Schema, StoreIdentity};
 use kvstore_store::MemState;
-use node_core::{Call, CallError, CallId, EndpointSpec, Node, NodeConfig, Reply};
+use node_core::{Call, CallError, CallId, EndpointSpec, Node, NodeConfig, Reply, Underlay};
 
 use crate::{Agent, check};
 
@@ -40,8 +40,12 @@ pub fn config(n: u8) -> NodeConfig {
         fleet: "test".parse().expect("a name"),
         node: format!("n{n}").parse().expect("a name"),
         node_labels: Labels::default(),
-        underlay: vec![[192, 0, 2, n].into()],
-        underlay_mtu_bytes: 1500,
+        underlay: Underlay {
+            addresses: vec![[192, 0, 2, n].into()],
+            network: "192.0.2.0/24".parse().expect("a network"),
+            ifindex: 2,
+            mtu_bytes: 1500,
+        },
         pools: vec!["10.0.0.0/16".parse().expect("a pool")],
         block_prefix_v4: 24,
         block_prefix_v6: 112,

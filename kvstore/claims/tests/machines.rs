@@ -86,6 +86,7 @@ fn fleet(pool: &str) -> FleetRecord {
 fn record(machine: &str, incarnation: u64) -> NodeRecord {
     NodeRecord {
         underlay: vec!["192.0.2.1".parse().unwrap()],
+        moves: 0,
         cidrs: Vec::new(),
         gateway: None,
         gossip_port: 7946,

@@ -139,6 +139,9 @@ pub struct FleetRecord {
 pub struct NodeRecord {
     /// Where the node's tunnel packets come from and go to.
     pub underlay: Vec<IpAddr>,
+    /// How often its agent has changed them since its start; gossip that says more is newer.
+    #[serde(default)]
+    pub moves: u64,
     /// Its claims, as a convenience for readers: the truth is under `cidrs/`.
     pub cidrs: Vec<IpNetwork>,
     /// The node's own address in the pod network: the first of its first CIDR.

@@ -14,7 +14,7 @@ use crate::{
     check,
     config::{Config, StoreKind},
     machine::Machine,
-    shell::{Core, GossipLink, memory},
+    shell::{Core, GossipLink, known_underlay, memory},
     snapshot::{self, SnapshotKeeper},
 };
 
@@ -131,8 +131,7 @@ pub fn node_config(config: &Config, machine: &Machine, underlay: &Underlay) -> N
         fleet: config.fleet.name.clone(),
         node: machine.node.clone(),
         node_labels: config.node.labels.clone(),
-        underlay: vec![underlay.address],
-        underlay_mtu_bytes: underlay.mtu_bytes,
+        underlay: known_underlay(underlay),
         pools: config.fleet.pools.clone(),
         block_prefix_v4: config.fleet.block_prefix_v4,
         block_prefix_v6: config.fleet.block_prefix_v6,

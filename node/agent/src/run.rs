@@ -3,12 +3,13 @@
 use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, pin::pin, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
-use datapath_linux::{LinuxConfig, underlay};
+use datapath_linux::{LinuxConfig, WARREN_ROUTE_PROTOCOL, Watch, underlay};
 use kvstore_schema::Schema;
 use node_core::Node;
 use sd_notify::NotifyState;
 use tokio::{
     signal::unix::{SignalKind, signal},
+    sync::watch,
     task::JoinSet,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -23,7 +24,8 @@ use crate::{
     parts::{self, Tasks, spawn, spawn_until},
     preflight,
     shell::{
-        Clock, Core, CoreLoop, EventHub, EventSources, Kernel, LeaseKeeper, Outlets, StoreCalls, follow, pump,
+        Clock, Core, CoreLoop, EventHub, EventSources, Kernel, LeaseKeeper, Outlets, StoreCalls,
+        UnderlayKeeper, UnderlayState, follow, pump,
     },
 };
 
@@ -124,7 +126,9 @@ impl Parts {
         let mut tasks = JoinSet::new();
         let requests = TaskTracker::new();
 
-        let underlay = underlay(&parts::underlay_choice(config)).await.context("choose the underlay")?;
+        let choice = parts::underlay_choice(config);
+        let stack = Watch::open(WARREN_ROUTE_PROTOCOL).await.context("watch the network stack")?;
+        let underlay = underlay(&choice, None).await.context("choose the underlay")?;
         info!(interface = underlay.interface, address = %underlay.address, reason = underlay.reason, "underlay chosen");
         let metrics_listener = http::bind_metrics(config.http.metrics_listen).await?;
         let store = parts::store(config, &stop, &mut tasks)?;
@@ -154,6 +158,16 @@ impl Parts {
             drop(gone.await);
             Ok(())
         });
+        let node_config = parts::node_config(config, machine, &underlay);
+        let (underlay_sender, underlay) = watch::channel(UnderlayState { underlay, problem: None });
+        let keeper = UnderlayKeeper {
+            choice,
+            core: core.clone(),
+            gossip: gossip.clone(),
+            gossip_port: config.gossip.port,
+            state: underlay_sender,
+        };
+        spawn_until(&stop, &mut tasks, "underlay", async { Ok(keeper.run(stack).await?) });
         let app = App {
             core: core.clone(),
             kernel: kernel.kernel.clone(),
@@ -163,7 +177,7 @@ impl Parts {
             lease: lease.clone(),
             gossip: gossip.clone(),
             metrics: metrics.clone(),
-            underlay: Arc::new(underlay.clone()),
+            underlay,
             clock,
             stop: stop.clone(),
             kernel_reads: KernelReads::default(),
@@ -173,7 +187,7 @@ impl Parts {
         spawn(&mut tasks, "metrics", async { Ok(page.await?) });
         let (snapshot, snapshots) = parts::snapshot(config, &mut tasks).unzip();
         let node = CoreLoop {
-            node: Node::new(parts::node_config(config, machine, &underlay)),
+            node: Node::new(node_config),
             snapshot: snapshot.flatten(),
             inputs,
             outlets: Outlets {

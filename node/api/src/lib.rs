@@ -21,8 +21,8 @@ pub use node_observe::{EventFilter, FlowEvent, PartyFilter, Protocol, Verdict};
 pub use query::{DiffQuery, FlowQuery, LimitQuery, ObserveQuery};
 pub use state::{BaseRow, EndpointRow, IpcacheRow, NodeRow, ObserveLine, RouteRow, State, StateDiff};
 pub use status::{
-    ApplyStatus, AuditStatus, CidrStatus, EtcdMember, GossipStatus, Halted, LastError, MapFill, PeerStatus,
-    ProgramStatus, Status, StoreStatus, UnderlayStatus, Version, Warning,
+    ApplyStatus, AuditStatus, CidrStatus, EtcdMember, GossipStatus, Halted, LastError, MapFill, PassedOver,
+    PeerStatus, ProgramStatus, Status, StoreStatus, UnderlayStatus, Version, Warning,
 };
 
 use serde::{Deserialize, Serialize};

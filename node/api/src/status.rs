@@ -180,7 +180,22 @@ pub struct UnderlayStatus {
     pub address: IpAddr,
     /// Its MTU.
     pub mtu_bytes: u32,
+    /// MTU of endpoints: what the underlay carries, less what the tunnel adds.
+    pub pod_mtu_bytes: u32,
     /// Why this one was chosen.
+    pub reason: String,
+    /// Why it is not as it should be, and what to do; the former one is in use then.
+    pub problem: Option<String>,
+    /// Other interfaces, and why none of them.
+    pub passed_over: Vec<PassedOver>,
+}
+
+/// An interface that is not the underlay's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PassedOver {
+    /// Its name.
+    pub interface: String,
+    /// Why not.
     pub reason: String,
 }
 

@@ -28,8 +28,12 @@ fn config() -> NodeConfig {
         fleet: "test".parse().expect("a name"),
         node: "n1".parse().expect("a name"),
         node_labels: Labels::default(),
-        underlay: vec![[192, 0, 2, 1].into()],
-        underlay_mtu_bytes: 1500,
+        underlay: node_core::Underlay {
+            addresses: vec![[192, 0, 2, 1].into()],
+            network: "192.0.2.0/24".parse().expect("a network"),
+            ifindex: 2,
+            mtu_bytes: 1500,
+        },
         pools: vec!["10.0.0.0/16".parse().expect("a pool")],
         block_prefix_v4: 24,
         block_prefix_v6: 112,
@@ -82,6 +86,7 @@ fn fleet(schema: &Schema) -> ListPage {
         let cidr = format!("10.{}.{}.0/24", node >> 8, node & 255).parse().expect("a block");
         let record = NodeRecord {
             underlay: vec![Ipv4Addr::from(u32::from(Ipv4Addr::new(172, 16, 0, 0)) + node).into()],
+            moves: 0,
             cidrs: vec![cidr],
             gateway: None,
             gossip_port: 7946,

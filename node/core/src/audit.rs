@@ -1,11 +1,15 @@
 //! Reading the kernel whole: at the start, after every listing, on a deadline, on request.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use datapath_plan::{Difference, Observed, PlanOutcome, Prune, TableKey};
 use serde::{Deserialize, Serialize};
 
-use crate::{AuditView, CallErrorKind, CallId, Command, Reply, limits::OBSERVE_RETRY, node::Node};
+use crate::{
+    AuditView, CallErrorKind, CallId, Command, Reply,
+    limits::{DISTURBED_PAUSE, OBSERVE_RETRY},
+    node::Node,
+};
 
 /// The audit. One per node.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -19,6 +23,8 @@ pub(crate) struct Audit {
     /// The kernel is being read: no plan meanwhile, or what is read would be older than what is applied.
     observing: bool,
     due_at: Duration,
+    /// When the kernel was read last.
+    read_at: Duration,
     calls: Vec<(CallId, bool)>,
     last: Option<AuditView>,
 }
@@ -36,6 +42,15 @@ impl Audit {
 impl Node {
     pub(crate) fn request_audit(&mut self, call: CallId, repair: bool) {
         self.audit.calls.push((call, repair));
+    }
+
+    /// Somebody else changed the stack: if what is wanted is concerned, the kernel is read soon. With a pause between two
+    /// such readings, since whoever takes our routes away may do so again and again.
+    pub(crate) fn on_disturbed(&mut self, keys: &BTreeSet<TableKey>) {
+        if keys.iter().any(|key| self.reconciler.wanted().get(key).is_some()) {
+            let soon = self.now.monotonic.max(self.audit.read_at + DISTURBED_PAUSE);
+            self.audit.due_at = self.audit.due_at.min(soon);
+        }
     }
 
     /// Reads the kernel when that is due, else carries out what differs.
@@ -72,6 +87,7 @@ impl Node {
 
     pub(crate) fn on_observed(&mut self, result: Result<Observed, String>) {
         self.audit.observing = false;
+        self.audit.read_at = self.now.monotonic;
         match result {
             Ok(observed) => {
                 // Drawn from half to one and a half, so that a fleet started at once does not audit at once.

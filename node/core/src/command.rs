@@ -33,6 +33,8 @@ pub enum Command {
     Publish(NodeFacts),
     /// Gossip with this address too: a node that etcd knows.
     AddPeer(SocketAddr),
+    /// Gossip no more with this address, which was one of a node that has another now.
+    ForgetPeer(SocketAddr),
     /// Keep this on disk for the next start; only the newest counts.
     Persist(Box<Snapshot>),
     /// Answer a call.

@@ -6,6 +6,19 @@ use identity::{FleetName, Labels, NodeName};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
+/// What this node has of the network between nodes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Underlay {
+    /// This node's addresses there; the first one is where packets of other nodes come to. Never empty.
+    pub addresses: Vec<IpAddr>,
+    /// The network that the first one is in: what is inside is reached without a router.
+    pub network: IpNetwork,
+    /// Index of the interface.
+    pub ifindex: u32,
+    /// Its MTU.
+    pub mtu_bytes: u32,
+}
+
 /// The configuration of one node. Checked by the agent before it gets here.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeConfig {
@@ -15,10 +28,8 @@ pub struct NodeConfig {
     pub node: NodeName,
     /// This node's labels.
     pub node_labels: Labels,
-    /// This node's underlay addresses; the first one is used for the tunnel.
-    pub underlay: Vec<IpAddr>,
-    /// MTU of the underlay interface.
-    pub underlay_mtu_bytes: u32,
+    /// The underlay as it is at the start; `Event::Underlay` tells of changes.
+    pub underlay: Underlay,
     /// Pools, block sizes and tunnel port: what this node would create the fleet with, and what it compares
     /// an existing fleet record to.
     pub pools: Vec<IpNetwork>,

@@ -1,15 +1,15 @@
 //! What may happen to a node. Closed and serialisable: a log of events is a replay.
 
-use std::{net::IpAddr, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
-use datapath_plan::{Attachment, Observed, PlanOutcome};
+use datapath_plan::{Attachment, Observed, PlanOutcome, TableKey};
 use identity::{EndpointName, Labels, NodeName};
 use ipnetwork::IpNetwork;
 use kvstore_schema::{KvEvent, KvOutcome, ListPage, Revision};
 use node_facts::NodeFacts;
 use serde::{Deserialize, Serialize};
 
-use crate::Snapshot;
+use crate::{Snapshot, Underlay};
 
 /// The time of an event, as the shell saw it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -50,13 +50,11 @@ pub enum Event {
     Applied(PlanOutcome),
     /// Somebody called the local API.
     Called(CallId, Call),
-    /// The underlay changed (address or MTU).
-    Underlay {
-        /// All addresses, the tunnel's first.
-        addresses: Vec<IpAddr>,
-        /// MTU of its interface.
-        mtu_bytes: u32,
-    },
+    /// The underlay changed.
+    Underlay(Underlay),
+    /// Somebody took away or changed what these entries have in the network stack, or may have; what this node did
+    /// itself may be among it.
+    Disturbed(BTreeSet<TableKey>),
 }
 
 /// What the watch says.

@@ -32,6 +32,9 @@ pub(crate) const PERSIST_FLEET_PAUSE: Duration = Duration::from_secs(5);
 /// Until the kernel is read again after it could not be read.
 pub(crate) const OBSERVE_RETRY: Duration = Duration::from_secs(5);
 
+/// Between two readings of the kernel because somebody changed it: a reading takes some 50 ms on a full node.
+pub(crate) const DISTURBED_PAUSE: Duration = Duration::from_secs(1);
+
 /// Endpoint records written in one round; what comes later waits for the next.
 pub(crate) const WRITES_PER_ROUND: usize = 1_024;
 

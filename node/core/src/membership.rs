@@ -103,6 +103,7 @@ impl Node {
         let registered = self.membership.registered.as_ref();
         NodeRecord {
             underlay: self.underlay.addresses.clone(),
+            moves: self.moves,
             cidrs: self.ipam.own.iter().map(|(cidr, _)| *cidr).collect(),
             gateway: self.gateway(),
             gossip_port: self.config.gossip_port,

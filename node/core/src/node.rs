@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Call, CallError, CallErrorKind, CallId, Command, Counters, CountsView, ErrorView, Event, NodeConfig, Now,
-    PlanView, Reply, StatusView, StoreView,
+    PlanView, Reply, StatusView, StoreView, Underlay,
     audit::Audit,
     desired::Desired,
     endpoints::Endpoints,
@@ -24,14 +24,6 @@ use crate::{
     store::StoreState,
     tasks::{Task, Tasks},
 };
-
-/// The underlay as it is now.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Underlay {
-    /// All addresses, the tunnel's first.
-    pub addresses: Vec<IpAddr>,
-    pub mtu_bytes: u32,
-}
 
 /// Everything that one agent knows and wants. One per agent, owned by the task that runs it.
 ///
@@ -55,6 +47,8 @@ pub struct Node {
     pub(crate) tasks: Tasks,
     pub(crate) membership: Membership,
     pub(crate) underlay: Underlay,
+    /// How often this node has changed its addresses since the start: tells which of a record and a fact is newer.
+    pub(crate) moves: u64,
     /// The gateway that the kernel had at the start; holds until the store tells this node's blocks.
     pub(crate) adopted_gateway: Option<IpAddr>,
     pub(crate) ipam: Ipam,
@@ -110,7 +104,8 @@ impl Node {
             store: StoreState::default(),
             tasks: Tasks::default(),
             membership: Membership::default(),
-            underlay: Underlay { addresses: config.underlay.clone(), mtu_bytes: config.underlay_mtu_bytes },
+            underlay: config.underlay.clone(),
+            moves: 0,
             adopted_gateway: None,
             ipam: Ipam::new(&config),
             identities: Identities::default(),
@@ -152,7 +147,8 @@ impl Node {
             Event::Observed(result) => self.on_observed(result),
             Event::Applied(outcome) => self.on_applied(&outcome),
             Event::Called(call, request) => self.on_call(call, request),
-            Event::Underlay { addresses, mtu_bytes } => self.on_underlay(addresses, mtu_bytes),
+            Event::Underlay(underlay) => self.on_underlay(underlay),
+            Event::Disturbed(keys) => self.on_disturbed(&keys),
         }
         self.pursue();
         std::mem::take(&mut self.out)
@@ -215,9 +211,10 @@ impl Node {
         }
     }
 
-    fn on_underlay(&mut self, addresses: Vec<IpAddr>, mtu_bytes: u32) {
+    fn on_underlay(&mut self, underlay: Underlay) {
         self.desired.addresses.extend(self.underlay.addresses.iter().copied());
-        self.underlay = Underlay { addresses, mtu_bytes };
+        self.moves += u64::from(self.underlay.addresses != underlay.addresses);
+        self.underlay = underlay;
         self.desired.base = true;
         // A rival for one of our addresses, or an address family that we have now.
         self.touch_all_peers();

@@ -247,6 +247,7 @@ impl Node {
             node: self.config.node.clone(),
             incarnation,
             underlay: self.underlay.addresses.clone(),
+            moves: self.moves,
             gateway: self.gateway(),
             cidrs: self
                 .ipam

@@ -27,6 +27,8 @@ pub struct NodeFacts {
     pub incarnation: u64,
     /// Where its tunnel packets come from and go to; the first one of a family is preferred.
     pub underlay: Vec<IpAddr>,
+    /// How often its agent has changed them since its start: what says more is newer.
+    pub moves: u64,
     /// Its own address in the pod network.
     pub gateway: Option<IpAddr>,
     /// The pod CIDRs that it claims.

@@ -30,6 +30,7 @@ fn facts(pending: u32) -> NodeFacts {
         node: NodeName::new("node-1").unwrap(),
         incarnation: 1_700_000_000_000,
         underlay: vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()],
+        moves: 0,
         gateway: Some("10.0.0.1".parse().unwrap()),
         cidrs: vec![CidrFact { cidr: "10.0.0.0/16".parse().unwrap(), epoch: 7 }],
         applied_generation: 42,

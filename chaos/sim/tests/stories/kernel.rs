@@ -87,6 +87,44 @@ fn the_audit_repairs_by_itself_within_its_interval() {
 }
 
 #[test]
+fn what_somebody_disturbs_is_repaired_at_once_and_not_in_a_circle() {
+    let mut sim = Sim::new(2, 9);
+    sim.settle();
+    let (address, _) = added(sim.add(2, "web", "app=web"));
+    let route = *sim.node(1).wanted().routes.keys().next().expect("a route");
+    sim.advance(Duration::from_secs(2));
+    let audits = |sim: &Sim| sim.node(1).counters().audits;
+    let before = audits(&sim);
+    let disturb = |sim: &mut Sim, keys: &[TableKey]| {
+        keys.iter().for_each(|key| sim.agent(1).kernel.damage(key));
+        sim.agent(1).push(node_core::Event::Disturbed(keys.iter().copied().collect()));
+        sim.settle();
+    };
+    disturb(&mut sim, &[TableKey::Route(route)]);
+    assert_eq!(audits(&sim), before + 1);
+    check::converged(&sim);
+
+    // Again and again: one look a second.
+    for _ in 0..20 {
+        disturb(&mut sim, &[TableKey::Route(route)]);
+        sim.advance(Duration::from_millis(100));
+    }
+    assert!((2..=4).contains(&(audits(&sim) - before)), "{}", audits(&sim) - before);
+    sim.advance(Duration::from_secs(2));
+    check::converged(&sim);
+
+    // What nobody wants may go.
+    let before = audits(&sim);
+    disturb(&mut sim, &[TableKey::Route("10.99.0.0/24".parse().expect("a prefix"))]);
+    sim.advance(Duration::from_secs(2));
+    assert_eq!(audits(&sim), before);
+    let web = TableKey::Ipcache(IpNetwork::from(address));
+    disturb(&mut sim, &[web]);
+    assert_eq!(audits(&sim), before + 1);
+    check::converged(&sim);
+}
+
+#[test]
 fn endpoints_lost_in_a_reboot_leave_the_store_too() {
     let mut sim = Sim::new(2, 23);
     sim.settle();

@@ -70,7 +70,7 @@ fn an_exhausted_pool_is_an_answer_that_says_what_to_do() {
 fn two_machines_of_one_name_halt_the_second() {
     let mut second = config(1);
     second.machine_id = "another".to_owned();
-    second.underlay = vec!["192.0.2.99".parse().expect("an address")];
+    second.underlay.addresses = vec!["192.0.2.99".parse().expect("an address")];
     let mut sim = Sim::with(13, vec![config(1), second]);
     sim.agents[1].stop();
     sim.settle();
@@ -164,6 +164,15 @@ fn a_block_without_endpoints_is_given_back() {
     check::converged(&sim);
 }
 
+/// Gives a node another underlay address and MTU.
+fn move_to(sim: &mut Sim, n: usize, address: std::net::IpAddr, mtu_bytes: u32) {
+    let agent = sim.agent(n);
+    agent.config.underlay.addresses = vec![address];
+    agent.config.underlay.mtu_bytes = mtu_bytes;
+    let underlay = agent.config.underlay.clone();
+    agent.push(node_core::Event::Underlay(underlay));
+}
+
 #[test]
 fn a_node_that_changes_its_underlay_address_is_one_write_elsewhere() {
     let mut sim = Sim::new(2, 22);
@@ -171,12 +180,31 @@ fn a_node_that_changes_its_underlay_address_is_one_write_elsewhere() {
     added(sim.add(1, "a", "app=a"));
     let moved: std::net::IpAddr = "192.0.2.77".parse().expect("an address");
     let index = *sim.node(2).wanted().nodes.keys().next().expect("one node");
-    let event = node_core::Event::Underlay { addresses: vec![moved], mtu_bytes: 9000 };
-    sim.agent(1).push(event);
-    sim.agent(1).config.underlay = vec![moved];
+    move_to(&mut sim, 1, moved, 9000);
     sim.settle();
     assert_eq!(sim.node(2).wanted().nodes[&index].underlay, moved);
     assert_eq!(sim.node(1).status().pod_mtu_bytes, 8950);
     assert_eq!(sim.agents[0].kernel.tables().base.as_ref().expect("a base").mtu_bytes, 8950);
+    check::converged(&sim);
+}
+
+#[test]
+fn a_node_that_moves_and_loses_the_store_with_it_is_followed_by_its_gossip() {
+    let mut sim = Sim::new(2, 26);
+    sim.settle();
+    added(sim.add(1, "a", "app=a"));
+    let index = *sim.node(2).wanted().nodes.keys().next().expect("one node");
+    let at = |sim: &Sim| sim.node(2).wanted().nodes[&index].underlay;
+    let address = |text: &str| text.parse::<std::net::IpAddr>().expect("an address");
+
+    sim.agent(1).store_up = false;
+    for place in ["192.0.2.77", "192.0.2.78"] {
+        move_to(&mut sim, 1, address(place), 1500);
+        sim.settle();
+        assert_eq!(at(&sim), address(place), "by gossip, though the store answers here");
+    }
+    sim.agent(1).store_up = true;
+    sim.advance(Duration::from_secs(60));
+    assert_eq!(at(&sim), address("192.0.2.78"), "the record says so too");
     check::converged(&sim);
 }

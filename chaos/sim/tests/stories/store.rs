@@ -126,6 +126,7 @@ fn gossip_that_comes_late_does_not_bring_an_endpoint_back() {
         node: status.node,
         incarnation: status.incarnation,
         underlay: status.underlay,
+        moves: 0,
         gateway: status.gateway,
         cidrs: vec![node_facts::CidrFact { cidr: status.cidrs[0].cidr, epoch: status.cidrs[0].epoch }],
         applied_generation: 0,

@@ -190,6 +190,7 @@ impl Agent {
         }
         let record = NodeRecord {
             underlay: vec!["192.0.2.1".parse().unwrap()],
+            moves: 0,
             cidrs: Vec::new(),
             gateway: None,
             gossip_port: 7946,

@@ -90,8 +90,8 @@ settings! {
     "gossip.interval" gossip.interval "Time between two rounds; deaths are seen after about six.";
 
     "datapath.pin_root" datapath.pin_root "Folder on bpffs for programs, maps and links.";
-    "datapath.underlay_interface" datapath.underlay_interface "Interface of the network between nodes; that of the default route if not set.";
-    "datapath.underlay_address" datapath.underlay_address "This node's address there; the interface's first if not set.";
+    "datapath.underlay_interface" datapath.underlay_interface "Interface of the network between nodes; if not set, the one that leads to etcd, else that of the default route.";
+    "datapath.underlay_address" datapath.underlay_address "This node's IPv4 address there; the interface's first if not set.";
     "datapath.audit_interval" datapath.audit_interval "How often the kernel is read whole, compared and repaired.";
 
     "identity.labels" identity.labels "Which labels count for identities: patterns in order, as \"team/*\", \"-\" before those that do not. Empty: all count.";

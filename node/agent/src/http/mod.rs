@@ -13,10 +13,10 @@ mod stream;
 use std::sync::Arc;
 
 use axum::{Router, extract::DefaultBodyLimit};
-use datapath_linux::{Datapath, DatapathError, Underlay};
+use datapath_linux::{Datapath, DatapathError};
 use kvstore_store::Store;
 use node_api::{ApiError, ErrorKind};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -24,7 +24,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use crate::{
     config::StoreKind,
     metrics::Metrics,
-    shell::{Clock, Core, EventHub, GossipLink, Kernel, LeaseKeeper},
+    shell::{Clock, Core, EventHub, GossipLink, Kernel, LeaseKeeper, UnderlayState},
 };
 use error::Failure;
 
@@ -45,7 +45,7 @@ pub struct App {
     pub lease: LeaseKeeper,
     pub gossip: Option<GossipLink>,
     pub metrics: Arc<Metrics>,
-    pub underlay: Arc<Underlay>,
+    pub underlay: watch::Receiver<UnderlayState>,
     pub clock: Clock,
     /// Ends streams, so that they do not hold up a clean stop.
     pub stop: CancellationToken,

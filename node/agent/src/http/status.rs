@@ -2,7 +2,7 @@
 
 use axum::{Json, extract::State};
 use node_api::{
-    ApplyStatus, AuditStatus, CidrStatus, GossipStatus, Halted, LastError, MapFill, PeerStatus,
+    ApplyStatus, AuditStatus, CidrStatus, GossipStatus, Halted, LastError, MapFill, PassedOver, PeerStatus,
     ProgramStatus, Status, StoreStatus, UnderlayStatus, Warning,
 };
 use node_core::{RejectedView, StatusView};
@@ -12,6 +12,7 @@ use super::{
     convert::{self, ms},
     error::Failure,
 };
+use crate::shell::UnderlayState;
 
 /// How the node is, at a glance.
 #[utoipa::path(get, path = "/v1/status", responses((status = 200, body = Status)))]
@@ -38,12 +39,7 @@ pub async fn status(State(app): State<App>) -> Result<Json<Status>, Failure> {
         gossip: gossip(&app),
         maps: maps.into_iter().filter_map(fill).collect(),
         programs: programs.into_iter().map(attached).collect(),
-        underlay: UnderlayStatus {
-            interface: app.underlay.interface.clone(),
-            address: app.underlay.address,
-            mtu_bytes: app.underlay.mtu_bytes,
-            reason: app.underlay.reason.clone(),
-        },
+        underlay: underlay(&app, &view),
         apply: ApplyStatus {
             wanted_generation: view.plan.planned.0,
             applied_generation: view.plan.applied.0,
@@ -105,6 +101,21 @@ fn store(
         requests_in_flight: view.store.requests_in_flight,
         members,
         rejected: rejected.iter().map(|record| format!("{}: {}", record.key, record.reason)).collect(),
+    }
+}
+
+fn underlay(app: &App, view: &StatusView) -> UnderlayStatus {
+    let UnderlayState { underlay, problem } = app.underlay.borrow().clone();
+    let passed_over =
+        |other: datapath_linux::PassedOver| PassedOver { interface: other.interface, reason: other.reason };
+    UnderlayStatus {
+        interface: underlay.interface,
+        address: underlay.address,
+        mtu_bytes: underlay.mtu_bytes,
+        pod_mtu_bytes: view.pod_mtu_bytes,
+        reason: underlay.reason,
+        problem,
+        passed_over: underlay.passed_over.into_iter().map(passed_over).collect(),
     }
 }
 

@@ -134,6 +134,11 @@ impl CoreLoop {
                     gossip.add_peer(address);
                 }
             }
+            Command::ForgetPeer(address) => {
+                if let Some(gossip) = gossip {
+                    gossip.forget_peer(address);
+                }
+            }
             Command::Persist(snapshot) => {
                 if let Some(snapshots) = snapshots {
                     snapshots.keep(snapshot);

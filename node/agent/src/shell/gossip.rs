@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use node_core::{Event, GossipUpdate};
 use node_facts::NodeFacts;
-use node_gossip::{Gossip, GossipEvent, GossipStats, PeerStatus};
+use node_gossip::{Gossip, GossipError, GossipEvent, GossipStats, PeerStatus};
 use tokio::sync::mpsc;
 use tracing::{error, warn};
 
@@ -33,6 +33,19 @@ impl GossipLink {
     /// Gossips with this address too.
     pub fn add_peer(&self, address: SocketAddr) {
         self.gossip.add_peer(address);
+    }
+
+    /// Gossips with this address no more, unless somebody there lives.
+    pub fn forget_peer(&self, address: SocketAddr) {
+        self.gossip.forget_peer(address);
+    }
+
+    /// Gossips from another address of this node from now on.
+    ///
+    /// # Errors
+    /// As [`Gossip::move_to`].
+    pub async fn move_to(&self, address: SocketAddr) -> Result<(), GossipError> {
+        self.gossip.move_to(address).await
     }
 
     /// All other nodes that gossip remembers, by name.

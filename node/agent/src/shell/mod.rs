@@ -13,6 +13,7 @@ mod kernel;
 mod lease;
 pub mod memory;
 mod store;
+mod underlay;
 
 use node_core::{Call, CallError, CallErrorKind, Event, Node, Reply};
 use tokio::sync::{mpsc, oneshot};
@@ -23,6 +24,7 @@ pub use gossip::GossipLink;
 pub use kernel::{Kernel, KernelGone, Order};
 pub use lease::{LeaseKeeper, Sign};
 pub use store::{StoreCalls, follow};
+pub use underlay::{UnderlayKeeper, UnderlayState, known as known_underlay};
 
 /// Events that wait for the node. A full queue means that the node is the bottleneck; then the store's
 /// watch, gossip and API calls wait, and the kernel's events are dropped and counted.

@@ -6,4 +6,5 @@ mod life;
 mod restart;
 mod stage;
 mod start;
+mod underlay;
 mod without_etcd;

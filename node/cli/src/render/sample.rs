@@ -5,8 +5,8 @@ use node_api::{
     ApplyStatus, AttachmentKind, AuditStatus, BaseRow, CidrStatus, CounterRow, Endpoint, EndpointAdded,
     EndpointRow, EndpointState, EtcdMember, FlowEvent, FlowRow, GossipStatus, Halted, Identity,
     IdentityState, IpEntry, IpSource, IpcacheRow, LastError, Listing, MapDump, MapFill, MapSummary, Node,
-    NodeRow, PeerStatus, ProgramStatus, Protocol, RouteRow, State, Status, StoreStatus, UnderlayStatus,
-    Verdict, Warning,
+    NodeRow, PassedOver, PeerStatus, ProgramStatus, Protocol, RouteRow, State, Status, StoreStatus,
+    UnderlayStatus, Verdict, Warning,
 };
 use node_doctor::{Finding, Report};
 use node_observe::{EventKind, Party};
@@ -98,7 +98,13 @@ pub fn healthy() -> Status {
             interface: "eth0".to_owned(),
             address: parse("172.30.1.1"),
             mtu_bytes: 1_500,
-            reason: "datapath.underlay_address".to_owned(),
+            pod_mtu_bytes: 1_450,
+            reason: "the configured address".to_owned(),
+            problem: None,
+            passed_over: vec![PassedOver {
+                interface: "docker0".to_owned(),
+                reason: "a bridge device: must be named to be used".to_owned(),
+            }],
         },
         last_error: None,
     }
@@ -111,6 +117,7 @@ pub fn troubled() -> Status {
         reason: "fleet.pools here is 10.9.0.0/16, the fleet's is 10.200.0.0/16: correct warren.toml"
             .to_owned(),
     });
+    status.underlay.problem = Some("underlay address 172.30.1.1 is on no interface of this node".to_owned());
     status.warnings = vec![Warning { text: "pod CIDR claims wait: etcd does not answer".to_owned() }];
     status.store.connected = false;
     status.store.error = Some("no member answered within 1.5 s".to_owned());

@@ -57,14 +57,21 @@ fn node(lines: &mut Lines, status: &Status) {
         }
     }
     let underlay = &status.underlay;
+    let mark = if underlay.problem.is_some() { Mark::Fail } else { Mark::Ok };
     lines.line(
-        Mark::Ok,
+        mark,
         "underlay",
         &format!(
-            "{} {} MTU {} ({})",
-            underlay.interface, underlay.address, underlay.mtu_bytes, underlay.reason
+            "{} {} MTU {}, endpoints {} ({})",
+            underlay.interface, underlay.address, underlay.mtu_bytes, underlay.pod_mtu_bytes, underlay.reason
         ),
     );
+    if let Some(problem) = &underlay.problem {
+        lines.detail(problem);
+    }
+    for other in underlay.passed_over.iter().take(SHOWN) {
+        lines.detail(&format!("not {}: {}", other.interface, other.reason));
+    }
 }
 
 fn store(lines: &mut Lines, store: &StoreStatus) {

@@ -128,7 +128,8 @@ impl Node {
             && address != peer.gossiping
             && let Some(address) = address
         {
-            peer.gossiping = Some(address);
+            let former = peer.gossiping.replace(address);
+            self.out.extend(former.map(Command::ForgetPeer));
             self.out.push(Command::AddPeer(address));
         }
     }

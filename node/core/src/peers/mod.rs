@@ -141,9 +141,14 @@ impl Node {
             .peers
             .get(node)
             .and_then(|peer| peer.facts.as_deref())
-            .filter(|_| self.gossip_counts());
+            // A member whose address has changed may have lost its way to the store with it: what it says since counts at
+            // once, whether the store answers here or not.
+            .filter(|facts| {
+                self.gossip_counts()
+                    || record.is_some_and(|record| age(facts) > (record.incarnation, record.moves))
+            });
         let (underlay, gateway, incarnation) = match (record, facts) {
-            (Some(record), Some(facts)) if facts.incarnation >= record.incarnation => {
+            (Some(record), Some(facts)) if age(facts) >= (record.incarnation, record.moves) => {
                 (&facts.underlay, facts.gateway, facts.incarnation)
             }
             (Some(record), _) => (&record.underlay, record.gateway, record.incarnation),
@@ -190,6 +195,11 @@ impl Node {
             self.peers.peers.remove(node);
         }
     }
+}
+
+/// Which of two things that a node said of its addresses is newer: the greater one.
+fn age(facts: &NodeFacts) -> (u64, u64) {
+    (facts.incarnation, facts.moves)
 }
 
 struct CidrOf(IpNetwork, i64);

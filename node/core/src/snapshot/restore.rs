@@ -107,6 +107,7 @@ impl Snapshot {
 fn node_entry(schema: &Schema, saved: &SavedNode, cidrs: Vec<IpNetwork>) -> KeyValue {
     let record = NodeRecord {
         underlay: saved.underlay.clone(),
+        moves: 0,
         cidrs,
         gateway: saved.gateway,
         gossip_port: saved.gossip_port,

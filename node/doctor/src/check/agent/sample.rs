@@ -81,7 +81,10 @@ pub(in crate::check) fn status() -> Status {
             interface: "eth0".to_owned(),
             address: "192.0.2.1".parse().expect("samples are well-formed"),
             mtu_bytes: 1_500,
+            pod_mtu_bytes: 1_450,
             reason: "the default route".to_owned(),
+            problem: None,
+            passed_over: Vec::new(),
         },
         last_error: None,
     }

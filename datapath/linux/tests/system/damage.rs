@@ -75,7 +75,11 @@ fn a_deleted_endpoint_device() {
 #[test]
 fn a_detached_program() {
     check(
-        |stage| std::fs::remove_file(stage.pin_root.join("links/wrn1-from_endpoint")).expect("unpin"),
+        // A kernel without TCX has a filter in place of a link.
+        |stage| match std::fs::remove_file(stage.pin_root.join("links/wrn1-from_endpoint")) {
+            Ok(()) => (),
+            Err(_) => drop(stage.node.run("tc", &["filter", "del", "dev", "wrn1", "ingress"])),
+        },
         |observed| observed.tables.endpoints.is_empty() && observed.broken.len() == 1,
     );
 }

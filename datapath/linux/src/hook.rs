@@ -254,6 +254,11 @@ impl Hooks {
         }
     }
 
+    /// The kernel's numbers of all our present programs.
+    pub(crate) fn program_ids(&self) -> Result<Vec<u32>, DatapathError> {
+        Program::ALL.into_iter().map(|program| self.program_id(program)).collect()
+    }
+
     fn program_id(&self, program: Program) -> Result<u32, DatapathError> {
         let loaded = self.ebpf.program(program.name()).ok_or_else(|| missing(program))?;
         let info = loaded.info().map_err(|error| program.fail("ask for", error))?;

@@ -29,6 +29,7 @@ mod route;
 mod sysctl;
 mod table;
 mod underlay;
+mod users;
 mod watch;
 
 pub use cleanup::{CleanupStep, cleanup};
@@ -42,4 +43,5 @@ pub use events::Events;
 pub use flows::{EndedFlow, Flow, FlowFilter, FlowStats};
 pub use programs::ProgramInfo;
 pub use underlay::{PassedOver, Underlay, underlay};
+pub use users::HookUser;
 pub use watch::{Changes, Watch};

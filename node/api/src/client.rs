@@ -16,8 +16,8 @@ use tokio::net::UnixStream;
 
 use crate::{
     ApiError, CidrReleased, CounterRow, DiffQuery, Endpoint, EndpointAdd, EndpointAdded, EndpointDeleted,
-    FlowQuery, FlowRow, Identity, IpEntry, LimitQuery, Listing, MapDump, MapSummary, Node, NodeRemoved,
-    ObserveLine, ObserveQuery, State, StateDiff, Status, Version,
+    FlowQuery, FlowRow, HookUser, Identity, IpEntry, LimitQuery, Listing, MapDump, MapSummary, Node,
+    NodeRemoved, ObserveLine, ObserveQuery, State, StateDiff, Status, Version,
 };
 
 /// The longest line of a stream, in bytes: an event with 64 of the longest labels on both sides is half of it.
@@ -179,6 +179,14 @@ impl Client {
     /// [`ClientError`]
     pub async fn map_dump(&self, name: &str, query: &LimitQuery) -> Result<MapDump, ClientError> {
         self.get(&with_query(&format!("/v1/maps/{}", encode(name)), query)).await
+    }
+
+    /// `GET /v1/hooks`
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn hooks(&self) -> Result<Listing<HookUser>, ClientError> {
+        self.get("/v1/hooks").await
     }
 
     /// `GET /v1/state`

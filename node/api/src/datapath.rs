@@ -36,6 +36,23 @@ pub struct MapDump {
     pub total: usize,
 }
 
+/// Something at a hook of one of our devices or of the underlay's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HookUser {
+    /// The device.
+    pub device: String,
+    /// `ingress` or `egress`, as the device sees it.
+    pub direction: String,
+    /// How it is attached: `tcx` or `tc` (a filter).
+    pub hook: String,
+    /// The program's name, as short as the kernel keeps it; of a filter without a program its kind.
+    pub name: String,
+    /// The kernel's number of the program; `null` for a filter without one.
+    pub program_id: Option<u32>,
+    /// Whether it is a program of this agent.
+    pub ours: bool,
+}
+
 /// One flow: both directions together.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FlowRow {

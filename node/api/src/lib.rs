@@ -8,15 +8,17 @@ mod datapath;
 mod endpoint;
 mod error;
 mod fleet;
+mod needs;
 mod query;
 mod state;
 mod status;
 
 pub use client::{Client, ClientError, Lines};
-pub use datapath::{CounterRow, FlowRow, MapDump, MapSummary};
+pub use datapath::{CounterRow, FlowRow, HookUser, MapDump, MapSummary};
 pub use endpoint::{AttachmentKind, Endpoint, EndpointAdd, EndpointAdded, EndpointDeleted, EndpointState};
 pub use error::{ApiError, ErrorKind};
 pub use fleet::{CidrReleased, Identity, IdentityState, IpEntry, IpSource, Node, NodeRemoved};
+pub use needs::{CAPABILITIES, Capability};
 pub use node_observe::{EventFilter, FlowEvent, PartyFilter, Protocol, Verdict};
 pub use query::{DiffQuery, FlowQuery, LimitQuery, ObserveQuery};
 pub use state::{BaseRow, EndpointRow, IpcacheRow, NodeRow, ObserveLine, RouteRow, State, StateDiff};

@@ -3,6 +3,7 @@
 mod applying;
 mod cleaning;
 mod damage;
+mod hooks;
 mod opening;
 mod reading;
 mod stage;

@@ -134,6 +134,17 @@ pub fn state(tables: &Tables) -> wire::State {
     }
 }
 
+pub fn hook_user(user: datapath_linux::HookUser) -> wire::HookUser {
+    wire::HookUser {
+        device: user.device,
+        direction: user.direction.to_owned(),
+        hook: user.hook.to_owned(),
+        name: user.name,
+        program_id: user.program_id,
+        ours: user.ours,
+    }
+}
+
 pub fn map(info: MapInfo) -> wire::MapSummary {
     wire::MapSummary {
         name: info.name,

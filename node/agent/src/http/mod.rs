@@ -95,6 +95,7 @@ fn api() -> OpenApiRouter<App> {
         .routes(routes!(change::cidr_release))
         .routes(routes!(read::maps))
         .routes(routes!(read::map_dump))
+        .routes(routes!(read::hooks))
         .routes(routes!(read::state))
         .routes(routes!(change::state_diff))
         .routes(routes!(flows::flows))
@@ -145,6 +146,7 @@ mod tests {
             ("delete", "/v1/cidrs/{cidr}"),
             ("get", "/v1/maps"),
             ("get", "/v1/maps/{name}"),
+            ("get", "/v1/hooks"),
             ("get", "/v1/state"),
             ("post", "/v1/state/diff"),
             ("get", "/v1/flows"),

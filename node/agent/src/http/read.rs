@@ -6,8 +6,8 @@ use axum::{
 };
 use identity::EndpointName;
 use node_api::{
-    ApiError, CounterRow, Endpoint, Identity, IpEntry, LimitQuery, Listing, MapDump, MapSummary, Node,
-    State as WireState, Version,
+    ApiError, CounterRow, Endpoint, HookUser, Identity, IpEntry, LimitQuery, Listing, MapDump, MapSummary,
+    Node, State as WireState, Version,
 };
 
 use super::{
@@ -92,6 +92,15 @@ pub async fn map_dump(
     let rows = app.kernel_read(move |datapath| datapath.map_dump(&map)).await?;
     let Listing { items, total } = Listing::new(rows, query.limit);
     Ok(Json(MapDump { name, rows: items.into_iter().map(convert::map_row).collect(), total }))
+}
+
+/// Programs and filters at the hooks of our devices and of the underlay's, ours and those of others, in the order in
+/// which they run.
+#[utoipa::path(get, path = "/v1/hooks", responses((status = 200, body = Listing<HookUser>)))]
+pub async fn hooks(State(app): State<App>) -> Answer<Listing<HookUser>> {
+    let underlay = app.underlay.borrow().underlay.interface.clone();
+    let users = app.kernel.hook_users(vec![underlay]).await?;
+    Ok(Json(Listing::new(users.into_iter().map(convert::hook_user).collect(), None)))
 }
 
 /// What the agent wants of the kernel.

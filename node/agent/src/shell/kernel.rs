@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, thread, time::Instant};
 
-use datapath_linux::{Datapath, DatapathError, EndedFlow, Events, LinuxConfig, ProgramInfo};
+use datapath_linux::{Datapath, DatapathError, EndedFlow, Events, HookUser, LinuxConfig, ProgramInfo};
 use datapath_plan::Plan;
 use node_core::Event;
 use tokio::{
@@ -29,6 +29,8 @@ pub enum Order {
     Observe,
     /// Say which programs work where.
     Programs(oneshot::Sender<Result<Vec<ProgramInfo>, DatapathError>>),
+    /// Say what is at the hooks of our devices and of these.
+    HookUsers(Vec<String>, oneshot::Sender<Result<Vec<HookUser>, DatapathError>>),
     /// Read something for the API.
     Query(Box<dyn FnOnce(&mut Datapath) + Send>),
 }
@@ -135,6 +137,16 @@ impl Kernel {
         self.order(Order::Programs(answer));
         answered.await.map_err(|_| DatapathError::NotReady(KernelGone.to_string()))?
     }
+
+    /// What is at the hooks of our devices and of those named, ours and others'.
+    ///
+    /// # Errors
+    /// [`DatapathError::NotReady`] when the thread has ended; otherwise as [`Datapath::hook_users`].
+    pub async fn hook_users(&self, devices: Vec<String>) -> Result<Vec<HookUser>, DatapathError> {
+        let (answer, answered) = oneshot::channel();
+        self.order(Order::HookUsers(devices, answer));
+        answered.await.map_err(|_| DatapathError::NotReady(KernelGone.to_string()))?
+    }
 }
 
 async fn open(config: LinuxConfig, agent: &Handle) -> Result<(Datapath, Events), DatapathError> {
@@ -203,6 +215,10 @@ impl Worker {
             }
             Order::Programs(answer) => {
                 drop(answer.send(self.datapath.programs().await));
+                None
+            }
+            Order::HookUsers(devices, answer) => {
+                drop(answer.send(self.datapath.hook_users(&devices).await));
                 None
             }
             Order::Query(read) => {

@@ -1,0 +1,70 @@
+//! Who is at the hooks of our devices: our programs, and others that are told from them.
+
+use aya::{
+    Ebpf,
+    programs::{SchedClassifier, TcAttachType},
+};
+use datapath_linux::HookUser;
+
+use crate::stage::{Namespace, Stage, endpoint, endpoint_ops, foundations, must};
+
+/// What only tests load.
+static TEST_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("WARREN_BPF_TEST_OBJECT"));
+
+/// `name at direction of device`, those that are ours or those that are not.
+fn names(users: &[HookUser], ours: bool) -> Vec<String> {
+    let chosen = users.iter().filter(|user| user.ours == ours);
+    chosen.map(|user| format!("{} at {} of {}", user.name, user.direction, user.device)).collect()
+}
+
+#[test]
+fn others_at_our_hooks_are_told_from_ours() {
+    let Some(stage) = Stage::new() else { return };
+    let workload = Namespace::new("one");
+    stage.play(async || {
+        let mut datapath = stage.open().await;
+        let (id, value) = endpoint(1, 1, &workload.path());
+        let mut ops = foundations(1);
+        ops.extend(endpoint_ops(id, &value));
+        must(&mut datapath, ops).await;
+        let own = datapath.hook_users(&[]).await.expect("hooks");
+        let expected = [
+            "from_host at egress of warren_host",
+            "from_overlay at ingress of warren_vxlan",
+            "from_endpoint at ingress of wrn1",
+            "to_endpoint at egress of wrn1",
+        ];
+        assert_eq!(names(&own, true), expected);
+        assert_eq!(names(&own, false), [""; 0]);
+
+        let mut other = Ebpf::load(TEST_OBJECT).expect("load the test object");
+        let nothing: &mut SchedClassifier =
+            other.program_mut("nothing").expect("in the object").try_into().expect("a classifier");
+        nothing.load().expect("load");
+        nothing.attach("wrn1", TcAttachType::Ingress).expect("attach");
+        nothing.attach("lo", TcAttachType::Egress).expect("attach to a device of nobody's");
+        let with = datapath.hook_users(&[]).await.expect("hooks");
+        assert_eq!(names(&with, true), expected);
+        assert_eq!(names(&with, false), ["nothing at ingress of wrn1"]);
+        let with = datapath.hook_users(&["lo".to_owned()]).await.expect("hooks");
+        assert_eq!(names(&with, false), ["nothing at egress of lo", "nothing at ingress of wrn1"]);
+
+        // A filter without a program, beside TCX where there is TCX.
+        stage.node.run("tc", &["qdisc", "add", "dev", "warren_net", "clsact"]);
+        let filter = [
+            "filter",
+            "add",
+            "dev",
+            "warren_net",
+            "egress",
+            "bpf",
+            "bytecode",
+            "1,6 0 0 4294967295",
+            "classid",
+            "1:1",
+        ];
+        stage.node.run("tc", &filter);
+        let with = datapath.hook_users(&[]).await.expect("hooks");
+        assert_eq!(names(&with, false), ["bpf at egress of warren_net", "nothing at ingress of wrn1"]);
+    });
+}

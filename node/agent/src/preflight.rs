@@ -3,13 +3,7 @@
 use std::{fs, path::Path};
 
 use nix::unistd::Uid;
-
-/// Capabilities by their bit in `/proc/self/status`, and what each is for.
-const CAPABILITIES: [(u32, &str, &str); 3] = [
-    (12, "CAP_NET_ADMIN", "devices and routes"),
-    (21, "CAP_SYS_ADMIN", "network namespaces of endpoints and pinned objects"),
-    (39, "CAP_BPF", "programs and maps"),
-];
+use node_api::Capability;
 
 /// What is missing, one text each with what to do. Empty: nothing.
 pub fn missing() -> Vec<String> {
@@ -22,11 +16,9 @@ fn judge(root: bool, status: &str, btf: bool) -> Vec<String> {
     if !root {
         missing.push("warrend must run as root: start it through its systemd unit, or with sudo".to_owned());
     } else if let Some(effective) = effective_capabilities(status) {
-        for (bit, name, purpose) in CAPABILITIES {
-            if effective & (1 << bit) == 0 {
-                missing.push(format!("{name} is missing (for {purpose}): give it to the container or unit"));
-            }
-        }
+        missing.extend(Capability::missing(effective).map(|Capability { name, purpose, .. }| {
+            format!("{name} is missing (for {purpose}): give it to the container or unit")
+        }));
     }
     if !btf {
         missing.push(

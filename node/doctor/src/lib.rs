@@ -1,8 +1,9 @@
 //! Looks a node over: what would keep Warren from working here, and what to type about it (`warren doctor`).
 //!
 //! Facts are gathered in `gather` (files of the kernel and of other programs, the clock, the agent's API) and
-//! judged in `check`, in pure functions `facts -> Finding`. Nothing is ever changed, no packet leaves the node,
-//! and what cannot be learnt is [`Verdict::Unknown`], never a guess.
+//! judged in `check`, in pure functions `facts -> Finding`. Nothing is ever changed, no packets leave the node but
+//! a few pings to other nodes through the overlay, and what cannot be learnt is [`Verdict::Unknown`], never a
+//! guess.
 
 mod check;
 mod finding;

@@ -4,6 +4,7 @@
 //! root, BPF or etcd a test prints `skipped: why`.
 
 mod away;
+mod doctor;
 mod drift;
 mod fleet_claims;
 mod forgery;

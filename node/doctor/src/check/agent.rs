@@ -3,7 +3,7 @@
 
 use node_api::{ApplyStatus, GossipStatus, MapFill, StateDiff, Status};
 
-use super::etcd;
+use super::{etcd, hooks, peers};
 use crate::{
     finding::Finding,
     gather::{Agent, Answers},
@@ -17,7 +17,7 @@ pub const FULL_MAP_PERCENT: u64 = 90;
 const SHOWN: usize = 4;
 
 /// What is asked of an agent that answers, beside whether it does.
-const NAMES: [&str; 11] = [
+const NAMES: [&str; 14] = [
     "node",
     "warnings",
     "store",
@@ -25,7 +25,10 @@ const NAMES: [&str; 11] = [
     "etcd-version",
     "lease",
     "gossip",
+    "tunnel",
+    "clock-skew",
     "mtu",
+    "hooks",
     "maps",
     "plan",
     "state",
@@ -61,7 +64,10 @@ fn answered(answers: &Answers) -> Vec<Finding> {
         etcd::versions(&status.store),
         etcd::lease(&status.store),
         gossip(&status.gossip),
+        peers::tunnel(answers),
+        peers::clock_skew(answers),
         mtu(answers),
+        hooks::hooks(&answers.hooks),
         maps(&status.maps, &status.apply.full),
         plan(&status.apply),
         state(&answers.diff),
@@ -208,7 +214,7 @@ fn state(diff: &Result<StateDiff, String>) -> Finding {
 }
 
 /// The first few, and how many more.
-fn some(texts: &[String]) -> String {
+pub(super) fn some(texts: &[String]) -> String {
     let shown = texts[..texts.len().min(SHOWN)].join(", ");
     match texts.len().saturating_sub(SHOWN) {
         0 => shown,

@@ -2,9 +2,11 @@
 
 mod agent;
 mod etcd;
+mod hooks;
 mod kernel;
 mod managers;
 mod network;
+mod peers;
 mod security;
 
 pub use agent::FULL_MAP_PERCENT;

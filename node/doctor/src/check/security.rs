@@ -1,14 +1,9 @@
 //! What the process may do, and what security modules forbid it.
 
+use node_api::Capability;
+
 use super::kernel::mounted;
 use crate::{finding::Finding, gather::Machine};
-
-/// Capabilities by their bit in `/proc/self/status`, as capability.h numbers them, and what each is for.
-const CAPABILITIES: [(u32, &str, &str); 3] = [
-    (12, "CAP_NET_ADMIN", "devices and routes"),
-    (21, "CAP_SYS_ADMIN", "network namespaces and pinned objects"),
-    (39, "CAP_BPF", "programs and maps"),
-];
 
 /// What this process may do stands for what an agent could that is started from the same place: a container
 /// that withholds a capability withholds it from both.
@@ -25,9 +20,8 @@ pub(super) fn privileges(machine: &Machine) -> Finding {
     if user != "0" {
         return Finding::unknown(CHECK, format!("asked as user {user}, not as root"), "sudo warren doctor");
     }
-    let missing: Vec<String> = (CAPABILITIES.iter())
-        .filter(|(bit, _, _)| capabilities & (1 << bit) == 0)
-        .map(|(_, name, purpose)| format!("{name} ({purpose})"))
+    let missing: Vec<String> = Capability::missing(capabilities)
+        .map(|Capability { name, purpose, .. }| format!("{name} ({purpose})"))
         .collect();
     if missing.is_empty() {
         return Finding::ok(CHECK, "root, with all that the agent needs");
@@ -110,7 +104,7 @@ mod tests {
             0,
             !(1 << 39 | 1 << 21),
             Fail,
-            "CAP_SYS_ADMIN (network namespaces and pinned objects), CAP_BPF",
+            "CAP_SYS_ADMIN (network namespaces of endpoints and pinned objects), CAP_BPF",
             "cap-add",
         );
         expect(privileges(&Machine::default()), Unknown, "/proc/self/status", "mount");

@@ -1,10 +1,17 @@
 //! What the agent says of itself.
 
-use std::time::Duration;
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
 
-use node_api::{BaseRow, Client, ClientError, DiffQuery, StateDiff, Status};
+use identity::NodeName;
+use node_api::{BaseRow, Client, ClientError, DiffQuery, HookUser, Node, StateDiff, Status};
 
-use super::device;
+use super::{
+    device,
+    peers::{self, Heard},
+};
 
 /// The longest that one answer may take: the status asks every etcd member with a deadline of 5 s by default,
 /// and an agent that needs three times that is no agent to wait for.
@@ -32,6 +39,21 @@ pub(crate) struct Answers {
     pub(crate) diff: Result<StateDiff, String>,
     /// MTU of the underlay's device now; the agent tells that of its start.
     pub(crate) underlay_mtu_bytes: Option<u32>,
+    /// What is at the hooks of our devices and the underlay's.
+    pub(crate) hooks: Result<Vec<HookUser>, String>,
+    /// The other nodes that gossip hears, and what they answered through the overlay.
+    pub(crate) peers: Result<Vec<Peer>, String>,
+}
+
+/// Another node, asked through the overlay.
+#[derive(Debug, Clone)]
+pub(crate) struct Peer {
+    pub(crate) node: NodeName,
+    /// Its own address in the pod network: whom we asked.
+    pub(crate) gateway: Ipv4Addr,
+    /// Where the tunnel to it leads.
+    pub(crate) underlay: String,
+    pub(crate) heard: Heard,
 }
 
 /// Asks for all that the checks need; changes nothing.
@@ -46,7 +68,37 @@ pub(crate) async fn agent(client: &Client) -> Agent {
     let base = within_limit(client.state()).await.map(|state| state.base);
     let diff = within_limit(client.state_diff(&DiffQuery { repair: false })).await;
     let underlay_mtu_bytes = device::mtu_bytes(&status.underlay.interface);
-    Agent::Answers(Box::new(Answers { status, base, diff, underlay_mtu_bytes }))
+    let hooks = within_limit(client.hooks()).await.map(|listing| listing.items);
+    let peers = match &base {
+        // Without a gateway of our own no answer finds its way back.
+        Ok(Some(_)) => ask_peers(within_limit(client.nodes()).await.map(|listing| listing.items)).await,
+        Ok(None) => Err("the node has no pod CIDR yet".to_owned()),
+        Err(error) => Err(error.clone()),
+    };
+    Agent::Answers(Box::new(Answers { status, base, diff, underlay_mtu_bytes, hooks, peers }))
+}
+
+/// Asks those whom gossip hears: of the others nobody would know whether the tunnel is to blame.
+async fn ask_peers(nodes: Result<Vec<Node>, String>) -> Result<Vec<Peer>, String> {
+    let peer = |node: Node| match node.gateway? {
+        IpAddr::V4(gateway) if !node.this_node && node.alive_in_gossip == Some(true) => Some(Peer {
+            node: node.name,
+            gateway,
+            underlay: node.underlay.first().map_or_else(|| "no address".to_owned(), IpAddr::to_string),
+            heard: Heard::default(),
+        }),
+        _ => None,
+    };
+    let mut found: Vec<Peer> = nodes?.into_iter().filter_map(peer).collect();
+    let gateways: Vec<Ipv4Addr> = found.iter().map(|peer| peer.gateway).collect();
+    let heard = tokio::task::spawn_blocking(move || peers::ask(&gateways))
+        .await
+        .map_err(|error| format!("asking other nodes: {error}"))?
+        .map_err(|error| format!("other nodes cannot be asked from here: {error}"))?;
+    for peer in &mut found {
+        peer.heard = heard.get(&peer.gateway).copied().unwrap_or_default();
+    }
+    Ok(found)
 }
 
 async fn within_limit<T>(answer: impl Future<Output = Result<T, ClientError>>) -> Result<T, String> {

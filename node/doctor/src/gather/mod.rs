@@ -4,7 +4,10 @@ mod agent;
 mod clock;
 mod device;
 mod machine;
+mod peers;
 
-pub(crate) use agent::{Agent, Answers, agent};
+pub(crate) use agent::{Agent, Answers, Peer, agent};
 pub(crate) use clock::{Clock, clock};
 pub(crate) use machine::{Machine, machine};
+#[cfg(test)]
+pub(crate) use peers::Heard;

@@ -2,11 +2,11 @@
 
 use identity::{FleetName, NodeName};
 use node_api::{
-    ApplyStatus, AuditStatus, BaseRow, GossipStatus, MapFill, PeerStatus, StateDiff, Status, StoreStatus,
-    UnderlayStatus,
+    ApplyStatus, AuditStatus, BaseRow, GossipStatus, HookUser, MapFill, PeerStatus, StateDiff, Status,
+    StoreStatus, UnderlayStatus,
 };
 
-use crate::gather::Answers;
+use crate::gather::{Answers, Heard, Peer};
 
 fn node(name: &str) -> NodeName {
     NodeName::new(name).expect("samples are well-formed")
@@ -22,6 +22,20 @@ pub(in crate::check) fn answers() -> Answers {
         })),
         diff: Ok(StateDiff { differences: Vec::new(), repaired: false }),
         underlay_mtu_bytes: Some(1_500),
+        hooks: Ok(vec![HookUser {
+            device: "wrn1".to_owned(),
+            direction: "ingress".to_owned(),
+            hook: "tcx".to_owned(),
+            name: "from_endpoint".to_owned(),
+            program_id: Some(17),
+            ours: true,
+        }]),
+        peers: Ok(vec![Peer {
+            node: node("n2"),
+            gateway: "10.200.2.1".parse().expect("samples are well-formed"),
+            underlay: "192.0.2.2".to_owned(),
+            heard: Heard { ping: true, clock_ahead_ms: Some(3) },
+        }]),
     }
 }
 

@@ -1,0 +1,78 @@
+//! Who else has programs or filters where ours are: they may drop or redirect packets before ours see them.
+
+use node_api::HookUser;
+
+use super::agent::some;
+use crate::finding::Finding;
+
+pub(super) fn hooks(users: &Result<Vec<HookUser>, String>) -> Finding {
+    const CHECK: &str = "hooks";
+    let users = match users {
+        Err(error) => return Finding::unknown(CHECK, error, "bpftool net show"),
+        Ok(users) => users,
+    };
+    let others: Vec<&HookUser> = users.iter().filter(|user| !user.ours).collect();
+    let Some(first) = others.first() else {
+        return Finding::ok(CHECK, format!("{} of ours, nobody else's", users.len()));
+    };
+    let names: Vec<String> = (others.iter())
+        .map(|user| format!("{} at {} {} of {}", user.name, user.hook, user.direction, user.device))
+        .collect();
+    let HookUser { direction, device, .. } = first;
+    let take_off = match (first.hook.as_str(), first.program_id) {
+        ("tcx", Some(id)) => format!(
+            "bpftool net detach tcx_{direction} id {id} dev {device}, or the end of the program that holds the link: bpftool link list"
+        ),
+        _ => format!(
+            "tc filter show dev {device} {direction}, then: tc filter del dev {device} {direction} pref <its pref>"
+        ),
+    };
+    Finding::warn(
+        CHECK,
+        format!("not ours, and may keep packets from us: {}", some(&names)),
+        format!("if nobody needs it: {take_off}"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        check::expect::expect,
+        finding::Verdict::{Ok, Unknown, Warn},
+    };
+
+    fn user(hook: &str, name: &str, device: &str, ours: bool) -> HookUser {
+        HookUser {
+            device: device.to_owned(),
+            direction: "ingress".to_owned(),
+            hook: hook.to_owned(),
+            name: name.to_owned(),
+            program_id: (name != "matchall").then_some(17),
+            ours,
+        }
+    }
+
+    #[test]
+    fn others_are_told_from_ours() {
+        let check = |users: &[HookUser], verdict, seen, remedy| {
+            expect(hooks(&Result::Ok(users.to_vec())), verdict, seen, remedy);
+        };
+        let ours = user("tcx", "from_endpoint", "wrn1", true);
+        check(&[], Ok, "0 of ours", "");
+        check(std::slice::from_ref(&ours), Ok, "1 of ours, nobody else's", "");
+        check(
+            &[user("tcx", "cil_from_netdev", "eth0", false), ours.clone()],
+            Warn,
+            "cil_from_netdev at tcx ingress of eth0",
+            "bpftool net detach tcx_ingress id 17 dev eth0",
+        );
+        check(
+            &[ours, user("tc", "matchall", "wrn1", false)],
+            Warn,
+            "matchall at tc ingress of wrn1",
+            "tc filter del dev wrn1 ingress",
+        );
+        expect(hooks(&Err("broke".to_owned())), Unknown, "broke", "bpftool net show");
+    }
+}

@@ -1,0 +1,158 @@
+//! The other nodes, asked by this one: does the tunnel carry packets there and back, and do the clocks agree?
+
+use super::agent::{count, some};
+use crate::{
+    finding::Finding,
+    gather::{Answers, Peer},
+};
+
+/// From this difference on events and logs of two nodes cannot be put in order; NTP keeps far below it.
+const SKEW_LIMIT_MS: u64 = 1_000;
+
+/// Gossip and the tunnel take the same way under different ports: who is heard by one and not by the other is
+/// kept from us by a rule for the port.
+pub(super) fn tunnel(answers: &Answers) -> Finding {
+    const CHECK: &str = "tunnel";
+    let peers = match living(CHECK, answers) {
+        Ok(peers) => peers,
+        Err(finding) => return finding,
+    };
+    let silent: Vec<&Peer> = peers.iter().filter(|peer| !peer.heard.ping).collect();
+    let Some(first) = silent.first() else {
+        return Finding::ok(CHECK, format!("{} heard through it", count(peers.len(), "node")));
+    };
+    let names: Vec<String> =
+        silent.iter().map(|peer| format!("{} ({} at {})", peer.node, peer.gateway, peer.underlay)).collect();
+    let interface = &answers.status.underlay.interface;
+    let port = answers.base.as_ref().ok().and_then(Option::as_ref).map_or(0, |base| base.tunnel_port);
+    Finding::fail(
+        CHECK,
+        format!(
+            "{} of {} silent, though gossip hears them: {}",
+            silent.len(),
+            count(peers.len(), "node"),
+            some(&names)
+        ),
+        format!(
+            "let UDP {port} pass between the nodes in both directions (nft list ruleset; the cloud's security groups), and pings on warren_host; where packets end, on both nodes: tcpdump -ni {interface} udp port {port} and host {}, while: ping {}",
+            first.underlay, first.gateway
+        ),
+    )
+}
+
+pub(super) fn clock_skew(answers: &Answers) -> Finding {
+    const CHECK: &str = "clock-skew";
+    let peers = match living(CHECK, answers) {
+        Ok(peers) => peers,
+        Err(finding) => return finding,
+    };
+    let mut known: Vec<(&Peer, i64)> =
+        peers.iter().filter_map(|peer| Some((peer, peer.heard.clock_ahead_ms?))).collect();
+    known.sort_by_key(|(_, ahead_ms)| std::cmp::Reverse(ahead_ms.unsigned_abs()));
+    let Some((_, widest_ms)) = known.first() else {
+        return Finding::unknown(
+            CHECK,
+            format!("none of {} told its time", count(peers.len(), "node")),
+            "compare by hand: date -u on every node; that nodes answer needs the tunnel, and ICMP timestamps let in on warren_host",
+        );
+    };
+    let apart: Vec<String> = (known.iter())
+        .filter(|(_, ahead_ms)| ahead_ms.unsigned_abs() > SKEW_LIMIT_MS)
+        .map(|(peer, ahead_ms)| {
+            let side = if *ahead_ms > 0 { "ahead" } else { "behind" };
+            format!("{} {:.1} s {side}", peer.node, ahead_ms.unsigned_abs() as f64 / 1e3)
+        })
+        .collect();
+    if apart.is_empty() {
+        let widest_ms = widest_ms.unsigned_abs();
+        return Finding::ok(
+            CHECK,
+            format!("at most {widest_ms} ms between here and {}", count(known.len(), "node")),
+        );
+    }
+    Finding::warn(
+        CHECK,
+        format!(
+            "{}: events and logs cannot be put in order, and certificates may seem not yet valid",
+            some(&apart)
+        ),
+        "on whichever node is wrong (date -u): timedatectl set-ntp true, or: apt-get install chrony; then: chronyc makestep",
+    )
+}
+
+/// The nodes that were asked, or why there is nothing to judge.
+fn living<'a>(check: &'static str, answers: &'a Answers) -> Result<&'a [Peer], Finding> {
+    match &answers.peers {
+        Err(error) => {
+            Err(Finding::unknown(check, error, "warren status; run the doctor as root, on the node itself"))
+        }
+        Ok(peers) if peers.is_empty() => Err(Finding::ok(check, "no other node that gossip hears")),
+        Ok(peers) => Ok(peers),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        check::{agent::sample, expect::expect},
+        finding::Verdict::{Fail, Ok, Unknown, Warn},
+        gather::Heard,
+    };
+
+    fn with(heard: &[Heard]) -> Answers {
+        let mut answers = sample::answers();
+        let template = answers.peers.as_ref().unwrap()[0].clone();
+        answers.peers =
+            Result::Ok(heard.iter().map(|heard| Peer { heard: *heard, ..template.clone() }).collect());
+        answers
+    }
+
+    fn heard(ping: bool, clock_ahead_ms: impl Into<Option<i64>>) -> Heard {
+        Heard { ping, clock_ahead_ms: clock_ahead_ms.into() }
+    }
+
+    #[test]
+    fn who_is_silent_in_the_tunnel_is_named() {
+        let check =
+            |heard: &[Heard], verdict, seen, remedy| expect(tunnel(&with(heard)), verdict, seen, remedy);
+        check(&[heard(true, 0), heard(true, None)], Ok, "2 nodes heard", "");
+        check(&[], Ok, "no other node", "");
+        check(
+            &[heard(true, 0), heard(false, 0)],
+            Fail,
+            "1 of 2 nodes silent, though gossip hears them: n2 (10.200.2.1 at 192.0.2.2)",
+            "let UDP 8472 pass",
+        );
+        check(&[heard(false, 0)], Fail, "1 of 1 node", "tcpdump -ni eth0 udp port 8472 and host 192.0.2.2");
+    }
+
+    #[test]
+    fn clocks_that_differ_are_named_the_widest_first() {
+        let check =
+            |heard: &[Heard], verdict, seen, remedy| expect(clock_skew(&with(heard)), verdict, seen, remedy);
+        check(
+            &[heard(true, 3), heard(true, -12), heard(true, None)],
+            Ok,
+            "at most 12 ms between here and 2",
+            "",
+        );
+        check(&[heard(true, 1_000)], Ok, "1000 ms", "");
+        check(&[heard(true, 1_001)], Warn, "n2 1.0 s ahead", "set-ntp true");
+        check(
+            &[heard(true, 2_000), heard(true, -65_040)],
+            Warn,
+            "n2 65.0 s behind, n2 2.0 s ahead",
+            "chronyc",
+        );
+        check(&[heard(true, None)], Unknown, "none of 1 node", "date -u");
+        check(&[], Ok, "no other node", "");
+    }
+
+    #[test]
+    fn what_could_not_be_asked_is_unknown() {
+        let answers = Answers { peers: Err("no warren_host".to_owned()), ..sample::answers() };
+        expect(tunnel(&answers), Unknown, "no warren_host", "as root");
+        expect(clock_skew(&answers), Unknown, "no warren_host", "as root");
+    }
+}

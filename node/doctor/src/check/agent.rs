@@ -1,7 +1,7 @@
 //! The agent's own account of its node. Without an agent these are all unknown, each by its name, so that who
 //! reads them by program finds them.
 
-use node_api::{ApplyStatus, GossipStatus, MapFill, StateDiff, Status};
+use node_api::{ApplyStatus, GossipStatus, MapFill, StateDiff, Status, UnderlayStatus};
 
 use super::{etcd, hooks, peers};
 use crate::{
@@ -9,15 +9,13 @@ use crate::{
     gather::{Agent, Answers},
 };
 
-/// Bytes that the tunnel adds to a packet over IPv4: Ethernet 14, IPv4 20, UDP 8, VXLAN 8.
-const TUNNEL_OVERHEAD_BYTES: u32 = 50;
 /// A map's fill from which on it is worth a word, in percent.
 pub const FULL_MAP_PERCENT: u64 = 90;
 /// How many names fit a line; the rest is counted.
 const SHOWN: usize = 4;
 
 /// What is asked of an agent that answers, beside whether it does.
-const NAMES: [&str; 14] = [
+const NAMES: [&str; 15] = [
     "node",
     "warnings",
     "store",
@@ -25,6 +23,7 @@ const NAMES: [&str; 14] = [
     "etcd-version",
     "lease",
     "gossip",
+    "underlay",
     "tunnel",
     "clock-skew",
     "mtu",
@@ -64,6 +63,7 @@ fn answered(answers: &Answers) -> Vec<Finding> {
         etcd::versions(&status.store),
         etcd::lease(&status.store),
         gossip(&status.gossip),
+        underlay(&status.underlay),
         peers::tunnel(answers),
         peers::clock_skew(answers),
         mtu(answers),
@@ -126,9 +126,24 @@ fn gossip(gossip: &GossipStatus) -> Finding {
     Finding::ok(CHECK, format!("{} alive", count(gossip.peers.len(), "peer")))
 }
 
+fn underlay(underlay: &UnderlayStatus) -> Finding {
+    const CHECK: &str = "underlay";
+    match &underlay.problem {
+        None => {
+            Finding::ok(CHECK, format!("{} {}: {}", underlay.interface, underlay.address, underlay.reason))
+        }
+        Some(problem) => Finding::fail(
+            CHECK,
+            format!("{problem}; {} {} is still in use", underlay.interface, underlay.address),
+            "ip -br addr; give the node its address back, or correct datapath.underlay_address or datapath.underlay_interface and restart warrend",
+        ),
+    }
+}
+
 fn mtu(answers: &Answers) -> Finding {
     const CHECK: &str = "mtu";
-    let interface = &answers.status.underlay.interface;
+    let underlay = &answers.status.underlay;
+    let interface = &underlay.interface;
     let base = match &answers.base {
         Err(error) => return Finding::unknown(CHECK, error, "warren state"),
         Ok(None) => return Finding::unknown(CHECK, "the node has no pod CIDR yet", "warren status"),
@@ -143,16 +158,17 @@ fn mtu(answers: &Answers) -> Finding {
             ),
         );
     };
-    let needed_bytes = base.mtu_bytes + TUNNEL_OVERHEAD_BYTES;
+    let overhead_bytes = underlay.mtu_bytes.saturating_sub(underlay.pod_mtu_bytes);
+    let needed_bytes = base.mtu_bytes + overhead_bytes;
     let seen = format!("endpoints {}, {interface} {underlay_bytes}", base.mtu_bytes);
     if needed_bytes <= underlay_bytes {
         return Finding::ok(CHECK, seen);
     }
     Finding::fail(
         CHECK,
-        format!("{seen}: with the tunnel's {TUNNEL_OVERHEAD_BYTES} bytes large packets do not fit"),
+        format!("{seen}: with the {overhead_bytes} bytes that the tunnel adds large packets do not fit"),
         format!(
-            "ip link set {interface} mtu {needed_bytes}, where the network carries it; else restart warrend, which follows {interface} then"
+            "warren doctor once more: warrend follows {interface} within seconds; if it does not, see its log, or where the network carries it: ip link set {interface} mtu {needed_bytes}"
         ),
     )
 }

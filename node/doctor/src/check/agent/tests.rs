@@ -91,6 +91,19 @@ fn packets_must_fit_the_underlay() {
 }
 
 #[test]
+fn an_underlay_that_is_gone() {
+    check(|_| (), "underlay", Ok, "eth0 192.0.2.1: the default route", "");
+    let problem = "no interface has a default route".to_owned();
+    check(
+        |it| it.status.underlay.problem = Some(problem),
+        "underlay",
+        Fail,
+        "no interface has",
+        "ip -br addr",
+    );
+}
+
+#[test]
 fn what_the_kernel_holds() {
     check(|it| it.status.maps[0].entries = 89, "maps", Ok, "none at 90%", "");
     check(|it| it.status.maps[0].entries = 97, "maps", Warn, "WARREN_EP_V4 at 97%", "warren map list");

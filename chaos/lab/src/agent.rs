@@ -1,6 +1,6 @@
 //! Starting and ending agents and etcd members, and waiting until a fleet is whole.
 
-use std::{fs, process::Command, time::Duration};
+use std::{fs, path::PathBuf, process::Command, time::Duration};
 
 use anyhow::{Context, Result, anyhow, bail};
 use nix::sys::signal::Signal;
@@ -43,23 +43,42 @@ impl Lab {
         let address = underlay_address(member);
         let data = self.name().etcd_data_folder();
         fs::create_dir_all(&data).with_context(|| format!("create {}", data.display()))?;
-        let cluster: Vec<String> = self
-            .spec()
-            .etcd_names()
-            .map(|name| format!("{name}=http://{}:2380", underlay_address(&name)))
-            .collect();
         let mut command = Command::new("etcd");
         command
             .args(["--name", member, "--logger", "zap", "--log-outputs", "stderr", "--pre-vote"])
-            .args(["--initial-cluster-state", "new", "--initial-cluster-token", self.name().as_str()])
+            .args(["--initial-cluster-state", "new", "--initial-cluster-token", &self.etcd_token()])
             .arg("--data-dir")
             .arg(data.join(member))
-            .args(["--initial-cluster", &cluster.join(",")])
+            .args(["--initial-cluster", &self.etcd_cluster()])
             .args(["--listen-peer-urls", &format!("http://{address}:2380")])
             .args(["--initial-advertise-peer-urls", &format!("http://{address}:2380")])
             .args(["--listen-client-urls", &format!("http://{address}:2379,http://127.0.0.1:2379")])
             .args(["--advertise-client-urls", &format!("http://{address}:2379")]);
         self.run_on(member, command).context("is etcd installed? deploy/setup.sh installs it")
+    }
+
+    /// All members with their peers' addresses, as etcd's flags name them.
+    pub(crate) fn etcd_cluster(&self) -> String {
+        let members = self.spec().etcd_names();
+        let urls: Vec<String> =
+            members.map(|name| format!("{name}=http://{}:2380", underlay_address(&name))).collect();
+        urls.join(",")
+    }
+
+    /// What etcd makes its cluster's id of, together with its members.
+    pub(crate) fn etcd_token(&self) -> String {
+        let count = fs::read_to_string(self.etcd_token_path()).unwrap_or_default();
+        format!("{}{count}", self.name().as_str())
+    }
+
+    /// From now on etcd's cluster has another id.
+    pub(crate) fn change_etcd_token(&self) -> Result<()> {
+        let next = fs::read_to_string(self.etcd_token_path()).unwrap_or_default() + "+";
+        fs::write(self.etcd_token_path(), next).context("write etcd's token")
+    }
+
+    fn etcd_token_path(&self) -> PathBuf {
+        self.name().folder().join("etcd-token")
     }
 
     /// Starts a node's agent.

@@ -1,5 +1,6 @@
 //! The command line's grammar.
 
+use chaos_lab::fault::FaultCommand;
 use clap::{Parser, Subcommand, ValueEnum};
 
 /// Labs of Warren: nodes, etcd members and endpoints in network namespaces of this machine.
@@ -73,6 +74,17 @@ pub enum Command {
         /// Endpoints to add.
         #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=200))]
         count: u32,
+    },
+    /// Do something to the fleet: cut, lose, delay, pause, kill, reboot, wipe. What stands is listed and can be healed; `down` takes it away too.
+    #[command(subcommand)]
+    Fault(FaultCommand),
+    /// What a fault needs for as long as it stands; started by `fault`.
+    #[command(hide = true)]
+    Helper {
+        /// The fault's number.
+        id: u32,
+        /// The fault, as it is listed.
+        fault: String,
     },
     /// Take everything of a lab away. Doing it again is no error.
     Down {

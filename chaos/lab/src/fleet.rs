@@ -16,7 +16,7 @@ use crate::{
     cgroup, config, interrupt,
     name::{LabName, labs_folder},
     namespace, process, require_root,
-    spec::{Spec, UNDERLAY_PREFIX, underlay_address},
+    spec::{Spec, UNDERLAY_PREFIX, underlay_address, underlay_mac},
     teardown,
 };
 
@@ -175,8 +175,10 @@ impl Lab {
         let inside = self.name.machine_namespace(machine);
         namespace::create(&inside)?;
         cgroup::create(&self.name, machine)?;
-        let address = format!("{}/{UNDERLAY_PREFIX}", underlay_address(machine));
-        namespace::plug(&self.name.underlay_namespace(), BRIDGE, machine, &inside, &address)
+        let address = underlay_address(machine);
+        let mac = underlay_mac(address);
+        let address = format!("{address}/{UNDERLAY_PREFIX}");
+        namespace::plug(&self.name.underlay_namespace(), BRIDGE, machine, &inside, mac, &address)
     }
 
     /// The key of the lab's gossip, made by the agent's own command.

@@ -6,10 +6,13 @@
 mod agent;
 pub mod cgroup;
 mod config;
+pub mod duration;
 mod endpoint;
+pub mod fault;
 mod fleet;
 pub mod interrupt;
 mod ipcache;
+pub mod machines;
 pub mod name;
 pub mod namespace;
 pub mod probe;

@@ -12,7 +12,11 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use arguments::{AgentAction, Arguments, Command, EndpointCommand, Output, Size};
-use chaos_lab::{Lab, LabName, LabStatus, Spec, ask, interrupt, process, require_root, take_down, wait};
+use chaos_lab::{
+    Lab, LabName, LabStatus, Spec, ask,
+    fault::{self, FaultCommand},
+    interrupt, process, require_root, take_down, wait,
+};
 use clap::Parser;
 use identity::Labels;
 use nix::sys::signal::Signal;
@@ -90,6 +94,11 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
             print(&text)?;
         }
         Command::Latency { count } => print(&latency::run(&open()?, count, json)?)?,
+        Command::Fault(FaultCommand::List) if json => {
+            print(&(serde_json::to_string_pretty(&open()?.faults()?)? + "\n"))?;
+        }
+        Command::Fault(command) => print(&(command.carry_out(&open()?)? + "\n"))?,
+        Command::Helper { id, fault } => fault::helper::run(&open()?, id, &fault)?,
         Command::Down { all } => down(&if all { Lab::list()? } else { vec![name] })?,
     }
     Ok(ExitCode::SUCCESS)

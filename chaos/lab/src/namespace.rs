@@ -108,13 +108,22 @@ pub fn create_bridge(namespace: &str, name: &str) -> Result<()> {
     ip(["-n", namespace, "link", "set", name, "up"])
 }
 
-/// Plugs a machine into a bridge: `eth0` with an address in the machine's namespace, a port named after the
-/// machine in the bridge's.
+/// Plugs a machine into a bridge: `eth0` with an Ethernet and an IP address in the machine's namespace, a port
+/// named after the machine in the bridge's.
 ///
 /// # Errors
 /// When `ip` fails.
-pub fn plug(underlay: &str, bridge: &str, port: &str, machine: &str, address: &str) -> Result<()> {
-    ip(["-n", underlay, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", machine])?;
+pub fn plug(
+    underlay: &str,
+    bridge: &str,
+    port: &str,
+    machine: &str,
+    mac: [u8; 6],
+    address: &str,
+) -> Result<()> {
+    let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+    let peer = ["peer", "name", "eth0", "address", &mac, "netns", machine];
+    ip([&["-n", underlay, "link", "add", port, "type", "veth"][..], &peer].concat())?;
     ip(["-n", underlay, "link", "set", port, "master", bridge, "up"])?;
     ip(["-n", machine, "address", "add", address, "dev", "eth0"])?;
     ip(["-n", machine, "link", "set", "eth0", "up"])

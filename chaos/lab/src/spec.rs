@@ -94,6 +94,12 @@ pub fn underlay_address(machine: &str) -> Ipv4Addr {
     Ipv4Addr::new(172, 30, third, number.parse().expect("machines are named by a letter and a number"))
 }
 
+/// A machine's Ethernet address there: the same after a reboot, as with real machines.
+pub fn underlay_mac(address: Ipv4Addr) -> [u8; 6] {
+    let [a, b, c, d] = address.octets();
+    [2, 0, a, b, c, d]
+}
+
 /// Where `warrend` and `warren` are: beside this program, or one folder up for a test.
 fn programs_folder() -> Result<PathBuf> {
     let program = std::env::current_exe()?;

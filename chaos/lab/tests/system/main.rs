@@ -6,6 +6,7 @@
 mod away;
 mod doctor;
 mod drift;
+mod faults;
 mod fleet_claims;
 mod forgery;
 mod lab_itself;

@@ -59,6 +59,7 @@ pub fn config(n: u8) -> NodeConfig {
         seed: [u64::from(n), 7],
         quarantine: Duration::from_secs(900),
         address_cooldown: Duration::from_secs(60),
+        address_reserve: 0,
         audit_interval: Duration::from_secs(300),
         collect_interval: Duration::from_secs(10),
     }
@@ -158,7 +159,7 @@ impl Sim {
     }
 
     /// One action of one agent, drawn at random among those that have one.
-    fn step(&mut self) -> bool {
+    pub fn step(&mut self) -> bool {
         let busy: Vec<usize> = (0..self.agents.len())
             .filter(|index| self.agents[*index].has_work(&self.store, self.now))
             .collect();

@@ -87,7 +87,7 @@ pub struct PoolFill {
     pub cooling: usize,
 }
 
-/// One block's fill: see [`AddressPool::full_blocks`].
+/// One block and how many of its addresses are in use.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Block {
     cidr: IpNetwork,
@@ -183,11 +183,6 @@ impl AddressPool {
     /// The block that an address lies in.
     pub fn block_of(&self, ip: IpAddr) -> Option<IpNetwork> {
         self.blocks().find(|cidr| cidr.contains(ip))
-    }
-
-    /// How many blocks have every address in use: input to [`crate::missing_blocks`].
-    pub fn full_blocks(&self) -> usize {
-        self.blocks.iter().filter(|block| block.used as u128 == capacity(block.cidr)).count()
     }
 
     /// Gives out the lowest free address behind the one given out last, so that reuse comes late.

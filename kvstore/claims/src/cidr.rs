@@ -51,12 +51,6 @@ pub struct CidrGrant {
     pub adopted: bool,
 }
 
-/// How many more blocks a node should claim. `held`: blocks it has; `full`: those of them without a free
-/// address; `wanted_spare`: how many with free addresses it wants beyond the one it fills.
-pub fn missing_blocks(held: usize, full: usize, wanted_spare: usize) -> usize {
-    (full + 1 + wanted_spare).saturating_sub(held)
-}
-
 impl CidrClaim {
     /// `token`: tells this attempt from every other, of this node too: machine id, incarnation, counter.
     /// `held`: the blocks that this agent has adopted or claimed since it started.

@@ -3,7 +3,10 @@
 //! Every node runs one collector at a jittered pace. Nothing is agreed on beforehand: each request's
 //! conditions hold only if what the collector saw is still so, "no key under `refs/<id>/`" among them.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use identity::{Identity, NodeName};
 use ipnetwork::IpNetwork;
@@ -59,20 +62,27 @@ impl Collector {
 
     /// One request that is due, chosen by `draw` among all so that many collectors rarely choose the same,
     /// or nothing. `now`: the caller's monotone clock. Call it every few seconds, with jitter: the clocks of
-    /// quarantines run from one call to the next. Costs O(identities + claims + nodes).
+    /// quarantines run from one call to the next. `used`: numbers that are known to be in use without a reference, as by
+    /// a node that cannot write one now. Costs O(identities + claims + nodes).
     ///
     /// What becomes of the request needs no care: when it failed, the view will show why.
-    pub fn plan(&mut self, view: &FleetView, now: Duration, draw: u64) -> Option<KvRequest> {
+    pub fn plan(
+        &mut self,
+        view: &FleetView,
+        used: &BTreeSet<Identity>,
+        now: Duration,
+        draw: u64,
+    ) -> Option<KvRequest> {
         // What an incomplete view does not show may well be there (P6).
         if !view.is_complete() {
             return None;
         }
-        let jobs = self.due(view, now);
+        let jobs = self.due(view, used, now);
         let job = jobs.get((draw % jobs.len().max(1) as u64) as usize)?;
         request(view, job)
     }
 
-    fn due(&mut self, view: &FleetView, now: Duration) -> Vec<Job> {
+    fn due(&mut self, view: &FleetView, used: &BTreeSet<Identity>, now: Duration) -> Vec<Job> {
         let mut jobs = Vec::new();
         let before = std::mem::take(&mut self.seen);
         let quarantine = self.quarantine;
@@ -98,7 +108,7 @@ impl Collector {
             }
         }
         for (identity, entry) in view.identities() {
-            if !view.refs(*identity).is_empty() {
+            if !view.refs(*identity).is_empty() || used.contains(identity) {
                 continue;
             }
             match entry.record.state {
@@ -119,7 +129,7 @@ impl Collector {
 }
 
 /// Every node that owns anything.
-fn owners(view: &FleetView) -> std::collections::BTreeSet<&NodeName> {
+fn owners(view: &FleetView) -> BTreeSet<&NodeName> {
     let claims = view.cidrs().values().map(|claim| &claim.record.node);
     claims.chain(view.refs_by_node().keys()).chain(view.endpoints().keys()).collect()
 }

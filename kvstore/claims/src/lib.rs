@@ -26,7 +26,7 @@ mod view;
 
 pub use acquire::{IdentityAcquire, IdentityGrant};
 pub use address::{AddressError, AddressPool, Family, PoolFill};
-pub use cidr::{CidrClaim, CidrGrant, CidrRelease, missing_blocks};
+pub use cidr::{CidrClaim, CidrGrant, CidrRelease};
 pub use collect::{Collector, QUARANTINE};
 pub use endpoint::{EndpointChange, EndpointResult, EndpointWrites};
 pub use error::{ClaimError, Difference};

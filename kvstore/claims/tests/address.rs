@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
-use kvstore_claims::{AddressError, AddressPool, Family, PoolFill, missing_blocks};
+use kvstore_claims::{AddressError, AddressPool, Family, PoolFill};
 
 const REST: Duration = Duration::from_secs(60);
 
@@ -31,7 +31,6 @@ fn network_gateway_and_broadcast_are_never_given_out() {
         let all: Vec<IpAddr> = std::iter::from_fn(|| pool.allocate(at(0)).ok()).collect();
         assert_eq!(all, expected.iter().map(|text| ip(text)).collect::<Vec<_>>());
         assert_eq!(pool.allocate(at(0)), Err(AddressError::Full { used: expected.len() }));
-        assert_eq!(pool.full_blocks(), blocks.len());
     };
     check(&["10.0.0.0/30"], "10.0.0.1", &["10.0.0.2"]);
     check(
@@ -91,16 +90,6 @@ fn blocks_come_and_go() {
     assert_eq!(pool.remove_block(parse("10.0.0.8/29")), Ok(()));
     assert_eq!(pool.fill(), PoolFill { capacity: 5, used: 0, cooling: 0 });
     assert!(matches!(pool.remove_block(parse("10.0.0.8/29")), Err(AddressError::NoSuchBlock(_))));
-}
-
-#[test]
-fn how_many_blocks_to_claim() {
-    let check = |held, full, spare, expected| assert_eq!(missing_blocks(held, full, spare), expected);
-    check(0, 0, 0, 1);
-    check(1, 0, 0, 0);
-    check(1, 1, 0, 1);
-    check(2, 1, 1, 1);
-    check(5, 0, 1, 0);
 }
 
 /// Against a model that only remembers who is used, and until when who rests.

@@ -256,17 +256,22 @@ fn only_what_a_removed_node_owned_is_collected_and_not_at_once() {
     }
     let rest = Duration::from_secs(100);
     let mut collector = Collector::new(rest);
+    let unused = BTreeSet::new();
     // Neither has a lease: silence alone moves nothing.
     for seconds in [0, 100, 10_000] {
-        assert_eq!(collector.plan(&bench.view(), Duration::from_secs(seconds), 0), None);
+        assert_eq!(collector.plan(&bench.view(), &unused, Duration::from_secs(seconds), 0), None);
     }
-    assert_eq!(collector.plan(&FleetView::new(bench.schema.clone()), rest, 0), None, "an incomplete view");
+    assert_eq!(
+        collector.plan(&FleetView::new(bench.schema.clone()), &unused, rest, 0),
+        None,
+        "an incomplete view"
+    );
 
     assert!(bench.succeeded(&node_removal_request(&bench.schema, &node("n1"))));
     let mut now = Duration::from_secs(20_000);
     let mut planned_at = Vec::new();
     for draw in 0..300 {
-        if let Some(request) = collector.plan(&bench.view(), now, draw) {
+        if let Some(request) = collector.plan(&bench.view(), &unused, now, draw) {
             assert!(bench.succeeded(&request), "nobody interferes: {request:?}");
             planned_at.push((now - Duration::from_secs(20_000)).as_secs());
         }

@@ -145,6 +145,7 @@ pub fn node_config(config: &Config, machine: &Machine, underlay: &Underlay) -> N
         seed: [rand::random(), rand::random()],
         quarantine: config.fleet.quarantine,
         address_cooldown: config.fleet.address_cooldown,
+        address_reserve: config.node.address_reserve,
         audit_interval: config.datapath.audit_interval,
         collect_interval: config.fleet.collect_interval,
     }

@@ -20,7 +20,7 @@ use tracing::{error, info, warn};
 const MAGIC: [u8; 8] = *b"WRNSNAP\n";
 
 /// Of the type [`Snapshot`] with all that it holds: raise it with every change there.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Magic, version, length, checksum.
 const HEADER_BYTES: usize = 8 + 4 + 8 + 4;
@@ -203,6 +203,7 @@ mod tests {
             machine_id: "machine".to_owned(),
             store: StoreIdentity(7),
             revision: Revision(42),
+            heard_at: std::time::Duration::from_secs(7),
             nodes: vec![SavedNode {
                 name: "n1".parse().unwrap(),
                 underlay: vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()],

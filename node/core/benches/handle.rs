@@ -48,6 +48,7 @@ fn config() -> NodeConfig {
         quarantine: Duration::from_secs(900),
         address_cooldown: Duration::from_secs(60),
         audit_interval: Duration::from_secs(300),
+        address_reserve: 32,
         collect_interval: Duration::from_secs(10),
     }
 }
@@ -144,6 +145,7 @@ fn snapshot() -> Snapshot {
         machine_id: config.machine_id,
         store: StoreIdentity(1),
         revision: Revision(2),
+        heard_at: Duration::ZERO,
         nodes: (0..NODES).map(node).collect(),
         cidrs: (0..NODES).map(cidr).collect(),
         identities: vec![SavedIdentity {

@@ -25,7 +25,10 @@ pub(crate) struct Audit {
     due_at: Duration,
     /// When the kernel was read last.
     read_at: Duration,
+    /// Asked, and not begun.
     calls: Vec<(CallId, bool)>,
+    /// Answered by the reading that is under way: it began after they were asked.
+    answering: Vec<(CallId, bool)>,
     last: Option<AuditView>,
 }
 
@@ -63,6 +66,7 @@ impl Node {
         let settled = self.audit.after_listing && self.ipam.settled();
         if due || settled || !self.audit.calls.is_empty() {
             self.audit.observing = true;
+            self.audit.answering = std::mem::take(&mut self.audit.calls);
             self.audit.after_listing &= !settled;
             self.out.push(Command::Observe);
         } else if self.audit.observed {
@@ -97,7 +101,7 @@ impl Node {
             }
             Err(reason) => {
                 self.audit.due_at = self.now.monotonic + OBSERVE_RETRY;
-                for (call, _) in std::mem::take(&mut self.audit.calls) {
+                for (call, _) in std::mem::take(&mut self.audit.answering) {
                     let text = format!("the kernel could not be read: {reason}");
                     self.refuse(call, CallErrorKind::Unavailable, text);
                 }
@@ -119,7 +123,7 @@ impl Node {
 
     fn compare(&mut self, observed: Observed) {
         let prune = self.prune();
-        let calls = std::mem::take(&mut self.audit.calls);
+        let calls = std::mem::take(&mut self.audit.answering);
         // Somebody who only asks does not repair; without anybody asking the audit is there to repair.
         let repair = calls.is_empty() || calls.iter().any(|(_, repair)| *repair);
         let found = self.reconciler.compare(&observed, prune);
@@ -151,7 +155,7 @@ impl Node {
         for (key, error) in &completed.failed {
             self.error(format!("{key}: {error}"));
             if let TableKey::Endpoint(id) = key {
-                self.endpoint_failed(*id, error);
+                self.endpoint_failed(*id, outcome.generation, error);
             }
         }
     }

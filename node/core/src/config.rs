@@ -57,6 +57,9 @@ pub struct NodeConfig {
     pub quarantine: Duration,
     /// How long a released address stays unused.
     pub address_cooldown: Duration,
+    /// How many free addresses this node keeps at the least, so that endpoints can be added for a while without the
+    /// store; never more than one block of them.
+    pub address_reserve: u8,
     /// How often the kernel is read whole and compared.
     pub audit_interval: Duration,
     /// How often this node looks for identities and blocks to collect (jittered by half).

@@ -30,19 +30,21 @@ pub(crate) struct Desired {
 }
 
 impl Node {
-    /// Brings everything touched up to date. O(touched · log n). Each kind may touch the ones after it;
-    /// nodes may touch nodes (rivals for an address), which ends because a rival that is looked at again
-    /// without a change touches nobody.
+    /// Brings everything touched up to date. O(touched · log n). Each kind may touch the ones after it. Nodes may touch
+    /// nodes (rivals for an address), and blocks those whose address lies in them; that ends because what is looked at
+    /// again without a change touches nothing.
     pub(crate) fn refresh_desired(&mut self) {
-        while let Some(node) = self.desired.nodes.pop_first() {
-            self.refresh_node(&node);
-        }
-        if std::mem::take(&mut self.desired.base) {
-            self.refresh_base();
-        }
-        while let Some(cidr) = self.desired.prefixes.pop_first() {
-            self.refresh_owner(cidr);
-            self.refresh_prefix(cidr);
+        while !self.desired.nodes.is_empty() || self.desired.base || !self.desired.prefixes.is_empty() {
+            while let Some(node) = self.desired.nodes.pop_first() {
+                self.refresh_node(&node);
+            }
+            if std::mem::take(&mut self.desired.base) {
+                self.refresh_base();
+            }
+            while let Some(cidr) = self.desired.prefixes.pop_first() {
+                self.refresh_owner(cidr);
+                self.refresh_prefix(cidr);
+            }
         }
         while let Some((node, ip)) = self.desired.records.pop_first() {
             self.refresh_record(node, ip);
@@ -123,6 +125,11 @@ impl Node {
         let owner = self.peers.owner_of_ip(ip).filter(|owner| **owner != self.config.node)?;
         let index = self.peers.index_of(owner)?;
         if let Some(change) = self.peers.pending_at(owner, ip) {
+            // A number that means other labels says nothing of who this is.
+            let meaning = self.view.identities().get(&change.identity);
+            if meaning.is_some_and(|entry| entry.record.labels.digest() != change.labels_digest) {
+                return None;
+            }
             return match change.op {
                 PendingOp::Added => entry(change.identity, index, IpcacheSource::Gossip),
                 PendingOp::Removed => None,

@@ -8,9 +8,13 @@ use std::{
 use identity::{Identity, LabelDigest, Labels};
 use kvstore_claims::{ClaimError, IdentityAcquire, IdentityGrant, IdentityRelease};
 use kvstore_schema::{Revision, record::ClaimState};
+use node_facts::PendingOp;
 use serde::{Deserialize, Serialize};
 
 use crate::{IdentityView, limits::IDENTITY_GRACE, node::Node, tasks::Task};
+
+/// In place of the revision of a reference that has not been written yet.
+const UNREFERENCED: Revision = Revision(0);
 
 /// What is being done about a label set. At most one machine at a time, as the protocols demand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,10 +57,20 @@ impl Identities {
         self.idle.first().map(|(at, _)| *at)
     }
 
-    /// Numbers that are this node's to use, with their labels.
+    /// Numbers that this node uses, with their labels.
     pub(crate) fn held(&self) -> impl Iterator<Item = (Identity, &Labels)> {
+        self.ours().map(|(identity, _, labels)| (identity, labels))
+    }
+
+    /// Those of them to which the store has a reference of this node.
+    pub(crate) fn referenced(&self) -> impl Iterator<Item = (Identity, &Labels)> {
+        let ours = self.ours().filter(|(_, reference, _)| *reference != UNREFERENCED);
+        ours.map(|(identity, _, labels)| (identity, labels))
+    }
+
+    fn ours(&self) -> impl Iterator<Item = (Identity, Revision, &Labels)> {
         let ours = self.sets.values().filter(|set| set.work != Work::Releasing);
-        ours.filter_map(|set| Some((set.held?.0, &set.labels)))
+        ours.filter_map(|set| set.held.map(|(identity, reference)| (identity, reference, &set.labels)))
     }
 
     fn want(&mut self, digest: &LabelDigest) {
@@ -74,18 +88,21 @@ impl Identities {
 }
 
 impl Node {
-    /// Counts one more user of a label set. Returns its number if that may be used at once: the store has a
-    /// reference of this node to it, so that nobody collects it. Otherwise it comes by and by.
+    /// Counts one more user of a label set. Returns its number if that may be used at once; otherwise it comes by and
+    /// by, from the store.
     pub(crate) fn use_identity(&mut self, digest: &LabelDigest, labels: &Labels) -> Option<Identity> {
-        let referenced = self.referenced(digest);
+        let known = self.referenced(digest).or_else(|| Some((self.known_number(digest)?, UNREFERENCED)));
         let set = self.identities.sets.entry(digest.clone()).or_insert_with(|| LocalIdentity {
             labels: labels.clone(),
-            held: referenced,
+            held: known,
             work: Work::None,
             users: 0,
             idle_since: None,
         });
         set.users += 1;
+        if set.work != Work::Releasing && set.held.is_none() {
+            set.held = known;
+        }
         if let Some(since) = set.idle_since.take() {
             self.identities.idle.remove(&(since + IDENTITY_GRACE, digest.clone()));
         }
@@ -105,6 +122,35 @@ impl Node {
         let live = self.view.identities().get(&identity)?.record.state == ClaimState::Live;
         let reference = self.view.refs(identity).get(&self.config.node)?;
         live.then_some((identity, reference.modified))
+    }
+
+    /// The number of a label set that others use and this node does not refer to yet. Taken before the reference is
+    /// written, it is safe while the store is silent for less than half of the quarantine: whoever collects it has to
+    /// see it unused for a whole quarantine first, and gossip tells of its use meanwhile.
+    fn known_number(&self, digest: &LabelDigest) -> Option<Identity> {
+        let silent = self.store.silent_for(self.now)?;
+        if silent > self.config.quarantine / 2 {
+            return None;
+        }
+        let recorded = self.view.identity_labels().get(digest).map(|entry| entry.record.id);
+        if let Some(entry) = recorded.and_then(|number| self.view.identities().get(&number)) {
+            return recorded.filter(|_| entry.record.state == ClaimState::Live);
+        }
+        // Allocated while this node did not hear the store.
+        let told = self.peers.told_endpoints().find(|told| {
+            told.op == PendingOp::Added
+                && told.labels_digest == *digest
+                && told.identity.is_fleet()
+                && self.counting_labels(&told.labels).digest() == *digest
+        });
+        told.map(|told| told.identity).filter(|number| !self.view.identities().contains_key(number))
+    }
+
+    /// Numbers in use that the store may have no reference to yet: this node's, and those that gossip tells of.
+    pub(crate) fn used_numbers(&self) -> BTreeSet<Identity> {
+        let ours = self.identities.held().map(|(identity, _)| identity);
+        let told = self.peers.told_endpoints().filter(|told| told.op == PendingOp::Added);
+        ours.chain(told.map(|told| told.identity)).collect()
     }
 
     /// Counts one user less.
@@ -181,12 +227,13 @@ impl Node {
     pub(crate) fn on_acquired(&mut self, digest: &LabelDigest, end: Result<IdentityGrant, ClaimError>) {
         let Some(set) = self.identities.sets.get_mut(digest) else { return };
         set.work = Work::None;
+        // Its grace may have ended while this went on.
+        if let Some(since) = set.idle_since {
+            self.identities.idle.insert((since + IDENTITY_GRACE, digest.clone()));
+        }
         match end {
             Ok(grant) => {
                 set.held = Some((grant.identity, grant.ref_revision));
-                if let Some(since) = set.idle_since {
-                    self.identities.idle.insert((since + IDENTITY_GRACE, digest.clone()));
-                }
                 self.identity_granted(digest, grant.identity);
             }
             Err(error) => {
@@ -217,7 +264,8 @@ impl Node {
     /// This node's reference to a number came or went in the store.
     pub(crate) fn on_own_ref(&mut self, identity: Identity, gone: bool) {
         if !gone {
-            return;
+            // One that came late, of an attempt that was given up.
+            return self.adopt_ref(identity);
         }
         let seen = self.view.revision();
         let lost = self.identities.sets.iter_mut().find_map(|(digest, set)| match set.held {
@@ -237,21 +285,22 @@ impl Node {
     /// grace, like any other.
     pub(crate) fn adopt_refs(&mut self) {
         let numbers = self.view.refs_by_node().get(&self.config.node).cloned().unwrap_or_default();
-        for identity in numbers {
-            let Some(labels) = self.view.identities().get(&identity).map(|entry| entry.record.labels.clone())
-            else {
-                continue;
-            };
-            let digest = labels.digest();
-            if self.identities.sets.contains_key(&digest) {
-                continue;
-            }
-            let now = self.now.monotonic;
-            let held = self.referenced(&digest);
-            self.identities.idle.insert((now + IDENTITY_GRACE, digest.clone()));
-            let idle = LocalIdentity { labels, held, work: Work::None, users: 0, idle_since: Some(now) };
-            self.identities.sets.insert(digest, idle);
+        numbers.into_iter().for_each(|identity| self.adopt_ref(identity));
+    }
+
+    /// Takes a reference that this node knows no use for into its care.
+    fn adopt_ref(&mut self, identity: Identity) {
+        let Some(entry) = self.view.identities().get(&identity) else { return };
+        let labels = entry.record.labels.clone();
+        let digest = labels.digest();
+        if self.identities.sets.contains_key(&digest) {
+            return;
         }
+        let now = self.now.monotonic;
+        let held = self.referenced(&digest);
+        self.identities.idle.insert((now + IDENTITY_GRACE, digest.clone()));
+        let idle = LocalIdentity { labels, held, work: Work::None, users: 0, idle_since: Some(now) };
+        self.identities.sets.insert(digest, idle);
     }
 
     /// The labels that count for the identity.

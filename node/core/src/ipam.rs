@@ -7,9 +7,7 @@ use std::{
 };
 
 use ipnetwork::IpNetwork;
-use kvstore_claims::{
-    AddressError, AddressPool, CidrClaim, CidrGrant, CidrRelease, ClaimError, Family, missing_blocks,
-};
+use kvstore_claims::{AddressError, AddressPool, CidrClaim, CidrGrant, CidrRelease, ClaimError, Family};
 use kvstore_schema::Revision;
 use serde::{Deserialize, Serialize};
 
@@ -60,13 +58,27 @@ impl Ipam {
         !self.held.is_empty() && self.own.iter().all(|(cidr, _)| self.held.contains_key(cidr))
     }
 
+    /// How many addresses are wanted free, and how many are. Those that rest are free soon.
+    pub(crate) fn reserve(&self, config: &NodeConfig) -> (u128, u128) {
+        let fill = self.pool.fill();
+        let first = self.pool.blocks().next().and_then(|block| self.pool.block_fill(block));
+        let most = first.map_or(u128::MAX, |block| block.capacity);
+        (u128::from(config.address_reserve).min(most), fill.capacity.saturating_sub(fill.used as u128))
+    }
+
     /// The block that an address lies in.
     pub(crate) fn block_of(&self, ip: IpAddr) -> Option<&CidrGrant> {
         self.held.get(&self.pool.block_of(ip)?)
     }
 
-    pub(crate) fn exhausted(&self) -> Option<&str> {
-        self.exhausted.as_deref()
+    /// What an operator should know of the room that is left.
+    pub(crate) fn shortage(&self, config: &NodeConfig, connected: bool) -> Option<String> {
+        let (wanted, free) = self.reserve(config);
+        if free >= wanted.max(1) || self.pool.blocks().next().is_none() {
+            return None;
+        }
+        let text = self.exhausted.as_deref().or((!connected).then_some("the store does not answer"))?;
+        Some(format!("{free} addresses are free on this node, {wanted} are wanted in reserve: {text}"))
     }
 
     pub(crate) fn next_wake(&self) -> Option<Duration> {
@@ -139,7 +151,7 @@ impl Node {
         }
     }
 
-    /// Adopts claims of a former life, and claims a further block when the last address is taken.
+    /// Adopts claims of a former life, and claims a further block when the reserve is touched.
     pub(crate) fn pursue_blocks(&mut self) {
         if self.ipam.changed {
             self.refresh_own_claims();
@@ -150,8 +162,11 @@ impl Node {
             return;
         }
         let adopt = self.ipam.own.iter().any(|(cidr, _)| !self.ipam.held.contains_key(cidr));
-        let more = self.endpoints.waits_for_address()
-            || missing_blocks(self.ipam.held.len(), self.ipam.pool.full_blocks(), 0) > 0;
+        let (wanted, free) = self.ipam.reserve(&self.config);
+        let more = self.endpoints.waits_for_address() || free < wanted.max(1);
+        if !more {
+            self.ipam.exhausted = None;
+        }
         if !(adopt || more) || self.now.monotonic < self.ipam.retry_at {
             return;
         }

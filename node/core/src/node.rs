@@ -231,7 +231,8 @@ impl Node {
             return;
         }
         let draw = self.rng.u64(..);
-        if let Some(request) = self.collector.plan(&self.view, self.now.monotonic, draw) {
+        if let Some(request) = self.collector.plan(&self.view, &self.used_numbers(), self.now.monotonic, draw)
+        {
             self.ask(request, Task::Collect);
         }
     }
@@ -334,7 +335,7 @@ impl Node {
         let foreign = (self.audit.trusted == Some(false)).then(|| {
             "the store has never heard of this node, but its kernel holds a fleet: what is there is kept; if the fleet was made anew, run `warrend cleanup` on this node and start the agent again".to_owned()
         });
-        let exhausted = self.ipam.exhausted().map(str::to_owned);
+        let exhausted = self.ipam.shortage(&self.config, self.store.connected);
         let lost = self.ipam.lost.iter().map(|cidr| {
             format!("pod CIDR {cidr} was taken from this node: delete the endpoints in it and add them again")
         });

@@ -6,7 +6,7 @@ use kvstore_claims::{ChangeKind, ViewChange};
 use kvstore_schema::{ListPage, key::ParsedKey, record::FleetRecord, record::Record};
 use serde::{Deserialize, Serialize};
 
-use crate::{KvUpdate, node::Node};
+use crate::{KvUpdate, Now, node::Node};
 
 /// What is known of the store itself. One per node.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -19,6 +19,14 @@ pub(crate) struct StoreState {
     pub suspect: Option<String>,
     /// When it last said something, since 1970.
     pub heard_at: Option<Duration>,
+}
+
+impl StoreState {
+    /// Since when nothing is known of the store; `None` when nothing ever was. By the wall clock, which outlives a
+    /// restart: one that went back makes the silence endless.
+    pub(crate) fn silent_for(&self, now: Now) -> Option<Duration> {
+        now.wall.checked_sub(self.heard_at?)
+    }
 }
 
 impl Node {

@@ -60,8 +60,12 @@ impl Node {
         self.out.push(Command::Kv(id, request));
     }
 
-    /// Sends again what has waited long enough.
+    /// Sends again what has waited long enough. Not while the store is away: another one may come back, which only its
+    /// listing tells.
     pub(crate) fn resume_due(&mut self) {
+        if !self.store.connected {
+            return;
+        }
         let now = self.now.monotonic;
         while let Some(entry) = self.tasks.waiting.first_entry().filter(|entry| entry.key().0 <= now) {
             let task = entry.remove();

@@ -18,7 +18,7 @@ fn a_store_that_is_away_at_the_start_and_comes_later() {
     assert_eq!(error.kind, CallErrorKind::Unavailable);
     assert_eq!(
         error.text,
-        "endpoint early not added in 10 s: the store has not given a number for its labels; label sets in use on this node still work (store: no route to it); try again"
+        "endpoint early not added in 10 s: the store has not given a number for its labels; label sets that the fleet knows still work (store: no route to it); try again"
     );
     sim.agents.iter_mut().for_each(|agent| agent.store_up = true);
     sim.settle();

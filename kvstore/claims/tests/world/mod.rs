@@ -211,7 +211,9 @@ impl World {
         if agent.down {
             return;
         }
-        let Some(mut request) = agent.collector.plan(&agent.view, self.now, draw) else { return };
+        let Some(mut request) = agent.collector.plan(&agent.view, &BTreeSet::new(), self.now, draw) else {
+            return;
+        };
         if let (Some(bug), KvRequest::Txn(txn)) = (self.bug, &mut request) {
             bug.plant_in_collector(txn);
         }

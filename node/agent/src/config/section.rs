@@ -17,6 +17,7 @@ pub struct NodeSection {
     /// `None`: the host name.
     pub name: Option<NodeName>,
     pub labels: Labels,
+    pub address_reserve: u8,
     /// `None`: `/etc/machine-id`.
     pub machine_id: Option<String>,
     pub state_dir: PathBuf,
@@ -109,6 +110,7 @@ impl Default for Config {
             node: NodeSection {
                 name: None,
                 labels: Labels::default(),
+                address_reserve: 32,
                 machine_id: None,
                 state_dir: "/var/lib/warren".into(),
                 run_dir: "/run/warren".into(),

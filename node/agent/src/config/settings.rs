@@ -62,6 +62,7 @@ settings! {
 
     "node.name" node.name "This node's name, unique in the fleet; the host name if not set.";
     "node.labels" node.labels "Labels of this node.";
+    "node.address_reserve" node.address_reserve "How many free addresses this node keeps claimed, to add endpoints while etcd is away; at most one pod CIDR of them.";
     "node.machine_id" node.machine_id "The machine's id, which tells a restarted node from a second one of its name; /etc/machine-id if not set.";
     "node.state_dir" node.state_dir "What must outlive a restart.";
     "node.run_dir" node.run_dir "Folder of the API socket warren.sock.";

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
-use datapath_plan::{Attachment, EndpointValue, Observed};
+use datapath_plan::{Attachment, EndpointValue, Generation, Observed};
 use identity::{EndpointName, Labels};
 use ipnetwork::IpNetwork;
 
@@ -36,6 +36,7 @@ impl Node {
                 callers: Vec::new(),
                 deadline: Duration::ZERO,
                 error: None,
+                detached_after: Generation::default(),
             };
             self.endpoints.last_id = self.endpoints.last_id.max(id.0);
             self.endpoints.by_id.insert(*id, name.clone());

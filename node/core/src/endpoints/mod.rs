@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use datapath_plan::{Attachment, EndpointId, EndpointValue, Mac};
+use datapath_plan::{Attachment, EndpointId, EndpointValue, Generation, Mac};
 use identity::{EndpointName, Identity, LabelDigest, Labels};
 use kvstore_claims::ClaimError;
 use serde::{Deserialize, Serialize};
@@ -43,6 +43,8 @@ pub(crate) struct LocalEndpoint {
     /// Until when it may wait.
     deadline: Duration,
     error: Option<String>,
+    /// The last plan that knew nothing of its detaching.
+    detached_after: Generation,
 }
 
 /// All of them. One per node. Invariant: the indexes name exactly what the table holds.
@@ -174,6 +176,7 @@ impl Node {
             callers: vec![(call, false)],
             deadline,
             error: None,
+            detached_after: Generation::default(),
         };
         self.endpoints.deadlines.insert((deadline, spec.name.clone()));
         self.endpoints.missing.remove(&spec.name);

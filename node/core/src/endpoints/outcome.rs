@@ -1,6 +1,6 @@
 //! What becomes of endpoints: attached, failed, given up, deleted.
 
-use datapath_plan::{EndpointId, OpError, OpErrorKind, TableKey};
+use datapath_plan::{EndpointId, Generation, OpError, OpErrorKind, TableKey};
 use identity::EndpointName;
 
 use super::LocalEndpoint;
@@ -14,7 +14,7 @@ impl Node {
             self.endpoints.deadlines.pop_first();
             let waits_for = match self.endpoints.by_name.get(&name).map(|endpoint| endpoint.state) {
                 Some(EndpointState::WaitingForIdentity) => {
-                    "the store has not given a number for its labels; label sets in use on this node still work"
+                    "the store has not given a number for its labels; label sets that the fleet knows still work"
                 }
                 Some(EndpointState::WaitingForAddress) => {
                     "the store has not given this node a pod CIDR with a free address"
@@ -92,6 +92,7 @@ impl Node {
             self.refuse(call, kind, text.to_owned());
         }
         endpoint.state = EndpointState::Detaching;
+        endpoint.detached_after = self.reconciler.generations().0;
         self.endpoints.detaching.insert(id, endpoint);
         self.reconciler.set_endpoint(id, None);
         self.desired.addresses.insert(address);
@@ -136,7 +137,7 @@ impl Node {
     }
 
     /// The kernel could not carry out a step on an endpoint.
-    pub(crate) fn endpoint_failed(&mut self, id: EndpointId, error: &OpError) {
+    pub(crate) fn endpoint_failed(&mut self, id: EndpointId, generation: Generation, error: &OpError) {
         if let Some(name) = self.endpoints.by_id.get(&id).cloned() {
             let attaching =
                 self.endpoints.by_name.get(&name).is_some_and(|e| e.state == EndpointState::Attaching);
@@ -152,7 +153,10 @@ impl Node {
                 // One that had been attached: the reconciler tries again.
                 endpoint.error = Some(error.to_string());
             }
-        } else if let Some(endpoint) = self.endpoints.detaching.get_mut(&id) {
+        } else if let Some(endpoint) = self.endpoints.detaching.get_mut(&id)
+            // The step of an earlier plan was to attach it; that it failed is no failure to delete it.
+            && endpoint.detached_after < generation
+        {
             endpoint.error = Some(error.to_string());
             let text = format!("endpoint {} not deleted yet: {error}; it is tried again", endpoint.name);
             for (call, _) in std::mem::take(&mut endpoint.callers) {

@@ -76,13 +76,21 @@ impl Peers {
         self.by_index.get(&index)
     }
 
-    /// The number of the node whose own address this is.
+    /// The number of the node whose own address this is. One in another's block is not: a node cannot take a
+    /// workload's address by saying that it is its own (P7).
     pub(crate) fn node_at(&self, ip: IpAddr) -> Option<NodeIndex> {
-        self.by_address.get(&ip)?.iter().find_map(|node| self.index_of(node))
+        let owner = self.owner_of_ip(ip);
+        let names = self.by_address.get(&ip)?.iter();
+        names.filter(|node| owner.is_none_or(|owner| owner == *node)).find_map(|node| self.index_of(node))
     }
 
     pub(crate) fn pending_at(&self, node: &NodeName, ip: IpAddr) -> Option<&PendingEndpoint> {
         self.pending.get(&ip)?.get(node)
+    }
+
+    /// All endpoint changes that gossip tells of and the store has not confirmed.
+    pub(crate) fn told_endpoints(&self) -> impl Iterator<Item = &PendingEndpoint> {
+        self.pending.values().flat_map(BTreeMap::values)
     }
 
     /// The owner of a block, as it is used now.

@@ -36,8 +36,11 @@ impl Node {
     }
 
     /// Whether a node is the one that an underlay address belongs to: it is not ours, and of those who say
-    /// that it is theirs the agent started last.
+    /// that it is theirs the agent started last. An address in a pod CIDR is no node's: P7.
     fn wins(&self, node: &NodeName, tunnel: IpAddr) -> bool {
+        if self.peers.owner_of_ip(tunnel).is_some() {
+            return false;
+        }
         let rank =
             |node: &NodeName| self.peers.peers.get(node).map(|peer| (peer.reach.incarnation, node.clone()));
         let best = self.peers.by_tunnel.get(&tunnel).into_iter().flatten().filter_map(rank).max();
@@ -46,7 +49,9 @@ impl Node {
 
     /// The number that the kernel has for an address, or the next one that nothing refers to.
     fn free_index(&mut self, tunnel: IpAddr) -> Option<NodeIndex> {
-        if let Some(index) = self.peers.adopted.remove(&tunnel) {
+        // The number may have gone to another node meanwhile.
+        let adopted = self.peers.adopted.remove(&tunnel);
+        if let Some(index) = adopted.filter(|index| !self.peers.by_index.contains_key(index)) {
             return Some(index);
         }
         let applied = &self.reconciler.applied().nodes;

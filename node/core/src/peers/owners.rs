@@ -20,8 +20,11 @@ impl Node {
             Some(owner) => drop(self.peers.owners.insert(cidr, owner.clone())),
             None => drop(self.peers.owners.remove(&cidr)),
         }
-        // Whose records count inside has changed.
+        // Whose records count inside has changed, and whose own addresses.
         let last = cidr.broadcast();
+        self.desired.addresses.extend(self.peers.by_address.range(cidr.network()..=last).map(|(ip, _)| *ip));
+        let tunnels = self.peers.by_tunnel.range(cidr.network()..=last);
+        self.desired.nodes.extend(tunnels.flat_map(|(_, nodes)| nodes).cloned());
         for node in before.iter().chain(&owner).filter(|node| **node != self.config.node) {
             for ip in
                 self.view.endpoints().get(node).into_iter().flat_map(|ips| ips.range(cidr.network()..=last))

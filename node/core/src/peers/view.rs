@@ -57,6 +57,9 @@ impl Node {
         let lost = self.peers.peers.iter().filter(|(_, peer)| peer.index.is_none());
         lost.filter_map(|(node, peer)| {
             let tunnel = peer.reach.tunnel?;
+            if let Some(owner) = self.peers.owner_of_ip(tunnel) {
+                return Some((node, format!("its underlay address {tunnel} lies in a pod CIDR of node {owner}")));
+            }
             Some((node, format!("its underlay address {tunnel} is also that of a node whose agent started later, or of this node")))
         })
     }

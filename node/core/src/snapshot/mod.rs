@@ -8,7 +8,7 @@
 mod restore;
 mod save;
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
 use datapath_plan::{Attachment, EndpointId, Mac};
 use identity::{EndpointName, FleetName, Identity, Labels, NodeName};
@@ -33,6 +33,8 @@ pub struct Snapshot {
     pub store: StoreIdentity,
     /// Up to which revision everything in it was known.
     pub revision: Revision,
+    /// When the store last said something, since 1970.
+    pub heard_at: Duration,
     /// All nodes of the fleet, this one too.
     pub nodes: Vec<SavedNode>,
     /// All claims on pod CIDRs.

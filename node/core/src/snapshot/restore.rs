@@ -22,6 +22,7 @@ impl Node {
             return self.error(format!("snapshot not used: {reason}"));
         }
         self.snapshots.restored = true;
+        self.store.heard_at = Some(snapshot.heard_at);
         self.membership.fleet_id = Some(snapshot.fleet_id.clone());
         let page = snapshot.page(self.view.schema());
         let changes = self.view.apply_remembered(&page);

@@ -92,6 +92,7 @@ impl Node {
             machine_id: self.config.machine_id.clone(),
             store: self.view.store()?,
             revision: self.view.revision(),
+            heard_at: self.store.heard_at.unwrap_or_default(),
             nodes: nodes.collect(),
             cidrs: cidrs.collect(),
             identities: self.saved_identities(),
@@ -108,7 +109,7 @@ impl Node {
                 (*id, (&entry.record.labels, self.view.refs(*id).contains_key(&self.config.node)))
             })
             .collect();
-        saved.extend(self.identities.held().map(|(id, labels)| (id, (labels, true))));
+        saved.extend(self.identities.referenced().map(|(id, labels)| (id, (labels, true))));
         saved
             .into_iter()
             .map(|(id, (labels, referenced))| SavedIdentity { id, labels: labels.clone(), referenced })

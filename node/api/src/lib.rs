@@ -12,6 +12,8 @@ mod needs;
 mod query;
 mod state;
 mod status;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use client::{Client, ClientError, Lines};
 pub use datapath::{CounterRow, FlowRow, HookUser, MapDump, MapSummary};

@@ -3,7 +3,7 @@
 
 use std::{env, fs, path::Path};
 
-use node_api::{Listing, StateDiff};
+use node_api::{Listing, StateDiff, testing};
 
 use super::*;
 
@@ -24,7 +24,7 @@ fn check(name: &str, text: &str) {
 
 #[test]
 fn status_of_a_healthy_node() {
-    check("status-healthy", &status(&sample::healthy(), PLAIN));
+    check("status-healthy", &status(&testing::status(), PLAIN));
 }
 
 #[test]

@@ -147,9 +147,11 @@ fn write((major, minor, patch): Version) -> String {
 
 #[cfg(test)]
 mod tests {
+    use node_api::testing;
+
     use super::*;
     use crate::{
-        check::{agent::sample, expect::expect},
+        check::expect::expect,
         finding::Verdict::{Fail, Ok, Unknown, Warn},
     };
 
@@ -165,7 +167,7 @@ mod tests {
     }
 
     fn store(members: Vec<EtcdMember>) -> StoreStatus {
-        StoreStatus { members, ..sample::status().store }
+        StoreStatus { members, ..testing::status().store }
     }
 
     #[test]
@@ -212,7 +214,7 @@ mod tests {
 
     #[test]
     fn the_watch_and_the_lease() {
-        let fine = sample::status().store;
+        let fine = testing::status().store;
         expect(connection(&fine), Ok, "connected, revision 42", "");
         expect(lease(&fine), Ok, "held", "");
         let lost = StoreStatus {

@@ -121,10 +121,10 @@ mod tests {
         check(
             &[heard(true, 0), heard(false, 0)],
             Fail,
-            "1 of 2 nodes silent, though gossip hears them: n2 (10.200.2.1 at 192.0.2.2)",
+            "1 of 2 nodes silent, though gossip hears them: n2 (10.200.2.1 at 172.30.1.2)",
             "let UDP 8472 pass",
         );
-        check(&[heard(false, 0)], Fail, "1 of 1 node", "tcpdump -ni eth0 udp port 8472 and host 192.0.2.2");
+        check(&[heard(false, 0)], Fail, "1 of 1 node", "tcpdump -ni eth0 udp port 8472 and host 172.30.1.2");
     }
 
     #[test]

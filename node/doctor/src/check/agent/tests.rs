@@ -74,7 +74,7 @@ fn peers() {
         |it| it.status.gossip.peers[1].alive = false,
         "gossip",
         Warn,
-        "1 of 2 peers silent: n3 at 192.0.2.3:8473",
+        "1 of 2 peers silent: n3 at 172.30.1.3:7950",
         "warren node remove",
     );
     check(|it| it.status.gossip.refused_datagrams = 1, "gossip", Warn, "1 datagram refused", "gossip.key");
@@ -92,7 +92,7 @@ fn packets_must_fit_the_underlay() {
 
 #[test]
 fn an_underlay_that_is_gone() {
-    check(|_| (), "underlay", Ok, "eth0 192.0.2.1: the default route", "");
+    check(|_| (), "underlay", Ok, "eth0 172.30.1.1: the configured address", "");
     let problem = "no interface has a default route".to_owned();
     check(
         |it| it.status.underlay.problem = Some(problem),
@@ -105,8 +105,9 @@ fn an_underlay_that_is_gone() {
 
 #[test]
 fn what_the_kernel_holds() {
-    check(|it| it.status.maps[0].entries = 89, "maps", Ok, "none at 90%", "");
-    check(|it| it.status.maps[0].entries = 97, "maps", Warn, "WARREN_EP_V4 at 97%", "warren map list");
+    let with_entries = |entries| MapFill { name: "WARREN_EP_V4".to_owned(), entries, max_entries: 100 };
+    check(|it| it.status.maps[0] = with_entries(89), "maps", Ok, "none at 90%", "");
+    check(|it| it.status.maps[0] = with_entries(97), "maps", Warn, "WARREN_EP_V4 at 97%", "warren map list");
     let full = vec!["WARREN_NODES".to_owned()];
     check(|it| it.status.apply.full = full, "maps", Fail, "full: WARREN_NODES", "warren map list");
     let failing = vec!["attach endpoint 3: no such device".to_owned()];

@@ -12,7 +12,7 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 LAB := $(TARGET_DIR)/release/warren-lab
 CARGO_DENY_VERSION := 0.20
 
-.PHONY: help setup build lab lab-down test bench fmt fmt-check clippy check-tests test-etcd test-kernels docs deny
+.PHONY: help setup build lab lab-down test fuzz bench fmt fmt-check clippy check-tests test-etcd test-kernels docs deny
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -54,6 +54,10 @@ test-etcd: setup ## the etcd tests, on the system's etcd and on 3.5 (deploy/etcd
 
 test-kernels: setup ## packet tests and a lab under Debian's 6.1 and 6.12, in emulation (fetches them)
 	@deploy/kernels/run.sh
+
+# By hand: make fuzz TARGET=handle SECONDS=600
+fuzz: setup ## coverage-guided fuzzing of all targets, or TARGET=name, SECONDS=60 each (chaos/fuzz/fuzz.sh)
+	@SECONDS_EACH=$(or $(SECONDS),60) chaos/fuzz/fuzz.sh $(TARGET)
 
 bench: setup ## what programs and decisions cost
 	cargo bench --locked -p datapath-linux -p node-core

@@ -189,7 +189,7 @@ fn networks<V>(entries: Vec<(LpmKey<V4>, V)>) -> Vec<(Ipv4Network, V)> {
     entries.into_iter().filter_map(network).collect()
 }
 
-fn endpoint(entry: &EndpointEntry) -> Value {
+pub(crate) fn endpoint(entry: &EndpointEntry) -> Value {
     json!({
         "ifindex": entry.ifindex,
         "endpoint": entry.id,
@@ -200,6 +200,6 @@ fn endpoint(entry: &EndpointEntry) -> Value {
     })
 }
 
-fn ipcache(entry: &IpcacheEntry) -> Value {
+pub(crate) fn ipcache(entry: &IpcacheEntry) -> Value {
     json!({ "identity": entry.identity, "node": entry.node })
 }

@@ -100,7 +100,7 @@ async fn read(mut ready: AsyncFd<RingBuf<MapData>>, sender: mpsc::Sender<Event>,
     }
 }
 
-fn decode(bytes: &[u8]) -> Option<Event> {
+pub(crate) fn decode(bytes: &[u8]) -> Option<Event> {
     if bytes.len() < size_of::<Event>() {
         return None;
     }

@@ -197,7 +197,7 @@ fn is_current(entry: &FlowEntry, epochs: &[u32]) -> bool {
     entry.epoch == epoch(entry.src_shard).wrapping_add(epoch(entry.dst_shard))
 }
 
-fn flow(key: &FlowKey<V4>, entry: &FlowEntry, epochs: &[u32], now_ns: u64) -> Flow {
+pub(crate) fn flow(key: &FlowKey<V4>, entry: &FlowEntry, epochs: &[u32], now_ns: u64) -> Flow {
     let ago_ms = |then_ns: u64| Duration::from_nanos(now_ns.saturating_sub(then_ns)).as_millis() as u64;
     let rewritten = |flag: u8, address: V4, port_be: [u8; 2]| {
         (entry.flags & flag != 0).then(|| SocketAddr::from((address, u16::from_be_bytes(port_be))))

@@ -32,6 +32,9 @@ mod underlay;
 mod users;
 mod watch;
 
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
+
 pub use cleanup::{CleanupStep, cleanup};
 pub use config::{DEFAULT_PIN_ROOT, LinuxConfig, UnderlayChoice, WARREN_ROUTE_PROTOCOL};
 pub use counters::{Count, CounterKind, Counters};

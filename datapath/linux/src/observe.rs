@@ -177,7 +177,7 @@ impl Datapath {
 }
 
 /// The endpoint that the maps hold for a device, if they agree about it.
-fn check_entries(
+pub(crate) fn check_entries(
     id: EndpointId,
     link: &Link,
     by_ifindex: &BTreeMap<u32, EndpointEntry>,
@@ -210,7 +210,7 @@ fn check_entries(
     })
 }
 
-fn ipcache_value(entry: &IpcacheEntry) -> IpcacheValue {
+pub(crate) fn ipcache_value(entry: &IpcacheEntry) -> IpcacheValue {
     IpcacheValue { identity: identity(entry.identity), node: NodeIndex(entry.node) }
 }
 

@@ -23,7 +23,7 @@ const MAGIC: [u8; 8] = *b"WRNSNAP\n";
 const VERSION: u32 = 2;
 
 /// Magic, version, length, checksum.
-const HEADER_BYTES: usize = 8 + 4 + 8 + 4;
+pub const HEADER_BYTES: usize = 8 + 4 + 8 + 4;
 
 /// A payload longer than this is neither written nor read: 100,000 endpoints take 3 MB, so this is a fleet of a few
 /// million. Without a limit a hostile length could ask for all memory there is.
@@ -142,13 +142,18 @@ pub fn encode(snapshot: &Snapshot) -> Result<Vec<u8>, SnapshotError> {
     if payload.len() > MAX_PAYLOAD_BYTES {
         return Err(SnapshotError::TooLong(payload.len() as u64));
     }
+    Ok(seal(&payload))
+}
+
+/// A file with this payload under a right header.
+pub fn seal(payload: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(HEADER_BYTES + payload.len());
     bytes.extend(MAGIC);
     bytes.extend(VERSION.to_le_bytes());
     bytes.extend((payload.len() as u64).to_le_bytes());
-    bytes.extend(crc32c::crc32c(&payload).to_le_bytes());
+    bytes.extend(crc32c::crc32c(payload).to_le_bytes());
     bytes.extend(payload);
-    Ok(bytes)
+    bytes
 }
 
 /// Reads the bytes of a file. They may come from anywhere: what they cost is bounded by their number.
@@ -249,16 +254,6 @@ mod tests {
         }
     }
 
-    /// A file with a right header, whatever its payload.
-    fn sealed(payload: &[u8]) -> Vec<u8> {
-        let mut bytes = encode(&snapshot()).unwrap();
-        bytes.truncate(12);
-        bytes.extend((payload.len() as u64).to_le_bytes());
-        bytes.extend(crc32c::crc32c(payload).to_le_bytes());
-        bytes.extend(payload);
-        bytes
-    }
-
     #[test]
     fn what_is_written_is_read() {
         let folder = tempfile::tempdir().unwrap();
@@ -292,14 +287,14 @@ mod tests {
     #[test]
     fn what_lies_under_a_right_checksum_is_refused_without_harm() {
         let payload = encode(&snapshot()).unwrap().split_off(HEADER_BYTES);
-        assert_eq!(decode(&sealed(&payload)).unwrap(), snapshot());
+        assert_eq!(decode(&seal(&payload)).unwrap(), snapshot());
         for length in 0..payload.len() {
-            decode(&sealed(&payload[..length])).expect_err("cut off");
+            decode(&seal(&payload[..length])).expect_err("cut off");
         }
         let mut longer = payload.clone();
         longer.push(0);
         assert!(
-            matches!(decode(&sealed(&longer)), Err(SnapshotError::Length { .. })),
+            matches!(decode(&seal(&longer)), Err(SnapshotError::Length { .. })),
             "not all of it was read"
         );
         // Each place may say that a text or a list of any length follows (253: a length of 8 bytes).
@@ -309,10 +304,10 @@ mod tests {
             hostile.extend([0xff; 8]);
             hostile.extend(&payload[index..]);
             // Where it fell into a text's middle the rest still may be a snapshot; what counts is to come back.
-            drop(decode(&sealed(&hostile)));
+            drop(decode(&seal(&hostile)));
         }
         let first_length = [&[253][..], &u64::MAX.to_le_bytes(), &payload].concat();
-        decode(&sealed(&first_length)).expect_err("a text longer than all memory");
+        decode(&seal(&first_length)).expect_err("a text longer than all memory");
     }
 
     #[test]

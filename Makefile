@@ -10,9 +10,10 @@ export PATH := $(PATH):/usr/sbin:/sbin:$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 LAB := $(TARGET_DIR)/release/warren-lab
+SCENARIOS ?= $(basename $(notdir $(wildcard chaos/scenarios/*.toml)))
 CARGO_DENY_VERSION := 0.20
 
-.PHONY: help setup build lab lab-down test fuzz bench fmt fmt-check clippy check-tests test-etcd test-kernels docs deny
+.PHONY: help setup build lab lab-down test chaos fuzz bench fmt fmt-check clippy check-tests test-etcd test-kernels docs deny
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -58,6 +59,14 @@ test-kernels: setup ## packet tests and a lab under Debian's 6.1 and 6.12, in em
 # By hand: make fuzz TARGET=handle SECONDS=600
 fuzz: setup ## coverage-guided fuzzing of all targets, or TARGET=name, SECONDS=60 each (chaos/fuzz/fuzz.sh)
 	@SECONDS_EACH=$(or $(SECONDS),60) chaos/fuzz/fuzz.sh $(TARGET)
+
+chaos: build ## run every scenario of chaos/scenarios, one after the other (SCENARIOS='a b', SEED=n)
+	@failed=; \
+	for name in $(SCENARIOS); do \
+	    $(LAB) --name chaos run $$name $(if $(SEED),--seed $(SEED)) || failed+=" $$name"; \
+	done; \
+	if [[ -n $$failed ]]; then echo "scenarios that failed:$$failed"; exit 1; fi; \
+	echo "all scenarios passed"
 
 bench: setup ## what programs and decisions cost
 	cargo bench --locked -p datapath-linux -p node-core

@@ -86,6 +86,17 @@ pub enum Command {
         /// The fault, as it is listed.
         fault: String,
     },
+    /// Run a scenario in a lab of its own: a story of what happens to a fleet, and what must hold. Exit code 1 when it does not.
+    Run {
+        /// A file, or a name in chaos/scenarios.
+        scenario: String,
+        /// What chance is drawn from; a new one each time if not given.
+        #[arg(long)]
+        seed: Option<u64>,
+        /// Leave the lab standing.
+        #[arg(long)]
+        keep: bool,
+    },
     /// Take everything of a lab away. Doing it again is no error.
     Down {
         /// All labs of this machine.

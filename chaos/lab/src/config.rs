@@ -6,7 +6,6 @@ use crate::{Lab, spec::underlay_address};
 pub fn render(lab: &Lab, node: &str) -> String {
     let spec = lab.spec();
     let folder = lab.name().folder().join(node);
-    let address = underlay_address(node);
     let store = if spec.etcd == 0 { "memory" } else { "etcd" };
     // The first two nodes are every node's seeds; the others are found through etcd and gossip.
     let seeds: Vec<String> = spec
@@ -41,7 +40,7 @@ pub fn render(lab: &Lab, node: &str) -> String {
          seeds = {seeds}\n\n\
          [datapath]\n\
          pin_root = {pins}\n\
-         underlay_address = {underlay}\n\n\
+         underlay_interface = \"eth0\"\n\n\
          [log]\n\
          level = \"info\"\n",
         store = text(&store),
@@ -55,6 +54,5 @@ pub fn render(lab: &Lab, node: &str) -> String {
         key = text(&lab.key_path().display()),
         seeds = values(&seeds),
         pins = text(&lab.pin_path(node).display()),
-        underlay = text(&address),
     )
 }

@@ -17,6 +17,7 @@ pub mod name;
 pub mod namespace;
 pub mod probe;
 pub mod process;
+pub mod scenario;
 pub mod spec;
 mod status;
 mod teardown;

@@ -15,7 +15,9 @@ use arguments::{AgentAction, Arguments, Command, EndpointCommand, Output, Size};
 use chaos_lab::{
     Lab, LabName, LabStatus, Spec, ask,
     fault::{self, FaultCommand},
-    interrupt, process, require_root, take_down, wait,
+    interrupt, process, require_root,
+    scenario::{self, Scenario},
+    take_down, wait,
 };
 use clap::Parser;
 use identity::Labels;
@@ -99,6 +101,14 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         }
         Command::Fault(command) => print(&(command.carry_out(&open()?)? + "\n"))?,
         Command::Helper { id, fault } => fault::helper::run(&open()?, id, &fault)?,
+        Command::Run { scenario, seed, keep } => {
+            let seed = seed.unwrap_or_else(|| rand::random::<u32>().into());
+            let scenario = Scenario::read(&scenario::find(&scenario)?, seed)?;
+            progress(&format!("{}: {}\n{}\nseed {seed}", scenario.name, scenario.title, scenario.why));
+            let report = scenario::run(&scenario, name, keep, progress)?;
+            print(&if json { serde_json::to_string_pretty(&report)? + "\n" } else { report.text() })?;
+            return Ok(if report.passed { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
         Command::Down { all } => down(&if all { Lab::list()? } else { vec![name] })?,
     }
     Ok(ExitCode::SUCCESS)

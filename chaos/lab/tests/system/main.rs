@@ -13,5 +13,6 @@ mod lab_itself;
 mod mistakes;
 mod probes;
 mod restart;
+mod scenarios;
 mod support;
 mod traffic;

@@ -1,0 +1,98 @@
+//! What runs scenarios: a story that does not hold must fail, and leave nothing. `make chaos` runs those of
+//! `chaos/scenarios`.
+
+use std::{
+    fs,
+    net::IpAddr,
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+use anyhow::ensure;
+use chaos_lab::{
+    process,
+    scenario::{RunReport, Watch},
+    wait,
+};
+use nix::sys::signal::Signal;
+
+use crate::support::{SOON, TestLab, WARREN_LAB, finish, lab_name, remains};
+
+#[test]
+fn a_story_that_does_not_hold_fails_and_leaves_nothing() {
+    let Some(lab) = lab_name("badstory") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("story.toml");
+    let story = "
+endpoint n1/a app=a
+endpoint n2/a app=a
+expect converged --within 10s
+probe ping pings n1/a n2/a
+probe streams streams n1/a n2/a --count 3 --stall 500ms
+cut n1 n2
+wait 1s
+expect reaches n1/a n2/a --within 1s
+expect status n1 \"no such text\" --within 0s
+heal
+expect reaches n1/a n2/a
+expect clean streams
+expect clean streams --steady
+expect clean pings
+expect recorded
+";
+    let text = format!("title = 't'\nwhy = 'w'\nstory = '''{story}'''\n[fleet]\nnodes = 2\netcd = 1\n");
+    fs::write(&file, text).unwrap();
+    let run = || {
+        let mut command = Command::new(WARREN_LAB);
+        command.args(["--name", lab.as_str(), "run"]).arg(&file).args(["--seed", "3", "-o", "json"]);
+        command
+    };
+    let (code, stdout, stderr) = finish(&mut run());
+    assert_eq!(code, 1, "{stderr}");
+    let report: RunReport = serde_json::from_str(&stdout).unwrap();
+    let failed: Vec<(usize, bool)> = report.expectations.iter().map(|it| (it.line, it.held)).collect();
+    let expected =
+        [(6, true), (11, false), (12, false), (14, true), (15, true), (16, false), (17, false), (18, true)];
+    assert_eq!(failed, expected, "{}", report.text());
+    assert_eq!((report.passed, report.broken.as_deref(), report.errors.len()), (false, None, 0));
+    assert_eq!(remains(&lab), <[String; 0]>::default());
+
+    // Somebody has seen enough.
+    let mut child = run().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    wait::until("the story to begin", SOON, || {
+        ensure!(chaos_lab::namespace::exists(&lab.endpoint_namespace("n2", "a")), "not yet");
+        Ok(())
+    })
+    .unwrap();
+    process::signal(child.id() as i32, Signal::SIGINT).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    assert_eq!(remains(&lab), <[String; 0]>::default());
+}
+
+#[test]
+fn the_watch_sees_what_leaves_a_map_and_what_may() {
+    let Some(lab) = TestLab::up("watch", 1, 0) else { return };
+    let kept = lab.endpoint("n1", "kept", "app=a");
+    let gone = lab.endpoint("n1", "gone", "app=a");
+    let origin = Instant::now();
+    let watch = Watch::start(&lab);
+    watch.deleted(gone.address, true);
+    watch.wait_seen(kept.address, SOON).unwrap();
+    lab.delete_endpoint("n1", "gone").unwrap();
+
+    let IpAddr::V4(address) = kept.address else { panic!("IPv4 only") };
+    let pin = lab.pin_path("n1").join("maps/WARREN_IPC_V4");
+    let key = address.octets().map(|byte| byte.to_string());
+    let mut arguments = vec!["map", "delete", "pinned", pin.to_str().unwrap(), "key"];
+    arguments.extend(key.iter().map(String::as_str));
+    process::run(&lab.name().machine_namespace("n1"), "bpftool", &arguments).unwrap();
+
+    let left = wait::until("the watch to see it", SOON, || {
+        let left = watch.left_since(origin)?;
+        ensure!(!left.is_empty(), "nothing has left");
+        Ok(left)
+    })
+    .unwrap();
+    let entries: Vec<&str> = left.iter().map(|left| left.entry.as_str()).collect();
+    assert_eq!(entries, [format!("n1: {address} left WARREN_IPC_V4")]);
+}

@@ -1,0 +1,255 @@
+//! Values drawn from bytes: from a small world in which things meet, with the ends of each range among them.
+
+use std::{net::IpAddr, sync::Arc};
+
+use datapath_plan::{
+    Base, EndpointId, EndpointValue, IpcacheValue, Mac, NodeIndex, NodeValue, Observed, RouteValue, Tables,
+};
+use identity::{Identity, Labels, NodeName};
+use ipnetwork::IpNetwork;
+use kvstore_schema::{
+    Key, KeyValue, KvEvent, LeaseId, Revision, Schema,
+    record::{
+        AliveRecord, CidrRecord, ClaimState, EndpointRecord, FleetRecord, IdentityIdRecord,
+        IdentityLabelsRecord, IdentityRefRecord, NodeRecord, Record,
+    },
+};
+use node_core::Underlay;
+use node_facts::{CidrFact, NodeFacts, NodeHealth, PendingEndpoint, PendingOp};
+
+use crate::{draw::Draw, target::sample};
+
+pub fn node(draw: &mut Draw) -> NodeName {
+    sample::node(draw.choose(&["n1", "n2", "n3", "a-very-long-name"]))
+}
+
+pub fn labels(draw: &mut Draw) -> Labels {
+    sample::labels(draw.choose(&[
+        "app=web",
+        "app=db",
+        "app=web,tier=front",
+        "",
+        "x=",
+        "app.example.org/name=a",
+    ]))
+}
+
+pub fn identity(draw: &mut Draw) -> Identity {
+    let number = match draw.below(12) {
+        0 => 0,
+        1 => 1,
+        2 => 5,
+        3 => 6,
+        4 => 255,
+        5 => (1 << 24) - 1,
+        6 => 1 << 24,
+        7 => (1 << 25) - 1,
+        number => 256 + number as u32 % 4,
+    };
+    Identity::new(number).expect("below 2^25")
+}
+
+pub fn address(draw: &mut Draw) -> IpAddr {
+    let texts = [
+        "0.0.0.0",
+        "255.255.255.255",
+        "127.0.0.1",
+        "224.0.0.1",
+        "192.0.2.1",
+        "192.0.2.2",
+        "::",
+        "::1",
+        "::ffff:10.0.0.5",
+        "fd00::5",
+    ];
+    match draw.below(24) {
+        index if index < texts.len() => texts[index].parse().expect("an address"),
+        index => IpAddr::from([10, 0, u8::from(index == 23), draw.byte() % 64]),
+    }
+}
+
+pub fn network(draw: &mut Draw) -> IpNetwork {
+    let texts = [
+        "0.0.0.0/0",
+        "10.0.0.0/8",
+        "10.0.0.0/24",
+        "10.0.0.5/24",
+        "10.0.0.5/32",
+        "::/0",
+        "fd00::/112",
+        "fd00::/128",
+        "255.255.255.255/32",
+    ];
+    match draw.below(20) {
+        index if index < texts.len() => sample::network(texts[index]),
+        _ => IpNetwork::new(IpAddr::from([10, 0, 0, draw.byte() & 0x70]), 28).expect("a network"),
+    }
+}
+
+pub fn revision(draw: &mut Draw) -> Revision {
+    Revision(draw.i64())
+}
+
+fn state(draw: &mut Draw) -> ClaimState {
+    if draw.one_in(4) { ClaimState::Quarantined } else { ClaimState::Live }
+}
+
+/// A key of the fleet and a value for it: mostly a good record, sometimes one for another key, or none at all.
+pub fn record(draw: &mut Draw, schema: &Schema) -> (Key, Arc<[u8]>) {
+    let kind = draw.below(10);
+    let value_kind = if draw.one_in(8) { draw.below(10) } else { kind };
+    let owner = node(draw);
+    let key = match kind {
+        0 => schema.fleet(),
+        1 => schema.node(&owner),
+        2 => schema.alive(&owner),
+        3 => schema.cidr(network(draw)),
+        4 => schema.identity_labels(&labels(draw).digest()),
+        5 => schema.identity_id(identity(draw)),
+        6 => schema.identity_ref(identity(draw), &owner),
+        7 | 8 => schema.endpoint(&owner, address(draw)),
+        _ => Key::from_raw(format!("{}{}", schema.root(), String::from_utf8_lossy(draw.bytes()))),
+    };
+    (key, value(draw, value_kind, owner))
+}
+
+fn value(draw: &mut Draw, kind: usize, owner: NodeName) -> Arc<[u8]> {
+    match kind {
+        0 => FleetRecord {
+            fleet_id: (*draw.choose(&["f00", "f01"])).to_owned(),
+            pools: vec![network(draw)],
+            block_prefix_v4: draw.choose(&[&28, &24, &30]).to_owned(),
+            ..sample::fleet_record()
+        }
+        .encode(),
+        1 => NodeRecord {
+            underlay: vec![address(draw), address(draw)],
+            cidrs: vec![network(draw)],
+            gateway: draw.bool().then(|| address(draw)),
+            machine_id: (*draw.choose(&["machine-1", "machine-2"])).to_owned(),
+            incarnation: draw.i64() as u64,
+            ..sample::node_record()
+        }
+        .encode(),
+        2 => AliveRecord { incarnation: draw.i64() as u64, ..sample::alive_record() }.encode(),
+        3 => CidrRecord { node: owner, state: state(draw), ..sample::cidr_record() }.encode(),
+        4 => IdentityLabelsRecord {
+            id: identity(draw),
+            labels: labels(draw),
+            ..sample::identity_labels_record()
+        }
+        .encode(),
+        5 => IdentityIdRecord { labels: labels(draw), state: state(draw), ..sample::identity_id_record() }
+            .encode(),
+        6 => IdentityRefRecord { incarnation: draw.i64() as u64, ..sample::identity_ref_record() }.encode(),
+        7 | 8 => {
+            let labels = labels(draw);
+            let (labels_digest, identity) = (labels.digest(), identity(draw));
+            EndpointRecord { labels_digest, labels, identity, ..sample::endpoint_record() }.encode()
+        }
+        _ => draw.bytes().into(),
+    }
+}
+
+pub fn key_value(draw: &mut Draw, schema: &Schema) -> KeyValue {
+    let (key, value) = record(draw, schema);
+    let (create_revision, mod_revision) = (revision(draw), revision(draw));
+    let lease = (draw.byte() == 1).then_some(LeaseId(1));
+    KeyValue { key, value, create_revision, mod_revision, lease }
+}
+
+pub fn kv_event(draw: &mut Draw, schema: &Schema) -> KvEvent {
+    let kv = key_value(draw, schema);
+    if draw.one_in(3) {
+        KvEvent::Delete { key: kv.key, mod_revision: kv.mod_revision }
+    } else {
+        KvEvent::Put(kv)
+    }
+}
+
+pub fn underlay(draw: &mut Draw) -> Underlay {
+    let addresses = vec![address(draw), address(draw)];
+    Underlay {
+        addresses,
+        network: network(draw),
+        ifindex: draw.byte().into(),
+        mtu_bytes: u32::from(draw.byte()) * 40,
+    }
+}
+
+/// What gossip may hand on: everything that its codec lets through.
+pub fn facts(draw: &mut Draw) -> NodeFacts {
+    let cidrs: Vec<CidrFact> = (0..draw.below(4))
+        .map(|_| {
+            let drawn = network(draw);
+            let cidr = IpNetwork::new(drawn.network(), drawn.prefix()).expect("the same length");
+            CidrFact { cidr, epoch: draw.i64() }
+        })
+        .collect();
+    let pending = (0..draw.below(5))
+        .map(|_| {
+            let labels = labels(draw);
+            PendingEndpoint {
+                ip: address(draw),
+                identity: identity(draw),
+                labels_digest: labels.digest(),
+                labels,
+                name: sample::endpoint_name(draw.choose(&["e0", "e1", "far"])),
+                op: if draw.bool() { PendingOp::Added } else { PendingOp::Removed },
+                sequence: draw.i64() as u64,
+            }
+        })
+        .collect();
+    let facts = NodeFacts {
+        fleet_id: (*draw.choose(&["f00", "", "f01"])).to_owned(),
+        node: node(draw),
+        incarnation: draw.i64() as u64,
+        underlay: (0..draw.below(3)).map(|_| address(draw)).collect(),
+        moves: draw.i64() as u64,
+        gateway: draw.bool().then(|| address(draw)),
+        cidrs,
+        applied_generation: draw.u64(),
+        health: NodeHealth::Ok,
+        pending,
+    };
+    let valid = |entry: &PendingEndpoint| entry.validate(&facts).is_ok();
+    let pending = facts.pending.iter().filter(|entry| valid(entry)).cloned().collect();
+    NodeFacts { pending, ..facts }
+}
+
+/// What a kernel may hold: entries of ours in any combination, perhaps of another life.
+pub fn observed(draw: &mut Draw) -> Observed {
+    let mut tables = Tables::default();
+    if draw.bool() {
+        tables.base =
+            Some(Base { gateway: address(draw), tunnel_port: 8472, mtu_bytes: u32::from(draw.byte()) });
+    }
+    for _ in 0..draw.below(4) {
+        let index = NodeIndex(*draw.choose(&[&0, &1, &2, &3, &8_191, &u32::MAX]));
+        tables.nodes.insert(index, NodeValue { underlay: address(draw) });
+    }
+    for _ in 0..draw.below(6) {
+        let node = NodeIndex(u32::from(draw.byte() % 5));
+        tables.ipcache.insert(network(draw), IpcacheValue { identity: identity(draw), node });
+    }
+    for _ in 0..draw.below(4) {
+        tables.routes.insert(network(draw), RouteValue { source: address(draw), mtu_bytes: 1450 });
+    }
+    for _ in 0..draw.below(4) {
+        let id = EndpointId(*draw.choose(&[&0, &1, &2, &3, &u32::MAX]));
+        let value = EndpointValue {
+            address: address(draw),
+            identity: identity(draw),
+            mac: Mac([2, 0, 0, 0, 0, draw.byte()]),
+            host_mac: Mac([2, 0, 0, 0, 1, draw.byte()]),
+            attachment: None,
+        };
+        tables.endpoints.insert(id, value);
+    }
+    let broken = (0..draw.below(3)).map(|_| "something".to_owned()).collect();
+    let mut endpoint_devices: Vec<EndpointId> = tables.endpoints.keys().copied().collect();
+    if draw.bool() {
+        endpoint_devices.push(EndpointId(*draw.choose(&[&0, &4, &u32::MAX])));
+    }
+    Observed { tables, broken, endpoint_devices }
+}

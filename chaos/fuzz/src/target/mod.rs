@@ -1,0 +1,48 @@
+//! The targets: one function over bytes for each decoder.
+
+mod agent;
+mod api;
+mod gossip;
+mod handle;
+mod kernel;
+mod label;
+mod sample;
+mod store;
+
+/// One decoder, or what stands for it.
+pub struct Target {
+    /// As `make fuzz TARGET=` and the folder of its corpus name it.
+    pub name: &'static str,
+    /// Panics when something is wrong. Bytes from anywhere.
+    pub run: fn(&[u8]),
+    /// Real inputs, made by the code of today: where mutation begins.
+    pub seeds: fn() -> Vec<Vec<u8>>,
+    /// Pieces of the target's language.
+    pub words: &'static [&'static str],
+    /// Mutations in the short run: as many as take about a second in a debug build.
+    pub rounds: u32,
+}
+
+/// All of them, by name.
+pub const TARGETS: &[Target] = &[
+    api::API,
+    agent::CONFIG,
+    kernel::EVENT,
+    gossip::FACTS,
+    gossip::GOSSIP,
+    handle::HANDLE,
+    kernel::KERNEL_VALUES,
+    gossip::KEY_FILE,
+    label::LABEL,
+    kernel::NETLINK,
+    kernel::PACKET,
+    store::RECORD_KEY,
+    store::RECORD_VALUE,
+    agent::SNAPSHOT,
+    store::STORE_FILE,
+];
+
+/// The target of a name.
+pub fn find(name: &str) -> Option<&'static Target> {
+    TARGETS.iter().find(|target| target.name == name)
+}

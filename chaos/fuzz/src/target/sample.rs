@@ -1,0 +1,175 @@
+//! Real values, as the code of today makes them.
+
+use datapath_plan::{Attachment, EndpointId, Mac};
+use identity::{EndpointName, Identity, Labels, NodeName};
+use ipnetwork::IpNetwork;
+use kvstore_schema::{
+    Revision, StoreIdentity,
+    record::{
+        AliveRecord, CidrRecord, ClaimState, EndpointRecord, FleetRecord, IdentityIdRecord,
+        IdentityLabelsRecord, IdentityRefRecord, NodeRecord,
+    },
+};
+use node_core::{SavedCidr, SavedEndpoint, SavedIdentity, SavedNode, SavedRecord, Snapshot};
+use node_facts::{CidrFact, NodeFacts, NodeHealth, PendingEndpoint, PendingOp};
+
+pub fn node(name: &str) -> NodeName {
+    name.parse().expect("a name")
+}
+
+pub fn endpoint_name(name: &str) -> EndpointName {
+    name.parse().expect("a name")
+}
+
+pub fn labels(text: &str) -> Labels {
+    text.parse().expect("labels")
+}
+
+pub fn network(text: &str) -> IpNetwork {
+    text.parse().expect("a network")
+}
+
+pub fn fleet_record() -> FleetRecord {
+    FleetRecord {
+        fleet_id: "f00".to_owned(),
+        pools: vec![network("10.0.0.0/16")],
+        block_prefix_v4: 24,
+        block_prefix_v6: 112,
+        tunnel_port: 8472,
+        unknown: Default::default(),
+    }
+}
+
+pub fn node_record() -> NodeRecord {
+    NodeRecord {
+        underlay: vec!["192.0.2.2".parse().expect("an address")],
+        moves: 1,
+        cidrs: vec![network("10.0.1.0/24")],
+        gateway: "10.0.1.1".parse().ok(),
+        gossip_port: 7946,
+        labels: labels("rack=r1"),
+        boot_id: "boot".to_owned(),
+        machine_id: "machine-2".to_owned(),
+        incarnation: 3,
+        agent_version: "0.1.0".to_owned(),
+        unknown: Default::default(),
+    }
+}
+
+pub fn alive_record() -> AliveRecord {
+    AliveRecord { incarnation: 3, machine_id: "machine-2".to_owned(), unknown: Default::default() }
+}
+
+pub fn cidr_record() -> CidrRecord {
+    CidrRecord {
+        node: node("n2"),
+        state: ClaimState::Live,
+        token: "machine-2/3/1".to_owned(),
+        unknown: Default::default(),
+    }
+}
+
+pub fn identity_labels_record() -> IdentityLabelsRecord {
+    IdentityLabelsRecord { id: Identity::FLEET_MIN, labels: labels("app=web"), unknown: Default::default() }
+}
+
+pub fn identity_id_record() -> IdentityIdRecord {
+    IdentityIdRecord {
+        labels: labels("app=web"),
+        state: ClaimState::Quarantined,
+        unknown: Default::default(),
+    }
+}
+
+pub fn identity_ref_record() -> IdentityRefRecord {
+    IdentityRefRecord { incarnation: 3, unknown: Default::default() }
+}
+
+pub fn endpoint_record() -> EndpointRecord {
+    EndpointRecord {
+        name: endpoint_name("web-1"),
+        identity: Identity::FLEET_MIN,
+        labels_digest: labels("app=web").digest(),
+        labels: labels("app=web,version=2"),
+        unknown: Default::default(),
+    }
+}
+
+pub fn facts() -> NodeFacts {
+    let change = |host: u8, op, sequence| PendingEndpoint {
+        ip: [10, 0, 1, host].into(),
+        identity: Identity::FLEET_MIN,
+        labels_digest: labels("app=web").digest(),
+        labels: labels("app=web,version=2"),
+        name: endpoint_name("web-1"),
+        op,
+        sequence,
+    };
+    NodeFacts {
+        fleet_id: "f00".to_owned(),
+        node: node("n2"),
+        incarnation: 3,
+        underlay: vec![[192, 0, 2, 2].into()],
+        moves: 1,
+        gateway: Some([10, 0, 1, 1].into()),
+        cidrs: vec![CidrFact { cidr: network("10.0.1.0/24"), epoch: 7 }],
+        applied_generation: 12,
+        health: NodeHealth::degraded("etcd is away"),
+        pending: vec![change(5, PendingOp::Added, 1), change(6, PendingOp::Removed, 2)],
+    }
+}
+
+/// What node `n1` on machine `machine-1` leaves behind.
+pub fn snapshot() -> Snapshot {
+    let saved = |name: &str, last: u8| SavedNode {
+        name: node(name),
+        underlay: vec![[192, 0, 2, last].into()],
+        gateway: Some([10, 0, last - 1, 1].into()),
+        gossip_port: 7946,
+        labels: labels("rack=r1"),
+        machine_id: format!("machine-{last}"),
+        incarnation: 3,
+        agent_version: "0.1.0".to_owned(),
+    };
+    let block = |name: &str, cidr: &str| SavedCidr {
+        cidr: network(cidr),
+        node: node(name),
+        state: ClaimState::Live,
+        epoch: Revision(5),
+    };
+    let record = |address: [u8; 4]| SavedRecord {
+        address: address.into(),
+        identity: Identity::FLEET_MIN,
+        name: endpoint_name("web-1"),
+    };
+    Snapshot {
+        fleet: "test".parse().expect("a name"),
+        fleet_id: "f00".to_owned(),
+        node: node("n1"),
+        machine_id: "machine-1".to_owned(),
+        store: StoreIdentity(1),
+        revision: Revision(42),
+        heard_at: std::time::Duration::from_secs(1_700_000_000),
+        nodes: vec![saved("n1", 1), saved("n2", 2)],
+        cidrs: vec![block("n1", "10.0.0.0/24"), block("n2", "10.0.1.0/24")],
+        identities: vec![SavedIdentity {
+            id: Identity::FLEET_MIN,
+            labels: labels("app=web"),
+            referenced: true,
+        }],
+        records: vec![(node("n1"), vec![record([10, 0, 0, 2])]), (node("n2"), vec![record([10, 0, 1, 5])])],
+        endpoints: vec![SavedEndpoint {
+            id: EndpointId(1),
+            name: endpoint_name("web-1"),
+            labels: labels("app=web"),
+            attachment: Some(Attachment::Netns {
+                path: "/run/netns/web".into(),
+                interface: "eth0".to_owned(),
+            }),
+            address: [10, 0, 0, 2].into(),
+            mac: Mac([2, 0, 0, 0, 0, 1]),
+            host_mac: Mac([2, 0, 0, 0, 0, 2]),
+            ready: true,
+        }],
+    }
+}

@@ -29,6 +29,7 @@ fn run(lab: &TestLab, node: &str, words: &str) {
 fn the_doctor_sees_a_blocked_tunnel_and_others_at_our_hooks() {
     let Some(lab) = TestLab::up("doctor", 2, 1) else { return };
     check(&lab, "tunnel", "ok", "1 node heard");
+    check(&lab, "path-mtu", "ok", "1450 bytes pass to 1 node");
     check(&lab, "clock-skew", "ok", "1 node");
     check(&lab, "hooks", "ok", "nobody else's");
 
@@ -39,7 +40,12 @@ fn the_doctor_sees_a_blocked_tunnel_and_others_at_our_hooks() {
     check(&lab, "clock-skew", "unknown", "told its time");
     let (code, ..) = lab.warren("n1", &["doctor"]);
     assert_eq!(code, 1, "a failure is an exit code");
+    run(&lab, "n2", "nft flush chain inet blocked in");
+    run(&lab, "n2", "nft add rule inet blocked in udp dport 8472 udp length gt 1400 drop");
+    check(&lab, "tunnel", "ok", "1 node heard");
+    check(&lab, "path-mtu", "fail", "1450 bytes do not pass, small ones do: n2");
     run(&lab, "n2", "nft delete table inet blocked");
+    check(&lab, "path-mtu", "ok", "1450 bytes");
     check(&lab, "tunnel", "ok", "1 node heard");
 
     run(&lab, "n1", "tc qdisc add dev warren_net clsact");

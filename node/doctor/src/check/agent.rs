@@ -15,7 +15,7 @@ pub const FULL_MAP_PERCENT: u64 = 90;
 const SHOWN: usize = 4;
 
 /// What is asked of an agent that answers, beside whether it does.
-const NAMES: [&str; 15] = [
+const NAMES: [&str; 16] = [
     "node",
     "warnings",
     "store",
@@ -25,6 +25,7 @@ const NAMES: [&str; 15] = [
     "gossip",
     "underlay",
     "tunnel",
+    "path-mtu",
     "clock-skew",
     "mtu",
     "hooks",
@@ -65,6 +66,7 @@ fn answered(answers: &Answers) -> Vec<Finding> {
         gossip(&status.gossip),
         underlay(&status.underlay),
         peers::tunnel(answers),
+        peers::path_mtu(answers),
         peers::clock_skew(answers),
         mtu(answers),
         hooks::hooks(&answers.hooks),

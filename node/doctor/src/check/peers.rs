@@ -40,6 +40,42 @@ pub(super) fn tunnel(answers: &Answers) -> Finding {
     )
 }
 
+/// Who answers small packets and not those as long as an endpoint's may be: something on the way carries less than
+/// the underlay's interface says, and TCP connections begin well and then stand.
+pub(super) fn path_mtu(answers: &Answers) -> Finding {
+    const CHECK: &str = "path-mtu";
+    let peers = match living(CHECK, answers) {
+        Ok(peers) => peers,
+        Err(finding) => return finding,
+    };
+    let heard: Vec<&Peer> = peers.iter().filter(|peer| peer.heard.ping).collect();
+    if heard.is_empty() {
+        return Finding::unknown(
+            CHECK,
+            "no other node is heard through the tunnel",
+            "see the finding `tunnel`",
+        );
+    }
+    let mtu_bytes = answers.base.as_ref().ok().and_then(Option::as_ref).map_or(0, |base| base.mtu_bytes);
+    let short: Vec<&Peer> = heard.iter().filter(|peer| !peer.heard.full_size).copied().collect();
+    let Some(first) = short.first() else {
+        return Finding::ok(
+            CHECK,
+            format!("{mtu_bytes} bytes pass to {} and back", count(heard.len(), "node")),
+        );
+    };
+    let names: Vec<String> = short.iter().map(|peer| format!("{} at {}", peer.node, peer.underlay)).collect();
+    let interface = &answers.status.underlay.interface;
+    Finding::fail(
+        CHECK,
+        format!("packets of {mtu_bytes} bytes do not pass, small ones do: {}", some(&names)),
+        format!(
+            "find what the network carries: tracepath -n {}; then on every node: ip link set {interface} mtu <that>, which warrend follows",
+            first.underlay
+        ),
+    )
+}
+
 pub(super) fn clock_skew(answers: &Answers) -> Finding {
     const CHECK: &str = "clock-skew";
     let peers = match living(CHECK, answers) {
@@ -109,7 +145,7 @@ mod tests {
     }
 
     fn heard(ping: bool, clock_ahead_ms: impl Into<Option<i64>>) -> Heard {
-        Heard { ping, clock_ahead_ms: clock_ahead_ms.into() }
+        Heard { ping, full_size: ping, clock_ahead_ms: clock_ahead_ms.into() }
     }
 
     #[test]
@@ -125,6 +161,22 @@ mod tests {
             "let UDP 8472 pass",
         );
         check(&[heard(false, 0)], Fail, "1 of 1 node", "tcpdump -ni eth0 udp port 8472 and host 172.30.1.2");
+    }
+
+    #[test]
+    fn a_way_that_carries_less_than_it_should() {
+        let check =
+            |heard: &[Heard], verdict, seen, remedy| expect(path_mtu(&with(heard)), verdict, seen, remedy);
+        let short = Heard { full_size: false, ..heard(true, 0) };
+        check(&[heard(true, 0), heard(false, None)], Ok, "1450 bytes pass to 1 node and back", "");
+        check(
+            &[heard(true, 0), short],
+            Fail,
+            "1450 bytes do not pass, small ones do: n2 at",
+            "tracepath -n 172.30.1.2",
+        );
+        check(&[heard(false, None)], Unknown, "no other node is heard", "tunnel");
+        check(&[], Ok, "no other node", "");
     }
 
     #[test]

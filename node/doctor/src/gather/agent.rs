@@ -71,7 +71,10 @@ pub(crate) async fn agent(client: &Client) -> Agent {
     let hooks = within_limit(client.hooks()).await.map(|listing| listing.items);
     let peers = match &base {
         // Without a gateway of our own no answer finds its way back.
-        Ok(Some(_)) => ask_peers(within_limit(client.nodes()).await.map(|listing| listing.items)).await,
+        Ok(Some(base)) => {
+            let nodes = within_limit(client.nodes()).await.map(|listing| listing.items);
+            ask_peers(nodes, base.mtu_bytes).await
+        }
         Ok(None) => Err("the node has no pod CIDR yet".to_owned()),
         Err(error) => Err(error.clone()),
     };
@@ -79,7 +82,7 @@ pub(crate) async fn agent(client: &Client) -> Agent {
 }
 
 /// Asks those whom gossip hears: of the others nobody would know whether the tunnel is to blame.
-async fn ask_peers(nodes: Result<Vec<Node>, String>) -> Result<Vec<Peer>, String> {
+async fn ask_peers(nodes: Result<Vec<Node>, String>, mtu_bytes: u32) -> Result<Vec<Peer>, String> {
     let peer = |node: Node| match node.gateway? {
         IpAddr::V4(gateway) if !node.this_node && node.alive_in_gossip == Some(true) => Some(Peer {
             node: node.name,
@@ -91,7 +94,7 @@ async fn ask_peers(nodes: Result<Vec<Node>, String>) -> Result<Vec<Peer>, String
     };
     let mut found: Vec<Peer> = nodes?.into_iter().filter_map(peer).collect();
     let gateways: Vec<Ipv4Addr> = found.iter().map(|peer| peer.gateway).collect();
-    let heard = tokio::task::spawn_blocking(move || peers::ask(&gateways))
+    let heard = tokio::task::spawn_blocking(move || peers::ask(&gateways, mtu_bytes))
         .await
         .map_err(|error| format!("asking other nodes: {error}"))?
         .map_err(|error| format!("other nodes cannot be asked from here: {error}"))?;

@@ -27,7 +27,7 @@ pub(in crate::check) fn answers() -> Answers {
             node: NodeName::new("n2").expect("samples are well-formed"),
             gateway: "10.200.2.1".parse().expect("samples are well-formed"),
             underlay: "172.30.1.2".to_owned(),
-            heard: Heard { ping: true, clock_ahead_ms: Some(3) },
+            heard: Heard { ping: true, full_size: true, clock_ahead_ms: Some(3) },
         }]),
     }
 }

@@ -135,7 +135,7 @@ make_image() {
 boot() {
     local kernel
     kernel=$(ls "$FOLDER/$1"/boot/vmlinuz-*)
-    nice timeout "$LIMIT_S" "${WITH_TOOLS[@]}" "$FOLDER/tools/usr/bin/qemu-system-x86_64" \
+    nice timeout --foreground "$LIMIT_S" "${WITH_TOOLS[@]}" "$FOLDER/tools/usr/bin/qemu-system-x86_64" \
         -L "$FOLDER/tools/usr/share/qemu" -L "$FOLDER/tools/usr/share/seabios" \
         -accel tcg -cpu max,la57=off,cx16=off -smp 1 -m "$MEMORY_MB" -nic none -display none -monitor none \
         -serial stdio -no-reboot -kernel "$kernel" -initrd "$scratch/image.cpio" \

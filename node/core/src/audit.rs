@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     AuditView, CallErrorKind, CallId, Command, Reply,
-    limits::{DISTURBED_PAUSE, OBSERVE_RETRY},
+    limits::{DISTURBED_PAUSE, GOSSIP_SETTLED, OBSERVE_RETRY},
     node::Node,
 };
 
@@ -86,7 +86,15 @@ impl Node {
     /// routes would look like nobody's.
     fn prune(&self) -> Prune {
         let complete = self.view.is_complete() && self.store.suspect.is_none() && self.ipam.settled();
-        if complete && self.audit.trusted == Some(true) { Prune::ALL } else { Prune::NONE }
+        if complete && self.audit.trusted == Some(true) {
+            Prune { ipcache: self.gossip_settled(), ..Prune::ALL }
+        } else {
+            Prune::NONE
+        }
+    }
+
+    fn gossip_settled(&self) -> bool {
+        self.now.monotonic >= GOSSIP_SETTLED
     }
 
     pub(crate) fn on_observed(&mut self, result: Result<Observed, String>) {
@@ -97,6 +105,9 @@ impl Node {
                 // Drawn from half to one and a half, so that a fleet started at once does not audit at once.
                 let interval = self.config.audit_interval;
                 self.audit.due_at = self.now.monotonic + interval.mul_f64(0.5 + self.rng.f64());
+                if !self.gossip_settled() {
+                    self.audit.due_at = self.audit.due_at.min(GOSSIP_SETTLED);
+                }
                 if self.audit.observed { self.compare(observed) } else { self.adopt_kernel(observed) }
             }
             Err(reason) => {

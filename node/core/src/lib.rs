@@ -4,6 +4,7 @@
 //! with the same configuration give the same commands, on any machine.
 
 mod audit;
+mod check;
 mod command;
 mod config;
 mod desired;

@@ -29,6 +29,10 @@ pub(crate) const PERSIST_OWN_PAUSE_EACH: Duration = Duration::from_micros(2);
 /// Between two snapshots while the fleet changes: what is missing in it the store or gossip tells again.
 pub(crate) const PERSIST_FLEET_PAUSE: Duration = Duration::from_secs(5);
 
+/// Until what gossip has not told counts as not there: after a start it takes a few rounds (of 1 s) to hear everybody, and
+/// a peer that is cut off from the store tells of its newest endpoints by gossip alone.
+pub(crate) const GOSSIP_SETTLED: Duration = Duration::from_secs(10);
+
 /// Until the kernel is read again after it could not be read.
 pub(crate) const OBSERVE_RETRY: Duration = Duration::from_secs(5);
 

@@ -103,7 +103,10 @@ impl Node {
         };
         if settled {
             self.records.dirty.remove(&ip);
-            self.withdraw(ip);
+            // Written is not enough: what leaves gossip is in the store at the revision that is told.
+            if !self.records.written.contains_key(&ip) {
+                self.withdraw(ip);
+            }
             return;
         }
         self.records.dirty.insert(ip);
@@ -257,13 +260,19 @@ impl Node {
                 .collect(),
             applied_generation,
             health,
+            recorded_revision: self.view.revision().0,
             pending: Vec::new(),
         };
-        // The generation alone is no news: telling each plan to everybody would cost more than it says.
+        // Generation and revision alone are no news: telling each plan to everybody would cost more than it says.
         let version = self.records.version;
         let news = self.records.published.as_ref().is_none_or(|(told, told_version)| {
             *told_version != version
-                || *told != NodeFacts { applied_generation: told.applied_generation, ..facts.clone() }
+                || *told
+                    != NodeFacts {
+                        applied_generation: told.applied_generation,
+                        recorded_revision: told.recorded_revision,
+                        ..facts.clone()
+                    }
         });
         if news {
             let pending = self.pending_changes();

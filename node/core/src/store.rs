@@ -40,6 +40,7 @@ impl Node {
                 let changes = self.view.apply_events(&events);
                 self.view.apply_progress(revision);
                 self.on_view_changes(changes);
+                self.forget_kept();
             }
             // Changes of a store that is not believed, or without the list that they build on.
             KvUpdate::Changed { .. } => {}
@@ -69,6 +70,7 @@ impl Node {
         let changes = self.view.apply_list(page);
         self.reconnected();
         self.on_view_changes(changes);
+        self.forget_kept();
         self.audit.after_listing = true;
         self.judge_first_listing();
     }

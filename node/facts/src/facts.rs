@@ -37,6 +37,9 @@ pub struct NodeFacts {
     pub applied_generation: u64,
     /// How it feels.
     pub health: NodeHealth,
+    /// At this revision of the store, what the node has changed and does not tell as `pending` is in its records:
+    /// who has not seen as much of the store yet goes on with what was told before.
+    pub recorded_revision: i64,
     /// Endpoint changes that etcd has not confirmed yet, in the order of `sequence`. A confirmed one
     /// leaves, so that this stays small whatever the fleet's size.
     #[serde(default)]

@@ -57,8 +57,14 @@ impl Node {
             self.peers.told_cidrs.entry(cidr).or_default().insert((epoch, node.clone()));
             self.desired.prefixes.insert(cidr);
         }
+        // What is told no more is recorded, but perhaps not to our knowledge: gossip may be ahead of the watch.
+        let seen = self.view.revision().0 >= facts.recorded_revision;
         for change in before.iter().flat_map(|facts| &facts.pending) {
-            self.forget_pending(&node, change.ip);
+            if seen || facts.pending.iter().any(|again| again.ip == change.ip) {
+                self.forget_pending(&node, change.ip);
+            } else {
+                self.peers.kept.insert((facts.recorded_revision, node.clone(), change.ip));
+            }
         }
         for change in facts.pending {
             if confirmed.get(&change.ip).is_none_or(|sequence| *sequence < change.sequence) {
@@ -96,6 +102,18 @@ impl Node {
             changes.remove(node);
             if changes.is_empty() {
                 self.peers.pending.remove(&ip);
+            }
+        }
+    }
+
+    /// The store is known up to a later revision: what was kept until then is in the records, or came to nothing.
+    pub(crate) fn forget_kept(&mut self) {
+        let revision = self.view.revision().0;
+        while self.peers.kept.first().is_some_and(|(at, ..)| *at <= revision) {
+            let Some((_, node, ip)) = self.peers.kept.pop_first() else { return };
+            let facts = self.peers.peers.get(&node).and_then(|peer| peer.facts.as_ref());
+            if !facts.is_some_and(|facts| facts.pending.iter().any(|change| change.ip == ip)) {
+                self.forget_pending(&node, ip);
             }
         }
     }

@@ -63,6 +63,8 @@ pub(crate) struct Peers {
     owners: BTreeMap<IpNetwork, NodeName>,
     /// Unconfirmed endpoint changes by gossip.
     pending: BTreeMap<IpAddr, BTreeMap<NodeName, PendingEndpoint>>,
+    /// Changes that gossip tells no more, until the store is known up to the revision that has them.
+    kept: BTreeSet<(i64, NodeName, IpAddr)>,
     /// What nodes said before this one knew its fleet's id, the newest of each: gossip says a thing once.
     early: BTreeMap<NodeName, NodeFacts>,
 }
@@ -129,6 +131,10 @@ impl Node {
                     self.desired.prefixes.insert(cidr);
                 }
                 facts.pending.iter().for_each(|change| self.forget_pending(&node, change.ip));
+                for (_, _, ip) in self.peers.kept.extract_if(.., |(_, of, _)| *of == node).collect::<Vec<_>>()
+                {
+                    self.forget_pending(&node, ip);
+                }
             }
         } else {
             self.peers.removed.remove(&node);

@@ -1,22 +1,39 @@
-//! A fleet in one value: nodes, their kernels, one store, gossip, and time by hand.
+//! The whole fleet in one value.
 //!
 //! Everything that may happen next (a request carried out, an answer, a batch of changes, a fact told) is a
-//! pending action; which one happens is drawn from a seed, and P3 is checked after each. No thread, no clock.
+//! pending action; which one happens is drawn from a seed, and after each the checkers look. No thread, no clock.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    net::IpAddr,
+    time::Duration,
+};
 
-use datapath_plan::Attachment;
-use identity::{EndpointName, Identity, Labels};
-use kvstore_schema::{Revision, Schema, StoreIdentity};
+use kvstore_claims::FleetView;
+use kvstore_schema::{KvRequest, Revision, Schema, StoreIdentity};
 use kvstore_store::MemState;
-use node_core::{Call, CallError, CallId, EndpointSpec, Node, NodeConfig, Reply, Underlay};
+use node_core::{Call, CallError, CallId, Event, Node, NodeConfig, Reply};
 
-use crate::{Agent, check};
+use crate::{
+    agent::{Agent, Deed, Replies},
+    bug::Bug,
+    check::{self, Checked, Invariant},
+    config::{config, spec},
+    gossip::{Gossip, INTERVAL, News},
+    truth::{Me, Subject, Truth},
+};
 
 /// The most steps of one `settle`: a fleet that is not quiet by then will never be.
 const MAX_STEPS: usize = 2_000_000;
+/// The most that anybody can be behind: faults of a history are healed before.
+const LAG: Duration = Duration::from_secs(900);
+/// After its start, an agent hears of everybody within this, if gossip goes.
+const HEARD: Duration = Duration::from_secs(10);
+/// Steps that a failure is told with.
+const REMEMBERED: usize = 60;
 
 /// The whole fleet.
+#[derive(Clone)]
 pub struct Sim {
     /// The one store.
     pub store: MemState,
@@ -26,69 +43,28 @@ pub struct Sim {
     pub now: Duration,
     /// Whether gossip reaches anybody.
     pub gossip: bool,
-    rng: fastrand::Rng,
-    calls: u64,
-    /// What P3 was last checked on: it depends on the store and the kernels alone.
-    checked: (Revision, u64),
+    /// Gossip goes in rounds, by links that have faults; else at once.
+    pub rounds: bool,
+    /// The ways of gossip.
+    pub links: Gossip,
     /// Answers that nobody has taken yet.
-    pub replies: BTreeMap<CallId, Result<Reply, CallError>>,
-}
-
-/// The configuration of node number `n` (from 1).
-pub fn config(n: u8) -> NodeConfig {
-    NodeConfig {
-        fleet: "test".parse().expect("a name"),
-        node: format!("n{n}").parse().expect("a name"),
-        node_labels: Labels::default(),
-        underlay: Underlay {
-            addresses: vec![[192, 0, 2, n].into()],
-            network: "192.0.2.0/24".parse().expect("a network"),
-            ifindex: 2,
-            mtu_bytes: 1500,
-        },
-        pools: vec!["10.0.0.0/16".parse().expect("a pool")],
-        block_prefix_v4: 24,
-        block_prefix_v6: 112,
-        tunnel_port: 8472,
-        gossip_port: 7946,
-        identity_labels: Vec::new(),
-        incarnation: 1,
-        machine_id: format!("machine-{n}"),
-        boot_id: "boot".to_owned(),
-        agent_version: "test".to_owned(),
-        seed: [u64::from(n), 7],
-        quarantine: Duration::from_secs(900),
-        address_cooldown: Duration::from_secs(60),
-        address_reserve: 0,
-        audit_interval: Duration::from_secs(300),
-        collect_interval: Duration::from_secs(10),
-    }
-}
-
-/// A name of an endpoint.
-pub fn name(text: &str) -> EndpointName {
-    text.parse().expect("a name")
-}
-
-/// An endpoint as a caller asks for it.
-pub fn spec(endpoint: &str, labels: &str) -> EndpointSpec {
-    EndpointSpec {
-        name: name(endpoint),
-        labels: labels.parse().expect("labels"),
-        attachment: Attachment::Netns {
-            path: format!("/run/netns/{endpoint}").into(),
-            interface: "eth0".to_owned(),
-        },
-        address: None,
-    }
-}
-
-/// The address and identity of an endpoint that was to be added.
-pub fn added(reply: Result<Reply, CallError>) -> (IpAddr, Identity) {
-    match reply {
-        Ok(Reply::EndpointAdded { address, identity, .. }) => (address, identity),
-        other => panic!("not added: {other:?}"),
-    }
+    pub replies: Replies,
+    pub(crate) rng: fastrand::Rng,
+    pub(crate) truth: Truth,
+    /// What happened last, if somebody wants to read it.
+    pub(crate) story: Option<VecDeque<String>>,
+    bug: Option<Bug>,
+    calls: u64,
+    asked: Vec<(CallId, usize, Call)>,
+    /// Requests whose sender has given up.
+    late: Vec<KvRequest>,
+    /// The store as the checkers have seen it, and whether it is still the one that the fleet began with.
+    view: FleetView,
+    pub(crate) whole: bool,
+    /// The newest revision that each agent has known in this life.
+    revisions: Vec<i64>,
+    checked: (Revision, u64),
+    steps: u64,
 }
 
 impl Sim {
@@ -99,21 +75,54 @@ impl Sim {
 
     /// Nodes with these configurations.
     pub fn with(seed: u64, configs: Vec<NodeConfig>) -> Self {
-        Self {
+        let schema = Schema::new(&"test".parse().expect("a name"));
+        let mut sim = Self {
             store: MemState::new(StoreIdentity(1)),
-            agents: configs.into_iter().map(Agent::new).collect(),
+            agents: Vec::new(),
             now: Duration::ZERO,
             gossip: true,
+            rounds: false,
+            links: Gossip::default(),
+            replies: Replies::new(),
             rng: fastrand::Rng::with_seed(seed),
+            truth: Truth::default(),
+            story: None,
+            bug: None,
             calls: 0,
+            asked: Vec::new(),
+            late: Vec::new(),
+            view: FleetView::new(schema),
+            whole: true,
+            revisions: Vec::new(),
             checked: Default::default(),
-            replies: BTreeMap::new(),
+            steps: 0,
+        };
+        configs.into_iter().for_each(|config| sim.join(config));
+        sim
+    }
+
+    /// Plants a bug into every shell, from the next start of each agent on.
+    pub fn plant(&mut self, bug: Bug) {
+        self.bug = Some(bug);
+        for n in 1..=self.agents.len() {
+            self.agent(n).bug = Some(bug);
+            self.restart(n);
         }
+    }
+
+    /// One more machine, whose agent starts now.
+    pub fn join(&mut self, config: NodeConfig) {
+        let mut agent = Agent::new(config);
+        agent.bug = self.bug;
+        agent.restart(self.now);
+        self.agents.push(agent);
+        self.revisions.push(0);
+        self.links.forget(self.agents.len() - 1);
     }
 
     /// Where the store's keys lie.
     pub fn schema(&self) -> Schema {
-        Schema::new(&"test".parse().expect("a name"))
+        self.view.schema().clone()
     }
 
     /// Node `n` (from 1), which must be running.
@@ -130,7 +139,10 @@ impl Sim {
     pub fn call(&mut self, n: usize, call: Call) -> CallId {
         self.calls += 1;
         let id = CallId(self.calls);
-        self.agents[n - 1].push(node_core::Event::Called(id, call));
+        self.tell(|| format!("n{n} is called: {call:?}"));
+        self.intend(n, &call);
+        self.asked.push((id, n, call.clone()));
+        self.agents[n - 1].push(Event::Called(id, call));
         id
     }
 
@@ -149,57 +161,320 @@ impl Sim {
     }
 
     /// Runs until nothing is left to do at this moment.
+    ///
+    /// # Panics
+    /// When something is not as it always must be.
     pub fn settle(&mut self) {
-        for _ in 0..MAX_STEPS {
-            if !self.step() {
-                return;
-            }
+        if let Err(violation) = self.quiet() {
+            self.fail(&violation);
         }
-        panic!("the fleet does not come to rest");
     }
 
-    /// One action of one agent, drawn at random among those that have one.
-    pub fn step(&mut self) -> bool {
-        let busy: Vec<usize> = (0..self.agents.len())
-            .filter(|index| self.agents[*index].has_work(&self.store, self.now))
-            .collect();
-        let Some(index) = self.rng.choice(&busy) else { return false };
-        let draw = self.rng.u64(..);
-        let told = self.agents[*index].act(&mut self.store, self.now, draw, &mut self.replies);
-        if let Some(facts) = told
-            && self.gossip
-        {
-            for other in (0..self.agents.len()).filter(|other| other != index) {
-                self.agents[other].hear(facts.clone());
+    /// As [`Sim::settle`], without a panic.
+    pub(crate) fn quiet(&mut self) -> Checked {
+        for _ in 0..MAX_STEPS {
+            if !self.step()? {
+                return Ok(());
             }
         }
-        let changed = (self.store.revision(), self.agents.iter().map(|agent| agent.kernel.steps().1).sum());
-        if changed != self.checked {
-            self.checked = changed;
-            check::p3(self);
-        }
-        true
+        Err(Invariant::Converges.broken("the fleet does not come to rest".to_owned()))
     }
 
     /// Lets time pass, waking agents and keeping leases as it goes.
+    ///
+    /// # Panics
+    /// When something is not as it always must be.
     pub fn advance(&mut self, by: Duration) {
+        if let Err(violation) = self.pass(by) {
+            self.fail(&violation);
+        }
+    }
+
+    /// As [`Sim::advance`], without a panic.
+    pub(crate) fn pass(&mut self, by: Duration) -> Checked {
         let end = self.now + by;
+        // Leases are kept at a sixth of the shortest that there is.
+        let pace = if self.rounds { INTERVAL } else { Duration::from_secs(5) };
         while self.now < end {
             let next = self.agents.iter().filter_map(Agent::wake_at).filter(|at| *at > self.now).min();
-            // Leases are kept at a third of the shortest that there is.
-            let next = next.unwrap_or(end).min(self.now + Duration::from_secs(5)).min(end);
+            let next = next.unwrap_or(end).min(self.now + pace).min(end);
             self.store.advance(next - self.now);
             self.now = next;
             for agent in &mut self.agents {
                 agent.tick(&mut self.store, self.now);
             }
-            self.settle();
+            if self.rounds && self.gossip {
+                let agents = &self.agents;
+                let news = self.links.rounds(self.now, |n| agents[n].runs(), &mut self.rng);
+                self.spread(news);
+            }
+            self.arrive_late();
+            self.quiet()?;
+        }
+        Ok(())
+    }
+
+    /// Requests that nobody waits for any more arrive at some time, or never.
+    fn arrive_late(&mut self) {
+        for request in std::mem::take(&mut self.late) {
+            match self.rng.u8(0..20) {
+                0 => {
+                    self.tell(|| format!("arrives late: {request:?}"));
+                    drop(self.store.execute(&request));
+                }
+                1 => {}
+                _ => self.late.push(request),
+            }
         }
     }
 
-    /// Starts an agent again, on the kernel that it left behind.
+    fn spread(&mut self, news: Vec<News>) {
+        for News { to, update } in news {
+            self.agents[to].gossip(update);
+        }
+    }
+
+    /// One action of one agent, drawn at random among those that have one. False: there is none.
+    ///
+    /// # Errors
+    /// What is not as it always must be.
+    pub fn step(&mut self) -> Result<bool, check::Violation> {
+        let busy: Vec<usize> =
+            (0..self.agents.len()).filter(|index| self.agents[*index].has_work(&self.store)).collect();
+        let Some(index) = self.rng.choice(&busy).copied() else { return Ok(self.gossip_at_once()) };
+        if !self.rounds && self.rng.bool() {
+            self.gossip_at_once();
+        }
+        let draw = self.rng.u64(..);
+        let deed = self.agents[index].act(&mut self.store, self.now, draw, &mut self.replies);
+        self.steps += 1;
+        self.after(index, deed)?;
+        Ok(true)
+    }
+
+    fn gossip_at_once(&mut self) -> bool {
+        if self.rounds || !self.gossip {
+            return false;
+        }
+        let agents = &self.agents;
+        let Some((from, to)) = self.links.next_due(|n| agents[n].runs()) else { return false };
+        let news = self.links.exchange(from, to, self.now);
+        self.spread(news);
+        true
+    }
+
+    /// What follows from a step for others, and the checks.
+    fn after(&mut self, index: usize, deed: Deed) -> Checked {
+        if !deed.words.is_empty() {
+            self.tell(|| format!("n{} {}", index + 1, deed.words));
+        }
+        if let Some(facts) = deed.told {
+            self.links.publish(index, self.agents[index].config.incarnation, facts, self.now);
+            if let Some(late) = self.links.late(self.bug) {
+                (0..self.agents.len())
+                    .filter(|n| *n != index)
+                    .for_each(|n| self.agents[n].hear(late.clone()));
+            }
+        }
+        if let Some(request) = deed.late
+            && self.rng.bool()
+        {
+            self.late.push(request);
+        }
+        self.hear_answers()?;
+        if let Some(before) = deed.before {
+            let owners: Vec<IpAddr> =
+                self.agents.iter().map(|agent| agent.config.underlay.addresses[0]).collect();
+            let after = self.agents[index].kernel.tables();
+            let me = Me {
+                index,
+                settled: self.agents[index].age(self.now) >= HEARD,
+                life: self.agents[index].config.incarnation,
+                unrecorded: &|ip| self.view.endpoint_at(ip).is_none(),
+            };
+            self.truth.put(&me, &before, after);
+            if let Some(text) = self.truth.cut(&me, &before, after, &owners, (self.now, LAG)) {
+                return Err(Invariant::NothingCut.broken(format!("n{}: {text}", index + 1)));
+            }
+            let addresses = |tables: &datapath_plan::Tables| -> BTreeSet<IpAddr> {
+                tables.endpoints.values().map(|endpoint| endpoint.address).collect()
+            };
+            let cooldown = self.agents[index].config.address_cooldown;
+            let (before, after) = (addresses(&before), addresses(after));
+            self.truth
+                .rest(&before, &after, self.now, cooldown)
+                .map_err(|text| Invariant::Rest.broken(format!("n{}: {text}", index + 1)))?;
+        }
+        self.check(index)
+    }
+
+    fn check(&mut self, index: usize) -> Checked {
+        let changed = (self.store.revision(), self.agents.iter().map(|agent| agent.kernel.steps().1).sum());
+        if changed != self.checked {
+            self.checked = changed;
+            self.look_at_store()?;
+        }
+        if self.steps.is_multiple_of(8) {
+            check::one_owner_among_nodes(&self.agents)?;
+        }
+        if let Some(node) = &self.agents[index].node {
+            let revision = node.revision().0;
+            let before = std::mem::replace(&mut self.revisions[index], revision);
+            if revision < before && self.whole {
+                let text = format!("n{} went from revision {before} to {revision}", index + 1);
+                return Err(Invariant::Monotone.broken(text));
+            }
+            if self.steps.is_multiple_of(16) {
+                check::incremental_is_full(node)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The checkers follow the store as a watcher would.
+    fn look_at_store(&mut self) -> Checked {
+        let (known, now) = (self.view.revision(), self.store.revision());
+        let continues = self.view.store().is_none_or(|store| store == self.store.identity()) && known <= now;
+        if !continues {
+            self.whole = false;
+            self.truth.forget_numbers();
+        }
+        let events = self.store.events_since(known.next());
+        match events {
+            Ok(events) if continues && self.view.is_complete() => {
+                self.view.apply_events(&events);
+                self.view.apply_progress(now);
+            }
+            _ => self.view = check::view(self),
+        }
+        if self.whole {
+            self.truth.learn(&self.view, self.now);
+            let quarantine =
+                self.agents.iter().map(|agent| agent.config.quarantine).min().unwrap_or_default();
+            self.truth
+                .quarantine(&self.view, self.now, quarantine)
+                .map_err(|text| Invariant::Rest.broken(text))?;
+        }
+        check::one_owner_in_store(&self.view)
+    }
+
+    /// What a call means to be done.
+    fn intend(&mut self, n: usize, call: &Call) {
+        match call {
+            Call::EndpointDelete(name) => self.truth.removed(n - 1, name, self.now),
+            Call::NodeRemove(name) => {
+                if let Some(other) = self.agents.iter().position(|agent| agent.config.node == *name) {
+                    let underlay = self.agents[other].config.underlay.addresses[0];
+                    self.truth.left(other, name, underlay, self.now);
+                }
+            }
+            Call::EndpointAdd(_) | Call::CidrRelease(_) | Call::Audit { .. } => {}
+        }
+    }
+
+    /// What answers say of what is there now.
+    fn hear_answers(&mut self) -> Checked {
+        let mut wrong = None;
+        let Self { asked, replies, truth, agents, .. } = self;
+        asked.retain(|(id, n, _)| match replies.get(id) {
+            Some(Ok(Reply::EndpointAdded { name, address, identity, .. })) => {
+                let there = agents[n - 1].kernel.tables().endpoints.values();
+                if there.into_iter().any(|endpoint| endpoint.address == *address) {
+                    truth.added(n - 1, name.clone(), *address, *identity);
+                } else {
+                    wrong =
+                        Some(format!("n{n} says that {name} is there at {address}, and its kernel has none"));
+                }
+                false
+            }
+            Some(_) => false,
+            None => true,
+        });
+        // Asked to be deleted before the answer to the add came.
+        for (_, n, call) in asked {
+            if let Call::EndpointDelete(name) = call {
+                truth.removed(*n - 1, name, self.now);
+            }
+        }
+        wrong.map_or(Ok(()), |text| Err(Invariant::Answered.broken(text)))
+    }
+
+    /// Starts an agent again, on the kernel and the disk that it left behind.
     pub fn restart(&mut self, n: usize) {
+        self.tell(|| format!("n{n} starts"));
+        self.halt(n);
         let now = self.now;
+        let view = &self.view;
+        let me = self.agents[n - 1].config.node.clone();
+        self.truth.restarted(|ip| view.cidr_of_ip(ip).is_some_and(|(_, claim)| claim.record.node == me));
+        if self.bug == Some(Bug::ForeignSnapshot) {
+            self.agents[n - 1].disk = self.agents[n % self.agents.len()].disk.clone();
+        }
         self.agents[n - 1].restart(now);
+        self.revisions[n - 1] = 0;
+        self.links.forget(n - 1);
+    }
+
+    /// Kills an agent; what it has sent may arrive yet.
+    pub fn halt(&mut self, n: usize) {
+        let sent = self.agents[n - 1].requests();
+        self.late.extend(sent);
+        self.asked.retain(|(_, of, _)| *of != n);
+        self.agents[n - 1].stop();
+    }
+
+    /// Boots a machine: agent and kernel begin anew, the disk stays.
+    pub fn reboot(&mut self, n: usize) {
+        self.tell(|| format!("n{n} boots"));
+        self.truth.lost(n - 1, self.now);
+        self.agents[n - 1].kernel = datapath_plan::FakeDatapath::new();
+        self.agents[n - 1].config.boot_id += "+";
+        self.restart(n);
+    }
+
+    /// Changes a machine's underlay address.
+    pub fn readdress(&mut self, n: usize, address: IpAddr) {
+        let agent = &mut self.agents[n - 1];
+        self.truth.touch(Subject::Underlay(agent.config.underlay.addresses[0]), self.now);
+        self.truth.touch(Subject::Underlay(address), self.now);
+        agent.config.underlay.addresses = vec![address];
+        if agent.node.is_some() {
+            agent.push(Event::Underlay(agent.config.underlay.clone()));
+        }
+    }
+
+    /// Nobody reaches the store.
+    pub fn store_away(&mut self) {
+        self.agents.iter_mut().for_each(|agent| agent.store_up = false);
+    }
+
+    /// Everybody reaches the store.
+    pub fn store_back(&mut self) {
+        self.agents.iter_mut().for_each(|agent| (agent.store_up, agent.store_hangs) = (true, false));
+    }
+
+    fn fail(&self, violation: &check::Violation) -> ! {
+        for line in self.story.iter().flatten() {
+            eprintln!("{line}");
+        }
+        panic!("{violation}");
+    }
+
+    /// Takes down what happens from now on, in words: a failure is told with the last of them.
+    pub fn remember(&mut self) {
+        self.story = Some(VecDeque::new());
+        self.agents.iter_mut().for_each(|agent| agent.speak(true));
+    }
+
+    pub(crate) fn tell(&mut self, words: impl FnOnce() -> String) {
+        let now = self.now;
+        if let Some(story) = &mut self.story {
+            if story.len() == REMEMBERED {
+                story.pop_front();
+            }
+            let mut words = words();
+            words.truncate(words.floor_char_boundary(400));
+            story.push_back(format!("{:>9.3} {words}", now.as_secs_f64()));
+        }
     }
 }

@@ -1,11 +1,21 @@
-//! A fleet in one value, decided by a seed: nodes, their kernels, one store, gossip, and time by hand.
+//! A fleet in one value, decided by a seed: nodes, their kernels, one store, gossip, faults, and time by hand.
 //!
-//! Here are the world and its checkers; stories and random histories are tests. Nothing here has a clock, a thread or
+//! Here are the world, its checkers and its random histories; stories are tests. Nothing here has a clock, a thread or
 //! a socket: the same seed gives the same history.
 
 mod agent;
+mod bug;
 pub mod check;
+mod config;
 mod fleet;
+mod gossip;
+mod history;
+mod truth;
 
-pub use agent::Agent;
-pub use fleet::{Sim, added, config, name, spec};
+pub use agent::{Agent, Replies};
+pub use bug::{ALL, Bug};
+pub use check::{Invariant, Violation};
+pub use config::{added, config, name, spec};
+pub use fleet::Sim;
+pub use gossip::{Gossip, Link};
+pub use history::{Course, Failure, run};

@@ -129,9 +129,7 @@ fn endpoints_lost_in_a_reboot_leave_the_store_too() {
     let mut sim = Sim::new(2, 23);
     sim.settle();
     added(sim.add(1, "a", "app=a"));
-    sim.agent(1).stop();
-    sim.agent(1).kernel = datapath_plan::FakeDatapath::new();
-    sim.restart(1);
+    sim.reboot(1);
     sim.settle();
     assert_eq!(check::view(&sim).endpoint_count(), 0);
     check::converged(&sim);

@@ -1,10 +1,9 @@
-//! A simulated fleet: stories with a fixed course, and random histories.
+//! Stories of a fleet, each with a fixed course.
 
 mod calls;
 mod endpoints;
 mod kernel;
 mod nodes;
-mod random;
 mod reserve;
 mod snapshot;
 mod store;

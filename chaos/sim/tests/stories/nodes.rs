@@ -166,11 +166,8 @@ fn a_block_without_endpoints_is_given_back() {
 
 /// Gives a node another underlay address and MTU.
 fn move_to(sim: &mut Sim, n: usize, address: std::net::IpAddr, mtu_bytes: u32) {
-    let agent = sim.agent(n);
-    agent.config.underlay.addresses = vec![address];
-    agent.config.underlay.mtu_bytes = mtu_bytes;
-    let underlay = agent.config.underlay.clone();
-    agent.push(node_core::Event::Underlay(underlay));
+    sim.agent(n).config.underlay.mtu_bytes = mtu_bytes;
+    sim.readdress(n, address);
 }
 
 #[test]

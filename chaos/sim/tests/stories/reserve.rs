@@ -43,7 +43,7 @@ fn a_label_set_that_only_gossip_tells_of_needs_no_store() {
     // Node 2 hears of it by gossip, which must hold it long enough: node 1 is cut off before it can see its record.
     let call = sim.call(1, Call::EndpointAdd(spec("a", "app=new")));
     while !sim.replies.contains_key(&call) {
-        assert!(sim.step());
+        assert_eq!(sim.step(), Ok(true));
     }
     sim.agent(1).store_up = false;
     sim.settle();
@@ -157,6 +157,7 @@ fn a_member_cannot_take_a_workloads_address_by_calling_it_its_own() {
         gateway: Some(gateway),
         cidrs: vec![CidrFact { cidr: "10.0.250.0/24".parse().expect("a block"), epoch: 1_000 }],
         applied_generation: 0,
+        recorded_revision: 0,
         health: NodeHealth::Ok,
         pending: Vec::new(),
     };

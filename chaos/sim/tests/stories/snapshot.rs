@@ -17,13 +17,13 @@ fn cut_off(seed: u64) -> Sim {
     added(sim.add(1, "a", "app=a"));
     added(sim.add(2, "b", "app=b"));
     sim.advance(Duration::from_secs(10));
-    sim.agents.iter_mut().for_each(|agent| agent.store_up = false);
+    sim.store_away();
     sim.settle();
     sim
 }
 
 fn store_comes_back(sim: &mut Sim) {
-    sim.agents.iter_mut().for_each(|agent| agent.store_up = true);
+    sim.store_back();
     sim.settle();
     sim.advance(Duration::from_secs(60));
     check::converged(sim);
@@ -80,9 +80,7 @@ fn a_reboot_without_the_store_serves_again() {
     sim.gossip = false;
     let before = sim.agents[0].kernel.tables().clone();
     let gone = sim.node(1).endpoint(&name("a")).and_then(|endpoint| endpoint.address).expect("an address");
-    sim.agent(1).stop();
-    sim.agent(1).kernel = FakeDatapath::new();
-    sim.restart(1);
+    sim.reboot(1);
     sim.settle();
     let now = sim.agents[0].kernel.tables();
     assert_eq!((&now.base, &now.nodes, &now.routes), (&before.base, &before.nodes, &before.routes));
@@ -109,7 +107,7 @@ fn a_snapshot_that_is_behind_ends_equal_to_the_store() {
         sim.agents[0].stop();
         let (added_later, _) = added(sim.add(2, "later", "app=later"));
         assert_eq!(sim.ask(2, Call::EndpointDelete(name("b"))), Ok(Reply::EndpointDeleted { existed: true }));
-        sim.agents.push(Agent::new(config(3)));
+        sim.join(config(3));
         sim.settle();
         added(sim.add(3, "third", "app=a"));
         sim.gossip = false;
@@ -140,7 +138,7 @@ fn a_block_given_to_another_meanwhile_is_given_up() {
     sim.advance(Duration::from_secs(40));
     assert_eq!(sim.ask(2, Call::NodeRemove(config(1).node)), Ok(Reply::NodeRemoved));
     sim.advance(Duration::from_secs(3 * 900));
-    sim.agents.push(Agent::new(configs[2].clone()));
+    sim.join(configs[2].clone());
     sim.settle();
     let (address, _) = added(sim.add(3, "c", "app=c"));
     assert!(block.contains(address));
@@ -188,7 +186,7 @@ fn a_store_wiped_while_the_agent_was_away_takes_nothing_from_it() {
     let before = sim.agents[0].kernel.tables().clone();
     sim.agents.iter_mut().for_each(Agent::stop);
     sim.store = MemState::new(StoreIdentity(2));
-    sim.agents.iter_mut().for_each(|agent| agent.store_up = true);
+    sim.store_back();
     sim.restart(1);
     sim.settle();
     sim.advance(Duration::from_secs(700));

@@ -10,7 +10,7 @@ use chaos_sim::{Sim, added, check, config, name, spec};
 #[test]
 fn a_store_that_is_away_at_the_start_and_comes_later() {
     let mut sim = Sim::new(2, 15);
-    sim.agents.iter_mut().for_each(|agent| agent.store_up = false);
+    sim.store_away();
     let early = sim.call(1, Call::EndpointAdd(spec("early", "app=a")));
     sim.settle();
     sim.advance(Duration::from_secs(11));
@@ -20,7 +20,7 @@ fn a_store_that_is_away_at_the_start_and_comes_later() {
         error.text,
         "endpoint early not added in 10 s: the store has not given a number for its labels; label sets that the fleet knows still work (store: no route to it); try again"
     );
-    sim.agents.iter_mut().for_each(|agent| agent.store_up = true);
+    sim.store_back();
     sim.settle();
     added(sim.add(1, "late", "app=a"));
     check::converged(&sim);
@@ -32,7 +32,7 @@ fn without_the_store_known_labels_still_work_and_reach_everybody_by_gossip() {
     sim.settle();
     let (_, identity) = added(sim.add(1, "a", "app=a"));
     added(sim.add(1, "doomed", "app=a"));
-    sim.agents.iter_mut().for_each(|agent| agent.store_up = false);
+    sim.store_away();
     sim.settle();
     let (address, same) = added(sim.add(1, "b", "app=a"));
     assert_eq!(same, identity);
@@ -47,7 +47,7 @@ fn without_the_store_known_labels_still_work_and_reach_everybody_by_gossip() {
         assert_eq!(sim.node(n).lookup(doomed).expect("the block").prefix.prefix(), 24, "gone by gossip");
     }
     sim.advance(Duration::from_secs(120));
-    sim.agents.iter_mut().for_each(|agent| agent.store_up = true);
+    sim.store_back();
     sim.settle();
     sim.advance(Duration::from_secs(11));
     check::converged(&sim);
@@ -130,6 +130,7 @@ fn gossip_that_comes_late_does_not_bring_an_endpoint_back() {
         gateway: status.gateway,
         cidrs: vec![node_facts::CidrFact { cidr: status.cidrs[0].cidr, epoch: status.cidrs[0].epoch }],
         applied_generation: 0,
+        recorded_revision: 0,
         health: node_facts::NodeHealth::Ok,
         pending: vec![node_facts::PendingEndpoint {
             ip,
@@ -167,4 +168,47 @@ fn what_gossip_said_before_the_fleet_was_known_counts_afterwards() {
     sim.advance(Duration::from_secs(60));
     assert_eq!(sim.node(2).lookup(address).expect("by gossip").identity, identity);
     assert_eq!(sim.node(2).rejected(), []);
+}
+
+#[test]
+fn what_gossip_told_stays_until_the_store_is_known_as_far() {
+    let mut sim = Sim::new(2, 26);
+    sim.settle();
+    let (ip, _) = added(sim.add(1, "a", "app=a"));
+    sim.store_away();
+    sim.settle();
+    let (address, identity) = added(sim.add(1, "b", "app=a"));
+    assert_eq!(sim.ask(1, Call::EndpointDelete(name("a"))), Ok(Reply::EndpointDeleted { existed: true }));
+    // The owner is back at the store, and tells no more what is recorded now; the other one is not back.
+    sim.agent(1).store_up = true;
+    sim.settle();
+    sim.advance(Duration::from_secs(30));
+    assert!(sim.node(1).endpoints().iter().all(|endpoint| endpoint.recorded));
+    assert_eq!(sim.node(2).lookup(address).expect("still there").identity, identity);
+    assert_eq!(sim.node(2).lookup(ip).expect("the block").prefix.prefix(), 24, "and the other still gone");
+    sim.store_back();
+    sim.settle();
+    check::converged(&sim);
+}
+
+#[test]
+fn a_restart_waits_for_gossip_before_it_forgets_what_only_gossip_told() {
+    let mut sim = Sim::new(3, 27);
+    sim.settle();
+    added(sim.add(1, "a", "app=a"));
+    sim.agent(1).store_up = false;
+    sim.settle();
+    let (address, identity) = added(sim.add(1, "b", "app=a"));
+    sim.gossip = false;
+    sim.restart(2);
+    sim.settle();
+    sim.advance(Duration::from_secs(5));
+    let known = |sim: &Sim| sim.agents[1].kernel.tables().ipcache.get(&IpNetwork::from(address)).copied();
+    assert_eq!(known(&sim).expect("not forgotten").identity, identity);
+    sim.gossip = true;
+    sim.advance(Duration::from_secs(60));
+    assert_eq!(known(&sim).expect("told again").identity, identity);
+    sim.store_back();
+    sim.settle();
+    check::converged(&sim);
 }

@@ -20,7 +20,7 @@ pub use flow::{FlowAction, FlowEntry, FlowKey, FragmentKey, FragmentPorts, Sourc
 pub use map::*;
 
 /// Version of all layouts in this crate, in the configuration map and beside the pins.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 2 + cfg!(feature = "next-layout") as u32;
 
 /// An IPv4 address in network byte order.
 pub type V4 = [u8; 4];

@@ -228,3 +228,99 @@ impl<'a> FlowHandover<'a> {
         Ok(copied.entries)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use aya::maps::MapData;
+    use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_LRU_HASH;
+    use datapath_abi::MAX_FLOWS;
+
+    use super::*;
+    use crate::{btf::Field, layout::Fields};
+
+    /// A table of keys of 16 bytes; values have the named fields of 8 bytes, one after the other. `None` where the
+    /// kernel lets us make no maps.
+    fn table(values: &[&str]) -> Option<(Rows, Shape)> {
+        let (key_bytes, value_bytes) = (16, 8 * values.len() as u32);
+        let kind = BPF_MAP_TYPE_LRU_HASH as u32;
+        let object = aya_obj::Map::new_from_params(kind, key_bytes, value_bytes, MAX_FLOWS, 0);
+        let data = match MapData::create(object, "warren_test", None) {
+            Ok(data) => data,
+            Err(error) => {
+                println!("skipped: needs root and BPF ({error})");
+                return None;
+            }
+        };
+        let value = (0..).zip(values);
+        let value = value.map(|(place, name)| Field { name: (*name).into(), offset: 8 * place, bytes: 8 });
+        let key = vec![Field { name: "key".into(), offset: 0, bytes: 16 }];
+        let fields = Some(Fields { key, value: value.collect() });
+        let shape = Shape { kind, flags: 0, key_bytes, value_bytes, max_entries: MAX_FLOWS, fields };
+        let fd = data.fd().as_fd().try_clone_to_owned().expect("a descriptor");
+        Some((Rows::new("warren_test", fd, key_bytes as usize, value_bytes as usize), shape))
+    }
+
+    /// Keys are numbers, twice; values are the number and those that follow it.
+    fn fill(rows: &Rows, numbers: std::ops::Range<u64>, add: u64) {
+        let words = rows.value_bytes as u64 / 8;
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        for number in numbers {
+            for _ in 0..2 {
+                keys.extend_from_slice(&number.to_ne_bytes());
+            }
+            for word in 0..words {
+                values.extend_from_slice(&(number + add + word).to_ne_bytes());
+            }
+        }
+        assert!(rows.put_all(&keys, &values, Present::Replace).is_empty());
+    }
+
+    /// How many rows there are, and for how many it is right what a question says of key and words.
+    fn count(rows: &Rows, right: impl Fn(u64, &dyn Fn(usize) -> u64) -> bool) -> (usize, usize) {
+        let (mut all, mut good) = (0, 0);
+        let word_at = |bytes: &[u8], place: usize| {
+            u64::from_ne_bytes(bytes[8 * place..][..8].try_into().expect("eight bytes"))
+        };
+        rows.for_each(|key, value| {
+            all += 1;
+            good += usize::from(right(word_at(key, 0), &|place| word_at(value, place)));
+        })
+        .expect("read it");
+        (all, good)
+    }
+
+    const OLD: [&str; 11] = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k"];
+    const NEW: [&str; 12] = ["new", "a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k"];
+
+    #[test]
+    fn a_full_flow_table_is_carried_in_a_moment() {
+        let (Some((old, old_shape)), Some((new, new_shape))) = (table(&OLD), table(&NEW)) else { return };
+        fill(&old, 0..MAX_FLOWS.into(), 0);
+        let (filled, _) = count(&old, |_, _| true);
+        let conversion = Conversion::between(&old_shape, &new_shape).expect("the keys agree");
+        let start = Instant::now();
+        let copied = carry_rows(&old, &new, &conversion, Present::Replace, |_| true).expect("copy");
+        println!("{filled} entries in {:?}", start.elapsed());
+        assert_eq!((copied.entries, copied.refused), (filled, 0));
+        let (there, right) = count(&new, |key, at| (at(0), at(1), at(11)) == (0, key, key + 10));
+        assert_eq!(there, right);
+        // An LRU makes room before it is quite full.
+        assert!(there > filled - filled / 100, "{there} of {filled}");
+    }
+
+    #[test]
+    fn what_is_there_already_stays() {
+        let (Some((old, old_shape)), Some((new, new_shape))) = (table(&OLD), table(&NEW)) else { return };
+        fill(&old, 0..10_000, 0);
+        fill(&new, 0..5_000, 1_000_000);
+        let conversion = Conversion::between(&old_shape, &new_shape).expect("the keys agree");
+        let copied = carry_rows(&old, &new, &conversion, Present::Keep, |_| true).expect("copy");
+        assert_eq!((copied.entries, copied.refused), (10_000, 0), "what is there is no refusal");
+        let theirs = |key: u64, at: &dyn Fn(usize) -> u64| at(1) == key;
+        assert_eq!(count(&new, theirs), (10_000, 5_000));
+        carry_rows(&old, &new, &conversion, Present::Replace, |_| true).expect("copy");
+        assert_eq!(count(&new, theirs), (10_000, 10_000));
+    }
+}

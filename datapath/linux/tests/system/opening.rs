@@ -3,6 +3,8 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     mem::offset_of,
+    net::UdpSocket,
+    time::Duration,
 };
 
 use aya::{
@@ -10,9 +12,9 @@ use aya::{
     programs::{LinkOrder, SchedClassifier, TcAttachType, links::FdLink, tc::TcAttachOptions},
 };
 use datapath_abi::{ABI_VERSION, NodeConfig, map_name};
-use datapath_linux::{Datapath, DatapathError, LinuxConfig, cleanup};
+use datapath_linux::{Datapath, DatapathError, Flow, FlowFilter, LinuxConfig, cleanup};
 
-use crate::stage::{Namespace, Stage, endpoint, endpoint_ops, foundations, gateway, must, run};
+use crate::stage::{Namespace, Stage, address, endpoint, endpoint_ops, foundations, gateway, must, run};
 
 fn map_ids(datapath: &Datapath) -> BTreeMap<String, u32> {
     datapath.map_list().expect("maps").into_iter().map(|map| (map.name, map.id)).collect()
@@ -95,6 +97,58 @@ fn another_version_takes_over_what_the_maps_hold() {
         assert_eq!(second.observe().await.expect("observe"), whole, "all is there before any plan");
         assert!(workload.pings(gateway(1)), "our programs find their configuration");
     });
+}
+
+#[test]
+fn flows_that_only_programs_at_work_know_are_carried_and_decided_again() {
+    let Some(stage) = Stage::new() else { return };
+    let workload = Namespace::new("one");
+    stage.play(async || {
+        let mut first = stage.open().await;
+        let (id, value) = endpoint(1, 1, &workload.path());
+        let mut ops = foundations(1);
+        ops.extend(endpoint_ops(id, &value));
+        must(&mut first, ops).await;
+        let node = UdpSocket::bind((gateway(1), 0)).expect("the gateway's address is here");
+        node.set_read_timeout(Some(Duration::from_secs(5))).expect("a limit");
+        let inside = workload.enter(|| UdpSocket::bind((address(1, 1), 0)).expect("the workload's address"));
+        inside.connect(node.local_addr().expect("it is bound")).expect("connect");
+        let exchange = || {
+            inside.send(b"there").expect("send");
+            node.recv(&mut [0; 8]).expect("it arrives");
+        };
+        exchange();
+        let before = flows(&first);
+        assert!(before.iter().all(|flow| flow.current), "{before:#?}");
+        assert_eq!(before.iter().map(|flow| flow.packets).sum::<u64>(), 1);
+        let before_id = map_ids(&first)[map_name::FLOWS_V4];
+        drop(first);
+
+        // As an agent leaves it that died after it had pinned its maps, and before any program used them; and what
+        // an agent leaves that died earlier still.
+        let maps = stage.pin_root.join("maps");
+        std::fs::rename(maps.join(map_name::FLOWS_V4), stage.pin_root.join("next").join("left"))
+            .expect("rename");
+        let second = stage.open().await;
+        assert_ne!(map_ids(&second)[map_name::FLOWS_V4], before_id);
+        let names = std::fs::read_dir(stage.pin_root.join("next")).expect("the folder").count();
+        assert_eq!(names, 0, "what was on its way is gone");
+        let after = flows(&second);
+        let told = |flow: &Flow| (flow.source, flow.packets, flow.bytes, flow.reply, flow.tcp_flags);
+        assert!(after.iter().map(told).eq(before.iter().map(told)), "{before:#?} {after:#?}");
+        assert!(after.iter().all(|flow| !flow.current), "none is believed: {after:#?}");
+        exchange();
+        let again = flows(&second);
+        assert!(again.iter().all(|flow| flow.current), "{again:#?}");
+        assert_eq!(again.iter().map(|flow| flow.packets).sum::<u64>(), 2, "counts go on");
+        assert!(again.iter().zip(&before).all(|(now, then)| now.age_ms >= then.age_ms));
+    });
+}
+
+fn flows(datapath: &Datapath) -> Vec<Flow> {
+    let mut flows = datapath.flows(usize::MAX, &FlowFilter::default()).expect("flows");
+    flows.sort_unstable();
+    flows
 }
 
 #[test]

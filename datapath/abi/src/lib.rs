@@ -4,7 +4,9 @@
 //! `Option` or enum. Addresses and ports are in network byte order, all else in the machine's. Types that
 //! hold addresses are generic over the family ([`V4`], [`V6`]), with a map for each family.
 //!
-//! Invariant: whoever changes a layout here raises [`ABI_VERSION`].
+//! Invariant: whoever changes a layout here raises [`ABI_VERSION`]. Builds read one another's maps by the names of
+//! fields (decision 0015): a field that changes its meaning changes its name, zero in a new field means "as before",
+//! and a key that changes is a map of another name.
 #![no_std]
 
 mod counter;

@@ -6,7 +6,6 @@
 
 mod apply;
 mod bpf;
-mod btf;
 mod cleanup;
 mod clsact;
 mod config;
@@ -18,9 +17,7 @@ mod endpoint;
 mod error;
 mod events;
 mod flows;
-mod handover;
 mod hook;
-mod layout;
 mod maps;
 mod namespace;
 mod netlink;
@@ -29,7 +26,6 @@ mod observe;
 mod pins;
 mod programs;
 mod route;
-mod rows;
 mod sysctl;
 mod table;
 mod underlay;

@@ -137,8 +137,10 @@ impl Line {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut finish = None;
         while !self.shared.stopped() {
+            let begin = tokio::time::Instant::now();
             let due = ticks.tick().await;
-            self.shared.log().pause(due.elapsed());
+            // A write that waited for the other side has made this tick late: that is no pause of the probe.
+            self.shared.log().pause(due.max(begin).elapsed());
             pattern.fill(&mut buffer);
             let write = half.write_all(&buffer);
             if let Err(error) = until_stopped(&self.shared, &mut finish, write).await {

@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use identity::Identity;
+use ipnetwork::IpNetwork;
 use node_api::DiffQuery;
 
 use super::{
@@ -152,8 +153,12 @@ impl Run<'_> {
         let wanted: BTreeSet<String> =
             self.endpoints.values().map(|it| format!("{prefix}{}/{}", it.node, it.address)).collect();
         wait::until("etcd to have the endpoints", within, || {
-            let found: BTreeSet<String> =
-                self.etcd_keys(&prefix)?.lines().filter(|it| !it.is_empty()).map(str::to_owned).collect();
+            let found: BTreeSet<String> = self
+                .etcd_get(&prefix, &["--keys-only"])?
+                .lines()
+                .filter(|it| !it.is_empty())
+                .map(str::to_owned)
+                .collect();
             let missing: Vec<&String> = wanted.difference(&found).collect();
             let stale: Vec<&String> = found.difference(&wanted).collect();
             ensure!(missing.is_empty() && stale.is_empty(), "missing: {missing:?}; stale: {stale:?}");
@@ -162,14 +167,40 @@ impl Run<'_> {
                     ensure!(endpoint.recorded, "{node} does not take {} for recorded", endpoint.name);
                 }
             }
-            Ok(())
+            self.claims_are_recorded()
         })?;
         Ok(format!("{} endpoints after {:.2} s", wanted.len(), start.elapsed().as_secs_f64()))
     }
 
-    /// The keys below a prefix, from a member that answers.
-    fn etcd_keys(&self, prefix: &str) -> Result<String> {
-        let arguments = ["--command-timeout=2s", "get", "--prefix", "--keys-only", prefix];
+    /// Each block that a node holds is claimed in etcd, in its name; no two claims overlap.
+    fn claims_are_recorded(&self) -> Result<()> {
+        let prefix = format!("/warren/v1/{}/cidrs/", self.lab.name().as_str());
+        let text = self.etcd_get(&prefix, &[])?;
+        let lines: Vec<&str> = text.lines().filter(|line| !line.is_empty()).collect();
+        let mut claims = BTreeMap::new();
+        for pair in lines.chunks(2) {
+            let [key, value] = pair else { bail!("etcd's answer is no list of keys and values: {text}") };
+            let cidr: IpNetwork = key[prefix.len()..].replace('-', "/").parse()?;
+            let record: serde_json::Value = serde_json::from_str(value)?;
+            let node = record["node"].as_str().context("a claim names its node")?;
+            claims.insert(cidr, node.to_owned());
+        }
+        for (cidr, node) in &claims {
+            let other = claims.keys().find(|other| *other != cidr && other.contains(cidr.network()));
+            ensure!(other.is_none(), "{node} claims {cidr}, which lies in {other:?}");
+        }
+        for node in self.lab.spec().node_names() {
+            for held in ask(self.lab.api(&node).status())?.cidrs {
+                let owner = claims.get(&held.cidr);
+                ensure!(owner == Some(&node), "{node} holds {}, which etcd gives to {owner:?}", held.cidr);
+            }
+        }
+        Ok(())
+    }
+
+    /// What etcd has below a prefix, as `etcdctl get` prints it, from a member that answers.
+    fn etcd_get(&self, prefix: &str, flags: &[&str]) -> Result<String> {
+        let arguments = [&["--command-timeout=2s", "get", "--prefix", prefix], flags].concat();
         let mut last = None;
         for member in self.lab.spec().etcd_names() {
             match process::run(&self.lab.name().machine_namespace(&member), "etcdctl", &arguments) {

@@ -148,7 +148,7 @@ pub enum Expect {
         #[arg(long)]
         since: Option<String>,
     },
-    /// etcd has exactly the endpoints that there are, and each agent knows it.
+    /// etcd has exactly the endpoints that there are, and each agent knows it; it has each node's blocks, and no two overlap.
     Recorded {
         #[arg(long, default_value = "30s", value_parser = duration::parse)]
         within: Duration,

@@ -16,4 +16,3 @@ mod restart;
 mod scenarios;
 mod support;
 mod traffic;
-mod upgrade;

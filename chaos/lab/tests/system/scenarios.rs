@@ -1,9 +1,10 @@
-//! What runs scenarios: a story that does not hold must fail, and leave nothing. `make chaos` runs those of
-//! `chaos/scenarios`.
+//! Scenarios: those of `chaos/scenarios` that are short enough for every run of the tests (`make chaos` runs all), and
+//! what runs them: a story that does not hold must fail, and leave nothing.
 
 use std::{
     fs,
     net::IpAddr,
+    path::Path,
     process::{Command, Stdio},
     time::Instant,
 };
@@ -11,12 +12,32 @@ use std::{
 use anyhow::ensure;
 use chaos_lab::{
     process,
-    scenario::{RunReport, Watch},
+    scenario::{self, RunReport, Scenario, Watch},
     wait,
 };
 use nix::sys::signal::Signal;
 
 use crate::support::{SOON, TestLab, WARREN_LAB, finish, lab_name, remains};
+
+/// Runs a scenario of this repository with chance from a fixed seed; everything that it expects must hold.
+fn check(name: &str) {
+    let Some(lab) = lab_name(&name[..name.len().min(16)]) else { return };
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../scenarios/{name}.toml"));
+    let scenario = Scenario::read(&path, 1).unwrap();
+    let report = scenario::run(&scenario, lab.clone(), false, |line| eprintln!("{line}")).unwrap();
+    assert!(report.passed, "{}", report.text());
+    assert_eq!(remains(&lab), <[String; 0]>::default());
+}
+
+#[test]
+fn etcd_frozen_then_killed() {
+    check("etcd-frozen-then-killed");
+}
+
+#[test]
+fn partition_halves() {
+    check("partition-halves");
+}
 
 #[test]
 fn a_story_that_does_not_hold_fails_and_leaves_nothing() {

@@ -13,7 +13,7 @@ LAB := $(TARGET_DIR)/release/warren-lab
 SCENARIOS ?= $(basename $(notdir $(wildcard chaos/scenarios/*.toml)))
 CARGO_DENY_VERSION := 0.20
 
-.PHONY: help setup build lab lab-down test chaos fuzz bench fmt fmt-check clippy check-tests test-etcd test-kernels docs deny
+.PHONY: help setup build lab lab-down test chaos fuzz bench fmt fmt-check clippy check-tests test-etcd test-kernels test-upgrade docs deny
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -67,6 +67,11 @@ chaos: build ## run every scenario of chaos/scenarios, one after the other (SCEN
 	done; \
 	if [[ -n $$failed ]]; then echo "scenarios that failed:$$failed"; exit 1; fi; \
 	echo "all scenarios passed"
+
+test-upgrade: setup ## agents killed, stopped, upgraded and downgraded under traffic, 20 times each
+	cargo build --locked --workspace --bins
+	cargo build --locked -p node-agent --bin warrend-next --features next-layout
+	UPGRADE_ROUNDS=20 cargo test --locked -p chaos-lab --test system upgrade -- --nocapture --test-threads=1
 
 bench: setup ## what programs and decisions cost
 	cargo bench --locked -p datapath-linux -p node-core

@@ -17,6 +17,9 @@ count_libtest() {
     awk '/^test result:/ { passed += $4; failed += $6; ignored += $8 } END { print passed + 0, failed + 0, ignored + 0 }' "$1"
 }
 
+# The agent that tests upgrade to, beside the one that they upgrade from.
+cargo build --locked -p node-agent --bin warrend-next --features next-layout || status=1
+
 cargo test --locked --workspace --doc 2>&1 | tee "$log" || status=1
 read -r passed failed ignored < <(count_libtest "$log")
 

@@ -88,6 +88,9 @@ fn build(workspace: &Path, target_dir: &Path) -> PathBuf {
         .args(["build", "--locked", "--release", "--package", "datapath-ebpf", "--target", TARGET])
         .arg("--target-dir")
         .arg(target_dir);
+    if env::var_os("CARGO_FEATURE_NEXT_LAYOUT").is_some() {
+        cargo.args(["--features", "next-layout"]);
+    }
     for setting in PROFILE {
         cargo.args(["--config", setting]);
     }

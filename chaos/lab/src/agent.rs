@@ -12,6 +12,8 @@ use crate::{
     wait::{self, Hopeless},
 };
 
+/// The agent's program.
+pub(crate) const AGENT: &str = "warrend";
 /// How long a fleet may take from the last start of an agent until every agent knows every other. Ten agents
 /// with debug builds on two cores take about 10 s.
 const READY_LIMIT: Duration = Duration::from_secs(90);
@@ -95,11 +97,19 @@ impl Lab {
     /// # Errors
     /// As [`Self::start_agent`].
     pub fn start_agent_with(&self, node: &str, flags: &[&str]) -> Result<()> {
+        self.start_agent_of(AGENT, node, flags)
+    }
+
+    /// Starts a node's agent of another build: a program beside the usual one.
+    ///
+    /// # Errors
+    /// As [`Self::start_agent`].
+    pub fn start_agent_of(&self, program: &str, node: &str, flags: &[&str]) -> Result<()> {
         self.check_node(node)?;
         if !self.processes(node)?.is_empty() {
             bail!("the agent of {node} runs already");
         }
-        let mut command = self.agent_command();
+        let mut command = self.agent_command(program);
         command.arg("--config").arg(self.config_path(node)).args(&self.spec().agent_flags).args(flags);
         self.run_on(node, command)
     }

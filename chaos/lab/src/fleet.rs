@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail};
 use node_api::Client;
 
 use crate::{
+    agent::AGENT,
     cgroup, config, interrupt,
     name::{LabName, labs_folder},
     namespace, process, require_root,
@@ -183,7 +184,7 @@ impl Lab {
 
     /// The key of the lab's gossip, made by the agent's own command.
     fn write_key(&self) -> Result<()> {
-        let output = self.agent_command().arg("keygen").arg(self.key_path()).output();
+        let output = self.agent_command(AGENT).arg("keygen").arg(self.key_path()).output();
         let output = output.context("run warrend keygen")?;
         if !output.status.success() {
             bail!("warrend keygen: {}", String::from_utf8_lossy(&output.stderr).trim());
@@ -191,9 +192,9 @@ impl Lab {
         Ok(())
     }
 
-    /// The agent's program, without this program's own variables: `WARREN_*` are settings of the agent.
-    pub(crate) fn agent_command(&self) -> Command {
-        let mut command = Command::new(self.spec.programs.join("warrend"));
+    /// An agent's program, without this program's own variables: `WARREN_*` are settings of the agent.
+    pub(crate) fn agent_command(&self, program: &str) -> Command {
+        let mut command = Command::new(self.spec.programs.join(program));
         for (name, _) in std::env::vars_os() {
             if name.as_encoded_bytes().starts_with(b"WARREN_") {
                 command.env_remove(name);

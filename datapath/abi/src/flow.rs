@@ -125,6 +125,9 @@ pub struct FlowEntry<A = V4> {
     pub created_ns: u64,
     /// When the last packet of this direction came, same clock; equal to `created_ns` while none has come.
     pub last_seen_ns: u64,
+    /// What a later build might add: moves all that follows.
+    #[cfg(feature = "next-layout")]
+    pub next: u64,
     /// Sum of the epochs of both shards when it was decided; another sum now means: decide again.
     pub epoch: u32,
     /// Interface or node index that packets must come from.
@@ -217,7 +220,7 @@ pub struct FragmentPorts {
 abi_bytes! {
     FlowKey<V4> = 16,
     FlowKey<V6> = 40,
-    FlowEntry<V4> = 88,
+    FlowEntry<V4> = 88 + 8 * cfg!(feature = "next-layout") as usize,
     FragmentKey<V4> = 12,
     FragmentPorts = 4,
 }

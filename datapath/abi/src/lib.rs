@@ -4,7 +4,9 @@
 //! `Option` or enum. Addresses and ports are in network byte order, all else in the machine's. Types that
 //! hold addresses are generic over the family ([`V4`], [`V6`]), with a map for each family.
 //!
-//! Invariant: whoever changes a layout here raises [`ABI_VERSION`].
+//! Invariant: whoever changes a layout here raises [`ABI_VERSION`]. Builds read one another's maps by the names of
+//! fields (decision 0015): a field that changes its meaning changes its name, zero in a new field means "as before",
+//! and a key that changes is a map of another name.
 #![no_std]
 
 mod counter;
@@ -20,7 +22,7 @@ pub use flow::{FlowAction, FlowEntry, FlowKey, FragmentKey, FragmentPorts, Sourc
 pub use map::*;
 
 /// Version of all layouts in this crate, in the configuration map and beside the pins.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 2 + cfg!(feature = "next-layout") as u32;
 
 /// An IPv4 address in network byte order.
 pub type V4 = [u8; 4];

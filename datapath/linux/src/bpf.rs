@@ -7,10 +7,10 @@
 use std::{
     io,
     mem::{MaybeUninit, size_of},
-    os::fd::{AsRawFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
 };
 
-use aya_obj::generated::{bpf_attr, bpf_cmd};
+use aya_obj::generated::{bpf_attr, bpf_btf_info, bpf_cmd, bpf_map_info, bpf_prog_info};
 
 /// What older kernels answer when a map type has no batch commands (not in libc: it is internal to the kernel).
 pub(crate) const ENOTSUPP: i32 = 524;
@@ -31,12 +31,12 @@ fn attributes() -> bpf_attr {
 
 /// # Safety
 /// Every address in `attributes` that `command` reads or writes is valid for the map's sizes.
-unsafe fn bpf(command: bpf_cmd, attributes: &mut bpf_attr) -> io::Result<()> {
+unsafe fn bpf(command: bpf_cmd, attributes: &mut bpf_attr) -> io::Result<i64> {
     // SAFETY: passed on to the caller.
     let result = unsafe {
         libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<bpf_attr>())
     };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
 fn element(map: BorrowedFd<'_>, key: *const u8, value: *mut u8) -> bpf_attr {
@@ -53,16 +53,42 @@ fn element(map: BorrowedFd<'_>, key: *const u8, value: *mut u8) -> bpf_attr {
 /// `key` and `value` point to as many bytes as the map's key and (for per-CPU maps: all) values have.
 pub(crate) unsafe fn lookup(map: BorrowedFd<'_>, key: *const u8, value: *mut u8) -> io::Result<()> {
     // SAFETY: the caller's promise.
-    unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut element(map, key, value)) }
+    unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut element(map, key, value)) }.map(drop)
 }
 
-/// Writes an entry, there before or not.
+/// What becomes of an entry whose key is there already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Present {
+    /// It gets the new value.
+    Replace,
+    /// It stays as it is (`EEXIST`).
+    Keep,
+}
+
+impl Present {
+    const fn flags(self) -> u64 {
+        match self {
+            Self::Replace => 0,
+            // BPF_NOEXIST
+            Self::Keep => 1,
+        }
+    }
+}
+
+/// Writes an entry.
 ///
 /// # Safety
 /// As for [`lookup`].
-pub(crate) unsafe fn update(map: BorrowedFd<'_>, key: *const u8, value: *const u8) -> io::Result<()> {
+pub(crate) unsafe fn update(
+    map: BorrowedFd<'_>,
+    key: *const u8,
+    value: *const u8,
+    present: Present,
+) -> io::Result<()> {
+    let mut attributes = element(map, key, value.cast_mut());
+    attributes.__bindgen_anon_2.flags = present.flags();
     // SAFETY: the caller's promise; the kernel only reads the value.
-    unsafe { bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut element(map, key, value.cast_mut())) }
+    unsafe { bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attributes) }.map(drop)
 }
 
 /// Deletes an entry.
@@ -71,7 +97,7 @@ pub(crate) unsafe fn update(map: BorrowedFd<'_>, key: *const u8, value: *const u
 /// `key` points to as many bytes as the map's key has.
 pub(crate) unsafe fn delete(map: BorrowedFd<'_>, key: *const u8) -> io::Result<()> {
     // SAFETY: the caller's promise.
-    unsafe { bpf(bpf_cmd::BPF_MAP_DELETE_ELEM, &mut element(map, key, std::ptr::null_mut())) }
+    unsafe { bpf(bpf_cmd::BPF_MAP_DELETE_ELEM, &mut element(map, key, std::ptr::null_mut())) }.map(drop)
 }
 
 /// Finds the key after `key`, or the first one where `key` is null or gone.
@@ -80,7 +106,7 @@ pub(crate) unsafe fn delete(map: BorrowedFd<'_>, key: *const u8) -> io::Result<(
 /// `key` (unless null) and `next` point to as many bytes as the map's key has.
 pub(crate) unsafe fn next_key(map: BorrowedFd<'_>, key: *const u8, next: *mut u8) -> io::Result<()> {
     // SAFETY: the caller's promise; `next_key` lies where `value` does.
-    unsafe { bpf(bpf_cmd::BPF_MAP_GET_NEXT_KEY, &mut element(map, key, next)) }
+    unsafe { bpf(bpf_cmd::BPF_MAP_GET_NEXT_KEY, &mut element(map, key, next)) }.map(drop)
 }
 
 /// Where in a map a batch lookup stands.
@@ -133,9 +159,12 @@ pub(crate) unsafe fn update_batch(
     keys: *const u8,
     values: *const u8,
     count: u32,
+    present: Present,
 ) -> Batch {
+    let mut attributes = many(map, keys, values, count);
+    attributes.batch.elem_flags = present.flags();
     // SAFETY: the caller's promise.
-    unsafe { run_batch(bpf_cmd::BPF_MAP_UPDATE_BATCH, &mut many(map, keys, values, count)) }
+    unsafe { run_batch(bpf_cmd::BPF_MAP_UPDATE_BATCH, &mut attributes) }
 }
 
 /// Deletes `count` entries; stops at the first that is not there.
@@ -168,4 +197,72 @@ unsafe fn run_batch(command: bpf_cmd, attributes: &mut bpf_attr) -> Batch {
     // SAFETY: the kernel wrote the count, except where it refused the command as a whole.
     let count = if unsupported { 0 } else { unsafe { attributes.batch.count } };
     Batch { count, error }
+}
+
+/// What the kernel says of a map.
+pub(crate) fn map_info(map: BorrowedFd<'_>) -> io::Result<bpf_map_info> {
+    // SAFETY: plain integers; zero is valid.
+    let mut info: bpf_map_info = unsafe { MaybeUninit::zeroed().assume_init() };
+    describe(map, &mut info)?;
+    Ok(info)
+}
+
+/// A map's name in the kernel, cut off at 15 bytes there.
+pub(crate) fn is_named(info: &bpf_map_info, name: &str) -> bool {
+    let bytes = info.name.iter().map(|byte| *byte as u8).take_while(|byte| *byte != 0);
+    bytes.eq(name.bytes().take(info.name.len() - 1))
+}
+
+/// The numbers of the maps that a loaded program uses.
+pub(crate) fn program_map_ids(program_id: u32) -> io::Result<Vec<u32>> {
+    let program = by_id(bpf_cmd::BPF_PROG_GET_FD_BY_ID, program_id)?;
+    // SAFETY: plain integers; zero is valid.
+    let mut info: bpf_prog_info = unsafe { MaybeUninit::zeroed().assume_init() };
+    describe(program.as_fd(), &mut info)?;
+    let mut ids = vec![0u32; info.nr_map_ids as usize];
+    // SAFETY: as above.
+    let mut info: bpf_prog_info = unsafe { MaybeUninit::zeroed().assume_init() };
+    info.nr_map_ids = ids.len() as u32;
+    info.map_ids = ids.as_mut_ptr() as u64;
+    describe(program.as_fd(), &mut info)?;
+    Ok(ids)
+}
+
+/// A map by its number.
+pub(crate) fn map_by_id(id: u32) -> io::Result<OwnedFd> {
+    by_id(bpf_cmd::BPF_MAP_GET_FD_BY_ID, id)
+}
+
+/// The type information that maps were made with, by its number, as in an object's `.BTF` section.
+pub(crate) fn btf(id: u32) -> io::Result<Vec<u8>> {
+    let btf = by_id(bpf_cmd::BPF_BTF_GET_FD_BY_ID, id)?;
+    // SAFETY: plain integers; zero is valid.
+    let mut info: bpf_btf_info = unsafe { MaybeUninit::zeroed().assume_init() };
+    describe(btf.as_fd(), &mut info)?;
+    let mut bytes = vec![0u8; info.btf_size as usize];
+    // SAFETY: as above.
+    let mut info: bpf_btf_info = unsafe { MaybeUninit::zeroed().assume_init() };
+    info.btf = bytes.as_mut_ptr() as u64;
+    info.btf_size = bytes.len() as u32;
+    describe(btf.as_fd(), &mut info)?;
+    Ok(bytes)
+}
+
+fn by_id(command: bpf_cmd, id: u32) -> io::Result<OwnedFd> {
+    let mut attributes = attributes();
+    attributes.__bindgen_anon_6.__bindgen_anon_1.map_id = id;
+    // SAFETY: numbers only.
+    let fd = unsafe { bpf(command, &mut attributes) }?;
+    // SAFETY: the kernel made this descriptor for us just now.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Fills the `bpf_*_info` that belongs to the object.
+fn describe<T>(object: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
+    let mut attributes = attributes();
+    attributes.info.bpf_fd = object.as_raw_fd() as u32;
+    attributes.info.info_len = size_of::<T>() as u32;
+    attributes.info.info = std::ptr::from_mut(info) as u64;
+    // SAFETY: `info` has that many bytes; where it points to buffers, they are as long as it says.
+    unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attributes) }.map(drop)
 }

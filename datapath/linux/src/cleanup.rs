@@ -65,10 +65,10 @@ fn is_target(link: &Link) -> bool {
     named || link.endpoint().is_some()
 }
 
-/// Links first, that packets stop before maps go; folders after what is in them.
+/// Folders after what is in them.
 fn pinned(root: &Path) -> Result<Vec<PathBuf>, DatapathError> {
     let mut paths = Vec::new();
-    for part in ["links", "programs", "maps"] {
+    for part in pins::PARTS {
         let folder = root.join(part);
         paths.extend(pins::names(&folder)?.iter().map(|name| folder.join(name)));
         paths.push(folder);

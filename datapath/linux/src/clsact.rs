@@ -1,6 +1,11 @@
-//! What works at a clsact hook: our programs on kernels without TCX, and filters of others on any.
+//! What works at a clsact hook: our programs on kernels without TCX, and filters of others on any. How one is taken
+//! away.
 
-use aya::programs::TcAttachType;
+use aya::programs::{
+    ProgramError, TcAttachType,
+    links::Link as _,
+    tc::{SchedClassifierLink, TcHandle},
+};
 use futures::TryStreamExt;
 use rtnetlink::packet_route::tc::{TcAttribute, TcFilterBpfOption, TcMessage, TcOption};
 
@@ -63,4 +68,18 @@ fn filter(message: &TcMessage) -> Option<Filter> {
         }
     }
     Some(filter)
+}
+
+/// Takes away the filter with this priority and handle.
+pub(crate) fn remove(
+    device: &str,
+    direction: TcAttachType,
+    priority: u16,
+    handle: TcHandle,
+) -> Result<(), DatapathError> {
+    let fail =
+        |error: ProgramError| DatapathError::program("at clsact", format!("detach from {device}"), error);
+    let link = SchedClassifierLink::attached(device, direction, priority, handle, None);
+    let link = link.map_err(|source| fail(ProgramError::IOError(source)))?;
+    link.detach().map_err(fail)
 }

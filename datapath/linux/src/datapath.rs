@@ -2,17 +2,20 @@
 
 use std::net::IpAddr;
 
+use datapath_abi::map_name;
 use datapath_plan::Base;
 use nix::unistd::Uid;
 
 use crate::{
+    bpf::Present,
     config::LinuxConfig,
     counters::Counters,
     device::{BaseDevices, HOST_DEVICE, NET_DEVICE, VXLAN_DEVICE},
     error::DatapathError,
     events::{self, Events},
+    handover::{self, FlowHandover},
     hook::{AttachMode, Hooks},
-    maps::{self, Adoption, Maps},
+    maps::{self, Adoption, Loaded, Maps},
     netlink::Netlink,
     pins::Pins,
 };
@@ -33,9 +36,9 @@ pub struct Datapath {
 }
 
 impl Datapath {
-    /// Loads the programs and makes or adopts the maps. Where an earlier agent's programs are at work on
-    /// devices and the maps are adopted, they are replaced in place, without a packet lost. Touches no
-    /// device otherwise. Must be called in the node's network namespace and in a tokio runtime.
+    /// Loads the programs and makes or adopts the maps; what maps of another build hold goes over into ours.
+    /// Where an earlier agent's programs are at work on devices they are replaced in place, without a packet
+    /// lost. Touches no device otherwise. Must be called in the node's network namespace and in a tokio runtime.
     ///
     /// # Errors
     /// [`DatapathError::NotPermitted`] without root; [`DatapathError::NoBpffs`] where there is nothing to pin
@@ -46,15 +49,32 @@ impl Datapath {
         }
         let netlink = Netlink::here()?;
         let pins = Pins::create(&config.pin_root)?;
-        let (mut ebpf, maps, adoption) = maps::load(&pins)?;
+        let Loaded { mut ebpf, maps, adoption, predecessors } = maps::load(&pins)?;
         let events = events::Ring::take(&mut ebpf)?;
         let mode = if config.force_clsact { AttachMode::Clsact } else { AttachMode::probe() };
+        // From here on in the order of decision 0015: nothing that works is touched before what follows it is
+        // complete.
         let mut hooks = Hooks::load(ebpf, pins, mode)?;
-        let links = netlink.links().await?;
-        // With empty maps the new programs would drop what the old ones still carry: they are then replaced
-        // one by one, as the plan fills the maps.
-        let adopted = if adoption == Adoption::Adopted { hooks.adopt(&netlink, &links).await? } else { 0 };
-        tracing::info!(pin_root = %config.pin_root.display(), ?mode, ?adoption, adopted, "datapath open");
+        let at_work = hooks.at_work(&netlink, &netlink.links().await?).await?;
+        if !predecessors.is_empty() {
+            handover::carry_state(&predecessors, &maps)?;
+        }
+        let program_ids: Vec<u32> = at_work.iter().map(|program| program.program_id).collect();
+        let mut flows = FlowHandover::new(&predecessors, &program_ids, &maps)?;
+        // Of a table that no program uses yet, all can be written; of one that is in use (an agent died while it
+        // replaced programs), what is there is newer.
+        let fresh_table = predecessors.iter().any(|map| map.name == map_name::FLOWS_V4);
+        let present = if fresh_table { Present::Replace } else { Present::Keep };
+        // Twice: the second is short, and so is what it leaves behind.
+        let carried = flows.carry(present)? + flows.carry(present)?;
+        hooks.pin()?;
+        // With empty maps our programs would drop what the old ones still carry: they are then replaced one by
+        // one, as the plan fills the maps.
+        let adopted = if adoption == Adoption::Fresh { 0 } else { hooks.adopt(&at_work)? };
+        let late = flows.carry(Present::Keep)?;
+        tracing::info!(
+            pin_root = %config.pin_root.display(), ?mode, ?adoption, adopted, carried, late, "datapath open"
+        );
         Ok(Self { config, netlink, maps, hooks, events: Some(events) })
     }
 

@@ -240,7 +240,7 @@ pub(crate) fn flow(key: &FlowKey<V4>, entry: &FlowEntry, epochs: &[u32], now_ns:
 }
 
 /// The clock of the programs.
-fn now_ns() -> Result<u64, DatapathError> {
+pub(crate) fn now_ns() -> Result<u64, DatapathError> {
     let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC_COARSE)
         .map_err(|error| DatapathError::NotReady(format!("no coarse clock: {error}")))?;
     Ok(Duration::from(time).as_nanos() as u64)

@@ -4,7 +4,7 @@
 //! A link is never made twice: one that is pinned gets the new program in place, without a packet in between
 //! that meets none (FACTS: 100 swaps under load, no loss).
 
-use std::{io, path::PathBuf};
+use std::{io, os::fd::AsFd, path::PathBuf};
 
 use aya::{
     Ebpf,
@@ -15,12 +15,14 @@ use aya::{
     },
 };
 
+use datapath_abi::map_name;
+
 use crate::{
-    clsact,
+    bpf, clsact,
     device::{ENDPOINT_PREFIX, HOST_DEVICE, VXLAN_DEVICE},
     error::DatapathError,
     netlink::{Link, Netlink},
-    object::Program,
+    object::{MAPS, Program},
     pins,
     pins::Pins,
 };
@@ -88,6 +90,37 @@ pub(crate) struct LinkPin {
     pub program: Program,
 }
 
+/// A program at one of our hooks.
+#[derive(Debug)]
+pub(crate) struct AtWork {
+    pub program_id: u32,
+    /// The device, and which of our programs belongs there; `None` for what this build does not know.
+    hook: Option<(String, Program)>,
+    place: Place,
+}
+
+/// Where a program is attached.
+#[derive(Debug)]
+enum Place {
+    /// By the pinned link of this name.
+    Link(String),
+    /// By our filter on this device.
+    Filter(String, TcAttachType),
+}
+
+/// Whether a program is of a build of ours: all of them read the configuration.
+fn is_of_ours(program_id: u32) -> Result<bool, DatapathError> {
+    let fail = |source| DatapathError::program("at clsact", "ask for the maps of", source);
+    for id in bpf::program_map_ids(program_id).map_err(fail)? {
+        let map = bpf::map_by_id(id).map_err(fail)?;
+        let info = bpf::map_info(map.as_fd()).map_err(fail)?;
+        if bpf::is_named(&info, map_name::CONFIG) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 impl LinkPin {
     fn parse(name: &str) -> Option<Self> {
         let (device, program) = name.rsplit_once('-')?;
@@ -97,16 +130,71 @@ impl LinkPin {
 }
 
 impl Hooks {
-    /// Loads the programs into the kernel, where they are checked, and pins them.
+    /// Loads the programs into the kernel, where they are checked.
     pub(crate) fn load(mut ebpf: Ebpf, pins: Pins, mode: AttachMode) -> Result<Self, DatapathError> {
         for program in Program::ALL {
-            let classifier = classifier(&mut ebpf, program)?;
-            classifier.load().map_err(|error| program.fail("load", error))?;
-            let path = pins.programs().join(program.name());
-            pins::remove(&path)?;
-            classifier.pin(path).map_err(|error| program.fail("pin", error))?;
+            classifier(&mut ebpf, program)?.load().map_err(|error| program.fail("load", error))?;
         }
         Ok(Self { ebpf, pins, mode })
+    }
+
+    /// Pins what was loaded in the place of an earlier build's: the maps that were made beside its, and the
+    /// programs. What this build does not know goes.
+    pub(crate) fn pin(&mut self) -> Result<(), DatapathError> {
+        for map in pins::names(&self.pins.next())? {
+            self.pins.take_over(&map)?;
+        }
+        for map in pins::names(&self.pins.maps())? {
+            if !MAPS.contains(&map.as_str()) {
+                pins::remove(&self.pins.maps().join(map))?;
+            }
+        }
+        for program in pins::names(&self.pins.programs())? {
+            pins::remove(&self.pins.programs().join(program))?;
+        }
+        for program in Program::ALL {
+            let path = self.pins.programs().join(program.name());
+            let classifier = classifier(&mut self.ebpf, program)?;
+            classifier.pin(path).map_err(|error| program.fail("pin", error))?;
+        }
+        Ok(())
+    }
+
+    /// What works at this node's hooks now; `links` are the node's devices.
+    pub(crate) async fn at_work(
+        &self,
+        netlink: &Netlink,
+        links: &[Link],
+    ) -> Result<Vec<AtWork>, DatapathError> {
+        let mut found = Vec::new();
+        match self.mode {
+            AttachMode::Tcx => {
+                for name in pins::names(&self.pins.links())? {
+                    let fail = |error: LinkError| DatapathError::program(&name, "ask the link of", error);
+                    let pinned = PinnedLink::from_pin(self.pins.links().join(&name)).map_err(fail)?;
+                    let program_id = FdLink::from(pinned).info().map_err(fail)?.program_id();
+                    let hook = LinkPin::parse(&name).map(|pin| (pin.device, pin.program));
+                    found.push(AtWork { program_id, hook, place: Place::Link(name) });
+                }
+            }
+            AttachMode::Clsact => {
+                for link in links {
+                    for direction in [TcAttachType::Ingress, TcAttachType::Egress] {
+                        let known = programs_of(&link.name)
+                            .iter()
+                            .find(|program| link.is_ours() && program.direction() == direction);
+                        for program_id in clsact::programs(netlink, link, direction).await? {
+                            if is_of_ours(program_id)? {
+                                let hook = known.map(|program| (link.name.clone(), *program));
+                                let place = Place::Filter(link.name.clone(), direction);
+                                found.push(AtWork { program_id, hook, place });
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        Ok(found)
     }
 
     /// Puts to work on a device the programs that belong there; what is attached is replaced in place.
@@ -199,22 +287,26 @@ impl Hooks {
         Ok(())
     }
 
-    /// Gives the new programs to all hooks where an earlier agent's are at work; `links` are the node's
-    /// devices. Pins whose device is gone are removed. Returns how many hooks there were.
-    pub(crate) async fn adopt(&mut self, netlink: &Netlink, links: &[Link]) -> Result<usize, DatapathError> {
+    /// Gives our programs to the hooks where an earlier agent's are at work, and takes away those that this build
+    /// does not know: they are of another, and nobody would keep their maps. Pins whose device is gone are
+    /// removed. Returns how many hooks there were.
+    pub(crate) fn adopt(&mut self, at_work: &[AtWork]) -> Result<usize, DatapathError> {
         let mut adopted = 0;
-        match self.mode {
-            AttachMode::Tcx => {
-                for pin in self.link_pins()? {
-                    adopted += usize::from(self.replace_link(&pin.device, pin.program)?);
+        for AtWork { hook, place, .. } in at_work {
+            match (hook, place) {
+                (Some((device, program)), Place::Link(_)) => {
+                    adopted += usize::from(self.replace_link(device, *program)?);
                 }
-            }
-            AttachMode::Clsact => {
-                for link in links.iter().filter(|link| link.is_ours()) {
-                    for program in programs_of(&link.name) {
-                        if !clsact::programs(netlink, link, program.direction()).await?.is_empty() {
-                            self.put_filter(&link.name, *program)?;
-                            adopted += 1;
+                (Some((device, program)), Place::Filter(..)) => {
+                    self.put_filter(device, *program)?;
+                    adopted += 1;
+                }
+                (None, place) => {
+                    tracing::info!(?place, "a program of another build is taken away");
+                    match place {
+                        Place::Link(name) => pins::remove(&self.pins.links().join(name))?,
+                        Place::Filter(device, direction) => {
+                            clsact::remove(device, *direction, CLSACT_PRIORITY, CLSACT_HANDLE)?
                         }
                     }
                 }

@@ -6,6 +6,7 @@
 
 mod apply;
 mod bpf;
+mod btf;
 mod cleanup;
 mod clsact;
 mod config;
@@ -17,7 +18,9 @@ mod endpoint;
 mod error;
 mod events;
 mod flows;
+mod handover;
 mod hook;
+mod layout;
 mod maps;
 mod namespace;
 mod netlink;
@@ -26,6 +29,7 @@ mod observe;
 mod pins;
 mod programs;
 mod route;
+mod rows;
 mod sysctl;
 mod table;
 mod underlay;

@@ -1,17 +1,25 @@
 //! The maps, opened as typed tables: made if they are not there, adopted if they are what this build needs.
 
-use std::{os::fd::AsFd, path::Path};
+use std::os::fd::{AsFd, OwnedFd};
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Map, MapData, MapInfo as KernelMapInfo},
+    maps::{Map, MapData},
 };
 use datapath_abi::{
     ABI_VERSION, AbiBytes, EndpointEntry, FlowEntry, FlowKey, IpcacheEntry, LpmKey, NodeConfig, NodeEntry,
     V4, map_name,
 };
 
-use crate::{counters::CounterTable, error::DatapathError, object, pins, pins::Pins, table::Table};
+use crate::{
+    counters::CounterTable,
+    error::DatapathError,
+    layout::{self, Shape},
+    object, pins,
+    pins::Pins,
+    rows::Rows,
+    table::{self, Table},
+};
 
 /// Every map that user space reads or writes.
 #[derive(Debug)]
@@ -36,84 +44,114 @@ pub(crate) enum Adoption {
     Fresh,
     /// They are in use again, with everything in them.
     Adopted,
-    /// They had another layout and were left to the programs that still use them; new, empty ones were made.
-    Remade,
+    /// Some are of another build: theirs are to be filled from them ([`crate::handover`]).
+    Succeeded,
 }
 
-/// Loads the object, with its maps from the pins where these fit.
-///
-/// The check comes first, since aya takes a pinned map as it is. On another layout all maps are remade: the old
-/// programs go on with the old ones until the links get the new programs.
-pub(crate) fn load(pins: &Pins) -> Result<(Ebpf, Maps, Adoption), DatapathError> {
-    let folder = pins.maps();
-    let adoption = check(&folder)?;
-    if adoption == Adoption::Remade {
-        for name in pins::names(&folder)? {
-            pins::remove(&folder.join(name))?;
-        }
+/// The object with its maps, and what it succeeds to.
+pub(crate) struct Loaded {
+    pub ebpf: Ebpf,
+    pub maps: Maps,
+    pub adoption: Adoption,
+    /// Pinned maps of another build. Ours of the same names are empty, and pinned aside.
+    pub predecessors: Vec<Predecessor>,
+}
+
+/// A map of another build, and ours of its name.
+#[derive(Debug)]
+pub(crate) struct Predecessor {
+    pub name: &'static str,
+    pub theirs: OwnedFd,
+    pub their_shape: Shape,
+    pub ours: OwnedFd,
+    pub our_shape: Shape,
+}
+
+/// A pinned map, and the shape that this build wants of it.
+struct Pinned {
+    name: &'static str,
+    map: OwnedFd,
+    shape: Shape,
+    wanted: Shape,
+}
+
+/// Loads the object, each map from its pin if that fits. A map that does not (another type, size, place of a
+/// field or version) stays pinned, and at work in the programs that use it; ours is made beside it.
+pub(crate) fn load(pins: &Pins) -> Result<Loaded, DatapathError> {
+    for left in pins::names(&pins.next())? {
+        pins::remove(&pins.next().join(left))?;
     }
+    let present = pins::names(&pins.maps())?;
+    let misfits = misfits(pins, &present)?;
     let mut loader = EbpfLoader::new();
     for name in object::MAPS {
+        let replaced = misfits.iter().any(|misfit| misfit.name == name);
+        let folder = if replaced { pins.next() } else { pins.maps() };
         loader.map_pin_path(name, folder.join(name));
     }
     let ebpf = loader.load(object::OBJECT).map_err(DatapathError::load)?;
     let maps = Maps::open(&ebpf)?;
-    if adoption != Adoption::Adopted {
-        // So that the next agent knows the layout, also if no base is ever written.
+    let predecessor = |Pinned { name, map, shape, wanted }| {
+        let ours = duplicate(name, data(&ebpf, name)?)?;
+        Ok(Predecessor { name, theirs: map, their_shape: shape, ours, our_shape: wanted })
+    };
+    let predecessors: Vec<_> = misfits.into_iter().map(predecessor).collect::<Result<_, DatapathError>>()?;
+    let adoption = match (present.is_empty(), predecessors.is_empty()) {
+        (true, _) => Adoption::Fresh,
+        (false, true) => Adoption::Adopted,
+        (false, false) => Adoption::Succeeded,
+    };
+    if adoption == Adoption::Fresh {
+        // So that the next agent knows the version, also if no base is ever written.
         maps.config.put(&0, &NodeConfig { abi_version: ABI_VERSION, ..NodeConfig::default() })?;
     }
-    Ok((ebpf, maps, adoption))
+    Ok(Loaded { ebpf, maps, adoption, predecessors })
 }
 
-/// Compares the pinned maps with what the object defines.
-fn check(folder: &Path) -> Result<Adoption, DatapathError> {
-    let present = pins::names(folder)?;
-    if !present.iter().any(|name| name == map_name::CONFIG) {
-        // An agent that died between its first pins and the configuration left nothing of worth.
-        return Ok(if present.is_empty() { Adoption::Fresh } else { Adoption::Remade });
+/// The pinned maps that this build cannot use as they are. (aya takes a pinned map without a look.)
+fn misfits(pins: &Pins, present: &[String]) -> Result<Vec<Pinned>, DatapathError> {
+    if present.is_empty() {
+        return Ok(Vec::new());
     }
-    let wanted = aya_obj::Object::parse(object::OBJECT).map_err(|error| DatapathError::load(error.into()))?;
-    for name in &present {
-        let path = folder.join(name);
-        let info = KernelMapInfo::from_pin(&path).map_err(|error| layout(name, error.to_string()))?;
-        let found = (
-            info.key_size(),
-            info.value_size(),
-            info.max_entries(),
-            info.map_type().ok().map(|kind| kind as u32),
-        );
-        let Some(map) = wanted.maps.get(name) else {
-            tracing::warn!(
-                map = name,
-                "a pinned map that this version does not know: all maps are made anew"
-            );
-            return Ok(Adoption::Remade);
-        };
-        let expected = (map.key_size(), map.value_size(), map.max_entries(), Some(map.map_type()));
-        if found != expected {
-            tracing::warn!(
-                map = name,
-                ?found,
-                ?expected,
-                "a pinned map has another layout: all maps are made anew"
-            );
-            return Ok(Adoption::Remade);
+    let wanted = layout::wanted()?;
+    let mut pinned = Vec::new();
+    for (name, wanted) in wanted {
+        if !present.iter().any(|present| present == name) {
+            continue;
         }
+        let data = MapData::from_pin(pins.maps().join(name))
+            .map_err(|error| layout_error(name, error.to_string()))?;
+        let map = duplicate(name, &data)?;
+        let shape = Shape::of(name, map.as_fd())?;
+        pinned.push(Pinned { name, map, shape, wanted });
     }
-    let data = MapData::from_pin(folder.join(map_name::CONFIG))
-        .map_err(|error| layout(map_name::CONFIG, error.to_string()))?;
-    let config: Table<u32, NodeConfig> = open_data(map_name::CONFIG, &data)?;
-    match config.get(&0)?.map_or(0, |config| config.abi_version) {
-        ABI_VERSION => Ok(Adoption::Adopted),
-        found => {
-            tracing::warn!(
-                found,
-                expected = ABI_VERSION,
-                "the pinned maps have another version: all are made anew"
-            );
-            Ok(Adoption::Remade)
-        }
+    let version = pinned.iter().find(|map| map.name == map_name::CONFIG).map(version).transpose()?;
+    let same_version = version == Some(ABI_VERSION);
+    if !same_version {
+        tracing::info!(found = version, ours = ABI_VERSION, "the pinned maps are of another version");
     }
+    pinned.retain(|map| {
+        let transient = object::TRANSIENT_MAPS.contains(&map.name);
+        let fits = map.shape.serves_as(&map.wanted, !transient);
+        !fits || (!same_version && (transient || map.name == map_name::CONFIG))
+    });
+    Ok(pinned)
+}
+
+/// The version of whoever made a configuration map: the one field that must always be there.
+fn version(config: &Pinned) -> Result<u32, DatapathError> {
+    let shape = &config.shape;
+    let map = config.map.try_clone();
+    let map = map.map_err(|source| DatapathError::Map { map: config.name, operation: "open", source })?;
+    let rows = Rows::new(config.name, map, shape.key_bytes as usize, shape.value_bytes as usize);
+    let mut value = vec![0; rows.value_bytes];
+    if rows.key_bytes != size_of::<u32>() || !rows.get(&0u32.to_ne_bytes(), &mut value)? {
+        return Ok(0);
+    }
+    let mut fields = shape.fields.iter().flat_map(|fields| &fields.value);
+    let field = fields.find(|field| field.name == "abi_version");
+    let bytes = field.and_then(|field| value.get(field.offset..field.offset + size_of::<u32>()));
+    Ok(bytes.map_or(0, table::from_bytes))
 }
 
 impl Maps {
@@ -142,10 +180,13 @@ fn open_data<K: AbiBytes, V: AbiBytes>(
     name: &'static str,
     data: &MapData,
 ) -> Result<Table<K, V>, DatapathError> {
-    let info = data.info().map_err(|error| layout(name, error.to_string()))?;
+    let info = data.info().map_err(|error| layout_error(name, error.to_string()))?;
+    Table::new(name, duplicate(name, data)?, info.key_size(), info.value_size())
+}
+
+fn duplicate(name: &'static str, data: &MapData) -> Result<OwnedFd, DatapathError> {
     let fd = data.fd().as_fd().try_clone_to_owned();
-    let fd = fd.map_err(|source| DatapathError::Map { map: name, operation: "open", source })?;
-    Table::new(name, fd, info.key_size(), info.value_size())
+    fd.map_err(|source| DatapathError::Map { map: name, operation: "open", source })
 }
 
 fn data<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a MapData, DatapathError> {
@@ -155,13 +196,14 @@ fn data<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a MapData, DatapathError> {
             | Map::HashMap(data)
             | Map::LruHashMap(data)
             | Map::LpmTrie(data)
-            | Map::PerCpuArray(data),
+            | Map::PerCpuArray(data)
+            | Map::RingBuf(data),
         ) => Ok(data),
-        Some(_) => Err(layout(name, "is of an unexpected type".into())),
-        None => Err(layout(name, "is not in the object".into())),
+        Some(_) => Err(layout_error(name, "is of an unexpected type".into())),
+        None => Err(layout_error(name, "is not in the object".into())),
     }
 }
 
-fn layout(map: &str, text: String) -> DatapathError {
+fn layout_error(map: &str, text: String) -> DatapathError {
     DatapathError::Layout { map: map.into(), text }
 }

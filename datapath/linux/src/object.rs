@@ -53,6 +53,9 @@ pub const MAPS: [&str; 15] = [
     map_name::SCRATCH,
 ];
 
+/// The maps whose content is of no use to another build: each makes its own.
+pub(crate) const TRANSIENT_MAPS: [&str; 3] = [map_name::EVENTS, map_name::BUDGETS, map_name::SCRATCH];
+
 #[cfg(test)]
 mod tests {
     use super::*;

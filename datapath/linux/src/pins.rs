@@ -19,7 +19,10 @@ use crate::error::DatapathError;
 /// Where BPF file systems are mounted by custom.
 const BPFFS: &str = "/sys/fs/bpf";
 
-/// The folder with its three parts. One process owns it at a time: the lock goes with the value, or with the
+/// The folders inside, in the order in which their content is taken away: packets stop before maps go.
+pub(crate) const PARTS: [&str; 4] = ["links", "programs", "next", "maps"];
+
+/// The folder with its parts. One process owns it at a time: the lock goes with the value, or with the
 /// process however it ends.
 #[derive(Debug)]
 pub(crate) struct Pins {
@@ -67,11 +70,24 @@ impl Pins {
         }
         fs::create_dir_all(root).map_err(|source| DatapathError::file("make folder", root, source))?;
         let pins = Self { root: root.into(), _lock: Lock::take(root)? };
-        for folder in [pins.maps(), pins.links(), pins.programs()] {
+        for part in PARTS {
+            let folder = pins.root.join(part);
             fs::create_dir_all(&folder)
                 .map_err(|source| DatapathError::file("make folder", folder, source))?;
         }
         Ok(pins)
+    }
+
+    /// Maps on their way into [`Self::maps`]: what is found here was left by an agent that died on that way.
+    pub(crate) fn next(&self) -> PathBuf {
+        self.root.join("next")
+    }
+
+    /// Puts a map that is ready in the place of the former one of its name, in one step.
+    pub(crate) fn take_over(&self, map: &str) -> Result<(), DatapathError> {
+        let ready = self.next().join(map);
+        fs::rename(&ready, self.maps().join(map))
+            .map_err(|source| DatapathError::file("put into place", ready, source))
     }
 
     pub(crate) fn maps(&self) -> PathBuf {

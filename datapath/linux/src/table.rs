@@ -1,25 +1,20 @@
-//! A map of the kernel as a typed table: whole reads, and writes of which one bad entry takes down no other.
+//! A map of the kernel as a typed table.
 
 use std::{
-    io,
     marker::PhantomData,
     mem::{MaybeUninit, size_of},
-    os::fd::{AsFd, OwnedFd},
+    os::fd::OwnedFd,
+    slice,
 };
 
 use datapath_abi::AbiBytes;
 
-use crate::{bpf, error::DatapathError};
-
-/// Entries per batch call: large enough that the system call does not count (FACTS: 100,000 entries in 38 ms),
-/// small enough that the buffers stay in cache.
-const BATCH_ENTRIES: u32 = 4_096;
+use crate::{bpf::Present, error::DatapathError, rows::Rows};
 
 /// A handle on one pinned map. Its sizes were checked against `K` and `V` when it was opened.
 #[derive(Debug)]
 pub(crate) struct Table<K, V> {
-    name: &'static str,
-    fd: OwnedFd,
+    rows: Rows,
     types: PhantomData<(K, V)>,
 }
 
@@ -34,88 +29,45 @@ impl<K: AbiBytes, V: AbiBytes> Table<K, V> {
         key_bytes: u32,
         value_bytes: u32,
     ) -> Result<Self, DatapathError> {
-        if key_bytes as usize != size_of::<K>() || value_bytes as usize != size_of::<V>() {
+        let (key_bytes, value_bytes) = (key_bytes as usize, value_bytes as usize);
+        if key_bytes != size_of::<K>() || value_bytes != size_of::<V>() {
             return Err(DatapathError::Layout {
                 map: name.into(),
                 text: format!("{key_bytes}+{value_bytes} bytes, not {}+{}", size_of::<K>(), size_of::<V>()),
             });
         }
-        Ok(Self { name, fd, types: PhantomData })
+        Ok(Self { rows: Rows::new(name, fd, key_bytes, value_bytes), types: PhantomData })
+    }
+
+    /// The same map without types.
+    pub(crate) const fn rows(&self) -> &Rows {
+        &self.rows
     }
 
     pub(crate) fn get(&self, key: &K) -> Result<Option<V>, DatapathError> {
-        let mut value = MaybeUninit::<V>::uninit();
-        // SAFETY: key and value have the map's sizes (checked in `new`).
-        match unsafe { bpf::lookup(self.fd.as_fd(), bytes(key), value.as_mut_ptr().cast()) } {
-            // SAFETY: the kernel wrote all of it, and every bit pattern is a `V` (`AbiBytes`).
-            Ok(()) => Ok(Some(unsafe { value.assume_init() })),
-            Err(error) if is_absent(&error) => Ok(None),
-            Err(error) => Err(self.error("read", error)),
-        }
+        let mut value = vec![0; size_of::<V>()];
+        Ok(self.rows.get(bytes(key), &mut value)?.then(|| from_bytes(&value)))
     }
 
     pub(crate) fn put(&self, key: &K, value: &V) -> Result<(), DatapathError> {
-        // SAFETY: key and value have the map's sizes (checked in `new`).
-        unsafe { bpf::update(self.fd.as_fd(), bytes(key), bytes(value)) }
-            .map_err(|error| self.error("write", error))
+        self.rows.put(bytes(key), bytes(value), Present::Replace)
     }
 
     /// Deletes an entry; one that is not there counts as deleted.
     pub(crate) fn delete(&self, key: &K) -> Result<(), DatapathError> {
-        // SAFETY: the key has the map's size (checked in `new`).
-        match unsafe { bpf::delete(self.fd.as_fd(), bytes(key)) } {
-            Err(error) if !is_absent(&error) => Err(self.error("delete from", error)),
-            _ => Ok(()),
-        }
+        self.rows.delete(bytes(key))
     }
 
     /// Writes entries in batches. What a batch refuses is tried by itself, so that the answer names exactly
     /// the entries that failed, by their place in `entries`.
     pub(crate) fn put_all(&self, entries: &[(K, V)]) -> Vec<(usize, DatapathError)> {
         let (keys, values): (Vec<K>, Vec<V>) = entries.iter().copied().unzip();
-        self.in_batches(
-            entries.len(),
-            |from, count| {
-                // SAFETY: `count` keys and values of the map's sizes follow index `from`.
-                unsafe { bpf::update_batch(self.fd.as_fd(), bytes(&keys[from]), bytes(&values[from]), count) }
-            },
-            |index| self.put(&keys[index], &values[index]),
-        )
+        self.rows.put_all(all_bytes(&keys), all_bytes(&values), Present::Replace)
     }
 
     /// Deletes entries in batches; those that are not there count as deleted. Failures as in [`Self::put_all`].
     pub(crate) fn delete_all(&self, keys: &[K]) -> Vec<(usize, DatapathError)> {
-        self.in_batches(
-            keys.len(),
-            |from, count| {
-                // SAFETY: `count` keys of the map's size follow index `from`.
-                unsafe { bpf::delete_batch(self.fd.as_fd(), bytes(&keys[from]), count) }
-            },
-            |index| self.delete(&keys[index]),
-        )
-    }
-
-    fn in_batches(
-        &self,
-        len: usize,
-        batch: impl Fn(usize, u32) -> bpf::Batch,
-        single: impl Fn(usize) -> Result<(), DatapathError>,
-    ) -> Vec<(usize, DatapathError)> {
-        let mut failures = Vec::new();
-        let mut index = 0;
-        while index < len {
-            let count = (len - index).min(BATCH_ENTRIES as usize);
-            let done = batch(index, count as u32);
-            index += (done.count as usize).min(count);
-            // The one that stopped the batch is tried alone; then the rest goes on in batches.
-            if done.error.is_some() && index < len {
-                if let Err(error) = single(index) {
-                    failures.push((index, error));
-                }
-                index += 1;
-            }
-        }
-        failures
+        self.rows.delete_all(all_bytes(keys))
     }
 
     /// Reads the whole table, in the kernel's order.
@@ -134,74 +86,28 @@ impl<K: AbiBytes, V: AbiBytes> Table<K, V> {
 
     /// Walks the whole table. Entries that come or go meanwhile may or may not be seen.
     pub(crate) fn for_each(&self, mut visit: impl FnMut(&K, &V)) -> Result<(), DatapathError> {
-        let mut room = BATCH_ENTRIES;
-        let mut keys: Vec<MaybeUninit<K>> = vec![MaybeUninit::uninit(); room as usize];
-        let mut values: Vec<MaybeUninit<V>> = vec![MaybeUninit::uninit(); room as usize];
-        let mut cursor = bpf::Cursor::new(size_of::<K>());
-        loop {
-            // SAFETY: both buffers hold `room` items of the map's sizes.
-            let batch = unsafe {
-                bpf::lookup_batch(
-                    self.fd.as_fd(),
-                    &mut cursor,
-                    keys.as_mut_ptr().cast(),
-                    values.as_mut_ptr().cast(),
-                    room,
-                )
-            };
-            for (key, value) in keys.iter().zip(&values).take(batch.count as usize) {
-                // SAFETY: the kernel wrote the first `count` of both; every bit pattern is valid (`AbiBytes`).
-                let (key, value) = unsafe { (key.assume_init_ref(), value.assume_init_ref()) };
-                visit(key, value);
-            }
-            match batch.error.as_ref().map(|error| error.raw_os_error()) {
-                None => {}
-                Some(Some(libc::ENOENT)) => return Ok(()),
-                Some(Some(libc::ENOSPC)) => {
-                    room *= 2;
-                    keys.resize(room as usize, MaybeUninit::uninit());
-                    values.resize(room as usize, MaybeUninit::uninit());
-                }
-                Some(Some(libc::EINVAL | bpf::ENOTSUPP)) => return self.for_each_single(visit),
-                Some(_) => {
-                    return Err(self.error("dump", batch.error.unwrap_or_else(io::Error::last_os_error)));
-                }
-            }
-        }
-    }
-
-    /// [`Self::for_each`] for kernels whose map type has no batch commands.
-    fn for_each_single(&self, mut visit: impl FnMut(&K, &V)) -> Result<(), DatapathError> {
-        let mut last: Option<K> = None;
-        loop {
-            let mut next = MaybeUninit::<K>::uninit();
-            let from = last.as_ref().map_or(std::ptr::null(), bytes);
-            // SAFETY: both keys have the map's size (checked in `new`).
-            match unsafe { bpf::next_key(self.fd.as_fd(), from, next.as_mut_ptr().cast()) } {
-                Err(error) if is_absent(&error) => return Ok(()),
-                Err(error) => return Err(self.error("dump", error)),
-                Ok(()) => {}
-            }
-            // SAFETY: the kernel wrote it, and every bit pattern is valid (`AbiBytes`).
-            let key = unsafe { next.assume_init() };
-            if let Some(value) = self.get(&key)? {
-                visit(&key, &value);
-            }
-            last = Some(key);
-        }
-    }
-
-    fn error(&self, operation: &'static str, source: io::Error) -> DatapathError {
-        DatapathError::Map { map: self.name, operation, source }
+        self.rows.for_each(|key, value| visit(&from_bytes(key), &from_bytes(value)))
     }
 }
 
-fn bytes<T: AbiBytes>(value: &T) -> *const u8 {
-    std::ptr::from_ref(value).cast()
+fn bytes<T: AbiBytes>(value: &T) -> &[u8] {
+    all_bytes(slice::from_ref(value))
 }
 
-fn is_absent(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(libc::ENOENT)
+fn all_bytes<T: AbiBytes>(values: &[T]) -> &[u8] {
+    // SAFETY: no padding but explicit, hence initialised, bytes (`AbiBytes`).
+    unsafe { slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
+}
+
+/// The value whose bytes these are.
+pub(crate) fn from_bytes<T: AbiBytes>(bytes: &[u8]) -> T {
+    assert_eq!(bytes.len(), size_of::<T>());
+    let mut value = MaybeUninit::<T>::uninit();
+    // SAFETY: as many bytes as the value has; every bit pattern is valid (`AbiBytes`).
+    unsafe {
+        value.as_mut_ptr().cast::<u8>().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
+        value.assume_init()
+    }
 }
 
 #[cfg(test)]
@@ -242,7 +148,10 @@ mod tests {
         read.sort_unstable();
         assert_eq!(read, entries, "in batches");
         let mut read = Vec::new();
-        table.for_each_single(|key, value| read.push((*key, *value))).expect("walk");
+        table
+            .rows
+            .for_each_single(|key, value| read.push((from_bytes(key), from_bytes(value))))
+            .expect("walk");
         read.sort_unstable();
         assert_eq!(read, entries, "one by one");
 
@@ -275,7 +184,8 @@ mod tests {
             .collect();
         assert!(table.put_all(&entries).is_empty());
         let mut single = Vec::new();
-        table.for_each_single(|key, value| single.push((key.address, *value))).expect("walk");
+        let mut visit = |key: LpmKey<V4>, value: u32| single.push((key.address, value));
+        table.rows.for_each_single(|key, value| visit(from_bytes(key), from_bytes(value))).expect("walk");
         let mut batch: Vec<_> =
             table.dump().expect("dump").into_iter().map(|(key, value)| (key.address, value)).collect();
         single.sort_unstable();

@@ -130,7 +130,7 @@ fn half(from: &Side, to: &Side, epoch: u32, now_ns: u64, flags: u8) -> FlowEntry
         rewrite_dst: [0; 4],
         rewrite_src_port_be: [0; 2],
         rewrite_dst_port_be: [0; 2],
-        pad: [0; 4],
+        ..FlowEntry::default()
     }
 }
 

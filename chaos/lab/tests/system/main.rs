@@ -16,3 +16,4 @@ mod restart;
 mod scenarios;
 mod support;
 mod traffic;
+mod upgrade;

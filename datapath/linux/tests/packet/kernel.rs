@@ -1,9 +1,14 @@
 //! The kernel side of a packet test: programs, their maps, runs.
 
-use std::{collections::BTreeMap, mem::size_of, time::Duration};
+use std::{
+    collections::BTreeMap,
+    mem::size_of,
+    sync::{LazyLock, Mutex, PoisonError},
+    time::Duration,
+};
 
 use aya::{
-    Ebpf, EbpfLoader, Pod, TestRun,
+    Ebpf, EbpfError, EbpfLoader, Pod, TestRun,
     maps::{Array, HashMap, LpmTrie, Map, PerCpuArray, ProgramArray, RingBuf, lpm_trie::Key},
     programs::{ProgramFd, SchedClassifier, TestRunOptions},
 };
@@ -70,20 +75,7 @@ pub fn kernel_or_skip() -> Option<Kernel> {
         println!("skipped: BPF programs need root");
         return None;
     }
-    let mut loader = EbpfLoader::new();
-    for name in [
-        map_name::ENDPOINTS_BY_IFINDEX,
-        map_name::ENDPOINTS_V4,
-        map_name::IPCACHE_V4,
-        map_name::IPCACHE_LPM_V4,
-        map_name::NODE_BY_ADDRESS_V4,
-        map_name::NODES,
-        map_name::FLOWS_V4,
-        map_name::FRAGMENTS_V4,
-    ] {
-        loader.map_max_entries(name, SMALL);
-    }
-    match (loader.load(OBJECT), Ebpf::load(TEST_OBJECT)) {
+    match (load_object(OBJECT), load_object(TEST_OBJECT)) {
         (Ok(ebpf), Ok(test)) => Some(Kernel { ebpf, test }),
         (Err(error), _) | (_, Err(error)) => {
             // Only a kernel without BPF is a reason to skip; a broken object is a reason to fail.
@@ -92,6 +84,26 @@ pub fn kernel_or_skip() -> Option<Kernel> {
             None
         }
     }
+}
+
+/// By one loader for all tests of a process: a new one reads the types of the whole kernel again.
+fn load_object(object: &[u8]) -> Result<Ebpf, EbpfError> {
+    static LOADER: LazyLock<Mutex<EbpfLoader<'static>>> = LazyLock::new(|| {
+        let mut loader = EbpfLoader::new();
+        for name in [
+            map_name::ENDPOINTS_BY_IFINDEX,
+            map_name::ENDPOINTS_V4,
+            map_name::IPCACHE_V4,
+            map_name::IPCACHE_LPM_V4,
+            map_name::NODE_BY_ADDRESS_V4,
+            map_name::NODES,
+            map_name::FLOWS_V4,
+        ] {
+            loader.map_max_entries(name, SMALL);
+        }
+        Mutex::new(loader)
+    });
+    LOADER.lock().unwrap_or_else(PoisonError::into_inner).load(object)
 }
 
 fn bpf_works() -> bool {

@@ -1,12 +1,20 @@
 //! Opening: what is adopted, what is refused.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem::offset_of,
+    net::UdpSocket,
+    time::Duration,
+};
 
-use aya::maps::{Array, Map, MapData};
-use datapath_abi::{ABI_VERSION, map_name};
-use datapath_linux::{Datapath, DatapathError, LinuxConfig, cleanup};
+use aya::{
+    maps::{Array, Map, MapData},
+    programs::{LinkOrder, SchedClassifier, TcAttachType, links::FdLink, tc::TcAttachOptions},
+};
+use datapath_abi::{ABI_VERSION, NodeConfig, map_name};
+use datapath_linux::{Datapath, DatapathError, Flow, FlowFilter, LinuxConfig, cleanup};
 
-use crate::stage::{Namespace, Stage, endpoint, endpoint_ops, foundations, gateway, must};
+use crate::stage::{Namespace, Stage, address, endpoint, endpoint_ops, foundations, gateway, must, run};
 
 fn map_ids(datapath: &Datapath) -> BTreeMap<String, u32> {
     datapath.map_list().expect("maps").into_iter().map(|map| (map.name, map.id)).collect()
@@ -64,7 +72,7 @@ fn opening_needs_root() {
 }
 
 #[test]
-fn maps_of_another_version_are_remade() {
+fn another_version_takes_over_what_the_maps_hold() {
     let Some(stage) = Stage::new() else { return };
     let workload = Namespace::new("one");
     stage.play(async || {
@@ -72,34 +80,141 @@ fn maps_of_another_version_are_remade() {
         let (id, value) = endpoint(1, 1, &workload.path());
         let mut ops = foundations(1);
         ops.extend(endpoint_ops(id, &value));
-        must(&mut first, ops.clone()).await;
+        must(&mut first, ops).await;
         let (before, whole) = (map_ids(&first), first.observe().await.expect("observe"));
         drop(first);
 
-        let mut config = config_map(&stage);
-        let mut other = config.get(&0, 0).expect("its entry");
-        let ours = other;
-        other[0] = ABI_VERSION + 1;
-        config.set(0, other, 0).expect("write it");
+        set_version(&stage, ABI_VERSION + 1);
         let mut second = stage.open().await;
-        // The old programs are content with the old version, which is ours.
-        config.set(0, ours, 0).expect("write it");
-        let after = map_ids(&second);
-        assert!(before.iter().all(|(name, number)| after[name] != *number), "{before:?} {after:?}");
-        let empty = second.observe().await.expect("observe");
-        assert_eq!(empty.tables.base, None);
-        assert_eq!(empty.tables.endpoints, BTreeMap::new());
-        assert!(workload.pings(gateway(1)), "the old programs are still at work");
-
-        must(&mut second, ops).await;
-        assert_eq!(second.observe().await.expect("observe"), whole);
-        assert!(workload.pings(gateway(1)), "and now the new ones");
+        let new: BTreeSet<_> = map_ids(&second)
+            .into_iter()
+            .filter(|(name, id)| before[name] != *id)
+            .map(|(name, _)| name)
+            .collect();
+        // What every build makes for itself; of the others the layout is the same.
+        let own = [map_name::CONFIG, map_name::EVENTS, map_name::BUDGETS, map_name::SCRATCH];
+        assert_eq!(new, own.map(String::from).into());
+        assert_eq!(second.observe().await.expect("observe"), whole, "all is there before any plan");
+        assert!(workload.pings(gateway(1)), "our programs find their configuration");
     });
 }
 
-/// The configuration map as words; the version is the first.
-fn config_map(stage: &Stage) -> Array<MapData, [u32; 7]> {
+#[test]
+fn flows_that_only_programs_at_work_know_are_carried_and_decided_again() {
+    let Some(stage) = Stage::new() else { return };
+    let workload = Namespace::new("one");
+    stage.play(async || {
+        let mut first = stage.open().await;
+        let (id, value) = endpoint(1, 1, &workload.path());
+        let mut ops = foundations(1);
+        ops.extend(endpoint_ops(id, &value));
+        must(&mut first, ops).await;
+        let node = UdpSocket::bind((gateway(1), 0)).expect("the gateway's address is here");
+        node.set_read_timeout(Some(Duration::from_secs(5))).expect("a limit");
+        let inside = workload.enter(|| UdpSocket::bind((address(1, 1), 0)).expect("the workload's address"));
+        inside.connect(node.local_addr().expect("it is bound")).expect("connect");
+        let exchange = || {
+            inside.send(b"there").expect("send");
+            node.recv(&mut [0; 8]).expect("it arrives");
+        };
+        exchange();
+        let before = flows(&first);
+        assert!(before.iter().all(|flow| flow.current), "{before:#?}");
+        assert_eq!(before.iter().map(|flow| flow.packets).sum::<u64>(), 1);
+        let before_id = map_ids(&first)[map_name::FLOWS_V4];
+        drop(first);
+
+        // As an agent leaves it that died after it had pinned its maps, and before any program used them; and what
+        // an agent leaves that died earlier still.
+        let maps = stage.pin_root.join("maps");
+        std::fs::rename(maps.join(map_name::FLOWS_V4), stage.pin_root.join("next").join("left"))
+            .expect("rename");
+        let second = stage.open().await;
+        assert_ne!(map_ids(&second)[map_name::FLOWS_V4], before_id);
+        let names = std::fs::read_dir(stage.pin_root.join("next")).expect("the folder").count();
+        assert_eq!(names, 0, "what was on its way is gone");
+        let after = flows(&second);
+        let told = |flow: &Flow| (flow.source, flow.packets, flow.bytes, flow.reply, flow.tcp_flags);
+        assert!(after.iter().map(told).eq(before.iter().map(told)), "{before:#?} {after:#?}");
+        assert!(after.iter().all(|flow| !flow.current), "none is believed: {after:#?}");
+        exchange();
+        let again = flows(&second);
+        assert!(again.iter().all(|flow| flow.current), "{again:#?}");
+        assert_eq!(again.iter().map(|flow| flow.packets).sum::<u64>(), 2, "counts go on");
+        assert!(again.iter().zip(&before).all(|(now, then)| now.age_ms >= then.age_ms));
+    });
+}
+
+fn flows(datapath: &Datapath) -> Vec<Flow> {
+    let mut flows = datapath.flows(usize::MAX, &FlowFilter::default()).expect("flows");
+    flows.sort_unstable();
+    flows
+}
+
+#[test]
+fn what_another_build_left_that_this_one_does_not_know_goes() {
+    for force_clsact in [false, true] {
+        let Some(stage) = Stage::new() else { return };
+        let config = LinuxConfig { force_clsact, ..stage.config() };
+        stage.play(async || {
+            let mut first = stage.open_with(config.clone()).await;
+            must(&mut first, foundations(1)).await;
+            drop(first);
+            // A device, a map and a program that only the other build knows.
+            run("ip", &["link", "add", "other0", "type", "veth", "peer", "name", "other1"]);
+            let pins = |part: &str, name: &str| stage.pin_root.join(part).join(name).display().to_string();
+            let counters = pins("maps", map_name::COUNTERS);
+            run("bpftool", &["map", "pin", "pinned", &counters, &pins("maps", "WARREN_LATER")]);
+            let program = pins("programs", "from_host");
+            run("bpftool", &["prog", "pin", "pinned", &program, &pins("programs", "from_later")]);
+            attach_other(&stage, force_clsact, &program);
+            assert_ne!(programs_at("other0"), "", "it is at work");
+
+            let mut second = stage.open_with(config.clone()).await;
+            assert_eq!(programs_at("other0"), "", "it is not any more");
+            for part in ["maps", "programs", "links"] {
+                let folder = std::fs::read_dir(stage.pin_root.join(part)).expect("the folder");
+                let mut names =
+                    folder.map(|entry| entry.expect("an entry").file_name().into_string().expect("text"));
+                assert!(names.all(|name| !name.to_lowercase().contains("later")), "{part}");
+            }
+            assert_eq!(second.observe().await.expect("observe").broken, Vec::<String>::new());
+        });
+    }
+}
+
+/// Makes the pinned maps say that another build made them.
+fn set_version(stage: &Stage, version: u32) {
+    const BYTES: usize = size_of::<NodeConfig>();
     let pin = stage.pin_root.join("maps").join(map_name::CONFIG);
     let map = Map::from_map_data(MapData::from_pin(pin).expect("the pinned map")).expect("a map");
-    map.try_into().expect("an array of 28 bytes")
+    let mut map: Array<_, [u8; BYTES]> = map.try_into().expect("an array of configurations");
+    let mut value = map.get(&0, 0).expect("its entry");
+    value[offset_of!(NodeConfig, abi_version)..][..4].copy_from_slice(&version.to_ne_bytes());
+    map.set(0, value, 0).expect("write it");
+}
+
+/// Attaches a pinned program to `other0` as another build would one that this build does not know.
+fn attach_other(stage: &Stage, clsact: bool, program: &str) {
+    if clsact {
+        run("tc", &["qdisc", "add", "dev", "other0", "clsact"]);
+        let filter = ["prio", "1", "handle", "1", "bpf", "da", "pinned", program];
+        run("tc", &[&["filter", "add", "dev", "other0", "egress"][..], &filter].concat());
+        return;
+    }
+    let mut program = SchedClassifier::from_pin(program).expect("the pinned program");
+    let options = TcAttachOptions::TcxOrder(LinkOrder::default());
+    let id = program.attach_with_options("other0", TcAttachType::Egress, options).expect("attach");
+    let link = FdLink::try_from(program.take_link(id).expect("its link")).expect("a link of TCX");
+    link.pin(stage.pin_root.join("links").join("other0-from_later")).expect("pin");
+}
+
+/// The names of the programs at a device's egress, however attached.
+fn programs_at(device: &str) -> String {
+    let filters = run("tc", &["filter", "show", "dev", device, "egress"]);
+    let tcx = match SchedClassifier::query_tcx(device, TcAttachType::Egress) {
+        Ok((_, programs)) => programs.iter().filter_map(|program| program.name_as_str()).collect(),
+        Err(_) => String::new(),
+    };
+    format!("{filters}{tcx}")
 }

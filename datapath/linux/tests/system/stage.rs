@@ -130,7 +130,7 @@ impl Stage {
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        for folder in ["maps", "links", "programs"] {
+        for folder in ["links", "programs", "next", "maps"] {
             let folder = self.pin_root.join(folder);
             for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
                 let _ = std::fs::remove_file(entry.path());

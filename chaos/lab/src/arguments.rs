@@ -97,6 +97,8 @@ pub enum Command {
         #[arg(long)]
         keep: bool,
     },
+    /// Run an agent's log of events again, and compare what it leads to. Needs neither root nor a lab.
+    Replay(crate::replay::ReplayArguments),
     /// Take everything of a lab away. Doing it again is no error.
     Down {
         /// All labs of this machine.

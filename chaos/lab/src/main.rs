@@ -3,6 +3,7 @@
 mod arguments;
 mod demo;
 mod latency;
+mod replay;
 
 use std::{
     io::{self, ErrorKind, Write},
@@ -48,7 +49,7 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 fn run(arguments: Arguments) -> Result<ExitCode> {
     let name = LabName::new(&arguments.lab)?;
     let json = arguments.output == Output::Json;
-    if !matches!(arguments.command, Command::List) {
+    if !matches!(arguments.command, Command::List | Command::Replay(_)) {
         require_root()?;
     }
     let open = || Lab::open(name.clone(), progress);
@@ -108,6 +109,11 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
             let report = scenario::run(&scenario, name, keep, progress)?;
             print(&if json { serde_json::to_string_pretty(&report)? + "\n" } else { report.text() })?;
             return Ok(if report.passed { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        Command::Replay(arguments) => {
+            let report = replay::run(&arguments)?;
+            print(&if json { serde_json::to_string(&report)? + "\n" } else { report.text() })?;
+            return Ok(if report.same() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
         Command::Down { all } => down(&if all { Lab::list()? } else { vec![name] })?,
     }

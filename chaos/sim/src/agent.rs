@@ -16,7 +16,7 @@ use node_core::{
 };
 use node_facts::NodeFacts;
 
-use crate::bug::Bug;
+use crate::{bug::Bug, log::Log};
 
 /// A call to a store that swallows everything is given up after this long, and a silent watch is.
 const GIVEN_UP_AFTER: Duration = Duration::from_secs(5);
@@ -70,6 +70,8 @@ pub struct Agent {
     pub halts: Vec<String>,
     /// The bug that its shell has.
     pub bug: Option<Bug>,
+    /// The log of its events, if one is kept.
+    pub log: Option<Log>,
     bug_memory: Vec<KvEvent>,
     bug_sent: Vec<Txn>,
     started_at: Duration,
@@ -101,6 +103,7 @@ impl Agent {
             paused: false,
             halts: Vec::new(),
             bug: None,
+            log: None,
             bug_memory: Vec::new(),
             bug_sent: Vec::new(),
             started_at: Duration::ZERO,
@@ -129,7 +132,11 @@ impl Agent {
         if let Some(bug) = self.bug {
             bug.in_config(&mut config);
         }
-        self.node = Some(Node::new(config));
+        let node = Node::new(config);
+        if let Some(log) = &mut self.log {
+            log.begin(&node);
+        }
+        self.node = Some(node);
         self.events.push_back(Event::Started { snapshot: self.disk.clone() });
     }
 
@@ -394,7 +401,11 @@ impl Agent {
         let now = Now { monotonic: now - self.started_at, wall: now };
         for event in events {
             let node = self.node.as_mut().expect("the agent runs");
-            for command in node.handle(now, event) {
+            let commands = match &mut self.log {
+                Some(log) => log.handle(node, now, event),
+                None => node.handle(now, event),
+            };
+            for command in commands {
                 self.carry_out(command, now, replies, deed);
             }
         }

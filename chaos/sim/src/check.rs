@@ -32,6 +32,8 @@ pub enum Invariant {
     RestartIsNothing,
     /// What a call was answered is so.
     Answered,
+    /// A log of events leads to the commands that they led to in life.
+    ReplayIsLife,
     /// A fleet that is let alone comes to be as its store says.
     Converges,
     /// Nothing panics, and every call is answered once.
@@ -160,6 +162,7 @@ pub(crate) fn restart_is_nothing(sim: &Sim, n: usize) -> Checked {
     let mut fork = sim.clone();
     let before = fork.agents[n - 1].kernel.clone();
     fork.gossip = false;
+    fork.agents.iter_mut().for_each(|agent| agent.log = None);
     fork.agent(n).store_up = false;
     fork.restart(n);
     fork.quiet()?;

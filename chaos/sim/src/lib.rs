@@ -10,6 +10,7 @@ mod config;
 mod fleet;
 mod gossip;
 mod history;
+mod log;
 mod truth;
 
 pub use agent::{Agent, Replies};
@@ -19,3 +20,4 @@ pub use config::{added, config, name, spec};
 pub use fleet::Sim;
 pub use gossip::{Gossip, Link};
 pub use history::{Course, Failure, run};
+pub use log::Log;

@@ -2,7 +2,8 @@
 
 use std::{ops::Range, time::Duration};
 
-use chaos_sim::{ALL, Course, run};
+use chaos_sim::{ALL, Course, Log, Sim, added, run};
+use node_recorder::{Replay, read};
 
 /// One seed from the environment, or these.
 fn seeds(usual: Range<u64>) -> Range<u64> {
@@ -32,6 +33,53 @@ fn any_history_converges() {
     let lasted: Duration = courses.iter().map(|course| course.lasted).sum();
     let nodes: usize = courses.iter().map(|course| course.nodes).sum();
     println!("{} histories of {nodes} nodes, {lasted:?} in all; converged within {slowest:?}", courses.len());
+}
+
+/// A life with endpoints and restarts: its log replays, to the last command; one bit of it that fell over is found.
+#[test]
+fn a_log_replays_and_a_flipped_bit_is_found() {
+    let mut sim = Sim::new(2, 1);
+    sim.agent(1).log = Some(Log::new(1));
+    sim.restart(1);
+    sim.settle();
+    for endpoint in ["a", "b", "c"] {
+        added(sim.add(1, endpoint, "app=a"));
+        added(sim.add(2, endpoint, "app=b"));
+        sim.restart(1);
+        sim.advance(Duration::from_secs(100));
+    }
+    let log = sim.agents[0].log.clone().expect("kept");
+    let events = log.replay().expect("as in life");
+    assert!(events > 50, "{events}");
+    let segments = log.segments();
+    assert!(segments.len() >= 4, "one for each life");
+    let replay = |bytes: &[u8]| {
+        let mut replay = Replay::default();
+        let segment = read(bytes).map_err(|error| error.to_string())?;
+        segment.entries.into_iter().for_each(|entry| drop(replay.tell(entry)));
+        Ok::<_, String>((replay.events, segment.damaged_at, replay.difference))
+    };
+    let bytes = &segments[1];
+    let (whole, undamaged, same) = replay(bytes).expect("a segment");
+    assert_eq!((undamaged, same), (None, None));
+    for index in (0..bytes.len()).step_by(97) {
+        let mut flipped = bytes.clone();
+        flipped[index] ^= 1 << (index % 8);
+        match replay(&flipped) {
+            // In the header only the text of the version may differ, which no record depends on.
+            Ok((events, damaged, difference)) => {
+                assert_eq!(difference, None);
+                assert!(
+                    damaged.is_some_and(|at| at <= index) && events < whole || index < 14,
+                    "byte {index}"
+                );
+            }
+            Err(error) => assert!(index < 9, "{error}"),
+        }
+        // And a crash leaves what was whole before it.
+        let (events, damaged, difference) = replay(&bytes[..index.max(14)]).expect("a begin");
+        assert!(events < whole && difference.is_none() && (damaged.is_some() || events > 0 || index < 14));
+    }
 }
 
 #[test]

@@ -14,6 +14,7 @@ mod machine;
 mod metrics;
 mod parts;
 mod preflight;
+mod recorder;
 mod run;
 mod shell;
 pub mod snapshot;

@@ -14,6 +14,7 @@ use crate::{
     check,
     config::{Config, StoreKind},
     machine::Machine,
+    recorder::Recorder,
     shell::{Core, GossipLink, known_underlay, memory},
     snapshot::{self, SnapshotKeeper},
 };
@@ -90,6 +91,18 @@ pub fn snapshot(config: &Config, tasks: &mut Tasks) -> Option<(Option<Box<Snapsh
         Ok(())
     });
     Some((former, keeper))
+}
+
+/// The log of events, if it is wanted, and what writes it.
+pub fn recorder(config: &Config, tasks: &mut Tasks) -> Option<Recorder> {
+    let max_bytes = config.recorder.max_bytes;
+    if max_bytes == 0 {
+        return None;
+    }
+    let (recorder, write) = Recorder::new(config.node.state_dir.join("recorder"), max_bytes.into());
+    let written = tokio::task::spawn_blocking(write);
+    spawn(tasks, "recorder", async { Ok(written.await?) });
+    Some(recorder)
 }
 
 /// Gossip, and the task that listens to it; none for a fleet of one node.

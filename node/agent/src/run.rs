@@ -198,6 +198,7 @@ impl Parts {
                 snapshots,
             },
             clock,
+            recorder: parts::recorder(config, &mut tasks),
             metrics,
             stop,
         };

@@ -68,6 +68,13 @@ pub struct DatapathSection {
     pub audit_interval: Duration,
 }
 
+/// `[recorder]`
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RecorderSection {
+    /// 0: none.
+    pub max_bytes: u32,
+}
+
 /// `[identity]`
 #[derive(Debug, Clone, PartialEq)]
 pub struct IdentitySection {
@@ -98,6 +105,7 @@ pub struct Config {
     pub gossip: GossipSection,
     pub datapath: DatapathSection,
     pub identity: IdentitySection,
+    pub recorder: RecorderSection,
     pub http: HttpSection,
     pub log: LogSection,
 }
@@ -148,6 +156,7 @@ impl Default for Config {
                 audit_interval: Duration::from_secs(60),
             },
             identity: IdentitySection { labels: Vec::new() },
+            recorder: RecorderSection { max_bytes: 64 << 20 },
             http: HttpSection {
                 metrics_listen: SocketAddr::from(([127, 0, 0, 1], 9964)),
                 socket_group: "warren".to_owned(),

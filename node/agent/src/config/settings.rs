@@ -97,6 +97,8 @@ settings! {
 
     "identity.labels" identity.labels "Which labels count for identities: patterns in order, as \"team/*\", \"-\" before those that do not. Empty: all count.";
 
+    "recorder.max_bytes" recorder.max_bytes "How much disk the log of events in node.state_dir may take (`warren-lab replay`); 0: none is kept.";
+
     "http.metrics_listen" http.metrics_listen "Address of /metrics and /healthz.";
     "http.socket_group" http.socket_group "Group that may use the API socket, beside root, if it exists.";
 

@@ -53,7 +53,7 @@ fn all_mistakes_are_told_at_once() {
     "#;
     let expected = [
         r#"/etc/warren/warren.toml: store: "consul" is none of "etcd", "memory""#,
-        "/etc/warren/warren.toml: colour: no such setting; there are store, and the sections node, fleet, etcd, gossip, datapath, identity, http, log",
+        "/etc/warren/warren.toml: colour: no such setting; there are store, and the sections node, fleet, etcd, gossip, datapath, identity, recorder, http, log",
         r#"/etc/warren/warren.toml: node.name: name "Node 1" is not valid: use a-z, 0-9, '-', '_' and '.', beginning and ending with a letter or digit"#,
         "/etc/warren/warren.toml: node.labels: expected a text in quotes for label rack",
         "/etc/warren/warren.toml: fleet.tunnel_port: 80000 is out of range: use a whole number from 0 to 65535",

@@ -114,7 +114,7 @@ macro_rules! number_values {
     )+};
 }
 
-number_values!(u8, u16);
+number_values!(u8, u16, u32);
 
 /// Units of durations, the longest first, in milliseconds.
 const UNITS: [(&str, u64); 5] = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];

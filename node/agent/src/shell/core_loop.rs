@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info};
 
 use super::{GossipLink, Input, Kernel, LeaseKeeper, Order, Sign, StoreCalls};
-use crate::{machine, metrics::Metrics, snapshot::SnapshotKeeper};
+use crate::{machine, metrics::Metrics, recorder::Recorder, snapshot::SnapshotKeeper};
 
 /// Both clocks, as events carry them.
 #[derive(Debug, Clone, Copy)]
@@ -58,6 +58,8 @@ pub struct CoreLoop {
     pub outlets: Outlets,
     /// The clocks.
     pub clock: Clock,
+    /// The log of events; `None` where none is wanted.
+    pub recorder: Option<Recorder>,
     /// Counts and times.
     pub metrics: Arc<Metrics>,
     /// Ends the loop.
@@ -76,6 +78,9 @@ impl CoreLoop {
     /// Runs until told to stop. Calls that have no answer by then are told that the agent stops.
     pub async fn run(mut self) {
         let mut pending = Pending::default();
+        if let Some(recorder) = &mut self.recorder {
+            recorder.begin(&self.node);
+        }
         let snapshot = self.snapshot.take();
         self.handle(&mut pending, Event::Started { snapshot });
         loop {
@@ -110,7 +115,14 @@ impl CoreLoop {
 
     fn handle(&mut self, pending: &mut Pending, event: Event) {
         let begin = Instant::now();
-        let commands = self.node.handle(self.clock.now(), event);
+        let now = self.clock.now();
+        if let Some(recorder) = &mut self.recorder {
+            recorder.before(now, &event);
+        }
+        let commands = self.node.handle(now, event);
+        if let Some(recorder) = &mut self.recorder {
+            recorder.after(&commands, &self.node);
+        }
         self.metrics.handle_seconds.observe(begin.elapsed().as_secs_f64());
         for command in commands {
             self.carry_out(pending, command);

@@ -1,0 +1,299 @@
+//! The log of events on disk: `<state_dir>/recorder/`, a ring of segments as `node-recorder` makes them.
+//!
+//! Written by a thread of its own. The loop that owns the node never waits for it: what finds no room is lost, and the
+//! log says so; it can be replayed again from the next checkpoint. The disk's state never keeps the agent from working.
+
+use std::{
+    collections::VecDeque,
+    fs::{self, File},
+    io::{self, BufWriter, Write},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+        mpsc::{Receiver, SyncSender, TryRecvError, sync_channel},
+    },
+    time::{Duration, Instant},
+};
+
+use node_core::{Command, Event, Node, Now};
+use node_recorder::{Sink, begins_segment, header};
+use tracing::{error, warn};
+
+/// Frames that wait for the disk, and their bytes: a disk that stands still for a few seconds loses nothing.
+const QUEUE_FRAMES: usize = 4_096;
+const QUEUE_BYTES: usize = 16 << 20;
+/// After something was lost, until the next checkpoint is tried: one of a large fleet takes a while to make.
+const CHECKPOINT_PAUSE: Duration = Duration::from_secs(10);
+/// Segments that the ring has room for, at the least, while a checkpoint is small beside it.
+const SEGMENTS: u64 = 8;
+
+/// Records a node onto the disk.
+pub struct Recorder {
+    inner: node_recorder::Recorder<Queue>,
+}
+
+impl Recorder {
+    /// A recorder, and what writes it: to be run on a thread of its own, until the recorder is dropped.
+    pub fn new(folder: PathBuf, max_bytes: u64) -> (Self, impl FnOnce() + Send) {
+        let (frames, inbox) = sync_channel(QUEUE_FRAMES);
+        let state = Arc::new(State::default());
+        let queue = Queue { frames, state: state.clone(), refused_at: None };
+        let inner = node_recorder::Recorder::new(queue, (max_bytes / SEGMENTS).max(1));
+        let ring = Ring { folder, max_bytes, segments: VecDeque::new(), file: None, next: 0, state };
+        (Self { inner }, move || ring.run(&inbox))
+    }
+
+    /// Begins the log of a node.
+    pub fn begin(&mut self, node: &Node) {
+        self.inner.checkpoint(node);
+    }
+
+    /// The node is about to be told of an event.
+    pub fn before(&mut self, now: Now, event: &Event) {
+        self.inner.before(now, event);
+    }
+
+    /// It has been told, and this is what it wants done.
+    pub fn after(&mut self, commands: &[Command], node: &Node) {
+        if self.inner.after(commands, node) && !self.inner.sink().state.off.load(Ordering::Relaxed) {
+            warn!("the recorder's disk is too slow: events are missing in its log until the next checkpoint");
+        }
+    }
+}
+
+/// What both ends know.
+#[derive(Default)]
+struct State {
+    /// Bytes that wait.
+    waiting: AtomicUsize,
+    /// Nothing is written any more.
+    off: AtomicBool,
+}
+
+/// The way to the thread.
+struct Queue {
+    frames: SyncSender<Vec<u8>>,
+    state: Arc<State>,
+    refused_at: Option<Instant>,
+}
+
+impl Sink for Queue {
+    fn take(&mut self, frame: Vec<u8>) -> bool {
+        let length = frame.len();
+        let waiting = self.state.waiting.fetch_add(length, Ordering::Relaxed);
+        let taken = !self.state.off.load(Ordering::Relaxed)
+            && waiting + length <= QUEUE_BYTES
+            && self.frames.try_send(frame).is_ok();
+        if !taken {
+            self.state.waiting.fetch_sub(length, Ordering::Relaxed);
+            self.refused_at = Some(Instant::now());
+        }
+        taken
+    }
+
+    fn has_room(&self) -> bool {
+        !self.state.off.load(Ordering::Relaxed)
+            && self.refused_at.is_none_or(|at| at.elapsed() >= CHECKPOINT_PAUSE)
+    }
+}
+
+/// The files. One per agent, owned by the thread.
+struct Ring {
+    folder: PathBuf,
+    max_bytes: u64,
+    /// Those that are there with their sizes, oldest first; the last one is being written.
+    segments: VecDeque<(PathBuf, u64)>,
+    file: Option<BufWriter<File>>,
+    next: u64,
+    state: Arc<State>,
+}
+
+impl Ring {
+    fn run(mut self, inbox: &Receiver<Vec<u8>>) {
+        if let Err(error) = self.open() {
+            self.give_up(&error);
+        }
+        loop {
+            let frame = match inbox.try_recv() {
+                Ok(frame) => frame,
+                Err(TryRecvError::Disconnected) => break,
+                Err(TryRecvError::Empty) => {
+                    // Nothing waits: what was written is to survive the process.
+                    self.flush();
+                    let Ok(frame) = inbox.recv() else { break };
+                    frame
+                }
+            };
+            self.state.waiting.fetch_sub(frame.len(), Ordering::Relaxed);
+            if !self.state.off.load(Ordering::Relaxed)
+                && let Err(error) = self.write(&frame)
+            {
+                self.give_up(&error);
+            }
+        }
+        self.flush();
+    }
+
+    fn flush(&mut self) {
+        let flushed = self.file.as_mut().map_or(Ok(()), BufWriter::flush);
+        if let Err(error) = flushed {
+            self.give_up(&error);
+        }
+    }
+
+    /// Takes over what former agents left.
+    fn open(&mut self) -> io::Result<()> {
+        fs::create_dir_all(&self.folder)?;
+        self.segments = segments(&self.folder)?.into();
+        let last = self.segments.back().and_then(|(path, _)| number(path));
+        self.next = last.map_or(0, |last| last + 1);
+        Ok(())
+    }
+
+    fn write(&mut self, frame: &[u8]) -> io::Result<()> {
+        if begins_segment(frame) {
+            self.flush();
+            let path = self.folder.join(format!("{:010}.log", self.next));
+            self.next += 1;
+            let mut file = BufWriter::with_capacity(1 << 16, File::create_new(&path)?);
+            let header = header(env!("CARGO_PKG_VERSION"));
+            file.write_all(&header)?;
+            self.file = Some(file);
+            self.segments.push_back((path, header.len() as u64));
+        }
+        let (Some(file), Some((_, size))) = (&mut self.file, self.segments.back_mut()) else { return Ok(()) };
+        file.write_all(frame)?;
+        *size += frame.len() as u64;
+        while self.segments.iter().map(|(_, size)| size).sum::<u64>() > self.max_bytes {
+            if self.segments.len() == 1 {
+                return Err(io::Error::other(format!(
+                    "one checkpoint and its events do not fit in recorder.max_bytes ({}): raise it",
+                    self.max_bytes
+                )));
+            }
+            let (oldest, _) = self.segments.pop_front().expect("there are two");
+            fs::remove_file(oldest)?;
+        }
+        Ok(())
+    }
+
+    fn give_up(&mut self, error: &io::Error) {
+        self.state.off.store(true, Ordering::Relaxed);
+        self.file = None;
+        error!(folder = %self.folder.display(), %error, "nothing is recorded until the next start");
+    }
+}
+
+/// The segments of a folder with their sizes, oldest first.
+fn segments(folder: &Path) -> io::Result<Vec<(PathBuf, u64)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if number(&entry.path()).is_some() {
+            found.push((entry.path(), entry.metadata()?.len()));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn number(path: &Path) -> Option<u64> {
+    (path.extension()? == "log").then(|| path.file_stem()?.to_str()?.parse().ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use node_core::NodeConfig;
+    use node_recorder::{Entry, Replay, read};
+
+    use super::*;
+
+    fn node() -> Node {
+        Node::new(NodeConfig {
+            fleet: "test".parse().unwrap(),
+            node: "n1".parse().unwrap(),
+            node_labels: Default::default(),
+            underlay: node_core::Underlay {
+                addresses: vec!["192.0.2.1".parse().unwrap()],
+                network: "192.0.2.0/24".parse().unwrap(),
+                ifindex: 2,
+                mtu_bytes: 1500,
+            },
+            pools: vec!["10.0.0.0/16".parse().unwrap()],
+            block_prefix_v4: 24,
+            block_prefix_v6: 112,
+            tunnel_port: 8472,
+            gossip_port: 8473,
+            identity_labels: Vec::new(),
+            incarnation: 1,
+            machine_id: "machine".to_owned(),
+            boot_id: "boot".to_owned(),
+            agent_version: "test".to_owned(),
+            seed: [1, 2],
+            quarantine: Duration::from_secs(900),
+            address_cooldown: Duration::from_secs(60),
+            address_reserve: 0,
+            audit_interval: Duration::from_secs(60),
+            collect_interval: Duration::from_secs(60),
+        })
+    }
+
+    /// One life of `events` events, recorded in a folder.
+    fn live(folder: &Path, max_bytes: u64, events: u64) {
+        let (mut recorder, write) = Recorder::new(folder.to_owned(), max_bytes);
+        let writer = std::thread::spawn(write);
+        let mut node = node();
+        recorder.begin(&node);
+        for number in 0..events {
+            let now = Now { monotonic: Duration::from_millis(number), wall: Duration::from_secs(number) };
+            let event = if number == 0 { Event::Started { snapshot: None } } else { Event::Woke };
+            recorder.before(now, &event);
+            let commands = node.handle(now, event);
+            recorder.after(&commands, &node);
+        }
+        drop(recorder);
+        writer.join().unwrap();
+    }
+
+    fn replayed(folder: &Path) -> Replay {
+        let mut replay = Replay::default();
+        for (path, _) in segments(folder).unwrap() {
+            let segment = read(&fs::read(path).unwrap()).unwrap();
+            assert_eq!(segment.damaged_at, None);
+            assert!(matches!(segment.entries[0], Entry::Checkpoint { .. }));
+            segment.entries.into_iter().for_each(|entry| drop(replay.tell(entry)));
+        }
+        assert_eq!(replay.difference, None);
+        replay
+    }
+
+    #[test]
+    fn lives_follow_one_another_in_the_ring() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("recorder");
+        live(&path, 1 << 20, 10);
+        live(&path, 1 << 20, 20);
+        let replay = replayed(&path);
+        assert_eq!((replay.events, replay.checkpoints, replay.lost), (30, 2, 0));
+    }
+
+    #[test]
+    fn the_ring_keeps_its_size_and_what_is_left_replays() {
+        let folder = tempfile::tempdir().unwrap();
+        live(folder.path(), 16 << 10, 2_000);
+        let sizes: u64 = segments(folder.path()).unwrap().iter().map(|(_, size)| size).sum();
+        assert!((1..=16 << 10).contains(&sizes), "{sizes}");
+        let replay = replayed(folder.path());
+        assert!(replay.checkpoints > 2 && replay.events > 100 && replay.events < 2_000, "{}", replay.events);
+    }
+
+    #[test]
+    fn a_disk_that_takes_nothing_keeps_nobody_from_working() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("recorder");
+        fs::write(&file, "in the way").unwrap();
+        live(&file, 1 << 20, 100);
+        assert_eq!(fs::read(&file).unwrap(), b"in the way");
+    }
+}

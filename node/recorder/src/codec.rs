@@ -1,0 +1,74 @@
+//! bincode as all our files have it: standard configuration, a limit, and not a byte left over.
+
+use bincode::config::Config;
+use serde::{Serialize, de::DeserializeOwned};
+
+/// Longer is neither written nor read: 100,000 endpoints take 3 MB in a snapshot and 40 MB in a checkpoint. Without a
+/// limit a hostile length could ask for all memory there is.
+pub const MAX_BYTES: usize = 512 << 20;
+
+/// Why bytes are no value.
+#[derive(Debug, thiserror::Error)]
+pub enum CodecError {
+    /// They are something else, or of another version.
+    #[error("decode it: {0}")]
+    Decode(#[from] bincode::error::DecodeError),
+    /// Its encoding failed; a bug of ours.
+    #[error("encode it: {0}")]
+    Encode(#[from] bincode::error::EncodeError),
+    /// A value, and then more.
+    #[error("{0} bytes are left over")]
+    LeftOver(usize),
+}
+
+/// The configuration.
+pub fn config() -> impl Config {
+    bincode::config::standard().with_limit::<MAX_BYTES>()
+}
+
+/// A value's bytes.
+///
+/// # Errors
+/// [`CodecError::Encode`]
+pub fn encode(value: &impl Serialize) -> Result<Vec<u8>, CodecError> {
+    Ok(bincode::serde::encode_to_vec(value, config())?)
+}
+
+/// The value that these bytes are, all of them.
+///
+/// # Errors
+/// [`CodecError::Decode`], [`CodecError::LeftOver`]
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
+    let (value, used) = bincode::serde::decode_from_slice(bytes, config())?;
+    if used == bytes.len() { Ok(value) } else { Err(CodecError::LeftOver(bytes.len() - used)) }
+}
+
+/// CRC-32C of a value's bytes, without making them.
+///
+/// # Errors
+/// [`CodecError::Encode`]
+pub fn digest(value: &impl Serialize) -> Result<u32, CodecError> {
+    struct Sum {
+        crc: u32,
+        buffer: Vec<u8>,
+    }
+    impl Sum {
+        fn flush(&mut self) {
+            self.crc = crc32c::crc32c_append(self.crc, &self.buffer);
+            self.buffer.clear();
+        }
+    }
+    impl bincode::enc::write::Writer for Sum {
+        fn write(&mut self, bytes: &[u8]) -> Result<(), bincode::error::EncodeError> {
+            self.buffer.extend_from_slice(bytes);
+            if self.buffer.len() >= 1 << 12 {
+                self.flush();
+            }
+            Ok(())
+        }
+    }
+    let mut sum = Sum { crc: 0, buffer: Vec::with_capacity(1 << 13) };
+    bincode::serde::encode_into_writer(value, &mut sum, config())?;
+    sum.flush();
+    Ok(sum.crc)
+}

@@ -3,6 +3,7 @@
 
 mod answers;
 mod life;
+mod replay;
 mod restart;
 mod stage;
 mod start;

@@ -44,7 +44,7 @@ pub mod map_name {
     /// Per-CPU array of [`super::Budget`], by [`super::BUDGET_EVENTS`] and [`super::BUDGET_ERRORS`]: the
     /// programs' own, of no use to user space.
     pub const BUDGETS: &str = "WARREN_BUDGETS";
-    /// Per-CPU array of two [`crate::FlowEntry`]: where a decision is made, the stack being small. The
+    /// Per-CPU array of one: what a program run knows of its packet and decides, the stack being small. The
     /// programs' own.
     pub const SCRATCH: &str = "WARREN_SCRATCH";
 }

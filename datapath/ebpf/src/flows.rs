@@ -1,15 +1,10 @@
 //! The flow table: what is known of a packet's flow, and how a flow becomes known.
 
-use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
-use datapath_abi::{DropReason, EventKind, FlowEntry, epoch_shard_v4, flow_flags::ENDED};
+use aya_ebpf::{bindings::BPF_NOEXIST, helpers::bpf_ktime_get_coarse_ns};
+use datapath_abi::{DropReason, EventKind, FlowEntry, FlowKey, V4, epoch_shard_v4, flow_flags::ENDED};
 use datapath_packet::{Halves, Side, TcpState, carry_over, is_current, may_end, opens, tcp_state};
 
-use crate::{
-    atomic, lookup,
-    maps::{self, FLOWS_V4},
-    packet::Packet,
-    report,
-};
+use crate::{atomic, icmp, lookup, maps::FLOWS_V4, packet::Packet, report, rewrite};
 
 /// An entry in the table, for packets like the one it was looked up for.
 #[derive(Clone, Copy)]
@@ -38,7 +33,7 @@ impl Flow {
                 (*entry).tcp_flags |= packet.tcp_flags;
             }
             if may_end(packet.tcp_flags) && (*entry).flags & ENDED == 0 {
-                end(packet, &mut *entry, reverse_of(packet));
+                end(packet, &mut *entry, reverse_of(packet, &*entry));
             }
         }
     }
@@ -47,18 +42,51 @@ impl Flow {
 /// The entry for the packet, if what it says holds now and the packet comes from where it must.
 #[inline(always)]
 pub fn known(packet: &mut Packet, comes_from: impl FnOnce(&FlowEntry) -> bool) -> Option<Flow> {
+    if packet.is_error {
+        // An error belongs to the flow that it is about. One about nothing that is known is a flow of its own.
+        let flow = Flow(icmp::flow_of(packet));
+        if !flow.0.is_null() && comes_from(flow.entry()) {
+            packet.src_identity = flow.entry().src_identity;
+            packet.dst_identity = flow.entry().dst_identity;
+            return Some(flow);
+        }
+        return None;
+    }
     let key = &packet.key;
     let flow = Flow(FLOWS_V4.get_ptr_mut(key)?);
     let entry = flow.entry();
     let holds = comes_from(entry)
-        && is_current(entry, lookup::epoch(entry.src_shard), lookup::epoch(entry.dst_shard))
-        && !(entry.flags & ENDED != 0 && opens(packet.tcp_flags));
+        && is_valid(entry)
+        && !(entry.flags & ENDED != 0 && opens(packet.tcp_flags))
+        && is_whole(&packet.key, entry);
     if !holds {
         return None;
     }
     packet.src_identity = entry.src_identity;
     packet.dst_identity = entry.dst_identity;
     Some(flow)
+}
+
+/// Whether nothing has changed that the entry depends on.
+#[inline(always)]
+pub fn is_valid(entry: &FlowEntry) -> bool {
+    is_current(entry, lookup::epoch(entry.src_shard), lookup::epoch(entry.dst_shard))
+}
+
+/// Whether a translated flow still has its other half. That is looked for once a second: a half that is left alone
+/// would go on sending to somebody whose answers nobody knows any more. Looking also keeps the other half from being the
+/// one that an LRU evicts.
+#[inline(always)]
+fn is_whole(key: &FlowKey<V4>, entry: &FlowEntry) -> bool {
+    /// 2^30 ns are 1.07 s.
+    const PERIOD_BITS: u32 = 30;
+    if !rewrite::is_rewritten(entry) || (now_ns() ^ entry.last_seen_ns) >> PERIOD_BITS == 0 {
+        return true;
+    }
+    let reverse_key = entry.reverse_key(key);
+    // SAFETY: as in `Flow::entry`; read at once.
+    let reverse = unsafe { FLOWS_V4.get(reverse_key) };
+    reverse.is_some_and(|half| half.reverse_key(&reverse_key) == *key)
 }
 
 /// The shards of a packet's addresses and the sum of their epochs.
@@ -86,23 +114,14 @@ impl Moment {
 }
 
 /// Decides about a flow both of whose ends are known. Nothing refuses yet: policy will, here and only here.
-///
-/// # Errors
-/// [`DropReason::HelperFailed`]: never, but the verifier cannot know.
 #[inline(always)]
-pub fn decide(
-    packet: &mut Packet,
-    from: &Side,
-    to: &Side,
-    moment: &Moment,
-) -> Result<&'static mut Halves, DropReason> {
+pub fn decide(packet: &mut Packet, from: &Side, to: &Side, moment: &Moment) -> &'static mut Halves {
     packet.src_identity = from.identity;
     packet.dst_identity = to.identity;
-    let halves = maps::SCRATCH.get_ptr_mut(0).ok_or(DropReason::HelperFailed)?;
     // SAFETY: this CPU's own. Programs do not interrupt one another on a CPU, and each decides once a run.
-    let halves = unsafe { &mut *halves };
+    let halves = unsafe { &mut *packet.halves() };
     *halves = Halves::between(from, to, moment.epoch, now_ns());
-    Ok(halves)
+    halves
 }
 
 /// Writes a decision that its packet was sent on by into the table: both halves, or none.
@@ -112,9 +131,11 @@ pub fn decide(
 #[inline(never)]
 pub fn remember(packet: &Packet, halves: &mut Halves) -> Result<(), DropReason> {
     // By reference: copies would not fit on the stack.
-    let (key, reverse_key) = (&packet.key, &packet.key.reverse());
+    let (key, reverse_key) = (&packet.key, &halves.forward.reverse_key(&packet.key));
     // SAFETY: as in `Flow::entry`; read before anything is written below.
     let (forward, reverse) = unsafe { (FLOWS_V4.get(key), FLOWS_V4.get(reverse_key)) };
+    // The port of a translated flow was free: nobody may have taken it since.
+    let is_taking = rewrite::is_rewritten(&halves.forward) && reverse.is_none();
     let is_new = !carry_over(halves, forward, reverse, opens(packet.tcp_flags));
 
     halves.forward.packets += 1;
@@ -129,18 +150,22 @@ pub fn remember(packet: &Packet, halves: &mut Halves) -> Result<(), DropReason> 
     }
 
     let Halves { forward, reverse } = &*halves;
-    if FLOWS_V4.insert(key, forward, 0).is_ok() && FLOWS_V4.insert(reverse_key, reverse, 0).is_ok() {
-        return Ok(());
+    let only_if_absent = if is_taking { u64::from(BPF_NOEXIST) } else { 0 };
+    if FLOWS_V4.insert(reverse_key, reverse, only_if_absent).is_err() {
+        return Err(if is_taking { DropReason::MasqueradePorts } else { DropReason::FlowTableFull });
     }
-    // One half alone would be a flow with an end; what cannot be removed is not there.
-    let _ = FLOWS_V4.remove(key);
-    let _ = FLOWS_V4.remove(reverse_key);
-    Err(DropReason::FlowTableFull)
+    if FLOWS_V4.insert(key, forward, 0).is_err() {
+        // One half alone would be a flow with an end; what cannot be removed is not there.
+        let _ = FLOWS_V4.remove(key);
+        let _ = FLOWS_V4.remove(reverse_key);
+        return Err(DropReason::FlowTableFull);
+    }
+    Ok(())
 }
 
 #[inline(always)]
-fn reverse_of(packet: &Packet) -> Option<&'static mut FlowEntry> {
-    let entry = FLOWS_V4.get_ptr_mut(packet.key.reverse())?;
+fn reverse_of(packet: &Packet, entry: &FlowEntry) -> Option<&'static mut FlowEntry> {
+    let entry = FLOWS_V4.get_ptr_mut(entry.reverse_key(&packet.key))?;
     // SAFETY: as in `Flow::entry`.
     Some(unsafe { &mut *entry })
 }

@@ -2,6 +2,7 @@
 
 use datapath_abi::{
     DropReason, EndpointEntry, NODE_NONE, NODE_SELF, NodeConfig, SourceKind, identity_number as identity,
+    node_flags,
 };
 use datapath_packet::{
     Arp, ETHERNET_BYTES, ETHERTYPE_ARP, ETHERTYPE_IPV4, Ethernet, Halves, Place, Side, UDP, answer,
@@ -11,9 +12,11 @@ use datapath_packet::{
 use crate::{
     deliver,
     flows::{self, Moment},
-    lookup,
+    icmp, lookup,
+    masquerade::{self, NO_PORT},
     packet::Packet,
     programs::Verdict,
+    rewrite,
 };
 
 /// To another endpoint, the tunnel, this node or its routing.
@@ -30,23 +33,14 @@ pub fn decide(packet: &mut Packet) -> Result<Verdict, DropReason> {
 
 #[inline(always)]
 fn ipv4(packet: &mut Packet, config: &NodeConfig, ethernet: &Ethernet) -> Result<Verdict, DropReason> {
-    let ip = &packet.parse_ipv4()?;
+    let ip = packet.parse_ipv4()?;
+    rewrite::find_ports(packet, ip);
     // An entry made for this interface proves the source address. It does not prove the Ethernet source, but
     // that goes nowhere: it is rewritten, or is of no use to a stack that routes.
     let here = packet.ifindex();
-    match flows::known(packet, |entry| comes_from(entry, SourceKind::Endpoint, here)) {
-        Some(flow) => {
-            let verdict = deliver::by_entry(packet, config, ip, flow.entry())?;
-            flow.touch(packet);
-            Ok(verdict)
-        }
-        None => {
-            let halves = decide_anew(packet, config, ethernet)?;
-            let verdict = deliver::by_entry(packet, config, ip, &halves.forward)?;
-            flows::remember(packet, halves)?;
-            Ok(verdict)
-        }
-    }
+    let is_end = !packet.is_error || icmp::is_from_its_end(packet);
+    let known = flows::known(packet, |entry| is_end && comes_from(entry, SourceKind::Endpoint, here));
+    deliver::flow(packet, config, ip, known, |packet| decide_anew(packet, config, ethernet))
 }
 
 #[inline(never)]
@@ -60,16 +54,44 @@ fn decide_anew(
     if packet.key.src != endpoint.address_v4 {
         return Err(DropReason::SourceSpoofed);
     }
-    let to = destination(packet, config, moment.dst_shard)?;
+    to_destination(packet, config, endpoint, &moment)
+}
+
+/// Decides about what the endpoint sends with `packet.key`, of which the source is its own.
+#[inline(always)]
+pub fn to_destination(
+    packet: &mut Packet,
+    config: &NodeConfig,
+    endpoint: &EndpointEntry,
+    moment: &Moment,
+) -> Result<&'static mut Halves, DropReason> {
+    let (mut to, is_world) = destination(packet, config, moment.dst_shard)?;
     packet.dst_identity = to.identity;
+    // To a node's listed address it would be taken for the tunnel's own; to another address of a node as well, once
+    // masquerade, or the host's own, has given it this node's address.
     if packet.key.protocol == UDP
         && u16::from_be_bytes(packet.key.dst_port_be) == config.tunnel_port
-        && deliver::is_node(packet.key.dst, to.identity)
+        && (is_world || deliver::is_node(packet.key.dst, to.identity))
     {
         return Err(DropReason::TunnelPort);
     }
     let from = Side::endpoint(endpoint, moment.src_shard);
-    flows::decide(packet, &from, &to, &moment)
+    let is_masqueraded = is_world
+        && masquerade::is_wanted(config, packet.key.dst)
+        && !deliver::is_node(packet.key.dst, to.identity);
+    let port_be = if is_masqueraded { masquerade::port_of(packet, config)? } else { NO_PORT };
+    let may_pass_the_stack = to.place == Place::Stack && (port_be != NO_PORT || !is_world);
+    if may_pass_the_stack
+        && config.flags & node_flags::LEGACY_HOST_ROUTING == 0
+        && lookup::leaves_by_underlay(packet, config, endpoint, packet.key.dst)
+    {
+        to.place = Place::Underlay(config.underlay_ifindex);
+    }
+    let halves = flows::decide(packet, &from, &to, moment);
+    if port_be != NO_PORT {
+        halves.masquerade(&packet.key, config.underlay_v4, port_be);
+    }
+    Ok(halves)
 }
 
 /// The endpoint behind the interface, if the frame is its own.
@@ -83,24 +105,28 @@ fn sender(packet: &mut Packet, ethernet: &Ethernet) -> Result<&'static EndpointE
     Ok(endpoint)
 }
 
-/// Where the destination is. A missing entry inside a known node's CIDR still leads to that node, as unknown.
+/// Where the destination is, and whether that is outside the fleet. A missing entry inside a known node's CIDR still
+/// leads to that node, as unknown; without a tunnel, by the routes.
 #[inline(always)]
-fn destination(packet: &Packet, config: &NodeConfig, shard: u16) -> Result<Side, DropReason> {
+fn destination(packet: &Packet, config: &NodeConfig, shard: u16) -> Result<(Side, bool), DropReason> {
     let address = packet.key.dst;
     if !is_unicast(address) {
         return Err(DropReason::UnknownDestination);
     }
     if let Some(endpoint) = lookup::endpoint_of(address) {
-        return Ok(Side::endpoint(endpoint, shard));
+        return Ok((Side::endpoint(endpoint, shard), false));
     }
     let stack = |place, identity| Side::stack(place, identity, shard, config.host_mac);
     match lookup::ipcache(address) {
-        None => Ok(stack(Place::Stack, identity::WORLD)),
+        None => Ok((stack(Place::Stack, identity::WORLD), true)),
         Some(entry) => match (entry.node, entry.identity) {
-            (NODE_NONE, identity) => Ok(stack(Place::Stack, identity)),
-            (NODE_SELF, identity::HOST) => Ok(stack(Place::Host, identity::HOST)),
+            (NODE_NONE, identity) => Ok((stack(Place::Stack, identity), true)),
+            (NODE_SELF, identity::HOST) => Ok((stack(Place::Host, identity::HOST), false)),
             (NODE_SELF, _) => Err(DropReason::UnknownDestination),
-            (node, identity) => Ok(Side::node(node, identity, shard)),
+            (_, identity) if config.flags & node_flags::NATIVE != 0 => {
+                Ok((stack(Place::Stack, identity), false))
+            }
+            (node, identity) => Ok((Side::node(node, identity, shard), false)),
         },
     }
 }
@@ -114,4 +140,11 @@ fn arp(packet: &mut Packet, config: &NodeConfig, ethernet: &Ethernet) -> Result<
     packet.write(ETHERNET_BYTES, reply)?;
     packet.write_macs(endpoint.mac, endpoint.host_mac)?;
     Ok(Verdict::Out(packet.ifindex()))
+}
+
+/// Tells the endpoint why its packet goes no further.
+#[inline(always)]
+pub fn refuse(packet: &Packet, reason: DropReason) -> Option<Verdict> {
+    let config = lookup::config().ok()?;
+    if icmp::refuse(packet, config, reason) { Some(Verdict::Into(packet.ifindex())) } else { None }
 }

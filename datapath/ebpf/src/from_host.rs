@@ -83,5 +83,5 @@ fn decide_anew(packet: &mut Packet, config: &NodeConfig) -> Result<&'static mut 
         _ => return Err(DropReason::InnerSource),
     };
     let from = Side::stack(place, identity, moment.src_shard, config.host_mac);
-    flows::decide(packet, &from, &to, &moment)
+    Ok(flows::decide(packet, &from, &to, &moment))
 }

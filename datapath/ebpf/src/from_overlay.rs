@@ -3,14 +3,15 @@
 
 use aya_ebpf::{bindings::bpf_tunnel_key, helpers::bpf_skb_get_tunnel_key};
 use datapath_abi::{
-    DropReason, FlowEntry, IpcacheEntry, NODE_SELF, NodeConfig, SourceKind, V4, identity_number as identity,
+    DropReason, FlowEntry, IpcacheEntry, NODE_SELF, NodeConfig, SourceKind, TUNNEL_DST_MAC, TUNNEL_SRC_MAC,
+    V4, identity_number as identity,
 };
 use datapath_packet::{ETHERTYPE_IPV4, Halves, Place, Side, check_sender};
 
 use crate::{
     deliver::{self, TUNNEL_KEY_BYTES},
     flows::{self, Moment},
-    lookup,
+    icmp, lookup,
     packet::Packet,
     programs::Verdict,
 };
@@ -50,30 +51,26 @@ impl Origin {
 
     /// Whether the entry was made for packets from there: the node's address is looked up for every packet, so
     /// that one that left or moved is noticed.
+    ///
+    /// An error about the flow may come from elsewhere behind that node, which is then what is checked.
     #[inline(always)]
-    fn is_source_of(&self, entry: &FlowEntry) -> bool {
+    fn is_source_of(&self, entry: &FlowEntry, src: V4, is_error: bool) -> bool {
         entry.source_kind == SourceKind::Node as u8
-            && entry.src_identity == self.identity
             && lookup::underlay_of(entry.source) == Some(self.underlay)
+            && if is_error {
+                check_sender(entry.source, lookup::ipcache(src), self.identity).is_ok()
+            } else {
+                entry.src_identity == self.identity
+            }
     }
 }
 
 #[inline(always)]
 fn ipv4(packet: &mut Packet, config: &NodeConfig, origin: &Origin) -> Result<Verdict, DropReason> {
-    let ip = &packet.parse_ipv4()?;
-    match flows::known(packet, |entry| origin.is_source_of(entry)) {
-        Some(flow) => {
-            let verdict = deliver::by_entry(packet, config, ip, flow.entry())?;
-            flow.touch(packet);
-            Ok(verdict)
-        }
-        None => {
-            let halves = decide_anew(packet, config, origin)?;
-            let verdict = deliver::by_entry(packet, config, ip, &halves.forward)?;
-            flows::remember(packet, halves)?;
-            Ok(verdict)
-        }
-    }
+    let ip = packet.parse_ipv4()?;
+    let (src, is_error) = (packet.key.src, packet.is_error);
+    let known = flows::known(packet, |entry| origin.is_source_of(entry, src, is_error));
+    deliver::flow(packet, config, ip, known, |packet| decide_anew(packet, config, origin))
 }
 
 #[inline(never)]
@@ -90,7 +87,7 @@ fn decide_anew(
     check_sender(node, lookup::ipcache(packet.key.src), origin.identity)?;
     let to = destination(packet, config, moment.dst_shard)?;
     let from = Side::node(node, origin.identity, moment.src_shard);
-    flows::decide(packet, &from, &to, &moment)
+    Ok(flows::decide(packet, &from, &to, &moment))
 }
 
 /// One of this node's endpoints or the node itself: nothing goes from tunnel to tunnel.
@@ -105,4 +102,16 @@ fn destination(packet: &Packet, config: &NodeConfig, shard: u16) -> Result<Side,
         }
         _ => Err(DropReason::UnknownDestination),
     }
+}
+
+/// Tells one behind the sending node why its packet goes no further.
+#[inline(always)]
+pub fn refuse(packet: &Packet, reason: DropReason) -> Option<Verdict> {
+    let config = lookup::config().ok()?;
+    if !icmp::refuse(packet, config, reason) {
+        return None;
+    }
+    packet.write_macs(TUNNEL_DST_MAC, TUNNEL_SRC_MAC).ok()?;
+    deliver::tunnel_key(packet, packet.outer_src, identity::REMOTE_NODE).ok()?;
+    Some(Verdict::Out(config.vxlan_ifindex))
 }

@@ -1,9 +1,16 @@
 //! What the maps say.
 
-use aya_ebpf::btf_maps::lpm_trie::Key;
+use aya_ebpf::{
+    bindings::{BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup},
+    btf_maps::lpm_trie::Key,
+    helpers::bpf_fib_lookup,
+};
 use datapath_abi::{ABI_VERSION, DropReason, EndpointEntry, IpcacheEntry, NodeConfig, V4};
 
-use crate::maps;
+use crate::{maps, packet::Packet};
+
+/// As in `linux/socket.h`.
+const AF_INET: u8 = 2;
 
 /// What the programs must know of their node.
 ///
@@ -40,6 +47,30 @@ pub fn ipcache(address: V4) -> Option<IpcacheEntry> {
         Some(entry) => Some(*entry),
         None => maps::IPCACHE_LPM_V4.get(&Key::new(32, address)).copied(),
     }
+}
+
+/// Whether what endpoints send there keeps its source.
+#[inline(always)]
+pub fn is_unmasqueraded(destination: V4) -> bool {
+    maps::UNMASQUERADED_LPM_V4.get(&Key::new(32, destination)).is_some()
+}
+
+/// Whether this node's routing sends what the endpoint sends to `dst` out by the underlay interface.
+#[inline(never)]
+pub fn leaves_by_underlay(packet: &Packet, config: &NodeConfig, endpoint: &EndpointEntry, dst: V4) -> bool {
+    // SAFETY: integers and byte arrays only.
+    let mut question: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+    question.family = AF_INET;
+    question.ifindex = endpoint.ifindex;
+    question.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(endpoint.address_v4);
+    question.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(dst);
+    // SAFETY: context and structure are of the sizes that the kernel is told.
+    let answer = unsafe {
+        bpf_fib_lookup(packet.skb().cast(), &raw mut question, size_of::<bpf_fib_lookup>() as i32, 0)
+    };
+    // A neighbour that is not known yet will be asked for by the kernel as the packet leaves.
+    matches!(answer as u32, BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH)
+        && question.ifindex == config.underlay_ifindex
 }
 
 /// The underlay address of a node, `None` where there is no such node or it has no IPv4 one.

@@ -1,5 +1,5 @@
-//! The kernel programs: classifiers on the host sides of the endpoints' devices, on `warren_vxlan` and on
-//! `warren_host`.
+//! The kernel programs: classifiers on the host sides of the endpoints' devices, on `warren_vxlan`, on
+//! `warren_host`, and on the underlay interface.
 //!
 //! Each decides in a module of its own and ends in [`finish`], the one place where a verdict becomes what the
 //! kernel is told. A packet of a known flow costs one lookup in the flow table; the first one is decided from
@@ -12,13 +12,18 @@ mod deliver;
 mod flows;
 mod from_endpoint;
 mod from_host;
+mod from_netdev;
 mod from_overlay;
+mod icmp;
 mod lookup;
 mod maps;
+mod masquerade;
 mod packet;
 mod programs;
 mod report;
+mod rewrite;
 mod to_endpoint;
+mod to_netdev;
 
 /// On the host there is nothing to run: the crate builds there so that compiler and lints see it.
 #[cfg(not(target_arch = "bpf"))]

@@ -9,7 +9,8 @@ use datapath_abi::{
     FragmentKey, FragmentPorts, IpcacheEntry, MAX_ENDPOINTS, MAX_FLOWS, MAX_FRAGMENTS, MAX_IPCACHE,
     MAX_IPCACHE_LPM, MAX_NODES, MAX_UNMASQUERADED, NodeConfig, NodeEntry, V4,
 };
-use datapath_packet::Halves;
+
+use crate::packet::Scratch;
 
 /// Hash tables that user space fills are not allocated in advance: a small fleet costs little memory.
 const NO_PREALLOC: usize = aya_ebpf::bindings::BPF_F_NO_PREALLOC as usize;
@@ -59,4 +60,4 @@ pub static EVENTS: RingBuf<Event, { EVENT_RING_BYTES as usize }> = RingBuf::new(
 pub static BUDGETS: PerCpuArray<Budget, 2> = PerCpuArray::new();
 
 #[btf_map(name = "WARREN_SCRATCH")]
-pub static SCRATCH: PerCpuArray<Halves, 1> = PerCpuArray::new();
+pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();

@@ -1,27 +1,45 @@
 //! A packet at a hook: its bytes, and what has been found out about it so far.
 
+use core::ops::{Deref, DerefMut};
+
 use aya_ebpf::{
     bindings::__sk_buff,
-    helpers::{bpf_skb_change_type, bpf_skb_pull_data},
+    helpers::{bpf_csum_diff, bpf_skb_change_type, bpf_skb_pull_data},
     programs::TcContext,
 };
 use datapath_abi::{Direction, DropReason, FlowKey, MacBytes, V4};
-use datapath_packet::{ETHERNET_BYTES, Ethernet, Ipv4, Macs, Tcp, Transport, Wire, ports};
+use datapath_packet::{
+    ETHERNET_BYTES, Ethernet, Halves, Ipv4, Macs, Start, Tcp, Transport, Wire, is_error, ports,
+};
+
+use crate::maps::SCRATCH;
 
 /// `PACKET_HOST` of `linux/if_packet.h`.
 const PACKET_HOST: u32 = 0;
 /// Offset (8 bytes) of a fragment that would begin inside the TCP header.
 const TCP_OVERWRITING_OFFSET: u16 = 1;
 
-/// One per program run. What is known is filled in as it is learnt: a drop is reported with all of it.
+/// One per program run.
 pub struct Packet {
     skb: *mut __sk_buff,
-    /// Which way it goes.
-    pub direction: Direction,
-    /// 4 once it is known to be IPv4, else 0.
-    pub family: u8,
-    /// TCP flags, 0 for other protocols.
-    pub tcp_flags: u8,
+    scratch: *mut Scratch,
+}
+
+/// Where a program run keeps what does not fit on its stack.
+///
+/// It is this CPU's own: programs do not interrupt one another on a CPU. And it is a map, of whose content the verifier
+/// knows nothing: on the stack it would follow each protocol that a packet may have through everything that comes after.
+pub struct Scratch {
+    facts: Facts,
+    /// The packet's IP header as it came.
+    ip: Ipv4,
+    /// The decision about the packet.
+    pub halves: Halves,
+}
+
+/// What is known of a packet, filled in as it is learnt: a drop is reported with all of it.
+#[derive(Clone, Copy)]
+pub struct Facts {
     /// Its flow and direction.
     pub key: FlowKey<V4>,
     /// Of the sender, once looked up.
@@ -30,17 +48,52 @@ pub struct Packet {
     pub dst_identity: u32,
     /// The node that sent it through the tunnel, 0 elsewhere.
     pub outer_src: V4,
+    /// What the way onwards carries, once it is known that this is longer.
+    pub mtu_bytes: u32,
+    /// What was decided to become of it: a word of `deliver`.
+    pub verdict: u64,
+    /// Why it is dropped.
+    pub reason: u8,
+    /// Where the header behind that of IP begins: at 74 at the most. (A byte, so that the verifier knows a bound.)
+    pub transport: u8,
+    /// Which way it goes.
+    pub direction: Direction,
+    /// 4 once it is known to be IPv4, else 0.
+    pub family: u8,
+    /// TCP flags, 0 for other protocols.
+    pub tcp_flags: u8,
+    /// Bytes of the header behind that of IP, where it matters: TCP and what has ports.
+    pub transport_bytes: u8,
+    /// Whether it is a fragment that has no header behind that of IP.
+    pub is_rest: bool,
+    /// Whether it is an ICMP error, about another packet.
+    pub is_error: bool,
+}
+
+impl Deref for Packet {
+    type Target = Facts;
+
+    #[inline(always)]
+    fn deref(&self) -> &Facts {
+        // SAFETY: a live map value, written whole in `new`, of which there is this one handle.
+        unsafe { &(*self.scratch).facts }
+    }
+}
+
+impl DerefMut for Packet {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut Facts {
+        // SAFETY: as in `deref`.
+        unsafe { &mut (*self.scratch).facts }
+    }
 }
 
 impl Packet {
-    /// Nothing is known yet.
+    /// Nothing is known yet. `None`: never, but the verifier cannot know.
     #[inline(always)]
-    pub fn new(context: &TcContext, direction: Direction) -> Self {
-        Self {
-            skb: context.skb.skb,
-            direction,
-            family: 0,
-            tcp_flags: 0,
+    pub fn new(context: &TcContext, direction: Direction) -> Option<Self> {
+        let scratch = SCRATCH.get_ptr_mut(0)?;
+        let facts = Facts {
             key: FlowKey {
                 src: [0; 4],
                 dst: [0; 4],
@@ -52,7 +105,27 @@ impl Packet {
             src_identity: 0,
             dst_identity: 0,
             outer_src: [0; 4],
-        }
+            mtu_bytes: 0,
+            transport: 0,
+            verdict: 0,
+            reason: 0,
+            direction,
+            family: 0,
+            tcp_flags: 0,
+            transport_bytes: 0,
+            is_rest: false,
+            is_error: false,
+        };
+        // SAFETY: a live map value, this CPU's own.
+        unsafe { (*scratch).facts = facts };
+        Some(Self { skb: context.skb.skb, scratch })
+    }
+
+    /// Where the decision about the packet is made.
+    #[inline(always)]
+    pub fn halves(&self) -> *mut Halves {
+        // SAFETY: a live map value.
+        unsafe { &raw mut (*self.scratch).halves }
     }
 
     /// The kernel's packet, for helpers.
@@ -68,11 +141,39 @@ impl Packet {
         unsafe { (*self.skb).ifindex }
     }
 
+    /// Interface by which it came to this node, 0 for the node's own packets.
+    #[inline(always)]
+    pub fn ingress_ifindex(&self) -> u32 {
+        // SAFETY: the context outlives the program's run.
+        unsafe { (*self.skb).ingress_ifindex }
+    }
+
+    /// Whether its frame is addressed to this node.
+    #[inline(always)]
+    pub fn is_for_here(&self) -> bool {
+        // SAFETY: the context outlives the program's run.
+        unsafe { (*self.skb).pkt_type == PACKET_HOST }
+    }
+
     /// Its length from the Ethernet header on, of all segments together when offloaded.
     #[inline(always)]
     pub fn bytes(&self) -> u32 {
         // SAFETY: the context outlives the program's run.
         unsafe { (*self.skb).len }
+    }
+
+    /// Bytes of the packet as it will be on a wire, from the IP header on: of one segment where it is offloaded.
+    #[inline(always)]
+    pub fn wire_bytes(&self, ip: &Ipv4) -> u32 {
+        // SAFETY: the context outlives the program's run.
+        match unsafe { (*self.skb).gso_size } {
+            0 => u32::from(u16::from_be_bytes(ip.total_bytes_be)),
+            segment_bytes => {
+                u32::from(self.transport) - ETHERNET_BYTES as u32
+                    + u32::from(self.transport_bytes)
+                    + segment_bytes
+            }
+        }
     }
 
     /// The Ethernet header.
@@ -94,8 +195,12 @@ impl Packet {
     /// # Errors
     /// [`DropReason::Malformed`]; [`DropReason::Fragment`] for fragments made to hide their ports.
     #[inline(always)]
-    pub fn parse_ipv4(&mut self) -> Result<Ipv4, DropReason> {
-        let ip: Ipv4 = self.read(ETHERNET_BYTES)?;
+    pub fn parse_ipv4(&mut self) -> Result<&'static Ipv4, DropReason> {
+        // SAFETY: a live map value; the header is written here and nowhere else.
+        let ip: &'static Ipv4 = unsafe {
+            (*self.scratch).ip = self.read(ETHERNET_BYTES)?;
+            &(*self.scratch).ip
+        };
         self.family = 4;
         self.key.src = ip.src;
         self.key.dst = ip.dst;
@@ -103,22 +208,33 @@ impl Packet {
 
         let available_bytes = (self.bytes() as usize).saturating_sub(ETHERNET_BYTES);
         let offset = ETHERNET_BYTES + ip.header_bytes(available_bytes)?;
+        self.transport = offset as u8;
+        self.is_rest = ip.fragment_offset() != 0;
         // RFC 1858: a first fragment without ports, or one that writes over them, is made to pass filters.
         let cut_short = if ip.is_fragment() { DropReason::Fragment } else { DropReason::Malformed };
         match (Transport::of(ip.protocol), ip.fragment_offset()) {
             (Transport::Tcp, 0) => {
                 let tcp: Tcp = self.read(offset).map_err(|_| cut_short)?;
-                (self.key.src_port_be, self.key.dst_port_be) = ports(Transport::Tcp, tcp.start);
+                self.set_ports(ports(Transport::Tcp, tcp.start));
                 self.tcp_flags = tcp.flags;
+                self.transport_bytes = (tcp.length >> 4) << 2;
             }
             (transport @ (Transport::Ports | Transport::Icmp), 0) => {
-                let start = self.read(offset).map_err(|_| cut_short)?;
-                (self.key.src_port_be, self.key.dst_port_be) = ports(transport, start);
+                let start: Start = self.read(offset).map_err(|_| cut_short)?;
+                self.set_ports(ports(transport, start));
+                self.transport_bytes = size_of::<Start>() as u8;
+                self.is_error = matches!(transport, Transport::Icmp) && is_error(start.0[0]);
             }
             (Transport::Tcp, TCP_OVERWRITING_OFFSET) => return Err(DropReason::Fragment),
             _ => {}
         }
         Ok(ip)
+    }
+
+    #[inline(always)]
+    fn set_ports(&mut self, (src_port_be, dst_port_be): ([u8; 2], [u8; 2])) {
+        self.key.src_port_be = src_port_be;
+        self.key.dst_port_be = dst_port_be;
     }
 
     /// Copies a header out of the packet, wherever the kernel keeps its bytes.
@@ -152,6 +268,16 @@ impl Packet {
         }
     }
 
+    /// The sum of a part of the packet for a checksum, with `seed`, the sum of other parts. The part's length is a
+    /// multiple of 4.
+    #[inline(always)]
+    pub fn sum<const BYTES: usize>(&self, offset: usize, seed: u32) -> Result<u32, DropReason> {
+        let Some(start) = self.at::<[u8; BYTES]>(offset) else { return Err(DropReason::HelperFailed) };
+        // SAFETY: `at` has checked the bounds.
+        let sum = unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, start.cast(), BYTES as u32, seed) };
+        if sum < 0 { Err(DropReason::HelperFailed) } else { Ok(sum as u32) }
+    }
+
     /// Addresses the frame to its next hop.
     #[inline(always)]
     pub fn write_macs(&self, dst: MacBytes, src: MacBytes) -> Result<(), DropReason> {
@@ -169,7 +295,7 @@ impl Packet {
 
     /// A pointer into the linear part of the packet; it dies with the next helper that changes the packet.
     #[inline(always)]
-    fn at<T: Wire>(&self, offset: usize) -> Option<*mut T> {
+    fn at<T>(&self, offset: usize) -> Option<*mut T> {
         let (data, data_end) = bounds(self.skb);
         let start = data + offset;
         if start + size_of::<T>() > data_end { None } else { Some(start as *mut T) }

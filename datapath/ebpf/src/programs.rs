@@ -1,17 +1,21 @@
 //! The entry points.
 
 use aya_ebpf::{
-    bindings::{TC_ACT_OK, TC_ACT_SHOT},
+    bindings::{TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC},
     helpers::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer},
     macros::classifier,
     programs::TcContext,
 };
 use datapath_abi::{Direction, DropReason};
 
-use crate::{from_endpoint, from_host, from_overlay, packet::Packet, report, to_endpoint};
+use crate::{
+    from_endpoint, from_host, from_netdev, from_overlay, packet::Packet, report, to_endpoint, to_netdev,
+};
 
 /// What becomes of a packet that is not dropped.
 pub enum Verdict {
+    /// It is none of ours: whatever else is attached there, and then the stack, may have it. Not counted.
+    Leave,
     /// On as it is: up to the stack at ingress, out of the device at egress.
     Pass,
     /// Straight into the other end of this (veth) interface, past this node's stack. Only at ingress.
@@ -24,35 +28,72 @@ pub enum Verdict {
 
 #[classifier]
 pub fn from_endpoint(context: TcContext) -> i32 {
-    let mut packet = Packet::new(&context, Direction::Egress);
-    let verdict = from_endpoint::decide(&mut packet);
-    finish(&packet, verdict)
+    let Some(mut packet) = Packet::new(&context, Direction::Egress) else { return TC_ACT_SHOT };
+    match from_endpoint::decide(&mut packet) {
+        Err(reason @ (DropReason::TtlExceeded | DropReason::TooBig)) => {
+            report::dropped(&mut packet, reason);
+            tell(from_endpoint::refuse(&packet, reason))
+        }
+        verdict => finish(&mut packet, verdict),
+    }
 }
 
 #[classifier]
 pub fn to_endpoint(context: TcContext) -> i32 {
-    let mut packet = Packet::new(&context, Direction::Ingress);
+    let Some(mut packet) = Packet::new(&context, Direction::Ingress) else { return TC_ACT_SHOT };
     let verdict = to_endpoint::decide(&mut packet);
-    finish(&packet, verdict)
+    finish(&mut packet, verdict)
 }
 
 #[classifier]
 pub fn from_overlay(context: TcContext) -> i32 {
-    let mut packet = Packet::new(&context, Direction::Ingress);
-    let verdict = from_overlay::decide(&mut packet);
-    finish(&packet, verdict)
+    let Some(mut packet) = Packet::new(&context, Direction::Ingress) else { return TC_ACT_SHOT };
+    match from_overlay::decide(&mut packet) {
+        Err(reason @ DropReason::TtlExceeded) => {
+            report::dropped(&mut packet, reason);
+            tell(from_overlay::refuse(&packet, reason))
+        }
+        verdict => finish(&mut packet, verdict),
+    }
 }
 
 #[classifier]
 pub fn from_host(context: TcContext) -> i32 {
-    let mut packet = Packet::new(&context, Direction::Egress);
+    let Some(mut packet) = Packet::new(&context, Direction::Egress) else { return TC_ACT_SHOT };
     let verdict = from_host::decide(&mut packet);
-    finish(&packet, verdict)
+    finish(&mut packet, verdict)
+}
+
+#[classifier]
+pub fn from_netdev(context: TcContext) -> i32 {
+    let Some(mut packet) = Packet::new(&context, Direction::Ingress) else { return TC_ACT_SHOT };
+    let verdict = from_netdev::decide(&mut packet);
+    finish(&mut packet, verdict)
+}
+
+#[classifier]
+pub fn to_netdev(context: TcContext) -> i32 {
+    let Some(mut packet) = Packet::new(&context, Direction::Egress) else { return TC_ACT_SHOT };
+    let verdict = to_netdev::decide(&mut packet);
+    finish(&mut packet, verdict)
+}
+
+/// Sends the ICMP error that a dropped packet has become, if it has.
+#[inline(always)]
+fn tell(error: Option<Verdict>) -> i32 {
+    match error {
+        // SAFETY: a helper without pointers.
+        Some(Verdict::Into(ifindex)) => unsafe { bpf_redirect_peer(ifindex, 0) as i32 },
+        // SAFETY: a helper without pointers.
+        Some(Verdict::Out(ifindex)) => unsafe { bpf_redirect(ifindex, 0) as i32 },
+        _ => TC_ACT_SHOT,
+    }
 }
 
 #[inline(always)]
-fn finish(packet: &Packet, verdict: Result<Verdict, DropReason>) -> i32 {
+fn finish(packet: &mut Packet, verdict: Result<Verdict, DropReason>) -> i32 {
     match verdict {
+        Ok(Verdict::Leave) => TC_ACT_UNSPEC,
         Ok(Verdict::Pass) => {
             report::forwarded(packet);
             TC_ACT_OK

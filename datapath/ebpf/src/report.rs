@@ -20,11 +20,17 @@ pub fn forwarded(packet: &Packet) {
 }
 
 /// Counts a packet that goes nowhere, and reports it, unless its CPU has reported enough for now.
+#[inline(always)]
+pub fn dropped(packet: &mut Packet, reason: DropReason) {
+    packet.reason = reason as u8;
+    note_drop(packet);
+}
+
 #[inline(never)]
-pub fn dropped(packet: &Packet, reason: DropReason) {
-    count(packet, reason as u8);
+fn note_drop(packet: &Packet) {
+    count(packet, packet.reason);
     // Neighbour discovery of IPv6 comes by itself on every device, and the event could name no address.
-    if matches!(reason, DropReason::UnsupportedProtocol) {
+    if packet.reason == DropReason::UnsupportedProtocol as u8 {
         return;
     }
     if !within_budget(BUDGET_EVENTS, EVENTS_PER_WINDOW) {
@@ -39,7 +45,7 @@ pub fn dropped(packet: &Packet, reason: DropReason) {
         (*event).bytes = u64::from(packet.bytes());
         (*event).src_identity = packet.src_identity;
         (*event).dst_identity = packet.dst_identity;
-        (*event).reason = reason as u8;
+        (*event).reason = packet.reason;
         (*event).action = 0;
     }
     slot.submit(0);
@@ -117,7 +123,7 @@ fn count(packet: &Packet, reason: u8) {
 
 /// Whether this CPU may do something once more in its window, of which it may do `limit`.
 #[inline(always)]
-fn within_budget(index: u32, limit: u32) -> bool {
+pub fn within_budget(index: u32, limit: u32) -> bool {
     let Some(budget) = maps::BUDGETS.get_ptr_mut(index) else {
         return false;
     };

@@ -2,13 +2,14 @@
 
 use datapath_abi::{
     DropReason, FlowAction, FlowEntry, IpcacheEntry, NODE_NONE, NODE_SELF, NodeConfig, SourceKind,
-    identity_number as identity,
+    flow_flags::REWRITE_SRC, identity_number as identity, node_flags,
 };
 use datapath_packet::{ETHERTYPE_ARP, ETHERTYPE_IPV4, Halves, Place, Side, comes_from};
 
 use crate::{
     flows::{self, Moment},
     lookup,
+    maps::FLOWS_V4,
     packet::Packet,
     programs::Verdict,
 };
@@ -30,18 +31,51 @@ fn ipv4(packet: &mut Packet, config: &NodeConfig) -> Result<Verdict, DropReason>
     packet.parse_ipv4()?;
     // By its routes the stack may choose an interface; only the endpoint's own is right.
     let here = packet.ifindex();
+    let by_stack = config.flags & node_flags::LEGACY_HOST_ROUTING != 0;
+    let ingress = packet.ingress_ifindex();
     let is_for_here = |entry: &FlowEntry| {
-        comes_from(entry, SourceKind::Host, 0)
+        (comes_from(entry, SourceKind::Host, 0) || by_stack && came_by(config, entry, ingress))
             && entry.action == FlowAction::Local as u8
             && entry.target == here
     };
     if let Some(flow) = flows::known(packet, is_for_here) {
-        flow.touch(packet);
+        // What another program has let in was counted there.
+        if comes_from(flow.entry(), SourceKind::Host, 0) {
+            flow.touch(packet);
+        }
+        return Ok(Verdict::Pass);
+    }
+    if answers_translated(packet) {
         return Ok(Verdict::Pass);
     }
     let halves = decide_anew(packet, config)?;
     flows::remember(packet, halves)?;
     Ok(Verdict::Pass)
+}
+
+/// Whether what came to the stack by the interface `ingress` is what the entry is for: its program has checked it, and
+/// has left the delivery to the stack.
+#[inline(always)]
+fn came_by(config: &NodeConfig, entry: &FlowEntry, ingress: u32) -> bool {
+    let expected = match SourceKind::from_number(entry.source_kind) {
+        Some(SourceKind::Endpoint) => entry.source,
+        Some(SourceKind::Node) => config.vxlan_ifindex,
+        Some(SourceKind::Underlay) => config.underlay_ifindex,
+        Some(SourceKind::Host) | None => 0,
+    };
+    ingress != 0 && ingress == expected
+}
+
+/// Whether this is the answer to a flow of the endpoint's that is translated: `from_netdev` has given it its address
+/// back and has left it to the stack. It has no entry of its own, and must not get one in the place of its flow's.
+#[inline(never)]
+fn answers_translated(packet: &Packet) -> bool {
+    // SAFETY: as in `flows::Flow::entry`; read at once.
+    unsafe { FLOWS_V4.get(packet.key.reverse()) }.is_some_and(|entry| {
+        entry.flags & REWRITE_SRC != 0
+            && comes_from(entry, SourceKind::Endpoint, packet.ifindex())
+            && flows::is_valid(entry)
+    })
 }
 
 #[inline(never)]
@@ -54,13 +88,17 @@ fn decide_anew(packet: &mut Packet, config: &NodeConfig) -> Result<&'static mut 
     // What this node's stack sends for others comes back to the stack, whoever they are: it may have
     // translated their addresses. An endpoint's address proves nothing here, where nobody has checked it: a
     // packet from the underlay may bear it. Its identity comes from its own device or node alone (P7).
+    // Without a tunnel there is no other proof than the address, and that it came by the underlay interface.
+    let is_believed =
+        config.flags & node_flags::NATIVE != 0 && packet.ingress_ifindex() == config.underlay_ifindex;
     let (place, identity) = match lookup::ipcache(packet.key.src) {
         Some(IpcacheEntry { node: NODE_SELF, identity: identity::HOST }) => (Place::Host, identity::HOST),
         Some(IpcacheEntry { node: NODE_NONE, identity }) => (Place::Stack, identity),
+        Some(IpcacheEntry { node, identity }) if is_believed && node != NODE_SELF => (Place::Stack, identity),
         Some(_) => (Place::Stack, identity::UNMANAGED),
         None => (Place::Stack, identity::WORLD),
     };
     let from = Side::stack(place, identity, moment.src_shard, config.host_mac);
     let to = Side::endpoint(endpoint, moment.dst_shard);
-    flows::decide(packet, &from, &to, &moment)
+    Ok(flows::decide(packet, &from, &to, &moment))
 }

@@ -51,8 +51,8 @@ impl AttachMode {
 impl Program {
     pub(crate) const fn direction(self) -> TcAttachType {
         match self {
-            Self::FromEndpoint | Self::FromOverlay => TcAttachType::Ingress,
-            Self::ToEndpoint | Self::FromHost => TcAttachType::Egress,
+            Self::FromEndpoint | Self::FromOverlay | Self::FromNetdev => TcAttachType::Ingress,
+            Self::ToEndpoint | Self::FromHost | Self::ToNetdev => TcAttachType::Egress,
         }
     }
 

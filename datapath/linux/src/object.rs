@@ -17,11 +17,22 @@ pub enum Program {
     FromOverlay,
     /// `warren_host`, egress: what the node sends to endpoints.
     FromHost,
+    /// The underlay interface, ingress: answers to masqueraded flows, endpoints' packets without a tunnel.
+    FromNetdev,
+    /// The underlay interface, egress: masquerade of what the stack has routed.
+    ToNetdev,
 }
 
 impl Program {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::FromEndpoint, Self::ToEndpoint, Self::FromOverlay, Self::FromHost];
+    pub const ALL: [Self; 6] = [
+        Self::FromEndpoint,
+        Self::ToEndpoint,
+        Self::FromOverlay,
+        Self::FromHost,
+        Self::FromNetdev,
+        Self::ToNetdev,
+    ];
 
     /// Its name in the object, and that of its pin.
     pub const fn name(self) -> &'static str {
@@ -30,6 +41,8 @@ impl Program {
             Self::ToEndpoint => "to_endpoint",
             Self::FromOverlay => "from_overlay",
             Self::FromHost => "from_host",
+            Self::FromNetdev => "from_netdev",
+            Self::ToNetdev => "to_netdev",
         }
     }
 }

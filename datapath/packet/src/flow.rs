@@ -1,7 +1,8 @@
 //! A decision as the two entries of a flow, and whether an entry still holds.
 
 use datapath_abi::{
-    EndpointEntry, FlowAction, FlowEntry, MacBytes, SourceKind, TUNNEL_DST_MAC, TUNNEL_SRC_MAC, flow_flags,
+    EndpointEntry, FlowAction, FlowEntry, FlowKey, MacBytes, SourceKind, TUNNEL_DST_MAC, TUNNEL_SRC_MAC, V4,
+    flow_flags,
 };
 
 /// Where one end of a flow is, seen from this node. It answers both questions about an end: what is done with
@@ -16,6 +17,8 @@ pub enum Place {
     Host,
     /// Wherever this node's routing says.
     Stack,
+    /// Out of the underlay interface with this index, past the stack.
+    Underlay(u32),
 }
 
 impl Place {
@@ -27,6 +30,7 @@ impl Place {
             Self::Node(index) => (FlowAction::Tunnel, index),
             Self::Host => (FlowAction::Host, 0),
             Self::Stack => (FlowAction::Stack, 0),
+            Self::Underlay(ifindex) => (FlowAction::Underlay, ifindex),
         }
     }
 
@@ -37,6 +41,7 @@ impl Place {
             Self::Endpoint(ifindex) => (SourceKind::Endpoint, ifindex),
             Self::Node(index) => (SourceKind::Node, index),
             Self::Host | Self::Stack => (SourceKind::Host, 0),
+            Self::Underlay(_) => (SourceKind::Underlay, 0),
         }
     }
 }
@@ -75,7 +80,8 @@ impl Side {
         Self { place: Place::Node(index), identity, shard, dst_mac: TUNNEL_DST_MAC, src_mac: TUNNEL_SRC_MAC }
     }
 
-    /// Reached by the node's stack ([`Place::Host`] or [`Place::Stack`]); `host_mac` is `warren_host`'s.
+    /// Reached by the node's stack ([`Place::Host`] or [`Place::Stack`]) or beside it ([`Place::Underlay`], whose
+    /// Ethernet addresses the kernel finds); `host_mac` is `warren_host`'s.
     #[inline(always)]
     pub const fn stack(place: Place, identity: u32, shard: u16, host_mac: MacBytes) -> Self {
         Self { place, identity, shard, dst_mac: host_mac, src_mac: TUNNEL_SRC_MAC }
@@ -102,7 +108,30 @@ impl Halves {
             reverse: half(to, from, epoch, now_ns, flow_flags::REPLY),
         }
     }
+
+    /// Gives the forward direction, whose packets have the key `key`, another source: packets of the reverse one
+    /// come to that, from the underlay, and get back the source that there was.
+    #[inline(always)]
+    pub fn masquerade(&mut self, key: &FlowKey<V4>, address: V4, port_be: [u8; 2]) {
+        self.forward.flags |= flow_flags::REWRITE_SRC;
+        self.forward.rewrite_src = address;
+        self.forward.rewrite_src_port_be = port_be;
+        self.reverse.flags |= flow_flags::REWRITE_DST;
+        self.reverse.rewrite_dst = key.src;
+        self.reverse.rewrite_dst_port_be = key.src_port_be;
+        self.reverse.source_kind = SourceKind::Underlay as u8;
+        self.reverse.source = 0;
+    }
+
+    /// The same flow, seen from the other direction.
+    #[inline(always)]
+    pub fn turn(&mut self) {
+        core::mem::swap(&mut self.forward, &mut self.reverse);
+    }
 }
+
+/// Bits that a decision sets; the others are the flow's memory.
+const DECIDED: u8 = flow_flags::REWRITE_SRC | flow_flags::REWRITE_DST;
 
 #[inline(always)]
 fn half(from: &Side, to: &Side, epoch: u32, now_ns: u64, flags: u8) -> FlowEntry {
@@ -154,8 +183,8 @@ pub fn carry_over(
     if opens && flags & flow_flags::ENDED != 0 {
         return false;
     }
-    new.forward.flags = flags;
-    new.reverse.flags = flags ^ flow_flags::REPLY;
+    new.forward.flags = new.forward.flags & DECIDED | flags & !DECIDED;
+    new.reverse.flags = new.reverse.flags & DECIDED | (flags ^ flow_flags::REPLY) & !DECIDED;
     if let Some(old) = forward {
         continue_half(&mut new.forward, old);
     }
@@ -242,6 +271,33 @@ mod tests {
         assert!(carry_over(&mut new, Some(&old), None, false));
         assert_eq!((new.forward.packets, new.forward.bytes, new.forward.created_ns), (9, 900, 5));
         assert_eq!(new.reverse, to_node().reverse);
+    }
+
+    #[test]
+    fn a_masqueraded_flow_keeps_its_new_translation_and_its_old_counts() {
+        let key = FlowKey {
+            src: [10, 0, 1, 5],
+            dst: [198, 51, 100, 9],
+            src_port_be: [3, 232],
+            dst_port_be: [0, 80],
+            protocol: 6,
+            pad: [0; 3],
+        };
+        let mut old = to_node();
+        old.masquerade(&key, [192, 0, 2, 1], [240, 0]);
+        let mut new = to_node();
+        new.masquerade(&key, [192, 0, 2, 2], [240, 1]);
+        old.forward.packets = 9;
+        assert!(carry_over(&mut new, Some(&old.forward), Some(&old.reverse), false));
+        assert_eq!(new.forward.packets, 9);
+        assert_eq!(new.forward.rewritten(&key).src, [192, 0, 2, 2]);
+        let back_key = new.forward.reverse_key(&key);
+        assert_eq!(new.reverse.reverse_key(&back_key), key);
+        assert_eq!(new.reverse.flags, flow_flags::REPLY | flow_flags::REWRITE_DST);
+
+        let mut plain = to_node();
+        assert!(carry_over(&mut plain, Some(&old.forward), None, false));
+        assert_eq!(plain.forward.flags, 0, "what is no longer masqueraded is not rewritten");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use datapath_abi::{DropReason, V4};
 
-use crate::wire;
+use crate::{checksum, wire};
 
 /// The header without its options.
 #[repr(C, align(4))]
@@ -32,6 +32,7 @@ pub struct Ipv4 {
 
 wire! { Ipv4 = 20 }
 
+const DONT_FRAGMENT: u16 = 0x4000;
 const MORE_FRAGMENTS: u16 = 0x2000;
 const OFFSET_MASK: u16 = 0x1fff;
 
@@ -61,10 +62,27 @@ impl Ipv4 {
         u16::from_be_bytes(self.fragment_be) & OFFSET_MASK
     }
 
+    /// Whether it must not be cut into pieces.
+    #[inline(always)]
+    pub fn dont_fragment(&self) -> bool {
+        u16::from_be_bytes(self.fragment_be) & DONT_FRAGMENT != 0
+    }
+
     /// Whether this is a piece of a datagram.
     #[inline(always)]
     pub fn is_fragment(&self) -> bool {
         u16::from_be_bytes(self.fragment_be) & (MORE_FRAGMENTS | OFFSET_MASK) != 0
+    }
+
+    /// The header with other addresses, its checksum updated as in [`Self::next_hop`].
+    #[inline(always)]
+    #[must_use]
+    pub fn with_addresses(mut self, src: V4, dst: V4) -> Self {
+        use checksum::words;
+        self.checksum_be = checksum::updated(self.checksum_be, words(self.src), words(src));
+        self.checksum_be = checksum::updated(self.checksum_be, words(self.dst), words(dst));
+        (self.src, self.dst) = (src, dst);
+        self
     }
 
     /// The header after one more hop, its checksum updated and not computed anew (RFC 1141; `ip_decrease_ttl`):

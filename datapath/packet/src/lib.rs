@@ -8,20 +8,26 @@
 #![no_std]
 
 mod arp;
+mod checksum;
 mod flow;
+mod icmp;
 mod ipv4;
 mod lifetime;
+mod masquerade;
 mod overlay;
 mod tcp;
 mod transport;
 
 pub use arp::{Arp, answer};
+pub use checksum::of_native as native_checksum;
 pub use flow::{Halves, Place, Side, carry_over, comes_from, is_current};
+pub use icmp::{IcmpError, Quote, is_error, requoted};
 pub use ipv4::{Ipv4, is_unicast};
 pub use lifetime::{has_expired, lifetime};
+pub use masquerade::{TRIES, flow_hash, is_answer_to, is_translatable, port as masquerade_port};
 pub use overlay::{check_sender, tunnel_identity};
 pub use tcp::{Tcp, TcpState, flag, may_end, opens, tcp_state};
-pub use transport::{ICMP, Start, TCP, Transport, UDP, ports};
+pub use transport::{ICMP, PortPlace, Start, TCP, Transport, UDP, WirePort, ports};
 
 /// A header as it is on the wire: what may be read from and written to a packet whole.
 ///

@@ -48,6 +48,39 @@ impl Transport {
     }
 }
 
+/// A port or an ICMP identifier as it is on the wire, network byte order.
+#[repr(C, align(2))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WirePort(pub [u8; 2]);
+
+wire! { WirePort = 2 }
+
+/// Where a transport keeps what is translated, offsets from its header on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortPlace {
+    /// Of the port.
+    pub port: usize,
+    /// Of the checksum.
+    pub checksum: usize,
+    /// Whether the checksum covers the addresses, too (TCP, UDP).
+    pub covers_addresses: bool,
+}
+
+impl PortPlace {
+    /// Of the source port, or of the destination port; an echo has one identifier in the place of both. `None`: the
+    /// protocol is not translated.
+    #[inline(always)]
+    pub const fn of(protocol: u8, is_source: bool) -> Option<Self> {
+        let port = if is_source { 0 } else { 2 };
+        match protocol {
+            TCP => Some(Self { port, checksum: 16, covers_addresses: true }),
+            UDP => Some(Self { port, checksum: 6, covers_addresses: true }),
+            ICMP => Some(Self { port: 4, checksum: 2, covers_addresses: false }),
+            _ => None,
+        }
+    }
+}
+
 /// Source and destination port for the flow key, network byte order. ICMP echo: the identifier is the port of
 /// the side that asks, so that the answer's key is the reverse of the request's; other ICMP: 0.
 #[inline(always)]

@@ -1,6 +1,6 @@
 //! What holds for every packet.
 
-use datapath_packet::{Ipv4, Start, Transport, Wire, ports, tcp_state};
+use datapath_packet::{Ipv4, Start, Transport, Wire, native_checksum, ports, requoted, tcp_state};
 use proptest::prelude::*;
 
 /// The checksum of a header computed from scratch (RFC 1071).
@@ -35,6 +35,52 @@ proptest! {
 
         prop_assert_eq!(after[8], ttl - 1);
         prop_assert_eq!(checksum(&after), 0, "sum over header and checksum is 0 when right");
+    }
+
+    #[test]
+    fn new_addresses_keep_the_checksum_right(
+        mut bytes in any::<[u8; 20]>(),
+        src in any::<[u8; 4]>(),
+        dst in any::<[u8; 4]>(),
+    ) {
+        bytes[10..12].fill(0);
+        let sum = checksum(&bytes);
+        bytes[10..12].copy_from_slice(&sum.to_be_bytes());
+
+        let header = from_bytes(bytes).with_addresses(src, dst);
+
+        prop_assert_eq!((header.src, header.dst), (src, dst));
+        prop_assert_eq!(checksum(&to_bytes(header)), 0, "sum over header and checksum is 0 when right");
+    }
+
+    #[test]
+    fn a_translated_error_keeps_its_checksum_right(
+        bytes in any::<[u8; 36]>(),
+        is_source in any::<bool>(),
+        address in any::<[u8; 4]>(),
+        port in any::<[u8; 2]>(),
+    ) {
+        let mut bytes = bytes;
+        bytes[2..4].fill(0);
+        let sum = checksum(&bytes);
+        let ip = from_bytes(bytes[8..28].try_into().expect("20 bytes"));
+        let at = if is_source { 28 } else { 30 };
+        let old_port = [bytes[at], bytes[at + 1]];
+
+        let (ip, sum) = requoted(sum.to_be_bytes(), &ip, is_source, address, (old_port, port));
+
+        bytes[2..4].copy_from_slice(&sum);
+        bytes[8..28].copy_from_slice(&to_bytes(ip));
+        bytes[at..at + 2].copy_from_slice(&port);
+        prop_assert_eq!(checksum(&bytes), 0);
+        prop_assert_eq!(if is_source { ip.src } else { ip.dst }, address);
+    }
+
+    #[test]
+    fn made_headers_have_right_checksums(src in any::<[u8; 4]>(), dst in any::<[u8; 4]>(), bytes in any::<[u8; 36]>()) {
+        prop_assert_eq!(checksum(&to_bytes(Ipv4::icmp(src, dst, 36))), 0);
+        let native: u32 = bytes.chunks(2).map(|pair| u32::from(u16::from_ne_bytes([pair[0], pair[1]]))).sum();
+        prop_assert_eq!(native_checksum(native), checksum(&bytes).to_be_bytes());
     }
 
     #[test]

@@ -20,6 +20,8 @@ pub enum Verdict {
     Pass = 0,
     Drop = 2,
     Redirect = 7,
+    /// Left to others, and not counted (`TC_ACT_UNSPEC`).
+    Leave = -1,
 }
 
 /// All that a run did.
@@ -60,8 +62,8 @@ pub fn furnished() -> Option<Kernel> {
 
 pub fn direction_of(program: Program) -> Direction {
     match program {
-        Program::FromEndpoint | Program::FromHost => Direction::Egress,
-        Program::ToEndpoint | Program::FromOverlay => Direction::Ingress,
+        Program::FromEndpoint | Program::FromHost | Program::ToNetdev => Direction::Egress,
+        Program::ToEndpoint | Program::FromOverlay | Program::FromNetdev => Direction::Ingress,
     }
 }
 
@@ -99,6 +101,13 @@ impl Expected {
         Self { outcome, direction, origin: None }
     }
 
+    /// The program leaves the packet alone: nothing at all happens.
+    pub fn left(packet: &[u8], direction: Direction) -> Self {
+        let mut expected = Self::forwarded(Verdict::Leave, packet.to_vec(), direction);
+        expected.outcome.counters = BTreeMap::new();
+        expected
+    }
+
     /// The packet goes nowhere: counted and reported, and nothing else.
     pub fn dropped(frame: &Frame, reason: DropReason, direction: Direction) -> Self {
         let mut expected = Self::counted(&frame.bytes(), reason, direction);
@@ -109,6 +118,14 @@ impl Expected {
             action: 0,
             ..event(frame, EventKind::Drop, direction)
         });
+        expected
+    }
+
+    /// As [`Self::dropped`], and the sender is told by an ICMP error in the packet's place.
+    pub fn refused(frame: &Frame, error: &Frame, reason: DropReason, direction: Direction) -> Self {
+        let mut expected = Self::dropped(frame, reason, direction);
+        expected.outcome.code = Verdict::Redirect as u32;
+        expected.outcome.bytes = error.bytes();
         expected
     }
 
@@ -260,6 +277,15 @@ pub fn event(frame: &Frame, kind: EventKind, direction: Direction) -> Event {
         direction: direction as u8,
         ..Event::default()
     }
+}
+
+/// `CLOCK_MONOTONIC_COARSE`, as the programs read it.
+pub fn coarse_ns() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the structure is ours.
+    let result = unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &mut time) };
+    assert_eq!(result, 0);
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
 fn mapped(address: V4) -> V6 {

@@ -180,8 +180,9 @@ fn a_known_flow_counts_only_what_goes_on() {
     let expected = Expected::forwarded(Redirect, syn.clone().towards(&B).ttl(63).bytes(), Egress);
     check(&mut kernel, FromEndpoint, &syn.bytes(), expected.new_flow(&syn, &A, &B));
     let last_hop = syn.ttl(1);
-    let expected =
-        Expected::dropped(&last_hop, DropReason::TtlExceeded, Egress).identities(A.identity, B.identity);
+    let told = last_hop.refused(11, 0, 0, GATEWAY.address);
+    let expected = Expected::refused(&last_hop, &told, DropReason::TtlExceeded, Egress)
+        .identities(A.identity, B.identity);
     check(&mut kernel, FromEndpoint, &last_hop.bytes(), expected);
 }
 
@@ -227,15 +228,6 @@ fn times_are_of_the_coarse_clock() {
     kernel.run(FromEndpoint, &frame.bytes(), None);
     let entry = kernel.flow(&key).expect("the flow is known");
     assert!(entry.last_seen_ns > after && entry.created_ns <= after);
-}
-
-/// `CLOCK_MONOTONIC_COARSE`, as the programs read it.
-fn coarse_ns() -> u64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the structure is ours.
-    let result = unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &mut time) };
-    assert_eq!(result, 0);
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
 #[test]

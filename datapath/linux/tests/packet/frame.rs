@@ -12,6 +12,7 @@ const ACK: u8 = 16;
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 pub const ICMP: u8 = 1;
+pub const SCTP: u8 = 132;
 
 /// An Ethernet frame with an IPv4 packet, on its way from a peer's device to its gateway.
 #[derive(Clone)]
@@ -21,11 +22,15 @@ pub struct Frame {
     ethertype: u16,
     src: V4,
     dst: V4,
+    tos: u8,
+    id: u16,
     ttl: u8,
     option_words: u8,
     fragment: u16,
     protocol: u8,
     payload: Vec<u8>,
+    /// UDP may do without.
+    udp_checksum: bool,
 }
 
 impl Frame {
@@ -36,11 +41,14 @@ impl Frame {
             ethertype: 0x0800,
             src: src.address,
             dst: dst.address,
+            tos: 0,
+            id: 0x1234,
             ttl: 64,
             option_words: 0,
             fragment: 0x4000,
             protocol,
             payload: payload.to_vec(),
+            udp_checksum: false,
         }
     }
 
@@ -101,6 +109,32 @@ impl Frame {
         Self::icmp(src, dst, 0, id)
     }
 
+    /// The ICMP error that the gateway sends about this frame, towards where it came from.
+    pub fn refused(&self, kind: u8, code: u8, mtu: u16, gateway: V4) -> Self {
+        let quoted = 20 + if self.protocol == TCP { 20 } else { 8 };
+        let mut payload = vec![kind, code, 0, 0, 0, 0];
+        payload.extend(mtu.to_be_bytes());
+        payload.extend(&self.bytes()[14..14 + quoted]);
+        Self {
+            dst_mac: self.src_mac,
+            src_mac: self.dst_mac,
+            src: gateway,
+            dst: self.src,
+            ttl: 64,
+            tos: 0xc0,
+            id: 0,
+            fragment: 0x4000,
+            protocol: ICMP,
+            payload,
+            ..self.clone()
+        }
+    }
+
+    /// An ICMP error about a packet, from somebody on its way (or its receiver) to its sender.
+    pub fn error_about(&self, from: V4, kind: u8, code: u8, mtu: u16) -> Self {
+        Self { tos: 0, id: 0x1234, ..self.refused(kind, code, mtu, from) }
+    }
+
     pub fn macs(mut self, dst_mac: MacBytes, src_mac: MacBytes) -> Self {
         (self.dst_mac, self.src_mac) = (dst_mac, src_mac);
         self
@@ -113,6 +147,31 @@ impl Frame {
 
     pub fn source(mut self, src: V4) -> Self {
         self.src = src;
+        self
+    }
+
+    pub fn destination(mut self, dst: V4) -> Self {
+        self.dst = dst;
+        self
+    }
+
+    /// Another source port, or the identifier of an echo.
+    pub fn source_port(mut self, port: u16) -> Self {
+        let at = if self.protocol == ICMP { 4 } else { 0 };
+        self.payload[at..at + 2].copy_from_slice(&port.to_be_bytes());
+        self
+    }
+
+    /// Another destination port, or the identifier of an echo.
+    pub fn destination_port(mut self, port: u16) -> Self {
+        let at = if self.protocol == ICMP { 4 } else { 2 };
+        self.payload[at..at + 2].copy_from_slice(&port.to_be_bytes());
+        self
+    }
+
+    /// With a checksum also where it is UDP.
+    pub fn checksummed(mut self) -> Self {
+        self.udp_checksum = true;
         self
     }
 
@@ -180,27 +239,59 @@ impl Frame {
 
     pub fn bytes(&self) -> Vec<u8> {
         let words = 5 + self.option_words;
-        let mut ip = vec![0x40 | words, 0];
+        let mut ip = vec![0x40 | words, self.tos];
         ip.extend((u16::from(words) * 4 + self.payload.len() as u16).to_be_bytes());
-        ip.extend([0x12, 0x34]);
+        ip.extend(self.id.to_be_bytes());
         ip.extend(self.fragment.to_be_bytes());
         ip.extend([self.ttl, self.protocol, 0, 0]);
         ip.extend(self.src);
         ip.extend(self.dst);
         ip.extend(vec![1; usize::from(self.option_words) * 4]); // "no operation"
-        let sum: u32 = ip.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
-        let folded = (sum & 0xffff) + (sum >> 16);
-        let checksum = !(((folded & 0xffff) + (folded >> 16)) as u16);
-        ip[10..12].copy_from_slice(&checksum.to_be_bytes());
+        let checksum = checksum(&ip);
+        ip[10..12].copy_from_slice(&checksum);
 
         let mut bytes = vec![];
         bytes.extend(self.dst_mac);
         bytes.extend(self.src_mac);
         bytes.extend(self.ethertype.to_be_bytes());
         bytes.extend(ip);
-        bytes.extend(&self.payload);
+        bytes.extend(self.summed_payload());
         bytes
     }
+
+    /// The payload with the checksum of its protocol, where the header is there and has room for it.
+    fn summed_payload(&self) -> Vec<u8> {
+        let mut payload = self.payload.clone();
+        let (at, with_addresses) = match self.protocol {
+            TCP => (16, true),
+            UDP if self.udp_checksum => (6, true),
+            ICMP => (2, false),
+            _ => return payload,
+        };
+        if self.fragment & 0x1fff != 0 || payload.len() < at + 2 {
+            return payload;
+        }
+        payload[at..at + 2].fill(0);
+        let mut covered = vec![];
+        if with_addresses {
+            covered.extend(self.src);
+            covered.extend(self.dst);
+            covered.extend([0, self.protocol]);
+            covered.extend((payload.len() as u16).to_be_bytes());
+        }
+        covered.extend(&payload);
+        let sum = checksum(&covered);
+        payload[at..at + 2].copy_from_slice(&sum);
+        payload
+    }
+}
+
+/// Of bytes in which the checksum itself is 0 (RFC 1071).
+pub fn checksum(bytes: &[u8]) -> [u8; 2] {
+    let word = |pair: &[u8]| u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0));
+    let sum: u32 = bytes.chunks(2).map(word).sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    (!(((folded & 0xffff) + (folded >> 16)) as u16)).to_be_bytes()
 }
 
 /// An ARP packet in its frame.

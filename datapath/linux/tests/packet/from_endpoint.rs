@@ -150,14 +150,6 @@ fn a_node_without_underlay_address() {
 }
 
 #[test]
-fn the_last_hop() {
-    for ttl in [0, 1] {
-        let frame = Frame::syn(&A, &B).ttl(ttl);
-        check_dropped(frame, DropReason::TtlExceeded, |expected| expected.identities(A.identity, B.identity));
-    }
-}
-
-#[test]
 fn interfaces_that_are_no_endpoints() {
     let mut kernel = furnished!();
     kernel.remove::<u32, datapath_abi::EndpointEntry>(datapath_abi::map_name::ENDPOINTS_BY_IFINDEX, &HERE);

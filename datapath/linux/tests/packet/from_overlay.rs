@@ -138,12 +138,6 @@ fn destinations_that_are_not_here() {
 }
 
 #[test]
-fn the_last_hop() {
-    let frame = Frame::syn(&R, &A).ttl(1);
-    check_dropped(frame, tunnel_from(&R), DropReason::TtlExceeded, A.identity);
-}
-
-#[test]
 fn malformed_and_other_protocols() {
     let mut kernel = furnished!();
     let cut = Frame::syn(&R, &A).payload(&[0; 4]);

@@ -21,7 +21,8 @@ use datapath_linux::object::{OBJECT, Program};
 /// What only tests load: see `datapath/ebpf/src/test.rs`.
 static TEST_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("WARREN_BPF_TEST_OBJECT"));
 
-/// Where `struct __sk_buff` has `cb`, and its size.
+/// Where `struct __sk_buff` has `ingress_ifindex` and `cb`, and its size.
+const INGRESS_OFFSET: usize = 36;
 const CB_OFFSET: usize = 48;
 const SK_BUFF_BYTES: usize = 192;
 /// A packet may grow by as much.
@@ -41,6 +42,8 @@ unsafe impl<T: AbiBytes> Pod for Raw<T> {}
 pub struct Kernel {
     ebpf: Ebpf,
     test: Ebpf,
+    /// Interface by which packets have come to the node, 0 for its own: for programs at egress.
+    pub ingress_ifindex: u32,
 }
 
 /// Where a tunnel packet says that it comes from.
@@ -76,7 +79,7 @@ pub fn kernel_or_skip() -> Option<Kernel> {
         return None;
     }
     match (load_object(OBJECT), load_object(TEST_OBJECT)) {
-        (Ok(ebpf), Ok(test)) => Some(Kernel { ebpf, test }),
+        (Ok(ebpf), Ok(test)) => Some(Kernel { ebpf, test, ingress_ifindex: 0 }),
         (Err(error), _) | (_, Err(error)) => {
             // Only a kernel without BPF is a reason to skip; a broken object is a reason to fail.
             assert!(!bpf_works(), "the object does not load: {error}");
@@ -98,6 +101,7 @@ fn load_object(object: &[u8]) -> Result<Ebpf, EbpfError> {
             map_name::NODE_BY_ADDRESS_V4,
             map_name::NODES,
             map_name::FLOWS_V4,
+            map_name::FRAGMENTS_V4,
         ] {
             loader.map_max_entries(name, SMALL);
         }
@@ -140,6 +144,12 @@ impl Kernel {
         result.unwrap_or_else(|error| panic!("{name}: {error}"));
     }
 
+    /// Reads an entry of a hash table.
+    pub fn get<K: AbiBytes, V: AbiBytes>(&self, name: &str, key: &K) -> Option<V> {
+        let map = HashMap::<_, Raw<K>, Raw<V>>::try_from(self.map(name)).expect("sizes agree");
+        map.get(&Raw(*key), 0).ok().map(|value| value.0)
+    }
+
     /// Deletes an entry of a hash table.
     pub fn remove<K: AbiBytes, V: AbiBytes>(&mut self, name: &str, key: &K) {
         let map = self.ebpf.map_mut(name).expect("the object has the map");
@@ -153,7 +163,8 @@ impl Kernel {
         let mut options = TestRunOptions::new();
         options.data_in = Some(packet);
         options.data_out = Some(&mut bytes);
-        let context = context_of(tunnel);
+        let mut context = context_of(tunnel);
+        context[INGRESS_OFFSET..][..4].copy_from_slice(&self.ingress_ifindex.to_ne_bytes());
         options.ctx_in = Some(&context);
         let result = self.classifier(program, tunnel).test_run(options).expect("BPF_PROG_TEST_RUN");
         bytes.truncate(result.data_size_out as usize);
@@ -235,8 +246,7 @@ impl Kernel {
 
     /// The flow entry as it is, times and all.
     pub fn flow(&self, key: &FlowKey<V4>) -> Option<FlowEntry> {
-        let map = HashMap::<_, Raw<FlowKey<V4>>, Raw<FlowEntry>>::try_from(self.map(map_name::FLOWS_V4));
-        map.expect("sizes agree").get(&Raw(*key), 0).ok().map(|entry| entry.0)
+        self.get(map_name::FLOWS_V4, key)
     }
 
     /// All maps.
@@ -256,6 +266,14 @@ impl Kernel {
             written.insert(
                 format!("{} {:?}/{}", map_name::IPCACHE_LPM_V4, key.data(), key.prefix_len()),
                 format!("{:?}", value.0),
+            );
+        }
+        let trie = LpmTrie::<_, V4, u32>::try_from(self.map(map_name::UNMASQUERADED_LPM_V4)).expect("a trie");
+        for row in trie.iter() {
+            let (key, value) = row.expect("a row");
+            written.insert(
+                format!("{} {:?}/{}", map_name::UNMASQUERADED_LPM_V4, key.data(), key.prefix_len()),
+                format!("{value}"),
             );
         }
         Snapshot { flows: self.flows(), counters: self.counters(), written }

@@ -9,8 +9,12 @@ mod frame;
 mod from_endpoint;
 mod from_host;
 mod from_overlay;
+mod icmp;
 #[expect(dead_code, reason = "benches measure by it as well")]
 mod kernel;
 mod load;
+mod masquerade;
+mod namespace;
+mod routing;
 mod to_endpoint;
 mod world;

@@ -1,0 +1,150 @@
+//! What comes by the underlay interface without a tunnel: ingress.
+//!
+//! Nearly all of it is the node's own business, and is left alone: not even counted. Ours are answers to masqueraded
+//! flows, errors about them, and what comes for endpoints where there is no tunnel.
+
+use datapath_abi::{
+    DropReason, FlowAction, FlowEntry, NODE_NONE, NODE_SELF, NodeConfig, SourceKind, flow_flags::REWRITE_DST,
+    identity_number as identity, node_flags,
+};
+use datapath_packet::{ETHERTYPE_IPV4, Halves, Ipv4, Place, Side, TCP, UDP, comes_from};
+
+use crate::{
+    deliver,
+    flows::{self, Moment},
+    from_endpoint, lookup,
+    maps::FLOWS_V4,
+    masquerade,
+    packet::{Facts, Packet},
+    programs::Verdict,
+    rewrite,
+};
+
+/// To an endpoint, or left to the stack.
+#[inline(always)]
+pub fn decide(packet: &mut Packet) -> Result<Verdict, DropReason> {
+    // What is malformed is the stack's to judge here, as is everything before the node is configured.
+    let Ok(config) = lookup::config() else { return Ok(Verdict::Leave) };
+    match packet.ethernet() {
+        Ok(ethernet) if ethernet.ethertype_be == ETHERTYPE_IPV4 && packet.is_for_here() => {}
+        _ => return Ok(Verdict::Leave),
+    }
+    let Ok(ip) = packet.parse_ipv4() else { return Ok(Verdict::Leave) };
+    if ip.dst == config.underlay_v4 {
+        to_this_node(packet, config, ip)
+    } else {
+        to_an_endpoint(packet, config, ip)
+    }
+}
+
+/// An endpoint's own address outside the tunnel: with one that is the fleet's as source, a forgery, unless the fleet
+/// has no tunnel. Then it is believed by its address, if that is behind another node: this is all that there is.
+#[inline(always)]
+fn to_an_endpoint(packet: &mut Packet, config: &NodeConfig, ip: &Ipv4) -> Result<Verdict, DropReason> {
+    if lookup::endpoint_of(packet.key.dst).is_none() {
+        return Ok(Verdict::Leave);
+    }
+    let is_native = config.flags & node_flags::NATIVE != 0;
+    let passes_the_stack = is_native && config.flags & node_flags::LEGACY_HOST_ROUTING == 0;
+    let is_direct = |entry: &FlowEntry| {
+        comes_from(entry, SourceKind::Underlay, 0) && entry.action == FlowAction::Local as u8
+    };
+    let known = if passes_the_stack { flows::known(packet, is_direct) } else { None };
+    if known.is_none() {
+        match origin(packet, is_native) {
+            FORGED => return Err(DropReason::UnderlaySource),
+            FLEET if passes_the_stack => {}
+            _ => return Ok(Verdict::Leave),
+        }
+    }
+    deliver::flow(packet, config, ip, known, |packet| from_another_node(packet, config))
+}
+
+/// The source is behind another node, and nothing says that it should have come by a tunnel.
+const FLEET: u32 = 0;
+/// The source is not an endpoint's: the stack's to judge. (With an address of its own the node lets nobody in: martians.)
+const ELSEWHERE: u32 = 1;
+/// The source is an endpoint's that cannot have sent this from there.
+const FORGED: u32 = 2;
+
+/// Who sends to an endpoint's own address without a tunnel.
+#[inline(never)]
+fn origin(packet: &Packet, is_native: bool) -> u32 {
+    let Some(source) = lookup::ipcache(packet.key.src) else { return ELSEWHERE };
+    if source.node == NODE_NONE || source.identity == identity::HOST {
+        return ELSEWHERE;
+    }
+    if is_native && source.node != NODE_SELF {
+        return FLEET;
+    }
+    if source.identity == identity::REMOTE_NODE { ELSEWHERE } else { FORGED }
+}
+
+/// What comes without a tunnel from behind another node.
+#[inline(never)]
+fn from_another_node(packet: &mut Packet, config: &NodeConfig) -> Result<&'static mut Halves, DropReason> {
+    let moment = Moment::of(packet);
+    let endpoint = lookup::endpoint_of(packet.key.dst).ok_or(DropReason::UnknownDestination)?;
+    let source = lookup::ipcache(packet.key.src).ok_or(DropReason::UnderlaySource)?;
+    let place = Place::Underlay(config.underlay_ifindex);
+    let from = Side::stack(place, source.identity, moment.src_shard, config.host_mac);
+    Ok(flows::decide(packet, &from, &Side::endpoint(endpoint, moment.dst_shard), &moment))
+}
+
+/// Answers to masqueraded flows have a port of ours.
+#[inline(always)]
+fn to_this_node(packet: &mut Packet, config: &NodeConfig, ip: &Ipv4) -> Result<Verdict, DropReason> {
+    let is_answer =
+        |entry: &FlowEntry| entry.flags & REWRITE_DST != 0 && comes_from(entry, SourceKind::Underlay, 0);
+    rewrite::find_ports(packet, ip);
+    let port = u16::from_be_bytes(packet.key.dst_port_be);
+    let is_ours = config.masquerade_port_min <= port && port <= config.masquerade_port_max && port != 0;
+    if !is_ours && !packet.is_error {
+        return Ok(Verdict::Leave);
+    }
+    let known = flows::known(packet, is_answer);
+    if known.is_none() && (packet.is_error || is_the_nodes_own(packet)) {
+        return Ok(Verdict::Leave);
+    }
+    deliver::flow(packet, config, ip, known, |packet| decide_anew(packet, config))
+}
+
+/// Whether a packet to a port of the masquerade is for the node itself: nothing is translated to that port, and the
+/// node has a socket there. The node's sockets have no ports in the range, unless somebody bound one by name; before
+/// there was a masquerade the kernel may have given one to a connection that still is.
+#[inline(never)]
+fn is_the_nodes_own(packet: &Packet) -> bool {
+    // SAFETY: as in `flows::Flow::entry`; read at once.
+    let entry = unsafe { FLOWS_V4.get(packet.key) };
+    entry.is_none_or(|entry| entry.flags & REWRITE_DST == 0)
+        && (!matches!(packet.key.protocol, TCP | UDP) || masquerade::has_socket(packet, &packet.key))
+}
+
+/// The flow that the packet answers, decided as if its endpoint had sent.
+#[inline(never)]
+fn decide_anew(packet: &mut Packet, config: &NodeConfig) -> Result<&'static mut Halves, DropReason> {
+    // By the stack a packet that answers nothing would be refused, and its flow reset: but there may be a half of it
+    // left, which the endpoint's next packet finds.
+    // SAFETY: as in `flows::Flow::entry`; read at once.
+    let stale = unsafe { FLOWS_V4.get(packet.key) }.ok_or(DropReason::NoTranslation)?;
+    if stale.flags & REWRITE_DST == 0 {
+        return Err(DropReason::NoTranslation);
+    }
+    let answer = packet.key;
+    packet.key = stale.reverse_key(&answer);
+    let moment = Moment::of(packet);
+    let decided = match lookup::endpoint_of(packet.key.src) {
+        Some(endpoint) => from_endpoint::to_destination(packet, config, endpoint, &moment),
+        None => Err(DropReason::UnknownDestination),
+    };
+    let same = decided.as_ref().is_ok_and(|halves| halves.forward.reverse_key(&packet.key) == answer);
+    packet.key = answer;
+    let facts: &mut Facts = packet;
+    core::mem::swap(&mut facts.src_identity, &mut facts.dst_identity);
+    let halves = decided?;
+    if !same {
+        return Err(DropReason::NoTranslation);
+    }
+    halves.turn();
+    Ok(halves)
+}

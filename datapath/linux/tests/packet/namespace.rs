@@ -1,0 +1,43 @@
+//! A network namespace for a test's thread, with routes: programs ask the kernel where packets would go.
+
+use std::{fs, process::Command};
+
+/// The underlay interface there: the first one after the loopback device.
+pub const UNDERLAY_IFINDEX: u32 = 2;
+/// The kernel routes this out of another interface than the underlay's.
+pub const BEHIND_ANOTHER_DEVICE: [u8; 4] = [198, 18, 0, 9];
+/// The kernel refuses to route this.
+pub const UNREACHABLE: [u8; 4] = [198, 19, 0, 9];
+
+/// Moves the calling thread into a namespace of its own, which ends with the thread. False, with the reason printed,
+/// where that cannot be.
+pub fn enter() -> bool {
+    // SAFETY: no memory is concerned.
+    if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
+        println!("skipped: no network namespace: {}", std::io::Error::last_os_error());
+        return false;
+    }
+    if Command::new("ip").arg("-V").output().is_err() {
+        println!("skipped: needs ip (iproute2)");
+        return false;
+    }
+    for line in [
+        "link set lo up",
+        "link add under0 index 2 type veth peer name under1 index 3",
+        "addr add 192.0.2.1/24 dev under0",
+        "link set under0 up",
+        "link set under1 up",
+        "route add default via 192.0.2.254 dev under0",
+        "link add other0 index 4 type veth peer name other1 index 5",
+        "addr add 198.18.0.1/24 dev other0",
+        "link set other0 up",
+        "link set other1 up",
+        "route add unreachable 198.19.0.0/16",
+    ] {
+        let output = Command::new("ip").args(line.split(' ')).output().expect("run ip");
+        assert!(output.status.success(), "ip {line}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    // `/proc/sys/net` is that of the thread's namespace.
+    fs::write("/proc/sys/net/ipv4/ip_forward", "1").expect("forwarding");
+    true
+}

@@ -9,7 +9,7 @@ use datapath_abi::EndpointEntry;
 use datapath_plan::{Attachment, Base, EndpointId, EndpointValue};
 use ipnetwork::IpNetwork;
 use rtnetlink::{
-    LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
+    LinkUnspec, LinkVeth, RouteMessageBuilder,
     packet_route::{
         link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute},
         route::{RouteMessage, RouteScope},
@@ -21,7 +21,7 @@ use crate::{
     error::DatapathError,
     hook::Hooks,
     maps::Maps,
-    namespace::Namespace,
+    namespace::{self, Namespace},
     netlink::{Link, Netlink},
     route, sysctl,
 };
@@ -75,15 +75,31 @@ impl Workshop<'_> {
         };
         check_ours(&outer)?;
         self.finish_outside(id, &name, value, base).await?;
-        // All that can be done inside without a way in.
-        if let Some(namespace) = outer.peer_namespace {
-            let there = LinkAttribute::IfNetnsId(namespace);
-            let change = |change: LinkMessageBuilder<LinkUnspec>| {
-                change.mtu(base.mtu_bytes).append_extra_attribute(there)
-            };
-            self.netlink.change(outer.peer, change).await?;
+        if let Some(namespace) = self.namespace_of(&outer).await? {
+            let inside = namespace.netlink()?;
+            let links = inside.links().await?;
+            if let Some(inner) =
+                links.iter().find(|inner| inner.index == outer.peer && inner.peer == outer.index)
+            {
+                let place =
+                    Place { id, name: &name, interface: &inner.name, namespace: &namespace, inside: &inside };
+                place.prepare_inside(value, base).await?;
+            }
         }
         self.raise(&outer).await
+    }
+
+    /// The namespace where the other end of a pair is, found among those that a path leads to.
+    async fn namespace_of(&self, outer: &Link) -> Result<Option<Namespace>, DatapathError> {
+        let Some(number) = outer.peer_namespace else { return Ok(None) };
+        for path in namespace::paths() {
+            // One that has gone meanwhile, or is the node's own, is not the one.
+            let Ok(namespace) = Namespace::open(&path) else { continue };
+            if self.netlink.namespace_number(namespace.fd()).await? == Some(number) {
+                return Ok(Some(namespace));
+            }
+        }
+        Ok(None)
     }
 
     /// Whether the right pair is there already. A device of ours whose peer is elsewhere is deleted.

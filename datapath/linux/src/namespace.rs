@@ -19,6 +19,15 @@ use crate::{error::DatapathError, netlink::Netlink};
 
 nix::ioctl_none_bad!(ns_get_nstype, nix::request_code_none!(0xb7, 0x3));
 
+/// Where network namespaces are found: by name, then by process.
+pub(crate) fn paths() -> Vec<PathBuf> {
+    let entries = |folder: &str| std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let named = entries("/run/netns").map(|entry| entry.path());
+    let is_process = |name: &str| name.bytes().all(|byte| byte.is_ascii_digit());
+    let processes = entries("/proc").filter(|entry| entry.file_name().to_str().is_some_and(is_process));
+    named.chain(processes.map(|entry| entry.path().join("ns/net"))).collect()
+}
+
 /// A network namespace that was there when it was opened; kept alive by this handle.
 #[derive(Debug)]
 pub(crate) struct Namespace {

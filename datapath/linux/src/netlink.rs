@@ -14,11 +14,17 @@ use std::{
 };
 
 use datapath_plan::Mac;
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt};
 use ipnetwork::IpNetwork;
 use rtnetlink::{
     Handle, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder,
-    packet_route::{AddressFamily, link::LinkMessage, route::RouteMessage},
+    packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
+    packet_route::{
+        AddressFamily, RouteNetlinkMessage,
+        link::LinkMessage,
+        nsid::{NsidAttribute, NsidMessage},
+        route::RouteMessage,
+    },
     sys::{AsyncSocket, TokioSocket},
 };
 use tokio::task::JoinHandle;
@@ -105,6 +111,28 @@ impl Netlink {
             Ok(message) => Ok(message.as_ref().map(parse::link)),
             Err(error) if errno(&error) == Some(libc::ENODEV) => Ok(None),
             Err(error) => Err(failed(format!("look for device {name}"), error)),
+        }
+    }
+
+    /// What this namespace calls another one, as in [`Link::peer_namespace`]; `None` if it has no name for it.
+    pub(crate) async fn namespace_number(&self, fd: i32) -> Result<Option<i32>, DatapathError> {
+        let fail = |error| failed("ask for the number of a network namespace".into(), error);
+        let fd = u32::try_from(fd).map_err(|_| DatapathError::NotReady("a namespace is closed".into()))?;
+        let mut question = NsidMessage::default();
+        question.attributes.push(NsidAttribute::Fd(fd));
+        let mut message = NetlinkMessage::from(RouteNetlinkMessage::GetNsId(question));
+        message.header.flags = NLM_F_REQUEST;
+        let mut answers = self.handle.clone().request(message).map_err(fail)?;
+        match answers.next().await.map(|answer| answer.payload) {
+            Some(NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNsId(answer))) => {
+                let number = answer.attributes.iter().find_map(|attribute| match attribute {
+                    NsidAttribute::Id(number) => Some(*number),
+                    _ => None,
+                });
+                Ok(number.filter(|number| *number >= 0))
+            }
+            Some(NetlinkPayload::Error(error)) => Err(fail(rtnetlink::Error::NetlinkError(error))),
+            _ => Ok(None),
         }
     }
 

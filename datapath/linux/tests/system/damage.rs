@@ -286,6 +286,8 @@ fn another_mtu_of_the_base_reaches_both_ends_of_endpoints() {
         for (id, value) in endpoints.clone() {
             must(&mut datapath, endpoint_ops(id, &value)).await;
         }
+        // Its own doing, besides.
+        forgotten.run("ip", &["addr", "flush", "dev", "eth0"]);
         for mtu_bytes in [1350, 8950] {
             let base = datapath_plan::Base { mtu_bytes, ..crate::stage::base(1) };
             must(&mut datapath, vec![Op::PutBase(base.clone())]).await;

@@ -22,6 +22,7 @@ pub fn config(n: u8) -> NodeConfig {
         block_prefix_v4: 24,
         block_prefix_v6: 112,
         tunnel_port: 8472,
+        datapath: Default::default(),
         gossip_port: 7946,
         identity_labels: Vec::new(),
         incarnation: 1,

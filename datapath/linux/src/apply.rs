@@ -6,12 +6,14 @@ use std::{
     net::{IpAddr, Ipv4Addr},
 };
 
-use datapath_abi::{ABI_VERSION, IpcacheEntry, LpmKey, NodeConfig, NodeEntry, V4, epoch_shard_v4};
-use datapath_plan::{
-    Base, EndpointId, EndpointValue, EpochScope, IpcacheValue, NodeIndex, NodeValue, Op, OpFailure, Plan,
-    PlanOutcome, RouteValue,
+use datapath_abi::{
+    ABI_VERSION, IpcacheEntry, LpmKey, NodeConfig, NodeEntry, V4, epoch_shard_v4, node_flags,
 };
-use ipnetwork::IpNetwork;
+use datapath_plan::{
+    Base, EndpointId, EndpointValue, EpochScope, HostRouting, IpcacheValue, Masquerade, Mode, NodeIndex,
+    NodeValue, Op, OpFailure, Plan, PlanOutcome, RouteValue,
+};
+use ipnetwork::{IpNetwork, Ipv4Network};
 
 use crate::{
     datapath::Datapath,
@@ -57,22 +59,57 @@ impl Datapath {
 
     async fn put_base(&mut self, base: &Base) -> Answer {
         let gateway_v4 = v4(base.gateway)?;
+        let underlay_v4 = v4(base.underlay.address)?;
         let devices = device::prepare_base(&self.netlink, base).await?;
+        self.put_unmasqueraded(base.masquerade.as_ref())?;
+        let (first_port, last_port) = base
+            .masquerade
+            .as_ref()
+            .map_or((0, 0), |masquerade| (masquerade.first_port, masquerade.last_port));
         let config = NodeConfig {
             abi_version: ABI_VERSION,
+            flags: flags(base),
             host_ifindex: devices.host.index,
             net_ifindex: devices.net.index,
-            vxlan_ifindex: devices.vxlan.index,
+            vxlan_ifindex: devices.vxlan.as_ref().map_or(0, |vxlan| vxlan.index),
+            underlay_ifindex: base.underlay.ifindex,
             gateway_v4,
-            tunnel_port: base.tunnel_port,
+            underlay_v4,
             pod_mtu_bytes: base.mtu_bytes,
+            underlay_mtu_bytes: base.underlay.mtu_bytes,
+            tunnel_port: base.tunnel_port,
+            masquerade_port_min: first_port,
+            masquerade_port_max: last_port,
             host_mac: devices.host.mac.map_or([0; 6], |mac| mac.0),
-            ..NodeConfig::default()
         };
         // Written before the programs are attached: without it they drop.
         self.maps.config.put(&0, &config)?;
         self.hooks.attach(HOST_DEVICE)?;
-        self.hooks.attach(VXLAN_DEVICE)
+        match devices.vxlan {
+            Some(_) => self.hooks.attach(VXLAN_DEVICE),
+            // Last: until here packets could still go by it.
+            None => {
+                self.hooks.detach(VXLAN_DEVICE)?;
+                device::remove_vxlan(&self.netlink).await
+            }
+        }
+    }
+
+    /// Makes the destinations that see endpoints' own addresses what the base says: new ones first.
+    fn put_unmasqueraded(&self, masquerade: Option<&Masquerade>) -> Answer {
+        let table = &self.maps.unmasqueraded_lpm_v4;
+        let mut wanted = Vec::new();
+        for prefix in masquerade.iter().flat_map(|masquerade| &masquerade.exclude) {
+            // What is of IPv6 nobody masquerades.
+            if let IpNetwork::V4(network) = prefix {
+                wanted.push((lpm_key(*network), 1));
+            }
+        }
+        first_failure(table.put_all(&wanted))?;
+        let stale: Vec<LpmKey<V4>> = (table.dump()?.into_iter().map(|(key, _)| key))
+            .filter(|key| wanted.iter().all(|(kept, _)| kept != key))
+            .collect();
+        first_failure(table.delete_all(&stale))
     }
 
     async fn put_endpoint(&mut self, id: EndpointId, value: &EndpointValue) -> Answer {
@@ -132,12 +169,7 @@ impl Datapath {
                 .into_iter()
                 .filter(|(address, owner)| nodes.get(owner).is_some_and(|keep| *keep != Some(*address)));
             let stale: Vec<V4> = stale.map(|(address, _)| address).collect();
-            self.maps
-                .node_by_address_v4
-                .delete_all(&stale)
-                .into_iter()
-                .next()
-                .map_or(Ok(()), |(_, error)| Err(error))
+            first_failure(self.maps.node_by_address_v4.delete_all(&stale))
         };
         match forget() {
             Ok(()) => answers,
@@ -216,12 +248,28 @@ impl Datapath {
         for (_, epoch) in &mut epochs {
             *epoch = epoch.wrapping_add(1);
         }
-        self.maps.epochs.put_all(&epochs).into_iter().next().map_or(Ok(()), |(_, error)| Err(error))
+        first_failure(self.maps.epochs.put_all(&epochs))
     }
 }
 
 const fn goes_in_batches(op: &Op) -> bool {
     !matches!(op, Op::PutBase(_) | Op::PutEndpoint(..) | Op::DeleteEndpoint(_) | Op::BumpEpochs(_))
+}
+
+/// What the programs are told of the ways that packets take.
+fn flags(base: &Base) -> u32 {
+    let native = if base.mode == Mode::Native { node_flags::NATIVE } else { 0 };
+    let legacy = if base.host_routing == HostRouting::Legacy { node_flags::LEGACY_HOST_ROUTING } else { 0 };
+    let masquerade = if base.masquerade.is_some() { node_flags::MASQUERADE } else { 0 };
+    native | legacy | masquerade
+}
+
+fn lpm_key(network: Ipv4Network) -> LpmKey<V4> {
+    LpmKey { prefix_len: network.prefix().into(), address: network.network().octets() }
+}
+
+fn first_failure(failed: Vec<(usize, DatapathError)>) -> Answer {
+    failed.into_iter().next().map_or(Ok(()), |(_, error)| Err(error))
 }
 
 /// One failure that is the answer to every step.
@@ -257,8 +305,7 @@ impl<T> Split<T> {
                 self.exact_places.push(place);
             }
             IpNetwork::V4(network) => {
-                let key = LpmKey { prefix_len: network.prefix().into(), address: network.network().octets() };
-                self.prefixes.push((key, value));
+                self.prefixes.push((lpm_key(network), value));
                 self.prefix_places.push(place);
             }
             IpNetwork::V6(_) => {

@@ -1,16 +1,15 @@
 //! The datapath of one node: opened once, then observed and changed.
 
-use std::net::IpAddr;
-
-use datapath_abi::map_name;
-use datapath_plan::Base;
+use datapath_abi::{LpmKey, NodeConfig, V4, map_name, node_flags};
+use datapath_plan::{Base, BaseUnderlay, HostRouting, Masquerade, Mode};
+use ipnetwork::{IpNetwork, Ipv4Network};
 use nix::unistd::Uid;
 
 use crate::{
     bpf::Present,
     config::LinuxConfig,
     counters::Counters,
-    device::{BaseDevices, HOST_DEVICE, NET_DEVICE, VXLAN_DEVICE},
+    device::{self, BaseDevices, HOST_DEVICE, NET_DEVICE, VXLAN_DEVICE},
     error::DatapathError,
     events::{self, Events},
     handover::{self, FlowHandover},
@@ -97,23 +96,58 @@ impl Datapath {
     /// The base that the kernel holds, if it is complete.
     pub(crate) async fn base(&self) -> Result<Option<(Base, BaseDevices)>, DatapathError> {
         let Some(config) = self.maps.config.get(&0)? else { return Ok(None) };
+        let mode = match config.flags & node_flags::NATIVE {
+            0 => Mode::Tunnel,
+            _ => Mode::Native,
+        };
         let mut links = Vec::new();
         for name in [HOST_DEVICE, NET_DEVICE, VXLAN_DEVICE] {
             match self.netlink.link(name).await? {
-                Some(link) if link.is_ours() && link.up => links.push(link),
+                Some(link) if link.is_ours() && link.up => links.push(Some(link)),
+                None if !device::names(mode).contains(&name) => links.push(None),
                 _ => return Ok(None),
             }
         }
-        let Ok([host, net, vxlan]) = <[_; 3]>::try_from(links) else { return Ok(None) };
-        let gateway = IpAddr::from(config.gateway_v4);
+        let Ok([Some(host), Some(net), vxlan]) = <[_; 3]>::try_from(links) else { return Ok(None) };
+        let exclude = self.maps.unmasqueraded_lpm_v4.dump()?;
+        let base = base_of(&config, mode, exclude.into_iter().map(|(prefix, _)| prefix));
         let same = config.host_ifindex == host.index
             && config.net_ifindex == net.index
-            && config.vxlan_ifindex == vxlan.index
-            && config.tunnel_port == vxlan.port
+            && config.vxlan_ifindex == vxlan.as_ref().map_or(0, |vxlan| vxlan.index)
+            && vxlan.as_ref().is_none_or(|vxlan| vxlan.port == base.tunnel_port)
             && Some(config.host_mac) == host.mac.map(|mac| mac.0)
-            && host.mtu_bytes == net.mtu_bytes
-            && host.mtu_bytes == vxlan.mtu_bytes;
-        let base = Base { gateway, tunnel_port: config.tunnel_port, mtu_bytes: host.mtu_bytes };
+            && [Some(&host), Some(&net), vxlan.as_ref()]
+                .into_iter()
+                .flatten()
+                .all(|link| link.mtu_bytes == base.mtu_bytes);
         Ok(same.then_some((base, BaseDevices { host, net, vxlan })))
+    }
+}
+
+/// The base that was written as this configuration.
+fn base_of(config: &NodeConfig, mode: Mode, exclude: impl Iterator<Item = LpmKey<V4>>) -> Base {
+    let prefix = |key: LpmKey<V4>| {
+        let length = u8::try_from(key.prefix_len).ok()?;
+        Ipv4Network::new(key.address.into(), length).ok().map(IpNetwork::from)
+    };
+    Base {
+        gateway: config.gateway_v4.into(),
+        tunnel_port: config.tunnel_port,
+        mtu_bytes: config.pod_mtu_bytes,
+        mode,
+        host_routing: match config.flags & node_flags::LEGACY_HOST_ROUTING {
+            0 => HostRouting::Bpf,
+            _ => HostRouting::Legacy,
+        },
+        underlay: BaseUnderlay {
+            ifindex: config.underlay_ifindex,
+            address: config.underlay_v4.into(),
+            mtu_bytes: config.underlay_mtu_bytes,
+        },
+        masquerade: (config.flags & node_flags::MASQUERADE != 0).then(|| Masquerade {
+            first_port: config.masquerade_port_min,
+            last_port: config.masquerade_port_max,
+            exclude: exclude.filter_map(prefix).collect(),
+        }),
     }
 }

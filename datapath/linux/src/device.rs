@@ -1,7 +1,7 @@
 //! The devices that a node has once: `warren_host`/`warren_net` and `warren_vxlan`. How ours are told from
 //! other people's.
 
-use datapath_plan::{Base, EndpointId, Mac};
+use datapath_plan::{Base, EndpointId, Mac, Mode};
 use rtnetlink::{
     LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan,
     packet_route::link::{InfoData, InfoVeth, LinkMessage},
@@ -44,6 +44,11 @@ pub(crate) fn endpoint_of(device: &str) -> Option<EndpointId> {
     (number != 0).then_some(EndpointId(number))
 }
 
+/// Whether a device has one of our names.
+pub(crate) fn is_named_as_ours(device: &str) -> bool {
+    [HOST_DEVICE, NET_DEVICE, VXLAN_DEVICE].contains(&device) || endpoint_of(device).is_some()
+}
+
 /// Name of an endpoint's device: at most 13 of the 15 characters that a name may have.
 pub(crate) fn endpoint_device(id: EndpointId) -> String {
     format!("{ENDPOINT_PREFIX}{id}")
@@ -65,7 +70,16 @@ pub(crate) fn check_ours(link: &Link) -> Result<(), DatapathError> {
 pub(crate) struct BaseDevices {
     pub host: Link,
     pub net: Link,
-    pub vxlan: Link,
+    /// Where there is a tunnel.
+    pub vxlan: Option<Link>,
+}
+
+/// Names of the node's devices in a mode.
+pub(crate) const fn names(mode: Mode) -> &'static [&'static str] {
+    match mode {
+        Mode::Tunnel => &[HOST_DEVICE, NET_DEVICE, VXLAN_DEVICE],
+        Mode::Native => &[HOST_DEVICE, NET_DEVICE],
+    }
 }
 
 /// Makes the node's devices, or adopts them and repairs what differs. Repeating it changes nothing.
@@ -74,10 +88,12 @@ pub(crate) struct BaseDevices {
 /// [`DatapathError::Conflict`] for a device with one of the names that is not ours, or another tunnel on the
 /// port.
 pub(crate) async fn prepare_base(netlink: &Netlink, base: &Base) -> Result<BaseDevices, DatapathError> {
-    sysctl::prepare_node()?;
+    sysctl::prepare_node(base.masquerade.as_ref())?;
     prepare_pair(netlink, base).await?;
-    prepare_vxlan(netlink, base).await?;
-    for name in [HOST_DEVICE, NET_DEVICE, VXLAN_DEVICE] {
+    if base.mode == Mode::Tunnel {
+        prepare_vxlan(netlink, base).await?;
+    }
+    for name in names(base.mode).iter().copied() {
         let link = netlink.expect_link(name).await?;
         sysctl::prepare_device(name)?;
         // The pair does without ARP: the programs write the addresses.
@@ -99,8 +115,19 @@ pub(crate) async fn prepare_base(netlink: &Netlink, base: &Base) -> Result<BaseD
     Ok(BaseDevices {
         host,
         net: netlink.expect_link(NET_DEVICE).await?,
-        vxlan: netlink.expect_link(VXLAN_DEVICE).await?,
+        vxlan: match base.mode {
+            Mode::Tunnel => Some(netlink.expect_link(VXLAN_DEVICE).await?),
+            Mode::Native => None,
+        },
     })
+}
+
+/// Takes the tunnel away where there is none any more.
+pub(crate) async fn remove_vxlan(netlink: &Netlink) -> Result<(), DatapathError> {
+    match netlink.link(VXLAN_DEVICE).await? {
+        Some(link) if link.is_ours() => netlink.delete(&link).await,
+        _ => Ok(()),
+    }
 }
 
 async fn prepare_pair(netlink: &Netlink, base: &Base) -> Result<(), DatapathError> {

@@ -7,7 +7,7 @@ use std::{
 
 use datapath_abi::{EndpointEntry, IpcacheEntry, V4};
 use datapath_plan::{
-    EndpointId, EndpointValue, IpcacheValue, Mac, NodeIndex, NodeValue, Observed, RouteValue,
+    EndpointId, EndpointValue, IpcacheValue, Mac, NextHop, NodeIndex, NodeValue, Observed, RouteValue,
 };
 use identity::Identity;
 use ipnetwork::{IpNetwork, Ipv4Network};
@@ -18,7 +18,7 @@ use crate::{
     error::DatapathError,
     hook::programs_of,
     netlink::Link,
-    route,
+    route, sysctl,
 };
 
 impl Datapath {
@@ -60,7 +60,12 @@ impl Datapath {
         if self.netlink.addresses(devices.host.index).await? != [IpNetwork::from(gateway)] {
             broken.push(format!("{HOST_DEVICE}: its address is not {gateway}"));
         }
-        for link in [&devices.host, &devices.vxlan] {
+        if sysctl::filters_all_reverse_paths()? {
+            broken.push(
+                "net.ipv4.conf.all.rp_filter is not 0: endpoints' packets to the stack are dropped".into(),
+            );
+        }
+        for link in [Some(&devices.host), devices.vxlan.as_ref()].into_iter().flatten() {
             self.check_hooks(link, broken).await?;
         }
         Ok(broken.len() == before)
@@ -120,14 +125,17 @@ impl Datapath {
 
     async fn observe_routes(&self, host: &Link, observed: &mut Observed) -> Result<(), DatapathError> {
         for route in route::list(&self.netlink, self.config.route_protocol).await? {
+            let next_hop = route.gateway.map(|address| NextHop { address, ifindex: route.device });
             match (route.source, route.mtu_bytes) {
-                (Some(source), Some(mtu_bytes)) if route.device == host.index => {
-                    observed.tables.routes.insert(route.destination, RouteValue { source, mtu_bytes });
+                (Some(source), Some(mtu_bytes)) if next_hop.is_some() || route.device == host.index => {
+                    let value = RouteValue { next_hop, source, mtu_bytes };
+                    observed.tables.routes.insert(route.destination, value);
                 }
                 _ => {
                     observed.broken.push(format!("route {}: not as we make them", route.destination));
                     // Wanted by nobody: rewritten or removed.
-                    let nothing = RouteValue { source: Ipv4Addr::UNSPECIFIED.into(), mtu_bytes: 0 };
+                    let source = Ipv4Addr::UNSPECIFIED.into();
+                    let nothing = RouteValue { next_hop: None, source, mtu_bytes: 0 };
                     observed.tables.routes.insert(route.destination, nothing);
                 }
             }

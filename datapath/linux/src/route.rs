@@ -9,7 +9,9 @@ use rtnetlink::{
     RouteMessageBuilder,
     packet_route::{
         AddressFamily,
-        route::{RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope},
+        route::{
+            RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
+        },
     },
 };
 
@@ -28,8 +30,12 @@ pub(crate) fn message(
 ) -> Result<RouteMessageBuilder<IpAddr>, DatapathError> {
     Ok(RouteMessageBuilder::<IpAddr>::new()
         .destination_prefix(destination.network(), destination.prefix())
-        .map_err(|error| DatapathError::Unsupported(error.to_string()))?
+        .map_err(unsupported)?
         .output_interface(device))
+}
+
+fn unsupported(error: impl std::fmt::Display) -> DatapathError {
+    DatapathError::Unsupported(error.to_string())
 }
 
 fn ours(
@@ -38,12 +44,20 @@ fn ours(
     value: &RouteValue,
     protocol: u8,
 ) -> Result<RouteMessage, DatapathError> {
+    let device = value.next_hop.map_or(device, |next_hop| next_hop.ifindex);
     let builder = message(destination, device)?
         .pref_source(value.source)
-        .map_err(|error| DatapathError::Unsupported(error.to_string()))?
-        .protocol(RouteProtocol::Other(protocol))
-        .scope(RouteScope::Link);
-    let mut message = builder.build();
+        .map_err(unsupported)?
+        .protocol(RouteProtocol::Other(protocol));
+    let mut message = match value.next_hop {
+        // The plan knows that it is on the same network, also where this node's own address says less (a /32).
+        Some(next_hop) => {
+            let mut message = builder.gateway(next_hop.address).map_err(unsupported)?.build();
+            message.header.flags |= RouteFlags::Onlink;
+            message
+        }
+        None => builder.scope(RouteScope::Link).build(),
+    };
     message.attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(value.mtu_bytes)]));
     Ok(message)
 }
@@ -80,7 +94,7 @@ pub(crate) async fn delete(
 ) -> Result<(), DatapathError> {
     let message = RouteMessageBuilder::<IpAddr>::new()
         .destination_prefix(destination.network(), destination.prefix())
-        .map_err(|error| DatapathError::Unsupported(error.to_string()))?
+        .map_err(unsupported)?
         .protocol(RouteProtocol::Other(protocol))
         // Any: what a route's scope is does not make it another's.
         .scope(RouteScope::NoWhere)

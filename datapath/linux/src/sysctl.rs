@@ -1,20 +1,75 @@
 //! The few kernel settings that we need, each with its reason. `/proc/sys/net` shows the namespace of the
 //! calling thread: the whole agent runs in its node's.
 
-use std::{fs, io, path::PathBuf};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
-use crate::error::DatapathError;
+use datapath_plan::Masquerade;
 
-/// What the node as a whole needs.
-pub(crate) fn prepare_node() -> Result<(), DatapathError> {
+use crate::{device::is_named_as_ours, error::DatapathError};
+
+/// What the node as a whole needs. Left as it is by a cleanup: others may rely on it by then, and a reboot forgets it.
+pub(crate) fn prepare_node(masquerade: Option<&Masquerade>) -> Result<(), DatapathError> {
     // Packets that the programs hand to the stack for elsewhere (action `stack`) must be forwarded.
-    write("net/ipv4/ip_forward", "1")
+    write("net/ipv4/ip_forward", "1")?;
+    filter_reverse_paths_by_device()?;
+    // The masquerade's ports are its own: the kernel gives none of them to the node's sockets.
+    match masquerade {
+        Some(masquerade) => reserve(masquerade.first_port, masquerade.last_port),
+        None => Ok(()),
+    }
+}
+
+const ALL_REVERSE_PATHS: &str = "net/ipv4/conf/all/rp_filter";
+
+/// Whether reverse paths are filtered on our devices whatever we set there. Of a device's own value and that of `all` the
+/// kernel takes the greater, and for a device without an address, as endpoints' are, loose (2) is as bad as strict (1).
+pub(crate) fn filters_all_reverse_paths() -> Result<bool, DatapathError> {
+    Ok(read(ALL_REVERSE_PATHS)? != "0")
+}
+
+/// Takes the value of `all` away and gives it to every other device, and to those to come: each is as strict as before.
+fn filter_reverse_paths_by_device() -> Result<(), DatapathError> {
+    let all = read(ALL_REVERSE_PATHS)?;
+    if all == "0" {
+        return Ok(());
+    }
+    for device in crate::pins::names(Path::new("/proc/sys/net/ipv4/conf"))? {
+        let key = format!("net/ipv4/conf/{device}/rp_filter");
+        if device == "all" || is_named_as_ours(&device) {
+            continue;
+        }
+        match read(&key) {
+            // Values are single digits.
+            Ok(own) if own < all => write(&key, &all)?,
+            // A device that is gone by now needs nothing.
+            _ => {}
+        }
+    }
+    write(ALL_REVERSE_PATHS, "0")
+}
+
+/// Adds a range to the ports that the kernel gives to nobody by itself; those of others stay.
+fn reserve(first: u16, last: u16) -> Result<(), DatapathError> {
+    const KEY: &str = "net/ipv4/ip_local_reserved_ports";
+    let present = read(KEY)?;
+    let parse = |range: &str| {
+        let (from, to) = range.split_once('-').unwrap_or((range, range));
+        Some((from.parse::<u16>().ok()?, to.parse::<u16>().ok()?))
+    };
+    if present.split(',').filter_map(parse).any(|(from, to)| from <= first && last <= to) {
+        return Ok(());
+    }
+    let gap = if present.is_empty() { "" } else { "," };
+    write(KEY, &format!("{present}{gap}{first}-{last}"))
 }
 
 /// What each of our devices needs.
 pub(crate) fn prepare_device(name: &str) -> Result<(), DatapathError> {
-    // Routes to endpoints lead to `warren_host`, not to the device that their packets come in by: strict
-    // reverse path filtering would drop them. The programs check sources.
+    // Routes to endpoints lead to `warren_host`, not to the device that their packets come in by: reverse path
+    // filtering would drop them. The programs check sources.
     write(&format!("net/ipv4/conf/{name}/rp_filter"), "0")?;
     // No link-local IPv6 address, router solicitation or MLD report: the programs would count each as a
     // dropped packet.
@@ -24,11 +79,16 @@ pub(crate) fn prepare_device(name: &str) -> Result<(), DatapathError> {
     }
 }
 
-fn write(key: &str, value: &str) -> Result<(), DatapathError> {
+fn read(key: &str) -> Result<String, DatapathError> {
     let path = PathBuf::from("/proc/sys").join(key);
     let present = fs::read_to_string(&path).map_err(|source| DatapathError::file("read", &path, source))?;
-    if present.trim_end() == value {
+    Ok(present.trim_end().to_owned())
+}
+
+fn write(key: &str, value: &str) -> Result<(), DatapathError> {
+    if read(key)? == value {
         return Ok(());
     }
+    let path = PathBuf::from("/proc/sys").join(key);
     fs::write(&path, value).map_err(|source| DatapathError::file("write", path, source))
 }

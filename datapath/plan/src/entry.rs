@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeSet, fmt};
 
-use crate::{Base, EndpointValue, EpochScope, IpcacheValue, NodeValue, Op, RouteValue, TableKey, Tables};
+use crate::{
+    Base, EndpointValue, EpochScope, IpcacheValue, NextHop, NodeValue, Op, RouteValue, TableKey, Tables,
+};
 
 /// The value of one [`TableKey`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,12 +36,15 @@ impl Entry {
 impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Base(base) => {
-                write!(f, "gateway {} port {} mtu {}", base.gateway, base.tunnel_port, base.mtu_bytes)
-            }
+            Self::Base(base) => base.fmt(f),
             Self::Node(node) => write!(f, "underlay {}", node.underlay),
             Self::Ipcache(value) => write!(f, "identity {} node {}", value.identity, value.node.0),
-            Self::Route(route) => write!(f, "source {} mtu {}", route.source, route.mtu_bytes),
+            Self::Route(RouteValue { next_hop, source, mtu_bytes }) => {
+                if let Some(NextHop { address, ifindex }) = next_hop {
+                    write!(f, "via {address} at {ifindex} ")?;
+                }
+                write!(f, "source {source} mtu {mtu_bytes}")
+            }
             Self::Endpoint(endpoint) => write!(
                 f,
                 "address {} identity {} mac {} host mac {}",

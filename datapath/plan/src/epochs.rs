@@ -19,10 +19,6 @@ pub(crate) struct Epochs {
 }
 
 impl Epochs {
-    pub(crate) fn is_empty(&self) -> bool {
-        !self.all && self.addresses.is_empty()
-    }
-
     pub(crate) fn address(&mut self, address: IpAddr) {
         self.addresses.insert(address);
     }

@@ -2,6 +2,7 @@
 //!
 //! Invariant: pure. `datapath-linux` observes and applies; this crate decides.
 
+mod base;
 mod capacity;
 mod difference;
 mod entry;
@@ -12,6 +13,7 @@ mod op;
 mod reconciler;
 mod table;
 
+pub use base::{Base, BaseUnderlay, HostRouting, Masquerade, Mode, pod_mtu_bytes};
 pub use capacity::{Limits, PlanError};
 pub use difference::Difference;
 pub use entry::Entry;
@@ -20,6 +22,6 @@ pub use key::{Prune, TableKey};
 pub use op::{EpochScope, Op, OpError, OpErrorKind, OpFailure, Plan, PlanOutcome};
 pub use reconciler::{Completed, FIRST_RETRY, Failing, LONGEST_RETRY, Reconciler};
 pub use table::{
-    Attachment, Base, EndpointId, EndpointValue, Generation, IpcacheValue, Mac, NodeIndex, NodeValue,
-    Observed, RouteValue, Tables, pod_mtu_bytes,
+    Attachment, EndpointId, EndpointValue, Generation, IpcacheValue, Mac, NextHop, NodeIndex, NodeValue,
+    Observed, RouteValue, Tables,
 };

@@ -61,8 +61,9 @@ pub struct Reconciler {
     /// Entries that nobody wants and that stay, since their source is not complete.
     kept: BTreeSet<TableKey>,
     failing: BTreeMap<TableKey, Failing>,
-    /// Epochs that a failed step should have raised.
+    /// Epochs that a failed step should have raised, and when that is tried again.
     owed: Epochs,
+    owed_failing: Option<Failing>,
     in_flight: Option<Plan>,
     planned: Generation,
     completed: Generation,
@@ -168,7 +169,7 @@ impl Reconciler {
 
     /// When [`Reconciler::plan`] should be asked again even though nothing changes.
     pub fn next_retry(&self) -> Option<Duration> {
-        self.failing.values().map(|failing| failing.retry_at).min()
+        self.failing.values().chain(&self.owed_failing).map(|failing| failing.retry_at).min()
     }
 
     /// Tables that cannot hold all that is wanted.
@@ -221,7 +222,8 @@ impl Reconciler {
                 None => removals.push(*key),
             }
         }
-        if puts.is_empty() && removals.is_empty() && self.owed.is_empty() {
+        let owed_is_due = self.owed_failing.as_ref().is_some_and(|failing| failing.retry_at <= now);
+        if puts.is_empty() && removals.is_empty() && !owed_is_due {
             return None;
         }
         let ops = self.order(puts, removals);
@@ -287,13 +289,18 @@ impl Reconciler {
             return Completed::default();
         };
         let mut errors = BTreeMap::new();
+        let mut owed_error = None;
         for failure in &outcome.failures {
             match (TableKey::of(&failure.op), &failure.op) {
                 (Some(key), _) => drop(errors.insert(key, failure.error.clone())),
-                (None, Op::BumpEpochs(scope)) => self.owed.scope(scope),
+                (None, Op::BumpEpochs(scope)) => {
+                    self.owed.scope(scope);
+                    owed_error = Some(failure.error.clone());
+                }
                 (None, _) => {}
             }
         }
+        self.owed_failing = owed_error.map(|error| again(now, self.owed_failing.as_ref(), error));
         let mut completed = Completed::default();
         for op in &plan.ops {
             let Some(key) = TableKey::of(op) else { continue };
@@ -332,9 +339,8 @@ impl Reconciler {
         if self.dirty.contains(&key) {
             return;
         }
-        let attempts = self.failing.get(&key).map_or(0, |failing| failing.attempts) + 1;
-        let pause = FIRST_RETRY.saturating_mul(1 << (attempts - 1).min(6)).min(LONGEST_RETRY);
-        self.failing.insert(key, Failing { attempts, retry_at: now + pause, error });
+        let failing = again(now, self.failing.get(&key), error);
+        self.failing.insert(key, failing);
     }
 
     /// Where the kernel differs from what is wanted beyond what is known to be under way. Changes nothing.
@@ -379,6 +385,13 @@ impl Reconciler {
         self.adopt(observed, prune);
         (self.plan(now), differences)
     }
+}
+
+/// One more failure of the same.
+fn again(now: Duration, before: Option<&Failing>, error: OpError) -> Failing {
+    let attempts = before.map_or(0, |failing| failing.attempts) + 1;
+    let pause = FIRST_RETRY.saturating_mul(1 << (attempts - 1).min(6)).min(LONGEST_RETRY);
+    Failing { attempts, retry_at: now + pause, error }
 }
 
 /// The address under which the kernel also finds an entry: no two entries of a table share one.

@@ -6,6 +6,8 @@ use identity::Identity;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
+use crate::Base;
+
 /// Counts what a node wants: raised with every change of its desired state.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Generation(pub u64);
@@ -50,26 +52,6 @@ impl fmt::Debug for Mac {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
-}
-
-/// The devices and settings that everything else stands on: `warren_host`/`warren_net` with the gateway's
-/// address, `warren_vxlan`, the configuration map, the programs on them. Exists once a node has a CIDR.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Base {
-    /// The first usable address of the node's first CIDR, on `warren_host` as /32.
-    pub gateway: IpAddr,
-    /// UDP port of the tunnel.
-    pub tunnel_port: u16,
-    /// MTU of endpoints and of routes to pods: see [`pod_mtu_bytes`].
-    pub mtu_bytes: u32,
-}
-
-/// What the tunnel adds to a packet: outer IPv4 (20), UDP (8), VXLAN (8), inner Ethernet (14).
-const TUNNEL_OVERHEAD_BYTES: u32 = 50;
-
-/// MTU of endpoints and of routes to them: what fits into one packet of the underlay.
-pub const fn pod_mtu_bytes(underlay_mtu_bytes: u32) -> u32 {
-    underlay_mtu_bytes.saturating_sub(TUNNEL_OVERHEAD_BYTES)
 }
 
 /// How an endpoint is attached.
@@ -118,13 +100,24 @@ pub struct NodeValue {
     pub underlay: IpAddr,
 }
 
-/// A route of the node's own table: pod CIDRs lead to `warren_host`, marked with our protocol number.
+/// A route of the node's own table to a pod CIDR, marked with our protocol number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RouteValue {
+    /// Where it leads: `None` to `warren_host`, and by the programs wherever they say.
+    pub next_hop: Option<NextHop>,
     /// Preferred source: the node's gateway address.
     pub source: IpAddr,
     /// MTU of the route.
     pub mtu_bytes: u32,
+}
+
+/// Another node, as routes without tunnel lead to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NextHop {
+    /// Its underlay address, on the same network as this node's.
+    pub address: IpAddr,
+    /// This node's interface there.
+    pub ifindex: u32,
 }
 
 /// All of it. Keys of `ipcache` are whole addresses (/32, /128: the hash) and prefixes (the LPM trie) alike,

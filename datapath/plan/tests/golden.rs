@@ -3,8 +3,9 @@
 use std::{net::IpAddr, time::Duration};
 
 use datapath_plan::{
-    Attachment, Base, EndpointId, EndpointValue, FIRST_RETRY, FakeDatapath, IpcacheValue, Limits, Mac,
-    NodeIndex, NodeValue, Op, OpErrorKind, PlanError, Prune, Reconciler, RouteValue, TableKey,
+    Attachment, Base, BaseUnderlay, EndpointId, EndpointValue, FIRST_RETRY, FakeDatapath, HostRouting,
+    IpcacheValue, Limits, Mac, Masquerade, Mode, NextHop, NodeIndex, NodeValue, Op, OpError, OpErrorKind,
+    OpFailure, PlanError, PlanOutcome, Prune, Reconciler, RouteValue, TableKey,
 };
 use identity::Identity;
 use ipnetwork::IpNetwork;
@@ -20,7 +21,15 @@ fn net(text: &str) -> IpNetwork {
 }
 
 fn base() -> Base {
-    Base { gateway: ip("10.0.1.1"), tunnel_port: 8472, mtu_bytes: 1450 }
+    Base {
+        gateway: ip("10.0.1.1"),
+        tunnel_port: 8472,
+        mtu_bytes: 1450,
+        mode: Mode::Tunnel,
+        host_routing: HostRouting::Bpf,
+        underlay: BaseUnderlay { ifindex: 2, address: ip("192.0.2.1"), mtu_bytes: 1500 },
+        masquerade: None,
+    }
 }
 
 fn node(underlay: &str) -> Option<NodeValue> {
@@ -32,7 +41,7 @@ fn cached(identity: u32, node: u32) -> Option<IpcacheValue> {
 }
 
 fn route() -> Option<RouteValue> {
-    Some(RouteValue { source: ip("10.0.1.1"), mtu_bytes: 1450 })
+    Some(RouteValue { next_hop: None, source: ip("10.0.1.1"), mtu_bytes: 1450 })
 }
 
 fn endpoint(address: &str, identity: u32) -> Option<EndpointValue> {
@@ -71,7 +80,7 @@ fn settled() -> (Reconciler, FakeDatapath) {
         &mut kernel,
         T0,
         &[
-            "put base: gateway 10.0.1.1 port 8472 mtu 1450",
+            "put base: gateway 10.0.1.1 port 8472 mtu 1450 tunnel bpf underlay 192.0.2.1 at 2 mtu 1500",
             "put nodes 2: underlay 192.0.2.2",
             "put ipcache 10.0.1.2/32: identity 300 node 1",
             "put ipcache 10.0.2.0/24: identity 0 node 2",
@@ -91,6 +100,48 @@ fn everything_is_made_before_what_stands_on_it() {
 }
 
 #[test]
+fn all_settings_of_the_base_and_of_routes_are_shown() {
+    let (mut reconciler, mut kernel) = settled();
+    let exclude = [net("10.0.0.0/16"), net("172.16.0.0/12")].into();
+    let masquerade = Some(Masquerade { first_port: 61_000, last_port: 65_535, exclude });
+    reconciler.set_base(Base { mode: Mode::Native, host_routing: HostRouting::Legacy, masquerade, ..base() });
+    let next_hop = Some(NextHop { address: ip("192.0.2.2"), ifindex: 2 });
+    reconciler.set_route(net("10.0.2.0/24"), route().map(|route| RouteValue { next_hop, ..route }));
+    check(
+        &mut reconciler,
+        &mut kernel,
+        T0,
+        &[
+            "put base: gateway 10.0.1.1 port 8472 mtu 1450 native legacy underlay 192.0.2.1 at 2 mtu 1500 \
+             masquerade 61000-65535 not 10.0.0.0/16 not 172.16.0.0/12",
+            "put routes 10.0.2.0/24: via 192.0.2.2 at 2 source 10.0.1.1 mtu 1450",
+            "bump all epochs",
+        ],
+    );
+}
+
+#[test]
+fn epochs_that_could_not_be_raised_are_tried_again_with_pauses() {
+    let (mut reconciler, mut kernel) = settled();
+    reconciler.set_ipcache(net("10.0.2.0/24"), cached(0, 3));
+    let error = OpError { kind: OpErrorKind::Transient, text: "no".into() };
+    let mut now = T0;
+    for pause in [1, 2, 4] {
+        let plan = reconciler.plan(now).expect("a plan");
+        let op = plan.ops.last().expect("a step").clone();
+        assert_eq!(op.to_string(), "bump all epochs");
+        let failures = vec![OpFailure { op, error: error.clone() }];
+        reconciler.complete(now, &PlanOutcome { generation: plan.generation, failures });
+        let due = now + FIRST_RETRY * pause;
+        assert_eq!((reconciler.plan(now), reconciler.next_retry()), (None, Some(due)));
+        now = due;
+    }
+    check(&mut reconciler, &mut kernel, now, &["bump all epochs"]);
+    assert_eq!(reconciler.next_retry(), None);
+    check(&mut reconciler, &mut kernel, now, &[]);
+}
+
+#[test]
 fn another_mtu_is_done_to_every_endpoint_after_the_base() {
     let (mut reconciler, mut kernel) = settled();
     reconciler.set_base(Base { mtu_bytes: 1350, ..base() });
@@ -98,7 +149,10 @@ fn another_mtu_is_done_to_every_endpoint_after_the_base() {
         &mut reconciler,
         &mut kernel,
         T0,
-        &["put base: gateway 10.0.1.1 port 8472 mtu 1350", "bump all epochs"],
+        &[
+            "put base: gateway 10.0.1.1 port 8472 mtu 1350 tunnel bpf underlay 192.0.2.1 at 2 mtu 1500",
+            "bump all epochs",
+        ],
     );
     let put =
         "put endpoints 1: address 10.0.1.2 identity 300 mac 02:00:00:00:00:01 host mac 02:00:00:00:00:02";
@@ -223,7 +277,7 @@ fn what_nobody_wants_stays_until_its_source_is_complete() {
     assert_eq!(
         texts,
         [
-            "base: not wanted, found gateway 10.0.1.1 port 8472 mtu 1450 (kept: its source is not complete)",
+            "base: not wanted, found gateway 10.0.1.1 port 8472 mtu 1450 tunnel bpf underlay 192.0.2.1 at 2 mtu 1500 (kept: its source is not complete)",
             "nodes 2: not wanted, found underlay 192.0.2.2 (kept: its source is not complete)",
             "ipcache 10.0.1.2/32: not wanted, found identity 300 node 1",
             "ipcache 10.0.2.0/24: not wanted, found identity 0 node 2",
@@ -308,6 +362,9 @@ fn a_base_that_is_made_again_has_all_flows_decided_again() {
         &mut reconciler,
         &mut kernel,
         T0,
-        &["put base: gateway 10.0.1.1 port 8472 mtu 1450", "bump all epochs"],
+        &[
+            "put base: gateway 10.0.1.1 port 8472 mtu 1450 tunnel bpf underlay 192.0.2.1 at 2 mtu 1500",
+            "bump all epochs",
+        ],
     );
 }

@@ -3,8 +3,8 @@
 use std::{net::IpAddr, time::Duration};
 
 use datapath_plan::{
-    Base, EndpointId, EndpointValue, FakeDatapath, IpcacheValue, LONGEST_RETRY, Mac, NodeIndex, NodeValue,
-    OpErrorKind, Plan, Prune, Reconciler, RouteValue, TableKey,
+    Base, BaseUnderlay, EndpointId, EndpointValue, FakeDatapath, HostRouting, IpcacheValue, LONGEST_RETRY,
+    Mac, Mode, NodeIndex, NodeValue, OpErrorKind, Plan, Prune, Reconciler, RouteValue, TableKey,
 };
 use identity::Identity;
 use ipnetwork::IpNetwork;
@@ -63,6 +63,10 @@ fn set(reconciler: &mut Reconciler, key: TableKey, variant: Option<u8>) {
             gateway: address(1),
             tunnel_port: 8472,
             mtu_bytes: 1400 + u32::from(variant.unwrap_or(0)),
+            mode: Mode::default(),
+            host_routing: HostRouting::default(),
+            underlay: BaseUnderlay { ifindex: 2, address: address(1), mtu_bytes: 1500 },
+            masquerade: None,
         }),
         TableKey::Node(index) => {
             // Two nodes never have one underlay address: the kernel's inverse table has one slot for it.
@@ -73,7 +77,11 @@ fn set(reconciler: &mut Reconciler, key: TableKey, variant: Option<u8>) {
             .set_ipcache(prefix, variant.map(|n| IpcacheValue { identity: identity(n), node: NodeIndex(1) })),
         TableKey::Route(prefix) => reconciler.set_route(
             prefix,
-            variant.map(|n| RouteValue { source: address(1), mtu_bytes: 1400 + u32::from(n) }),
+            variant.map(|n| RouteValue {
+                next_hop: None,
+                source: address(1),
+                mtu_bytes: 1400 + u32::from(n),
+            }),
         ),
         TableKey::Endpoint(id) => reconciler.set_endpoint(
             id,

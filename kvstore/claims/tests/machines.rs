@@ -87,6 +87,7 @@ fn record(machine: &str, incarnation: u64) -> NodeRecord {
     NodeRecord {
         underlay: vec!["192.0.2.1".parse().unwrap()],
         moves: 0,
+        datapath_mode: Some("tunnel".to_owned()),
         cidrs: Vec::new(),
         gateway: None,
         gossip_port: 7946,

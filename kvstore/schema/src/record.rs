@@ -142,6 +142,10 @@ pub struct NodeRecord {
     /// How often its agent has changed them since its start; gossip that says more is newer.
     #[serde(default)]
     pub moves: u64,
+    /// How its packets get to other nodes: `tunnel` or `native`. Nodes that do not agree do not reach each other's endpoints.
+    /// `None`: not known.
+    #[serde(default)]
+    pub datapath_mode: Option<String>,
     /// Its claims, as a convenience for readers: the truth is under `cidrs/`.
     pub cidrs: Vec<IpNetwork>,
     /// The node's own address in the pod network: the first of its first CIDR.

@@ -35,6 +35,7 @@ fn golden_texts() {
         NodeRecord {
             underlay: vec!["192.0.2.1".parse().unwrap()],
             moves: 0,
+            datapath_mode: Some("tunnel".to_owned()),
             cidrs: vec!["10.0.1.0/24".parse().unwrap()],
             gateway: Some("10.0.1.1".parse().unwrap()),
             gossip_port: 7946,
@@ -45,7 +46,7 @@ fn golden_texts() {
             agent_version: "0.1.0".to_owned(),
             unknown: unknown.clone(),
         },
-        r#"{"v":1,"underlay":["192.0.2.1"],"moves":0,"cidrs":["10.0.1.0/24"],"gateway":"10.0.1.1","gossip_port":7946,"labels":{"app":"web"},"boot_id":"b","machine_id":"m","incarnation":1700000000000,"agent_version":"0.1.0"}"#,
+        r#"{"v":1,"underlay":["192.0.2.1"],"moves":0,"datapath_mode":"tunnel","cidrs":["10.0.1.0/24"],"gateway":"10.0.1.1","gossip_port":7946,"labels":{"app":"web"},"boot_id":"b","machine_id":"m","incarnation":1700000000000,"agent_version":"0.1.0"}"#,
     );
     check(
         AliveRecord { incarnation: 7, machine_id: "m".to_owned(), unknown: unknown.clone() },

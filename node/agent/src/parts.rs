@@ -3,16 +3,20 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use datapath_linux::{Underlay, UnderlayChoice};
+use datapath_plan::{HostRouting, Masquerade, Mode};
+use ipnetwork::IpNetwork;
 use kvstore_etcd::EtcdStore;
 use kvstore_store::Store;
-use node_core::{NodeConfig, Snapshot};
+use node_core::{DatapathConfig, NativeRoutes, NodeConfig, Snapshot};
 use node_gossip::{Gossip, GossipConfig, Keyring};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     check,
-    config::{Config, StoreKind},
+    config::{
+        Config, DatapathSection, HostRoutingKind, MasqueradeSection, NativeRoutesKind, RoutingMode, StoreKind,
+    },
     machine::Machine,
     recorder::Recorder,
     shell::{Core, GossipLink, known_underlay, memory},
@@ -138,6 +142,36 @@ pub async fn gossip(
     Ok(Some(GossipLink::new(gossip)))
 }
 
+fn datapath_config(config: &Config) -> DatapathConfig {
+    let DatapathSection { mode, host_routing, native_routes, mtu_bytes, .. } = &config.datapath;
+    let MasqueradeSection { enabled, ports, exclude } = &config.masquerade;
+    DatapathConfig {
+        mode: match mode {
+            RoutingMode::Tunnel => Mode::Tunnel,
+            RoutingMode::Native => Mode::Native,
+        },
+        host_routing: match host_routing {
+            HostRoutingKind::Bpf => HostRouting::Bpf,
+            HostRoutingKind::Legacy => HostRouting::Legacy,
+        },
+        native_routes: match native_routes {
+            NativeRoutesKind::Direct => NativeRoutes::Direct,
+            NativeRoutesKind::External => NativeRoutes::External,
+        },
+        pod_mtu_bytes: mtu_bytes.map(u32::from),
+        masquerade: enabled.then(|| Masquerade {
+            first_port: ports.first,
+            last_port: ports.last,
+            exclude: exclude.iter().filter_map(without_host_bits).collect(),
+        }),
+    }
+}
+
+/// 10.1.2.3/8 means 10.0.0.0/8.
+fn without_host_bits(network: &IpNetwork) -> Option<IpNetwork> {
+    IpNetwork::new(network.network(), network.prefix()).ok()
+}
+
 /// What node-core must be told.
 pub fn node_config(config: &Config, machine: &Machine, underlay: &Underlay) -> NodeConfig {
     NodeConfig {
@@ -149,6 +183,7 @@ pub fn node_config(config: &Config, machine: &Machine, underlay: &Underlay) -> N
         block_prefix_v4: config.fleet.block_prefix_v4,
         block_prefix_v6: config.fleet.block_prefix_v6,
         tunnel_port: config.fleet.tunnel_port,
+        datapath: datapath_config(config),
         gossip_port: config.gossip.port,
         identity_labels: config.identity.labels.clone(),
         incarnation: machine.incarnation,

@@ -224,6 +224,7 @@ mod tests {
             block_prefix_v4: 24,
             block_prefix_v6: 112,
             tunnel_port: 8472,
+            datapath: Default::default(),
             gossip_port: 8473,
             identity_labels: Vec::new(),
             incarnation: 1,

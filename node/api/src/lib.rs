@@ -23,7 +23,9 @@ pub use fleet::{CidrReleased, Identity, IdentityState, IpEntry, IpSource, Node, 
 pub use needs::{CAPABILITIES, Capability};
 pub use node_observe::{EventFilter, FlowEvent, PartyFilter, Protocol, Verdict};
 pub use query::{DiffQuery, FlowQuery, LimitQuery, ObserveQuery};
-pub use state::{BaseRow, EndpointRow, IpcacheRow, NodeRow, ObserveLine, RouteRow, State, StateDiff};
+pub use state::{
+    BaseRow, EndpointRow, IpcacheRow, MasqueradeRow, NodeRow, ObserveLine, RouteRow, State, StateDiff,
+};
 pub use status::{
     ApplyStatus, AuditStatus, CidrStatus, EtcdMember, GossipStatus, Halted, LastError, MapFill, PassedOver,
     PeerStatus, ProgramStatus, Status, StoreStatus, UnderlayStatus, Version, Warning,

@@ -17,6 +17,27 @@ pub struct BaseRow {
     pub tunnel_port: u16,
     /// MTU of endpoints.
     pub mtu_bytes: u32,
+    /// How packets get to other nodes: `tunnel` or `native`.
+    pub mode: String,
+    /// How they get to local endpoints: `bpf` or `legacy`.
+    pub host_routing: String,
+    /// How endpoints reach the world; `null`: with their own addresses.
+    pub masquerade: Option<MasqueradeRow>,
+}
+
+/// How endpoints reach the world with the node's address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MasqueradeRow {
+    /// The node's underlay address.
+    #[schema(value_type = String)]
+    pub address: IpAddr,
+    /// First port that is used.
+    pub first_port: u16,
+    /// Last port that is used.
+    pub last_port: u16,
+    /// Destinations that see endpoints' own addresses.
+    #[schema(value_type = Vec<String>)]
+    pub exclude: Vec<IpNetwork>,
 }
 
 /// An entry of the nodes map.
@@ -48,6 +69,9 @@ pub struct RouteRow {
     /// Where to.
     #[schema(value_type = String)]
     pub destination: IpNetwork,
+    /// The node that it leads to; `null`: to `warren_host`, and by the programs on.
+    #[schema(value_type = Option<String>)]
+    pub via: Option<IpAddr>,
     /// Preferred source.
     #[schema(value_type = String)]
     pub source: IpAddr,

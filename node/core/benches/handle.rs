@@ -38,6 +38,7 @@ fn config() -> NodeConfig {
         block_prefix_v4: 24,
         block_prefix_v6: 112,
         tunnel_port: 8472,
+        datapath: Default::default(),
         gossip_port: 7946,
         identity_labels: Vec::new(),
         incarnation: 1,
@@ -88,6 +89,7 @@ fn fleet(schema: &Schema) -> ListPage {
         let record = NodeRecord {
             underlay: vec![Ipv4Addr::from(u32::from(Ipv4Addr::new(172, 16, 0, 0)) + node).into()],
             moves: 0,
+            datapath_mode: Some("tunnel".to_owned()),
             cidrs: vec![cidr],
             gateway: None,
             gossip_port: 7946,

@@ -2,6 +2,7 @@
 
 use std::{net::IpAddr, time::Duration};
 
+use datapath_plan::{HostRouting, Masquerade, Mode};
 use identity::{FleetName, Labels, NodeName};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,32 @@ pub struct Underlay {
     pub ifindex: u32,
     /// Its MTU.
     pub mtu_bytes: u32,
+}
+
+/// Where routes to other nodes' pods come from when there is no tunnel.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NativeRoutes {
+    /// From this node, to each node on the same network.
+    #[default]
+    Direct,
+    /// From others (a router, a routing daemon, a cloud's route table): this node makes none.
+    External,
+}
+
+/// How packets travel, as far as an operator chooses.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatapathConfig {
+    /// From node to node.
+    pub mode: Mode,
+    /// To local endpoints.
+    pub host_routing: HostRouting,
+    /// For the native mode.
+    pub native_routes: NativeRoutes,
+    /// MTU of endpoints, if it is to be less than what the underlay carries.
+    pub pod_mtu_bytes: Option<u32>,
+    /// To the world; the fleet's pools are excluded besides what is said here.
+    pub masquerade: Option<Masquerade>,
 }
 
 /// The configuration of one node. Checked by the agent before it gets here.
@@ -39,6 +66,8 @@ pub struct NodeConfig {
     pub block_prefix_v6: u8,
     /// UDP port of the tunnel.
     pub tunnel_port: u16,
+    /// How packets travel.
+    pub datapath: DatapathConfig,
     /// UDP port of gossip.
     pub gossip_port: u16,
     /// Which labels count for identities: patterns as `identity::LabelFilter` takes them, in order.

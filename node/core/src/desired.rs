@@ -5,13 +5,16 @@ use std::{
     net::IpAddr,
 };
 
-use datapath_plan::{Base, IpcacheValue, NodeIndex, RouteValue};
+use datapath_plan::{Base, BaseUnderlay, IpcacheValue, Mode, NextHop, NodeIndex, RouteValue};
 use identity::{EndpointName, Identity, NodeName};
 use ipnetwork::IpNetwork;
 use node_facts::PendingOp;
 use serde::{Deserialize, Serialize};
 
-use crate::{EndpointState, IpcacheSource, IpcacheView, RejectedView, node::Node, peers::network};
+use crate::{
+    DatapathConfig, EndpointState, IpcacheSource, IpcacheView, NativeRoutes, RejectedView, node::Node,
+    peers::network,
+};
 
 /// What has to be looked at again, and what was not accepted. One per node.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -58,6 +61,10 @@ impl Node {
     /// Before a whole listing has been seen, an entry that we know nothing of is no entry to remove: the
     /// kernel may have it from a former agent that knew more (P6).
     fn want_ipcache(&mut self, prefix: IpNetwork, value: Option<IpcacheValue>) {
+        // The programs have no table for IPv6: of a node that has addresses of both families only the others count.
+        if prefix.is_ipv6() {
+            return;
+        }
         let known = self.view.is_complete() || self.reconciler.wanted().ipcache.contains_key(&prefix);
         if value.is_some() || known {
             self.reconciler.set_ipcache(prefix, value);
@@ -66,18 +73,44 @@ impl Node {
 
     /// MTU of endpoints and of routes to pods.
     pub(crate) fn pod_mtu_bytes(&self) -> u32 {
-        datapath_plan::pod_mtu_bytes(self.underlay.mtu_bytes)
+        let fits = self.fitting_mtu_bytes();
+        self.config.datapath.pod_mtu_bytes.map_or(fits, |wanted| wanted.min(fits))
+    }
+
+    /// The most that fits into the underlay.
+    pub(crate) fn fitting_mtu_bytes(&self) -> u32 {
+        datapath_plan::pod_mtu_bytes(self.config.datapath.mode, self.underlay.mtu_bytes)
+    }
+
+    /// `None` while this node has no address of its own.
+    fn base(&self) -> Option<Base> {
+        let gateway = self.gateway()?;
+        let address = *self.underlay.addresses.first()?;
+        let DatapathConfig { mode, host_routing, masquerade, .. } = &self.config.datapath;
+        let masquerade = masquerade.clone().map(|mut masquerade| {
+            masquerade.exclude.extend(&self.config.pools);
+            masquerade
+        });
+        Some(Base {
+            gateway,
+            tunnel_port: self.config.tunnel_port,
+            mtu_bytes: self.pod_mtu_bytes(),
+            mode: *mode,
+            host_routing: *host_routing,
+            underlay: BaseUnderlay {
+                ifindex: self.underlay.ifindex,
+                address,
+                mtu_bytes: self.underlay.mtu_bytes,
+            },
+            masquerade,
+        })
     }
 
     fn refresh_base(&mut self) {
         self.desired.addresses.extend(self.underlay.addresses.iter().copied());
-        if let Some(gateway) = self.gateway() {
-            self.reconciler.set_base(Base {
-                gateway,
-                tunnel_port: self.config.tunnel_port,
-                mtu_bytes: self.pod_mtu_bytes(),
-            });
-            self.desired.addresses.insert(gateway);
+        self.desired.addresses.extend(self.gateway());
+        if let Some(base) = self.base() {
+            self.reconciler.set_base(base);
         }
         self.desired.prefixes.extend(self.peers.owned_cidrs());
     }
@@ -85,12 +118,68 @@ impl Node {
     fn refresh_prefix(&mut self, cidr: IpNetwork) {
         let entry = self.prefix_entry(cidr);
         self.want_ipcache(cidr, entry.map(|(value, _)| value));
-        let mtu_bytes = self.pod_mtu_bytes();
-        let route = entry.and(self.gateway()).map(|source| RouteValue { source, mtu_bytes });
+        let route = entry.and(self.gateway()).and_then(|source| self.route(cidr, source));
         let known = self.view.is_complete() || self.reconciler.wanted().routes.contains_key(&cidr);
         if route.is_some() || known {
             self.reconciler.set_route(cidr, route);
         }
+    }
+
+    /// The route to a block; none where others make it, or nobody can.
+    fn route(&self, cidr: IpNetwork, source: IpAddr) -> Option<RouteValue> {
+        let mtu_bytes = self.pod_mtu_bytes();
+        let owner = self.peers.owner(cidr)?;
+        let next_hop = match self.config.datapath.mode {
+            Mode::Native if *owner != self.config.node => Some(self.next_hop(owner)?),
+            Mode::Native | Mode::Tunnel => None,
+        };
+        Some(RouteValue { next_hop, source, mtu_bytes })
+    }
+
+    /// The way to a node without a tunnel, if it is on the same network.
+    fn next_hop(&self, node: &NodeName) -> Option<NextHop> {
+        let address = self.peers.tunnel_of(node)?;
+        let near = self.underlay.network.contains(address);
+        let direct = self.config.datapath.native_routes == NativeRoutes::Direct;
+        (direct && near).then_some(NextHop { address, ifindex: self.underlay.ifindex })
+    }
+
+    /// What an operator should know of the ways that packets take.
+    pub(crate) fn routing_warnings(&self) -> Vec<String> {
+        let DatapathConfig { mode, native_routes, pod_mtu_bytes, .. } = &self.config.datapath;
+        let mut warnings = Vec::new();
+        let fits = self.fitting_mtu_bytes();
+        if let Some(wanted) = pod_mtu_bytes.filter(|wanted| *wanted > fits) {
+            warnings.push(format!(
+                "datapath.mtu_bytes is {wanted}, but the underlay carries {fits} at the most, which is used"
+            ));
+        }
+        for (name, entry) in self.view.nodes() {
+            let Some(theirs) = &entry.record.datapath_mode else { continue };
+            if *name != self.config.node && *theirs != mode.word() {
+                warnings.push(format!(
+                    "node {name} works with datapath.mode = \"{theirs}\", this node with \"{}\": their endpoints do not reach \
+                     each other until all nodes agree",
+                    mode.word()
+                ));
+            }
+        }
+        if (*mode, *native_routes) == (Mode::Native, NativeRoutes::Direct) {
+            let owners: BTreeSet<&NodeName> =
+                self.peers.owners().filter(|node| **node != self.config.node).collect();
+            for node in owners {
+                if let Some(address) =
+                    self.peers.tunnel_of(node).filter(|ip| !self.underlay.network.contains(*ip))
+                {
+                    warnings.push(format!(
+                        "node {node} at {address} is behind a router ({} is this node's network), so this node makes no route to \
+                         its endpoints: let the network route its pod CIDRs, and set datapath.native_routes = \"external\"",
+                        self.underlay.network
+                    ));
+                }
+            }
+        }
+        warnings
     }
 
     /// What is known of the addresses of a block that nothing else is known of. They are routed to its node

@@ -23,7 +23,7 @@ mod tasks;
 mod view;
 
 pub use command::{CallError, CallErrorKind, Command, Reply};
-pub use config::{NodeConfig, Underlay};
+pub use config::{DatapathConfig, NativeRoutes, NodeConfig, Underlay};
 pub use event::{Call, CallId, EndpointSpec, Event, GossipUpdate, KvId, KvUpdate, Now};
 pub use node::Node;
 pub use snapshot::{SavedCidr, SavedEndpoint, SavedIdentity, SavedNode, SavedRecord, Snapshot};

@@ -104,6 +104,7 @@ impl Node {
         NodeRecord {
             underlay: self.underlay.addresses.clone(),
             moves: self.moves,
+            datapath_mode: Some(self.config.datapath.mode.word().to_owned()),
             cidrs: self.ipam.own.iter().map(|(cidr, _)| *cidr).collect(),
             gateway: self.gateway(),
             gossip_port: self.config.gossip_port,

@@ -347,6 +347,7 @@ impl Node {
             "the store has not been read since the start: this node serves from its snapshot".to_owned()
         });
         suspect
+            .chain(self.routing_warnings())
             .chain(foreign)
             .chain(exhausted)
             .chain(lost)

@@ -44,6 +44,7 @@ pub fn node_record() -> NodeRecord {
     NodeRecord {
         underlay: vec!["192.0.2.2".parse().expect("an address")],
         moves: 1,
+        datapath_mode: Some("tunnel".to_owned()),
         cidrs: vec![network("10.0.1.0/24")],
         gateway: "10.0.1.1".parse().ok(),
         gossip_port: 7946,

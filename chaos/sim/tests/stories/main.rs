@@ -5,5 +5,6 @@ mod endpoints;
 mod kernel;
 mod nodes;
 mod reserve;
+mod routing;
 mod snapshot;
 mod store;

@@ -6,6 +6,7 @@ mod damage;
 mod hooks;
 mod opening;
 mod reading;
+mod routing;
 mod stage;
 mod traffic;
 mod underlay;

@@ -13,8 +13,8 @@ use std::{
 
 use datapath_linux::{Datapath, LinuxConfig};
 use datapath_plan::{
-    Attachment, Base, EndpointId, EndpointValue, Generation, IpcacheValue, Mac, NodeIndex, NodeValue, Op,
-    Plan, PlanOutcome, RouteValue,
+    Attachment, Base, BaseUnderlay, EndpointId, EndpointValue, Generation, HostRouting, IpcacheValue, Mac,
+    Mode, NodeIndex, NodeValue, Op, Plan, PlanOutcome, RouteValue,
 };
 use identity::Identity;
 use nix::sched::{CloneFlags, setns};
@@ -205,7 +205,19 @@ pub const fn address(node: u8, id: u8) -> Ipv4Addr {
 }
 
 pub fn base(node: u8) -> Base {
-    Base { gateway: gateway(node).into(), tunnel_port: TUNNEL_PORT, mtu_bytes: MTU_BYTES }
+    Base {
+        gateway: gateway(node).into(),
+        tunnel_port: TUNNEL_PORT,
+        mtu_bytes: MTU_BYTES,
+        mode: Mode::Tunnel,
+        host_routing: HostRouting::Bpf,
+        underlay: BaseUnderlay {
+            ifindex: 0,
+            address: Cluster::underlay(node).into(),
+            mtu_bytes: MTU_BYTES + 50,
+        },
+        masquerade: None,
+    }
 }
 
 pub fn identity(number: u32) -> Identity {
@@ -233,7 +245,7 @@ pub fn foundations(node: u8) -> Vec<Op> {
         Op::PutNode(NodeIndex::SELF, NodeValue { underlay: Cluster::underlay(node).into() }),
         Op::PutIpcache(cidr, IpcacheValue { identity: Identity::UNKNOWN, node: NodeIndex::SELF }),
         Op::PutIpcache(IpAddr::from(gateway(node)).into(), host),
-        Op::PutRoute(cidr, RouteValue { source: gateway(node).into(), mtu_bytes: MTU_BYTES }),
+        Op::PutRoute(cidr, RouteValue { next_hop: None, source: gateway(node).into(), mtu_bytes: MTU_BYTES }),
     ]
 }
 

@@ -153,6 +153,9 @@ fn other_node(number: u8) -> Vec<Op> {
             std::net::IpAddr::from(gateway(number)).into(),
             IpcacheValue { identity: Identity::REMOTE_NODE, node: index },
         ),
-        Op::PutRoute(cidr, RouteValue { source: gateway(3 - number).into(), mtu_bytes: MTU_BYTES }),
+        Op::PutRoute(
+            cidr,
+            RouteValue { next_hop: None, source: gateway(3 - number).into(), mtu_bytes: MTU_BYTES },
+        ),
     ]
 }

@@ -191,6 +191,7 @@ impl Agent {
         let record = NodeRecord {
             underlay: vec!["192.0.2.1".parse().unwrap()],
             moves: 0,
+            datapath_mode: Some("tunnel".to_owned()),
             cidrs: Vec::new(),
             gateway: None,
             gossip_port: 7946,

@@ -11,12 +11,19 @@ use std::{collections::BTreeMap, fmt, fmt::Write as _, path::Path};
 use identity::LabelPattern;
 use kvstore_schema::record::{FleetRecord, Record};
 
-pub use section::{Config, EtcdSection, LogSection};
+pub use section::{Config, DatapathSection, EtcdSection, LogSection, MasqueradeSection};
 pub use settings::SETTINGS;
-pub use value::{Input, LogFormat, LogLevel, StoreKind};
+pub use value::{
+    HostRoutingKind, Input, LogFormat, LogLevel, NativeRoutesKind, PortRange, RoutingMode, StoreKind,
+};
 
 /// Where the configuration is unless a flag says otherwise. May be absent; one named by a flag may not.
 pub const DEFAULT_PATH: &str = "/etc/warren/warren.toml";
+
+/// The least that an IPv4 host must take (RFC 1122, section 3.3.2).
+const LEAST_MTU_BYTES: u16 = 576;
+/// So many flows of one node to one address and port of the world are few.
+const LEAST_PORTS: u16 = 256;
 
 /// One mistake, and where it was made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -159,6 +166,22 @@ fn check_together(config: &Config, places: &BTreeMap<&str, String>, mistakes: &m
     for pattern in &config.identity.labels {
         if let Err(error) = pattern.parse::<LabelPattern>() {
             wrong("identity.labels", error.to_string());
+        }
+    }
+    if config.datapath.mtu_bytes.is_some_and(|mtu_bytes| mtu_bytes < LEAST_MTU_BYTES) {
+        wrong(
+            "datapath.mtu_bytes",
+            format!("must be at least {LEAST_MTU_BYTES}: every IPv4 host takes that much"),
+        );
+    }
+    let PortRange { first, last } = config.masquerade.ports;
+    if config.masquerade.enabled && last - first < LEAST_PORTS - 1 {
+        wrong("masquerade.ports", format!("{first}-{last} are too few: give at least {LEAST_PORTS}"));
+    }
+    for (name, port) in [("fleet.tunnel_port", config.fleet.tunnel_port), ("gossip.port", config.gossip.port)]
+    {
+        if config.masquerade.enabled && (first..=last).contains(&port) {
+            wrong("masquerade.ports", format!("{first}-{last} holds {port}, which is {name}: use others"));
         }
     }
     let etcd = &config.etcd;

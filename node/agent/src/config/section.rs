@@ -9,7 +9,9 @@ use std::{
 use identity::{FleetName, Labels, NodeName};
 use ipnetwork::IpNetwork;
 
-use super::value::{LogFormat, LogLevel, StoreKind};
+use super::value::{
+    HostRoutingKind, LogFormat, LogLevel, NativeRoutesKind, PortRange, RoutingMode, StoreKind,
+};
 
 /// `[node]`
 #[derive(Debug, Clone, PartialEq)]
@@ -66,6 +68,19 @@ pub struct DatapathSection {
     pub underlay_interface: Option<String>,
     pub underlay_address: Option<IpAddr>,
     pub audit_interval: Duration,
+    pub mode: RoutingMode,
+    pub host_routing: HostRoutingKind,
+    pub native_routes: NativeRoutesKind,
+    /// `None`: what the underlay carries.
+    pub mtu_bytes: Option<u16>,
+}
+
+/// `[masquerade]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct MasqueradeSection {
+    pub enabled: bool,
+    pub ports: PortRange,
+    pub exclude: Vec<IpNetwork>,
 }
 
 /// `[recorder]`
@@ -104,6 +119,7 @@ pub struct Config {
     pub etcd: EtcdSection,
     pub gossip: GossipSection,
     pub datapath: DatapathSection,
+    pub masquerade: MasqueradeSection,
     pub identity: IdentitySection,
     pub recorder: RecorderSection,
     pub http: HttpSection,
@@ -154,6 +170,16 @@ impl Default for Config {
                 underlay_interface: None,
                 underlay_address: None,
                 audit_interval: Duration::from_secs(60),
+                mode: RoutingMode::Tunnel,
+                host_routing: HostRoutingKind::Bpf,
+                native_routes: NativeRoutesKind::Direct,
+                mtu_bytes: None,
+            },
+            // Above what Linux gives to connections by default (32768-60999).
+            masquerade: MasqueradeSection {
+                enabled: true,
+                ports: PortRange { first: 61_000, last: 65_535 },
+                exclude: Vec::new(),
             },
             identity: IdentitySection { labels: Vec::new() },
             recorder: RecorderSection { max_bytes: 64 << 20 },

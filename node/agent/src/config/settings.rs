@@ -95,6 +95,15 @@ settings! {
     "datapath.underlay_address" datapath.underlay_address "This node's IPv4 address there; the interface's first if not set.";
     "datapath.audit_interval" datapath.audit_interval "How often the kernel is read whole, compared and repaired.";
 
+    "datapath.mode" datapath.mode "How packets get to other nodes: \"tunnel\" (VXLAN), or \"native\" (as they are, by routes). All nodes of a fleet must agree on it.";
+    "datapath.native_routes" datapath.native_routes "Routes of the native mode: \"direct\" (this node makes them, to nodes on its own network), or \"external\" (the network has them).";
+    "datapath.host_routing" datapath.host_routing "How packets get to this node's endpoints: \"bpf\" (straight), or \"legacy\" (by the node's stack and its netfilter).";
+    "datapath.mtu_bytes" datapath.mtu_bytes "MTU of endpoints; what the underlay carries if not set, and never more.";
+
+    "masquerade.enabled" masquerade.enabled "Whether endpoints reach what is outside the fleet with this node's underlay address.";
+    "masquerade.ports" masquerade.ports "Ports for that, as first-last; kept from the node's own sockets (ip_local_reserved_ports).";
+    "masquerade.exclude" masquerade.exclude "Destinations that see endpoints' own addresses, besides the fleet's pools.";
+
     "identity.labels" identity.labels "Which labels count for identities: patterns in order, as \"team/*\", \"-\" before those that do not. Empty: all count.";
 
     "recorder.max_bytes" recorder.max_bytes "How much disk the log of events in node.state_dir may take (`warren-lab replay`); 0: none is kept.";

@@ -53,7 +53,7 @@ fn all_mistakes_are_told_at_once() {
     "#;
     let expected = [
         r#"/etc/warren/warren.toml: store: "consul" is none of "etcd", "memory""#,
-        "/etc/warren/warren.toml: colour: no such setting; there are store, and the sections node, fleet, etcd, gossip, datapath, identity, recorder, http, log",
+        "/etc/warren/warren.toml: colour: no such setting; there are store, and the sections node, fleet, etcd, gossip, datapath, masquerade, identity, recorder, http, log",
         r#"/etc/warren/warren.toml: node.name: name "Node 1" is not valid: use a-z, 0-9, '-', '_' and '.', beginning and ending with a letter or digit"#,
         "/etc/warren/warren.toml: node.labels: expected a text in quotes for label rack",
         "/etc/warren/warren.toml: fleet.tunnel_port: 80000 is out of range: use a whole number from 0 to 65535",
@@ -74,6 +74,25 @@ fn all_mistakes_are_told_at_once() {
 #[test]
 fn rules_between_settings() {
     let check = |text: &str, expected: &str| assert_eq!(file(text).unwrap_err().to_string(), expected);
+    check(
+        "[masquerade]\nports = \"61000-61010\"",
+        "/etc/warren/warren.toml: masquerade.ports: 61000-61010 are too few: give at least 256",
+    );
+    check(
+        "[masquerade]\nports = \"8000-9000\"",
+        "/etc/warren/warren.toml: masquerade.ports: 8000-9000 holds 8472, which is fleet.tunnel_port: use others\n\
+         /etc/warren/warren.toml: masquerade.ports: 8000-9000 holds 8473, which is gossip.port: use others",
+    );
+    check(
+        "[masquerade]\nports = \"9-1\"\nenabled = 1",
+        "/etc/warren/warren.toml: masquerade.enabled: expected true or false, found integer\n\
+         /etc/warren/warren.toml: masquerade.ports: \"9-1\" is no range of ports: use first-last, as 61000-65535",
+    );
+    check(
+        "[datapath]\nmtu_bytes = 500\nmode = \"vlan\"",
+        "/etc/warren/warren.toml: datapath.mode: \"vlan\" is none of \"tunnel\", \"native\"\n\
+         /etc/warren/warren.toml: datapath.mtu_bytes: must be at least 576: every IPv4 host takes that much",
+    );
     check(
         "[gossip]\nport = 8472",
         "/etc/warren/warren.toml: gossip.port: 8472 is the tunnel's port too: use another",

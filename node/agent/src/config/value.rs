@@ -75,6 +75,7 @@ text_values! {
     FleetName: "\"default\"";
     IpAddr: "\"192.0.2.1\"";
     SocketAddr: "\"127.0.0.1:9964\"";
+    PortRange: "\"61000-65535\"";
 }
 
 impl Value for PathBuf {
@@ -133,6 +134,46 @@ impl Value for Duration {
         let ms = u64::try_from(self.as_millis()).unwrap_or(u64::MAX);
         let (unit, factor) = UNITS.iter().find(|(_, factor)| ms % factor == 0).expect("1 divides everything");
         Some(Toml::String(format!("{}{unit}", ms / factor)))
+    }
+}
+
+impl Value for bool {
+    fn read(input: &Input) -> Result<Self, String> {
+        match input {
+            Input::Toml(Toml::Boolean(value)) => Ok(*value),
+            Input::Text(text) => {
+                text.trim().parse().map_err(|_| format!("{text:?} is neither true nor false"))
+            }
+            Input::Toml(other) => Err(format!("expected true or false, found {}", other.type_str())),
+        }
+    }
+    fn show(&self) -> Option<Toml> {
+        Some(Toml::Boolean(*self))
+    }
+}
+
+/// Ports from the first to the last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PortRange {
+    pub first: u16,
+    pub last: u16,
+}
+
+impl std::str::FromStr for PortRange {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("{text:?} is no range of ports: use first-last, as 61000-65535");
+        let (first, last) = text.split_once('-').ok_or_else(wrong)?;
+        let port = |text: &str| text.trim().parse::<u16>().map_err(|_| wrong());
+        let range = Self { first: port(first)?, last: port(last)? };
+        if range.first == 0 || range.first > range.last { Err(wrong()) } else { Ok(range) }
+    }
+}
+
+impl Display for PortRange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}-{}", self.first, self.last)
     }
 }
 
@@ -251,6 +292,36 @@ choice! {
         Etcd = "etcd",
         /// In the agent's own memory: a fleet of one node, without etcd and gossip.
         Memory = "memory",
+    }
+}
+
+choice! {
+    /// How packets get from node to node.
+    RoutingMode {
+        /// In VXLAN.
+        Tunnel = "tunnel",
+        /// As they are, by routes.
+        Native = "native",
+    }
+}
+
+choice! {
+    /// How packets get to local endpoints.
+    HostRoutingKind {
+        /// Straight.
+        Bpf = "bpf",
+        /// By the node's stack.
+        Legacy = "legacy",
+    }
+}
+
+choice! {
+    /// Who makes the routes of the native mode.
+    NativeRoutesKind {
+        /// Each node, to those on its network.
+        Direct = "direct",
+        /// The network.
+        External = "external",
     }
 }
 

@@ -104,6 +104,14 @@ pub fn state(tables: &Tables) -> wire::State {
             gateway: base.gateway,
             tunnel_port: base.tunnel_port,
             mtu_bytes: base.mtu_bytes,
+            mode: base.mode.word().to_owned(),
+            host_routing: base.host_routing.word().to_owned(),
+            masquerade: base.masquerade.as_ref().map(|masquerade| wire::MasqueradeRow {
+                address: base.underlay.address,
+                first_port: masquerade.first_port,
+                last_port: masquerade.last_port,
+                exclude: masquerade.exclude.iter().copied().collect(),
+            }),
         }),
         nodes: (tables.nodes.iter())
             .map(|(index, node)| wire::NodeRow { index: index.0, underlay: node.underlay })
@@ -118,6 +126,7 @@ pub fn state(tables: &Tables) -> wire::State {
         routes: (tables.routes.iter())
             .map(|(destination, route)| wire::RouteRow {
                 destination: *destination,
+                via: route.next_hop.map(|next_hop| next_hop.address),
                 source: route.source,
                 mtu_bytes: route.mtu_bytes,
             })

@@ -2,7 +2,9 @@
 
 use std::net::SocketAddr;
 
-use node_api::{CounterRow, FlowEvent, FlowRow, Listing, MapDump, MapSummary, State, StateDiff};
+use node_api::{
+    CounterRow, FlowEvent, FlowRow, Listing, MapDump, MapSummary, MasqueradeRow, State, StateDiff,
+};
 use node_observe::{EventKind, Party};
 
 use super::{Mark, Style, bytes, count, duration, table::table, time};
@@ -59,10 +61,16 @@ pub fn map_dump(dump: &MapDump, _: Style) -> String {
 pub fn state(state: &State, _: Style) -> String {
     let mut text = match &state.base {
         Some(base) => {
-            format!(
-                "base      gateway {}, tunnel port {}, MTU {}\n",
-                base.gateway, base.tunnel_port, base.mtu_bytes
-            )
+            let mut text = format!(
+                "base      gateway {}, tunnel port {}, MTU {}, mode {}, host routing {}\n",
+                base.gateway, base.tunnel_port, base.mtu_bytes, base.mode, base.host_routing
+            );
+            if let Some(MasqueradeRow { address, first_port, last_port, exclude }) = &base.masquerade {
+                text += &format!("world     as {address} ports {first_port}-{last_port}");
+                exclude.iter().for_each(|prefix| text += &format!(", not {prefix}"));
+                text += "\n";
+            }
+            text
         }
         None => "base      none yet: this node has no CIDR\n".to_owned(),
     };
@@ -73,7 +81,11 @@ pub fn state(state: &State, _: Style) -> String {
         text += &format!("ipcache   {} identity {} node {}\n", entry.prefix, entry.identity, entry.node);
     }
     for route in &state.routes {
-        text += &format!("route     {} source {} MTU {}\n", route.destination, route.source, route.mtu_bytes);
+        let via = route.via.map(|via| format!(" via {via}")).unwrap_or_default();
+        text += &format!(
+            "route     {}{via} source {} MTU {}\n",
+            route.destination, route.source, route.mtu_bytes
+        );
     }
     for endpoint in &state.endpoints {
         text += &format!(

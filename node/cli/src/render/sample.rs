@@ -4,8 +4,8 @@ use identity::{EndpointName, Identity as Number, Labels, NodeName};
 use node_api::{
     ApplyStatus, AttachmentKind, BaseRow, CidrStatus, CounterRow, Endpoint, EndpointAdded, EndpointRow,
     EndpointState, EtcdMember, FlowEvent, FlowRow, Halted, Identity, IdentityState, IpEntry, IpSource,
-    IpcacheRow, LastError, Listing, MapDump, MapSummary, Node, NodeRow, Protocol, RouteRow, State, Status,
-    StoreStatus, Verdict, Warning, testing,
+    IpcacheRow, LastError, Listing, MapDump, MapSummary, MasqueradeRow, Node, NodeRow, Protocol, RouteRow,
+    State, Status, StoreStatus, Verdict, Warning, testing,
 };
 use node_doctor::{Finding, Report};
 use node_observe::{EventKind, Party};
@@ -271,11 +271,24 @@ pub fn map_dump() -> MapDump {
 
 pub fn state() -> State {
     State {
-        base: Some(BaseRow { gateway: parse("10.200.1.1"), tunnel_port: 8_472, mtu_bytes: 1_450 }),
+        base: Some(BaseRow {
+            gateway: parse("10.200.1.1"),
+            tunnel_port: 8_472,
+            mtu_bytes: 1_450,
+            mode: "tunnel".to_owned(),
+            host_routing: "bpf".to_owned(),
+            masquerade: Some(MasqueradeRow {
+                address: parse("172.30.1.1"),
+                first_port: 61_000,
+                last_port: 65_535,
+                exclude: vec![parse("10.200.0.0/16")],
+            }),
+        }),
         nodes: vec![NodeRow { index: 2, underlay: parse("172.30.1.2") }],
         ipcache: vec![IpcacheRow { prefix: parse("10.200.2.2/32"), identity: number(300), node: 2 }],
         routes: vec![RouteRow {
             destination: parse("10.200.2.0/24"),
+            via: None,
             source: parse("10.200.1.1"),
             mtu_bytes: 1_450,
         }],

@@ -107,6 +107,16 @@ impl Peers {
         cidr.contains(ip).then_some(owner)
     }
 
+    /// Where a node's packets come from and go to.
+    pub(crate) fn tunnel_of(&self, node: &NodeName) -> Option<IpAddr> {
+        self.peers.get(node)?.reach.tunnel
+    }
+
+    /// The owners of all blocks, this node among them.
+    pub(crate) fn owners(&self) -> impl Iterator<Item = &NodeName> {
+        self.owners.values()
+    }
+
     pub(crate) fn owned_cidrs(&self) -> impl Iterator<Item = IpNetwork> + '_ {
         self.owners.keys().copied()
     }
@@ -192,6 +202,12 @@ impl Node {
             move_name(&mut self.peers.by_address, &before.addresses, &reach.addresses, node);
             let tunnels = |reach: &Reach| reach.tunnel.into_iter().collect::<BTreeSet<IpAddr>>();
             move_name(&mut self.peers.by_tunnel, &tunnels(&before), &tunnels(&reach), node);
+            // Without a tunnel, routes lead to the node itself.
+            if before.tunnel != reach.tunnel {
+                let cidrs =
+                    self.peers.owners.iter().filter(|(_, owner)| *owner == node).map(|(cidr, _)| *cidr);
+                self.desired.prefixes.extend(cidrs);
+            }
             // Who lost an address to this node, or gets it back now.
             for tunnel in tunnels(&before).union(&tunnels(&reach)) {
                 for rival in

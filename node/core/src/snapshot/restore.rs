@@ -109,6 +109,7 @@ fn node_entry(schema: &Schema, saved: &SavedNode, cidrs: Vec<IpNetwork>) -> KeyV
     let record = NodeRecord {
         underlay: saved.underlay.clone(),
         moves: 0,
+        datapath_mode: None,
         cidrs,
         gateway: saved.gateway,
         gossip_port: saved.gossip_port,

@@ -3,7 +3,8 @@
 use std::{net::IpAddr, sync::Arc};
 
 use datapath_plan::{
-    Base, EndpointId, EndpointValue, IpcacheValue, Mac, NodeIndex, NodeValue, Observed, RouteValue, Tables,
+    Base, BaseUnderlay, EndpointId, EndpointValue, HostRouting, IpcacheValue, Mac, Mode, NodeIndex,
+    NodeValue, Observed, RouteValue, Tables,
 };
 use identity::{Identity, Labels, NodeName};
 use ipnetwork::IpNetwork;
@@ -222,8 +223,16 @@ pub fn facts(draw: &mut Draw) -> NodeFacts {
 pub fn observed(draw: &mut Draw) -> Observed {
     let mut tables = Tables::default();
     if draw.bool() {
-        tables.base =
-            Some(Base { gateway: address(draw), tunnel_port: 8472, mtu_bytes: u32::from(draw.byte()) });
+        let underlay = BaseUnderlay { ifindex: 2, address: address(draw), mtu_bytes: 1500 };
+        tables.base = Some(Base {
+            gateway: address(draw),
+            tunnel_port: 8472,
+            mtu_bytes: u32::from(draw.byte()),
+            mode: if draw.bool() { Mode::Tunnel } else { Mode::Native },
+            host_routing: HostRouting::Bpf,
+            underlay,
+            masquerade: None,
+        });
     }
     for _ in 0..draw.below(4) {
         let index = NodeIndex(*draw.choose(&[&0, &1, &2, &3, &8_191, &u32::MAX]));
@@ -234,7 +243,9 @@ pub fn observed(draw: &mut Draw) -> Observed {
         tables.ipcache.insert(network(draw), IpcacheValue { identity: identity(draw), node });
     }
     for _ in 0..draw.below(4) {
-        tables.routes.insert(network(draw), RouteValue { source: address(draw), mtu_bytes: 1450 });
+        tables
+            .routes
+            .insert(network(draw), RouteValue { next_hop: None, source: address(draw), mtu_bytes: 1450 });
     }
     for _ in 0..draw.below(4) {
         let id = EndpointId(*draw.choose(&[&0, &1, &2, &3, &u32::MAX]));

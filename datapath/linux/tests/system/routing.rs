@@ -1,0 +1,139 @@
+//! The base in its modes: with and without a tunnel, masquerade's settings, and what the stack is asked for.
+
+use std::collections::BTreeSet;
+
+use datapath_plan::{Base, BaseUnderlay, HostRouting, Masquerade, Mode, NextHop, Op, RouteValue};
+
+use crate::stage::{Cluster, Namespace, Stage, base, endpoint, endpoint_ops, foundations, gateway, must};
+
+fn underlay_index(stage: &Stage) -> u32 {
+    let text = stage.node.run("ip", &["-o", "link", "show", "under0"]);
+    text.split(':').next().expect("an index").parse().expect("a number")
+}
+
+fn masquerade(exclude: &[&str]) -> Option<Masquerade> {
+    let exclude = exclude.iter().map(|prefix| prefix.parse().expect("a prefix")).collect();
+    Some(Masquerade { first_port: 61_000, last_port: 61_999, exclude })
+}
+
+/// Every setting comes back as it was put, and putting it again changes nothing.
+#[test]
+fn bases_are_observed_as_they_were_put() {
+    let Some(cluster) = Cluster::new(1) else { return };
+    let stage = cluster.node(1);
+    stage.play(async || {
+        let mut datapath = stage.open().await;
+        let plain = Base {
+            underlay: BaseUnderlay {
+                ifindex: underlay_index(stage),
+                address: Cluster::underlay(1).into(),
+                mtu_bytes: 1500,
+            },
+            ..base(1)
+        };
+        let native = Base { mode: Mode::Native, mtu_bytes: 1500, ..plain.clone() };
+        let devices = |stage: &Stage| -> BTreeSet<String> {
+            let listed = stage.node.run("ip", &["-o", "link", "show"]);
+            let names = listed
+                .lines()
+                .filter_map(|line| Some(line.split(": ").nth(1)?.split('@').next()?.to_owned()));
+            names.filter(|name| name.starts_with("warren_")).collect()
+        };
+        for (base, tunnel) in [
+            (plain.clone(), true),
+            (Base { masquerade: masquerade(&["10.77.0.0/16", "172.16.0.0/12"]), ..plain.clone() }, true),
+            (Base { masquerade: masquerade(&["10.77.0.0/16"]), ..native.clone() }, false),
+            (Base { host_routing: HostRouting::Legacy, ..native }, false),
+            (Base { host_routing: HostRouting::Legacy, ..plain.clone() }, true),
+            (plain, true),
+        ] {
+            must(&mut datapath, vec![Op::PutBase(base.clone())]).await;
+            let before = stage.node.devices();
+            let observed = datapath.observe().await.expect("observed");
+            assert_eq!(observed.broken, [] as [String; 0], "{base}");
+            assert_eq!(observed.tables.base.as_ref(), Some(&base));
+            assert_eq!(devices(stage).contains("warren_vxlan"), tunnel, "{base}");
+            must(&mut datapath, vec![Op::PutBase(base)]).await;
+            assert_eq!(stage.node.devices(), before, "done again, nothing is made again");
+        }
+    });
+}
+
+#[test]
+fn routes_to_other_nodes_are_made_and_observed() {
+    let Some(cluster) = Cluster::new(2) else { return };
+    let stage = cluster.node(1);
+    stage.play(async || {
+        let mut datapath = stage.open().await;
+        must(&mut datapath, foundations(1)).await;
+        let cidr = "10.77.2.0/24".parse().expect("a network");
+        let hop = |address: [u8; 4]| RouteValue {
+            next_hop: Some(NextHop { address: address.into(), ifindex: underlay_index(stage) }),
+            source: gateway(1).into(),
+            mtu_bytes: 1500,
+        };
+        // The second is on the same wire, but not in the subnet of this node's address.
+        let direct = RouteValue { next_hop: None, ..hop([0; 4]) };
+        for value in [hop([192, 0, 2, 2]), hop([198, 51, 100, 2]), direct, hop([192, 0, 2, 2])] {
+            must(&mut datapath, vec![Op::PutRoute(cidr, value)]).await;
+            let observed = datapath.observe().await.expect("observed");
+            assert_eq!(observed.tables.routes.get(&cidr), Some(&value));
+            assert_eq!(observed.broken, [] as [String; 0]);
+        }
+        let shown = stage.node.run("ip", &["route", "show", "proto", "112"]);
+        assert!(
+            shown.contains("10.77.2.0/24 via 192.0.2.2 dev under0 src 10.77.1.1 onlink mtu 1500"),
+            "{shown}"
+        );
+        must(&mut datapath, vec![Op::DeleteRoute(cidr)]).await;
+        assert!(!stage.node.run("ip", &["route", "show"]).contains("10.77.2.0"));
+    });
+}
+
+#[test]
+fn the_masquerades_ports_are_reserved_beside_those_of_others() {
+    let Some(stage) = Stage::new() else { return };
+    let key = "net.ipv4.ip_local_reserved_ports";
+    stage.play(async || {
+        let mut datapath = stage.open().await;
+        stage.node.run("sysctl", &["-q", "-w", &format!("{key}=8080,9000-9010")]);
+        for _ in 0..2 {
+            must(&mut datapath, vec![Op::PutBase(Base { masquerade: masquerade(&[]), ..base(1) })]).await;
+            assert_eq!(stage.node.run("sysctl", &["-n", key]).trim(), "8080,9000-9010,61000-61999");
+        }
+    });
+}
+
+/// Strict reverse path filtering for all devices, as some distributions set it.
+#[test]
+fn an_endpoint_reaches_the_world_where_reverse_paths_are_checked_strictly() {
+    let Some(stage) = Stage::new() else { return };
+    let (workload, world) = (Namespace::new("one"), Namespace::new("world"));
+    let node = &stage.node;
+    node.run("ip", &["link", "add", "up0", "type", "veth", "peer", "name", "down0", "netns", &world.name]);
+    node.run("ip", &["addr", "add", "198.51.100.1/24", "dev", "up0"]);
+    node.run("ip", &["link", "set", "up0", "up"]);
+    node.run("sysctl", &["-q", "-w", "net.ipv4.conf.all.rp_filter=1"]);
+    world.run("ip", &["addr", "add", "198.51.100.9/24", "dev", "down0"]);
+    world.run("ip", &["link", "set", "down0", "up"]);
+    world.run("ip", &["route", "add", "10.77.0.0/16", "via", "198.51.100.1"]);
+    stage.play(async || {
+        let mut datapath = stage.open().await;
+        let (id, value) = endpoint(1, 1, &workload.path());
+        let mut ops = foundations(1);
+        ops.extend(endpoint_ops(id, &value));
+        must(&mut datapath, ops).await;
+        assert!(workload.pings([198, 51, 100, 9].into()));
+        let setting = |device: &str| {
+            node.run("sysctl", &["-n", &format!("net.ipv4.conf.{device}.rp_filter")]).trim().to_owned()
+        };
+        let devices = ["all", "default", "up0", "warren_host", "wrn1"].map(setting);
+        assert_eq!(devices, ["0", "1", "1", "0", "0"], "others' devices are as strict as they were");
+
+        node.run("sysctl", &["-q", "-w", "net.ipv4.conf.all.rp_filter=2"]);
+        let observed = datapath.observe().await.expect("observed");
+        assert_eq!(observed.tables.base, None, "{:?}", observed.broken);
+        must(&mut datapath, vec![Op::PutBase(base(1))]).await;
+        assert_eq!(["all", "up0", "wrn1"].map(setting), ["0", "2", "0"]);
+    });
+}

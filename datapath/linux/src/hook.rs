@@ -56,6 +56,12 @@ impl Program {
         }
     }
 
+    /// Whether the kernel calls a program so: it keeps 15 bytes of a name.
+    fn is_named(self, name: &str) -> bool {
+        let length = self.name().len().min(15);
+        name == &self.name()[..length]
+    }
+
     fn fail(
         self,
         operation: impl Into<String>,
@@ -180,12 +186,13 @@ impl Hooks {
             AttachMode::Clsact => {
                 for link in links {
                     for direction in [TcAttachType::Ingress, TcAttachType::Egress] {
-                        let known = programs_of(&link.name)
-                            .iter()
-                            .find(|program| link.is_ours() && program.direction() == direction);
-                        for program_id in clsact::programs(netlink, link, direction).await? {
+                        for filter in clsact::filters(netlink, link, direction).await? {
+                            let Some(program_id) = filter.program_id else { continue };
                             if is_of_ours(program_id)? {
-                                let hook = known.map(|program| (link.name.clone(), *program));
+                                let known = Program::ALL.into_iter().find(|program| {
+                                    program.direction() == direction && program.is_named(&filter.name)
+                                });
+                                let hook = known.map(|program| (link.name.clone(), program));
                                 let place = Place::Filter(link.name.clone(), direction);
                                 found.push(AtWork { program_id, hook, place });
                             }

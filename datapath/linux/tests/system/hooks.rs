@@ -42,6 +42,8 @@ fn others_at_our_hooks_are_told_from_ours() {
             other.program_mut("nothing").expect("in the object").try_into().expect("a classifier");
         nothing.load().expect("load");
         nothing.attach("wrn1", TcAttachType::Ingress).expect("attach");
+        // Without TCX a device needs it first; our devices have it then.
+        stage.node.run("tc", &["qdisc", "add", "dev", "lo", "clsact"]);
         nothing.attach("lo", TcAttachType::Egress).expect("attach to a device of nobody's");
         let with = datapath.hook_users(&[]).await.expect("hooks");
         assert_eq!(names(&with, true), expected);

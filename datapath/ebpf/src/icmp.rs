@@ -39,7 +39,9 @@ pub fn flow_of(packet: &Packet) -> *mut FlowEntry {
 }
 
 /// Whether an error comes from the one that the quoted packet was for, and not from a router on its way.
-#[inline(never)]
+///
+/// Inline: a frame of its own, empty as it is, takes 32 bytes from the deepest chain of calls on old kernels.
+#[inline(always)]
 pub fn is_from_its_end(packet: &Packet) -> bool {
     // Nobody's address where there is none: what was not read must not be compared (the verifier).
     let quoted = match packet.read::<Quote>(usize::from(packet.transport) + size_of::<IcmpError>()) {

@@ -16,5 +16,6 @@ mod load;
 mod masquerade;
 mod namespace;
 mod routing;
+mod stack;
 mod to_endpoint;
 mod world;

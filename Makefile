@@ -13,7 +13,7 @@ LAB := $(TARGET_DIR)/release/warren-lab
 SCENARIOS ?= $(basename $(notdir $(wildcard chaos/scenarios/*.toml)))
 CARGO_DENY_VERSION := 0.20
 
-.PHONY: help setup build lab lab-down test chaos fuzz bench fmt fmt-check clippy check-tests test-etcd test-kernels test-upgrade docs deny
+.PHONY: help setup build lab lab-down test chaos fuzz test-scale bench fmt fmt-check clippy check-tests test-etcd test-kernels test-upgrade docs deny
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -72,6 +72,11 @@ test-upgrade: setup ## agents killed, stopped, upgraded and downgraded under tra
 	cargo build --locked --workspace --bins
 	cargo build --locked -p node-agent --bin warrend-next --features next-layout
 	UPGRADE_ROUNDS=20 cargo test --locked -p chaos-lab --test system upgrade -- --nocapture --test-threads=1
+
+# Release programs, on a quiet machine: some ten minutes. Prints figures; fails on leaks.
+test-scale: build ## 10,000 endpoints come and go; agents start with 100,000 known
+	WARREN_SCALE_ENDPOINTS=10000 WARREN_SCALE_KNOWN=100000 WARREN_SCALE_PROGRAMS=$(abspath $(TARGET_DIR))/release \
+	    cargo test --locked -p chaos-lab --test system -- --test-threads=1 --nocapture come_and_go a_large_fleet
 
 bench: setup ## what programs and decisions cost
 	cargo bench --locked -p datapath-linux -p node-core

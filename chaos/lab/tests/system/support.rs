@@ -44,7 +44,8 @@ impl TestLab {
         Self::made_with(test, nodes, etcd, |_| {})
     }
 
-    fn made_with(test: &str, nodes: u8, etcd: u8, change: impl FnOnce(&mut Spec)) -> Option<Self> {
+    /// A lab in which nothing runs yet, and that differs from the usual.
+    pub fn made_with(test: &str, nodes: u8, etcd: u8, change: impl FnOnce(&mut Spec)) -> Option<Self> {
         let name = lab_name(test)?;
         let mut spec = Spec::new(nodes, etcd).unwrap();
         change(&mut spec);
@@ -110,6 +111,13 @@ impl TestLab {
             Ok(())
         })
         .unwrap();
+    }
+}
+
+/// Takes the programs of another build for tests of scale: a debug build's figures say little.
+pub fn use_scale_programs(spec: &mut Spec) {
+    if let Some(programs) = std::env::var_os("WARREN_SCALE_PROGRAMS") {
+        spec.programs = programs.into();
     }
 }
 

@@ -1,0 +1,190 @@
+//! Endpoints that come and go leave nothing: not in maps, etcd, devices, files, nor in the agent's memory.
+//!
+//! `WARREN_SCALE_ENDPOINTS=10000` (`make test-scale`) makes as many; a few hundred are a part of every run.
+
+use std::{collections::BTreeMap, fs, path::Path, time::Instant};
+
+use anyhow::{Result, ensure};
+use chaos_lab::{ask, namespace, process, wait};
+use identity::EndpointName;
+use node_api::{AttachmentKind, EndpointAdd};
+
+use crate::support::{SOON, TestLab, use_scale_programs};
+
+/// Endpoints that are there at one moment.
+const ALIVE: usize = 100;
+/// Endpoints in an ordinary run.
+const ENDPOINTS: usize = 300;
+/// Callers at once. The agent does one plan at a time and gathers what comes meanwhile.
+const CALLERS: usize = 4;
+/// How much the agent's memory may grow after the warm-up: allocators keep what they were given once.
+const GROWTH_KB: u64 = 8 * 1024;
+/// What goes first in each batch without telling the agent: workloads do.
+const DISAPPEAR: usize = 5;
+
+fn endpoint(lab: &TestLab, node: &str, index: usize) -> (EndpointName, EndpointAdd) {
+    let slot = index % ALIVE;
+    let name = EndpointName::new(&format!("leak-{index}")).unwrap();
+    let request = EndpointAdd {
+        name: name.clone(),
+        labels: format!("app=leak,part=p{}", slot % 4).parse().unwrap(),
+        attachment: AttachmentKind::Netns {
+            path: namespace::path(&workload(lab, node, slot)),
+            interface: "eth0".to_owned(),
+        },
+        address: None,
+    };
+    (name, request)
+}
+
+fn workload(lab: &TestLab, node: &str, slot: usize) -> String {
+    lab.name().endpoint_namespace(node, &format!("w{slot}"))
+}
+
+/// Does something to each endpoint of a range, from several threads.
+fn for_each(range: std::ops::Range<usize>, work: impl Fn(usize) -> Result<()> + Sync) {
+    std::thread::scope(|scope| {
+        for caller in 0..CALLERS {
+            let (work, range) = (&work, range.clone());
+            scope.spawn(move || range.skip(caller).step_by(CALLERS).for_each(|index| work(index).unwrap()));
+        }
+    });
+}
+
+/// A batch comes and goes.
+fn batch(lab: &TestLab, node: &str, range: std::ops::Range<usize>) {
+    for slot in 0..range.len() {
+        let inside = workload(lab, node, slot);
+        if !namespace::exists(&inside) {
+            namespace::create(&inside).unwrap();
+        }
+    }
+    for_each(range.clone(), |index| ask(lab.api(node).endpoint_add(&endpoint(lab, node, index).1)).map(drop));
+    for slot in 0..DISAPPEAR.min(range.len()) {
+        namespace::delete(&workload(lab, node, slot)).unwrap();
+    }
+    for_each(range, |index| {
+        let deleted = ask(lab.api(node).endpoint_delete(&endpoint(lab, node, index).0))?;
+        ensure!(deleted.existed, "endpoint {index} was not there");
+        Ok(())
+    });
+}
+
+/// Everything that could pile up, by name.
+fn counts(lab: &TestLab, node: &str) -> Result<BTreeMap<String, u64>> {
+    let mut counts = BTreeMap::new();
+    for map in ask(lab.api(node).maps())?.items {
+        // Flows end by themselves, in their own time.
+        if let Some(entries) = map.entries.filter(|_| !map.name.contains("FLOWS")) {
+            counts.insert(map.name, entries);
+        }
+    }
+    let inside = lab.name().machine_namespace(node);
+    let lines = |text: String| text.lines().count() as u64;
+    counts.insert("devices".to_owned(), lines(process::run(&inside, "ip", &["-o", "link"])?));
+    counts.insert(
+        "routes".to_owned(),
+        lines(process::run(&inside, "ip", &["-o", "route", "show", "table", "all"])?),
+    );
+    counts.insert("neighbours".to_owned(), lines(process::run(&inside, "ip", &["-o", "neighbour"])?));
+    let etcd = lab.name().machine_namespace("e1");
+    let keys =
+        process::run(&etcd, "env", &["ETCDCTL_API=3", "etcdctl", "get", "--prefix", "/", "--keys-only"])?;
+    counts.insert("etcd keys".to_owned(), keys.lines().filter(|line| !line.is_empty()).count() as u64);
+    counts.insert("pins".to_owned(), files_below(&lab.pin_path(node)));
+    counts.insert("files of the agent".to_owned(), files_below(&lab.name().folder().join(node)));
+    let pid = agent(lab, node)?;
+    counts.insert("descriptors".to_owned(), fs::read_dir(format!("/proc/{pid}/fd"))?.count() as u64);
+    // The runtime starts and ends threads for files as it needs them: a few more or less are the same.
+    let threads = fs::read_dir(format!("/proc/{pid}/task"))?.count() as u64;
+    counts.insert("threads, in sixteens".to_owned(), threads / 16);
+    Ok(counts)
+}
+
+fn files_below(folder: &Path) -> u64 {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.map(|entry| if entry.path().is_dir() { files_below(&entry.path()) } else { 1 }).sum()
+}
+
+fn agent(lab: &TestLab, node: &str) -> Result<i32> {
+    let processes = lab.processes(node)?;
+    ensure!(processes.len() == 1, "processes on {node}: {processes:?}");
+    Ok(processes[0])
+}
+
+/// Resident memory, kB.
+fn resident_kb(lab: &TestLab, node: &str) -> u64 {
+    let pid = agent(lab, node).unwrap();
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("the kernel says it");
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[test]
+fn endpoints_that_come_and_go_leave_nothing() {
+    let wanted =
+        std::env::var("WARREN_SCALE_ENDPOINTS").ok().and_then(|text| text.parse().ok()).unwrap_or(ENDPOINTS);
+    // An address that rests is in use as far as blocks are concerned: without this, blocks are claimed for it.
+    let flags = ["--fleet-address-cooldown".to_owned(), "0s".to_owned()];
+    let Some(lab) = TestLab::up_with("leaks", 2, 1, |spec| {
+        spec.agent_flags = flags.into();
+        use_scale_programs(spec);
+    }) else {
+        return;
+    };
+    // Their identities stay in use, so that what is counted is endpoints.
+    for part in 0..4 {
+        lab.endpoint("n1", &format!("keeper-{part}"), &format!("app=leak,part=p{part}"));
+    }
+    // The first tenth is the warm-up: a block more, buffers at their size, the allocator's arenas.
+    let warm = (wanted / 10).max(ALIVE);
+    let mut from = 0;
+    let mut run_until = |end: usize| {
+        while from < end {
+            let to = (from + ALIVE).min(end);
+            batch(&lab, "n1", from..to);
+            from = to;
+        }
+    };
+    run_until(warm);
+    let settled = |node: &str| {
+        wait::until("both kernels and etcd without the endpoints", SOON, || {
+            let status = ask(lab.api(node).status())?;
+            ensure!(status.endpoints == if node == "n1" { 4 } else { 0 }, "{} endpoints", status.endpoints);
+            let counts = counts(&lab, node)?;
+            // Gateways, underlay addresses of both nodes, and four keepers.
+            ensure!(counts["WARREN_IPC_V4"] == 8, "{counts:?}");
+            Ok(counts)
+        })
+        .unwrap()
+    };
+    let before: Vec<_> = ["n1", "n2"].map(settled).into();
+    let resident_before: Vec<u64> = ["n1", "n2"].map(|node| resident_kb(&lab, node)).into();
+
+    let start = Instant::now();
+    run_until(warm + wanted);
+    let took = start.elapsed();
+
+    for (index, node) in ["n1", "n2"].into_iter().enumerate() {
+        wait::until("everything as before", SOON, || {
+            let after = settled(node);
+            let differing: Vec<_> = after
+                .iter()
+                .filter(|(name, count)| before[index].get(*name) != Some(count))
+                .map(|(name, count)| format!("{name}: {:?} before, {count} after", before[index].get(name)))
+                .collect();
+            ensure!(differing.is_empty(), "{node}: {differing:?}");
+            Ok(())
+        })
+        .unwrap();
+        let (resident, after) = (resident_before[index], resident_kb(&lab, node));
+        println!("{node}: {resident} kB resident after {warm} endpoints, {after} kB after {wanted} more");
+        assert!(after < resident + GROWTH_KB, "{node}: {resident} kB resident before, {after} kB after");
+    }
+    println!(
+        "{wanted} endpoints came and went in {took:?}, {:?} each",
+        took / u32::try_from(wanted).unwrap()
+    );
+    let (code, text, _) = lab.warren("n1", &["state", "diff"]);
+    assert_eq!((code, text.as_str()), (0, "the kernel holds exactly what the agent wants\n"));
+}

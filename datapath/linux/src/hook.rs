@@ -16,6 +16,7 @@ use aya::{
 };
 
 use datapath_abi::map_name;
+use nix::net::if_::if_nametoindex;
 
 use crate::{
     bpf, clsact,
@@ -332,8 +333,21 @@ impl Hooks {
         programs_of(device).iter().try_for_each(|program| pins::remove(&self.link_path(device, *program)))
     }
 
-    /// Whether our present program works at its hook on the device.
+    /// Whether our present program works at its hook on the device. On one that has gone since it was listed (with a
+    /// workload's namespace, at any moment) nothing does.
     pub(crate) async fn is_attached(
+        &self,
+        netlink: &Netlink,
+        link: &Link,
+        program: Program,
+    ) -> Result<bool, DatapathError> {
+        match self.works_at(netlink, link, program).await {
+            Err(_) if if_nametoindex(link.name.as_str()) != Ok(link.index) => Ok(false),
+            answer => answer,
+        }
+    }
+
+    async fn works_at(
         &self,
         netlink: &Netlink,
         link: &Link,

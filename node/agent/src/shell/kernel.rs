@@ -209,9 +209,9 @@ impl Worker {
                 let observed = self.datapath.observe().await;
                 self.metrics.observe_seconds.observe(begin.elapsed().as_secs_f64());
                 if let Err(error) = &observed {
-                    error!(%error, "kernel cannot be read");
+                    error!(error = error.chain(), "kernel cannot be read");
                 }
-                Some(Event::Observed(observed.map_err(|error| error.to_string())))
+                Some(Event::Observed(observed.map_err(|error| error.chain())))
             }
             Order::Programs(answer) => {
                 drop(answer.send(self.datapath.programs().await));

@@ -28,9 +28,10 @@ pub(super) fn ip_forward(machine: &Machine) -> Finding {
     }
 }
 
-/// The stricter of `all` and the device's own counts, where 1 is strict and 2 loose
-/// (Documentation/networking/ip-sysctl.rst: the maximum of both). Packets of endpoints come in by devices that
-/// no route to them leads back to.
+/// The greater of `all` and the device's own counts, where 1 is strict and 2 loose
+/// (Documentation/networking/ip-sysctl.rst). Packets of endpoints come in by devices that no route to them leads
+/// back to, and that have no address: for those loose is as bad as strict. `warrend` moves what it finds in `all` to
+/// the devices of others.
 pub(super) fn rp_filter(machine: &Machine) -> Finding {
     const CHECK: &str = "rp-filter";
     let number = |value: &String| value.trim().parse::<u32>().ok();
@@ -41,27 +42,34 @@ pub(super) fn rp_filter(machine: &Machine) -> Finding {
             "mount -t proc proc /proc",
         );
     };
-    if all == 1 {
+    if all != 0 && !has_device(machine, "warren_host") {
+        return Finding::ok(
+            CHECK,
+            format!(
+                "net.ipv4.conf.all.rp_filter is {all}; warrend gives it to the devices of others instead"
+            ),
+        );
+    }
+    if all != 0 {
         return Finding::fail(
             CHECK,
-            "net.ipv4.conf.all.rp_filter is 1: it overrules the 0 of our devices, and packets from pods to the world are dropped; 0 and 2 are good",
+            format!(
+                "net.ipv4.conf.all.rp_filter is {all}: it overrules the 0 of our devices, and packets from pods to the world are dropped"
+            ),
             "sysctl -w net.ipv4.conf.all.rp_filter=0; echo net.ipv4.conf.all.rp_filter=0 > /etc/sysctl.d/90-warren-rp-filter.conf",
         );
     }
     let strict: Vec<&str> = (machine.rp_filter.iter())
-        .filter(|(device, value)| is_ours(device) && all.max(number(value).unwrap_or(0)) == 1)
+        .filter(|(device, value)| is_ours(device) && number(value).unwrap_or(0) != 0)
         .map(|(device, _)| device.as_str())
         .collect();
     if strict.is_empty() {
-        return Finding::ok(
-            CHECK,
-            format!("net.ipv4.conf.all.rp_filter is {all}, no device of ours is strict"),
-        );
+        return Finding::ok(CHECK, "off for all and for the devices of ours");
     }
     let devices = strict.join(" ");
     Finding::fail(
         CHECK,
-        format!("strict on {devices}: packets from pods to the world are dropped"),
+        format!("on for {devices}: packets from pods to the world are dropped"),
         format!(
             "for d in {devices}; do sysctl -w net.ipv4.conf.$d.rp_filter=0; done; grep -r rp_filter /etc/sysctl.d"
         ),
@@ -169,22 +177,27 @@ mod tests {
     }
 
     #[test]
-    fn the_stricter_of_all_and_the_device_counts() {
+    fn the_greater_of_all_and_the_device_counts() {
         let check = |values: &[(&str, &str)], verdict, seen, remedy| {
+            let ours: Vec<&str> = values.iter().map(|(name, _)| *name).chain(["warren_host"]).collect();
             let own = |(device, value): &(&str, &str)| ((*device).to_owned(), (*value).to_owned());
             let rp_filter_of = values.iter().map(own).collect();
             expect(
-                rp_filter(&Machine { rp_filter: rp_filter_of, ..Machine::default() }),
+                rp_filter(&Machine { rp_filter: rp_filter_of, ..with_devices(&ours) }),
                 verdict,
                 seen,
                 remedy,
             );
         };
-        check(&[("all", "0\n"), ("eth0", "1\n"), ("wrn1", "0\n")], Ok, "is 0", "");
-        check(&[("all", "2\n"), ("wrn1", "1\n")], Ok, "is 2", "");
+        check(&[("all", "0\n"), ("eth0", "1\n"), ("wrn1", "0\n")], Ok, "off for all", "");
+        check(&[("all", "2\n"), ("wrn1", "0\n")], Fail, "is 2: it overrules", "all.rp_filter=0");
+        check(&[("all", "0\n"), ("wrn1", "2\n")], Fail, "on for wrn1", "for d in wrn1; do");
         check(&[("all", "1\n"), ("wrn1", "0\n")], Fail, "overrules", "all.rp_filter=0");
         check(&[("all", "0"), ("wrn1", "1"), ("wrn2", "1")], Fail, "wrn1 wrn2", "for d in wrn1 wrn2; do");
         check(&[("eth0", "1")], Unknown, "cannot be read", "mount");
+        let strict = [("all".to_owned(), "1\n".to_owned())].into();
+        let before_the_start = Machine { rp_filter: strict, ..with_devices(&["lo"]) };
+        expect(rp_filter(&before_the_start), Ok, "is 1; warrend gives it", "");
     }
 
     #[test]

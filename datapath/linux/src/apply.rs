@@ -85,6 +85,10 @@ impl Datapath {
         // Written before the programs are attached: without it they drop.
         self.maps.config.put(&0, &config)?;
         self.hooks.attach(HOST_DEVICE)?;
+        // One that is gone is told by the watch, and another one will be wanted.
+        if let Some(underlay) = self.netlink.link_at(base.underlay.ifindex).await? {
+            self.hooks.attach_underlay(&self.netlink, &underlay.name).await?;
+        }
         match devices.vxlan {
             Some(_) => self.hooks.attach(VXLAN_DEVICE),
             // Last: until here packets could still go by it.

@@ -4,7 +4,7 @@
 //! A link is never made twice: one that is pinned gets the new program in place, without a packet in between
 //! that meets none (FACTS: 100 swaps under load, no loss).
 
-use std::{io, os::fd::AsFd, path::PathBuf};
+use std::{fs, io, os::fd::AsFd, path::PathBuf};
 
 use aya::{
     Ebpf,
@@ -81,6 +81,9 @@ pub(crate) fn programs_of(device: &str) -> &'static [Program] {
         _ => &[],
     }
 }
+
+/// The programs of the underlay's interface, which is not ours.
+pub(crate) const UNDERLAY_PROGRAMS: &[Program] = &[Program::FromNetdev, Program::ToNetdev];
 
 /// The loaded programs, and where they are attached.
 #[derive(Debug)]
@@ -210,6 +213,39 @@ impl Hooks {
         programs_of(device).iter().try_for_each(|program| self.attach_one(device, *program))
     }
 
+    /// Puts the underlay's programs to work on its interface, then takes them off every other one.
+    pub(crate) async fn attach_underlay(
+        &mut self,
+        netlink: &Netlink,
+        device: &str,
+    ) -> Result<(), DatapathError> {
+        let links = netlink.links().await?;
+        for pin in self.link_pins()?.iter().filter(|pin| UNDERLAY_PROGRAMS.contains(&pin.program)) {
+            let path = self.link_path(device, pin.program);
+            // Gone, or another name of this one: a hook takes a program once.
+            if links.iter().all(|link| link.name != pin.device) && !path.exists() {
+                let former = self.link_path(&pin.device, pin.program);
+                fs::rename(&former, path).map_err(|source| DatapathError::file("rename", former, source))?;
+            }
+        }
+        UNDERLAY_PROGRAMS.iter().try_for_each(|program| self.attach_one(device, *program))?;
+        let is_former = |work: &&AtWork| {
+            let hook = work.hook.as_ref();
+            hook.is_some_and(|(other, program)| other != device && UNDERLAY_PROGRAMS.contains(program))
+        };
+        let at_work = self.at_work(netlink, &links).await?;
+        at_work.iter().filter(is_former).try_for_each(|work| self.take_away(&work.place))
+    }
+
+    fn take_away(&self, place: &Place) -> Result<(), DatapathError> {
+        match place {
+            Place::Link(name) => pins::remove(&self.pins.links().join(name)),
+            Place::Filter(device, direction) => {
+                clsact::remove(device, *direction, CLSACT_PRIORITY, CLSACT_HANDLE)
+            }
+        }
+    }
+
     fn attach_one(&mut self, device: &str, program: Program) -> Result<(), DatapathError> {
         match self.mode {
             AttachMode::Tcx => {
@@ -311,12 +347,7 @@ impl Hooks {
                 }
                 (None, place) => {
                     tracing::info!(?place, "a program of another build is taken away");
-                    match place {
-                        Place::Link(name) => pins::remove(&self.pins.links().join(name))?,
-                        Place::Filter(device, direction) => {
-                            clsact::remove(device, *direction, CLSACT_PRIORITY, CLSACT_HANDLE)?
-                        }
-                    }
+                    self.take_away(place)?;
                 }
             }
         }

@@ -114,6 +114,11 @@ impl Netlink {
         }
     }
 
+    /// A device by index.
+    pub(crate) async fn link_at(&self, index: u32) -> Result<Option<Link>, DatapathError> {
+        Ok(self.links().await?.into_iter().find(|link| link.index == index))
+    }
+
     /// What this namespace calls another one, as in [`Link::peer_namespace`]; `None` if it has no name for it.
     pub(crate) async fn namespace_number(&self, fd: i32) -> Result<Option<i32>, DatapathError> {
         let fail = |error| failed("ask for the number of a network namespace".into(), error);

@@ -16,8 +16,9 @@ use crate::{
     datapath::Datapath,
     device::{self, BaseDevices, HOST_DEVICE},
     error::DatapathError,
-    hook::programs_of,
+    hook::{UNDERLAY_PROGRAMS, programs_of},
     netlink::Link,
+    object::Program,
     route, sysctl,
 };
 
@@ -36,7 +37,7 @@ impl Datapath {
             observed.broken.push("base: devices or configuration are there in part, or differ".into());
         }
         if let Some((base, devices)) = &base
-            && self.base_works(base.gateway, devices, &mut observed.broken).await?
+            && self.base_works(base.gateway, base.underlay.ifindex, devices, &mut observed.broken).await?
         {
             observed.tables.base = Some(base.clone());
         }
@@ -53,6 +54,7 @@ impl Datapath {
     async fn base_works(
         &self,
         gateway: IpAddr,
+        underlay: u32,
         devices: &BaseDevices,
         broken: &mut Vec<String>,
     ) -> Result<bool, DatapathError> {
@@ -66,14 +68,22 @@ impl Datapath {
             );
         }
         for link in [Some(&devices.host), devices.vxlan.as_ref()].into_iter().flatten() {
-            self.check_hooks(link, broken).await?;
+            self.check_hooks(link, programs_of(&link.name), broken).await?;
+        }
+        if let Some(underlay) = self.netlink.link_at(underlay).await? {
+            self.check_hooks(&underlay, UNDERLAY_PROGRAMS, broken).await?;
         }
         Ok(broken.len() == before)
     }
 
     /// Names the programs that a device should have and has not.
-    async fn check_hooks(&self, link: &Link, broken: &mut Vec<String>) -> Result<(), DatapathError> {
-        for program in programs_of(&link.name) {
+    async fn check_hooks(
+        &self,
+        link: &Link,
+        programs: &[Program],
+        broken: &mut Vec<String>,
+    ) -> Result<(), DatapathError> {
+        for program in programs {
             if !self.hooks.is_attached(&self.netlink, link, *program).await? {
                 broken.push(format!("{}: program {} is not attached", link.name, program.name()));
             }
@@ -171,7 +181,7 @@ impl Datapath {
                     if mtu_bytes.is_some_and(|mtu_bytes| link.mtu_bytes != mtu_bytes) {
                         observed.broken.push(format!("endpoint {id}: its MTU is {}", link.mtu_bytes));
                     }
-                    self.check_hooks(link, &mut observed.broken).await?;
+                    self.check_hooks(link, programs_of(&link.name), &mut observed.broken).await?;
                     check_entries(*id, link, &by_ifindex, &by_address, &mut observed.broken)
                 }
             };

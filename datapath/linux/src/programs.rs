@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::{
     datapath::Datapath,
     error::DatapathError,
-    hook::{AttachMode, programs_of},
+    hook::{AttachMode, UNDERLAY_PROGRAMS, programs_of},
     object::Program,
 };
 
@@ -23,7 +23,7 @@ pub struct ProgramInfo {
 }
 
 impl Datapath {
-    /// All programs of the object with the devices of ours where the present ones work. Two questions to the
+    /// All programs of the object with the devices where the present ones work. Two questions to the
     /// kernel for each device.
     ///
     /// # Errors
@@ -31,8 +31,14 @@ impl Datapath {
     pub async fn programs(&self) -> Result<Vec<ProgramInfo>, DatapathError> {
         let mut devices: BTreeMap<&str, Vec<String>> =
             Program::ALL.into_iter().map(|program| (program.name(), Vec::new())).collect();
-        for link in self.netlink.links().await?.iter().filter(|link| link.is_ours()) {
-            for program in programs_of(&link.name) {
+        let underlay = self.maps.config.get(&0)?.map_or(0, |config| config.underlay_ifindex);
+        for link in &self.netlink.links().await? {
+            let programs = match link.is_ours() {
+                true => programs_of(&link.name),
+                false if link.index == underlay => UNDERLAY_PROGRAMS,
+                false => continue,
+            };
+            for program in programs {
                 if self.hooks.is_attached(&self.netlink, link, *program).await? {
                     devices.entry(program.name()).or_default().push(link.name.clone());
                 }

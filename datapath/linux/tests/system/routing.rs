@@ -137,3 +137,74 @@ fn an_endpoint_reaches_the_world_where_reverse_paths_are_checked_strictly() {
         assert_eq!(["all", "up0", "wrn1"].map(setting), ["0", "2", "0"]);
     });
 }
+
+/// The programs of the underlay's interface move with it, and others' interfaces are left alone.
+fn check_underlay_programs(force_clsact: bool) {
+    let Some(cluster) = Cluster::new(1) else { return };
+    let stage = cluster.node(1);
+    let ip = |arguments: &str| drop(stage.node.run("ip", &arguments.split(' ').collect::<Vec<_>>()));
+    ip("link add other0 type veth peer name other1");
+    ip("link set other0 up");
+    let index = |device: &str| -> u32 {
+        let text = stage.node.run("ip", &["-o", "link", "show", device]);
+        text.split(':').next().expect("an index").parse().expect("a number")
+    };
+    stage.play(async || {
+        let config = datapath_linux::LinuxConfig { force_clsact, ..stage.config() };
+        let mut datapath = stage.open_with(config.clone()).await;
+        let at = |device: &str| {
+            let underlay = BaseUnderlay {
+                ifindex: index(device),
+                address: Cluster::underlay(1).into(),
+                mtu_bytes: 1500,
+            };
+            Base { underlay, ..base(1) }
+        };
+        let check = async |datapath: &mut datapath_linux::Datapath, device: &str| {
+            let programs = datapath.programs().await.expect("listed");
+            for name in ["from_netdev", "to_netdev"] {
+                let found = programs.iter().find(|program| program.name == name).expect("a program of ours");
+                assert_eq!(found.devices, [device], "{name}");
+            }
+            let observed = datapath.observe().await.expect("observed");
+            assert_eq!(observed.broken, [] as [String; 0]);
+            // Nobody else has them, whatever the configuration says.
+            for other in ["under0", "other0", "uplink0"].iter().filter(|other| **other != device) {
+                let shown = stage.node.run("bpftool", &["net", "show"]);
+                assert!(
+                    !shown.lines().any(|line| line.starts_with(other) && line.contains("_netdev")),
+                    "{shown}"
+                );
+            }
+        };
+        for device in ["under0", "other0", "under0"] {
+            must(&mut datapath, vec![Op::PutBase(at(device))]).await;
+            check(&mut datapath, device).await;
+        }
+        drop(datapath);
+        let mut datapath = stage.open_with(config).await;
+        check(&mut datapath, "under0").await;
+
+        // The same device by another name, then another device of the same name.
+        ip("link set under0 down");
+        ip("link set under0 name uplink0");
+        ip("link set uplink0 up");
+        must(&mut datapath, vec![Op::PutBase(at("uplink0"))]).await;
+        check(&mut datapath, "uplink0").await;
+        ip("link del uplink0");
+        ip("link add uplink0 type veth peer name uplink1");
+        ip("link set uplink0 up");
+        must(&mut datapath, vec![Op::PutBase(at("uplink0"))]).await;
+        check(&mut datapath, "uplink0").await;
+    });
+}
+
+#[test]
+fn the_underlays_programs_follow_its_interface() {
+    check_underlay_programs(false);
+}
+
+#[test]
+fn the_underlays_programs_follow_its_interface_by_clsact() {
+    check_underlay_programs(true);
+}

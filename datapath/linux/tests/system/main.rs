@@ -11,3 +11,4 @@ mod stage;
 mod traffic;
 mod underlay;
 mod watching;
+mod world;

@@ -1,0 +1,170 @@
+//! Endpoint, node, router, world: masquerade and ICMP with real stacks at both ends.
+
+use std::{
+    io::{Read, Write},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    time::Duration,
+};
+
+use datapath_linux::{Datapath, FlowFilter, LinuxConfig};
+use datapath_plan::{Base, BaseUnderlay, HostRouting, Masquerade, Op};
+
+use crate::stage::{Cluster, Namespace, Stage, base, endpoint, endpoint_ops, foundations, gateway, must};
+
+const ROUTER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 254);
+const WORLD: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 9);
+/// Of the link behind the router: less than endpoints have.
+const FAR_MTU_BYTES: u32 = 1300;
+const PORTS: (u16, u16) = (61_000, 61_099);
+
+struct Play {
+    node: Stage,
+    router: Namespace,
+    world: Namespace,
+    workload: Namespace,
+}
+
+impl Play {
+    /// The node's underlay interface is `under0`; nobody outside has a route to its endpoints.
+    fn new() -> Option<Self> {
+        let node = Stage::new()?;
+        let play = Self {
+            node,
+            router: Namespace::new("router"),
+            world: Namespace::new("world"),
+            workload: Namespace::new("one"),
+        };
+        let ip = |namespace: &Namespace, line: &str| {
+            namespace.run("ip", &line.split(' ').collect::<Vec<_>>());
+        };
+        let Self { node: Stage { node, .. }, router, world, .. } = &play;
+        ip(router, &format!("link add near0 type veth peer name under0 netns {}", node.name));
+        ip(router, &format!("link add far0 type veth peer name world0 netns {}", world.name));
+        ip(router, &format!("addr add {ROUTER}/24 dev near0"));
+        ip(router, "addr add 198.51.100.1/24 dev far0");
+        ip(router, "link set near0 up");
+        ip(router, &format!("link set far0 mtu {FAR_MTU_BYTES} up"));
+        router.enter(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").expect("a router"));
+        ip(node, &format!("addr add {}/24 dev under0", Cluster::underlay(1)));
+        ip(node, "link set under0 up");
+        ip(node, &format!("route add default via {ROUTER}"));
+        ip(world, &format!("addr add {WORLD}/24 dev world0"));
+        ip(world, &format!("link set world0 mtu {FAR_MTU_BYTES} up"));
+        ip(world, "route add default via 198.51.100.1");
+        Some(play)
+    }
+
+    async fn furnish(&self, datapath: &mut Datapath, host_routing: HostRouting) {
+        let index = self.node.node.run("ip", &["-o", "link", "show", "under0"]);
+        let ifindex = index.split(':').next().expect("an index").parse().expect("a number");
+        let base = Base {
+            host_routing,
+            underlay: BaseUnderlay { ifindex, address: Cluster::underlay(1).into(), mtu_bytes: 1500 },
+            masquerade: Some(Masquerade {
+                first_port: PORTS.0,
+                last_port: PORTS.1,
+                exclude: ["10.77.0.0/16".parse().expect("a prefix")].into(),
+            }),
+            ..base(1)
+        };
+        let (id, value) = endpoint(1, 1, &self.workload.path());
+        let mut ops = foundations(1);
+        ops[0] = Op::PutBase(base);
+        ops.extend(endpoint_ops(id, &value));
+        must(datapath, ops).await;
+    }
+
+    /// What one ping says on its way, whether it is answered or not.
+    fn ping(&self, arguments: &str) -> String {
+        let mut words = vec!["-n", "-c", "1", "-W", "2"];
+        words.extend(arguments.split(' '));
+        let target = WORLD.to_string();
+        words.push(&target);
+        self.workload.enter(|| {
+            let output = std::process::Command::new("ping").args(&words).output().expect("run ping");
+            String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+        })
+    }
+}
+
+fn is_the_nodes(peer: SocketAddr) -> bool {
+    peer.ip() == Cluster::underlay(1) && (PORTS.0..=PORTS.1).contains(&peer.port())
+}
+
+#[track_caller]
+fn check(host_routing: HostRouting, force_clsact: bool) {
+    let Some(play) = Play::new() else { return };
+    play.node.play(async || {
+        let config = LinuxConfig { force_clsact, ..play.node.config() };
+        let mut datapath = play.node.open_with(config).await;
+        play.furnish(&mut datapath, host_routing).await;
+        assert!(play.workload.pings(WORLD), "a ping is answered: {:?}", datapath.counters());
+
+        // TCP, far more than one packet of the endpoint's size fits behind the router: the path's MTU must be learnt.
+        let listener = play.world.enter(|| TcpListener::bind((WORLD, 7000)).expect("listen"));
+        let mut sender = play.workload.enter(|| {
+            TcpStream::connect_timeout(&(WORLD, 7000).into(), Duration::from_secs(5)).expect("connect")
+        });
+        let (mut receiver, peer) = listener.accept().expect("accept");
+        assert!(is_the_nodes(peer), "{peer}");
+        let data: Vec<u8> = (0..3_000_000_u32).map(|index| (index % 251) as u8).collect();
+        receiver.set_read_timeout(Some(Duration::from_secs(20))).expect("a time-out");
+        let mut received = vec![0; data.len()];
+        std::thread::scope(|scope| {
+            scope.spawn(|| sender.write_all(&data).expect("send"));
+            receiver.read_exact(&mut received).expect("receive");
+        });
+        assert!(received == data);
+        receiver.write_all(b"and back").expect("send");
+        let mut answer = [0; 8];
+        sender.set_read_timeout(Some(Duration::from_secs(5))).expect("a time-out");
+        sender.read_exact(&mut answer).expect("an answer");
+        assert_eq!(&answer, b"and back");
+
+        // UDP, and more than one packet.
+        let far = play.world.enter(|| UdpSocket::bind((WORLD, 7001)).expect("bind"));
+        let near = play.workload.enter(|| UdpSocket::bind("0.0.0.0:0").expect("bind"));
+        for socket in [&far, &near] {
+            socket.set_read_timeout(Some(Duration::from_secs(5))).expect("a time-out");
+        }
+        let mut datagram = [0; 8192];
+        near.send_to(&data[..500], (WORLD, 7001)).expect("send");
+        let (length, peer) = far.recv_from(&mut datagram).expect("a datagram");
+        assert!(length == 500 && is_the_nodes(peer), "{length} from {peer}");
+        far.send_to(&data[..5000], peer).expect("send");
+        let (length, from) = near.recv_from(&mut datagram).expect("an answer, in fragments");
+        assert!(datagram[..length] == data[..5000], "{length}");
+        assert_eq!(from, (WORLD, 7001).into());
+
+        // A trace of the route, and the path's MTU in words.
+        let first = play.ping("-t 1");
+        assert!(first.contains(&format!("From {}", gateway(1))), "the gateway: {first}");
+        let second = play.ping("-t 2");
+        assert!(second.contains(&format!("From {ROUTER}")), "the router: {second}");
+        play.workload.run("ip", &["route", "flush", "cache"]);
+        let long = play.ping("-M do -s 1400");
+        assert!(long.contains("mtu = 1300") || long.contains("mtu=1300"), "{long}");
+
+        let flows = datapath.flows(usize::MAX, &FlowFilter::default()).expect("flows");
+        let translated = flows.iter().filter(|flow| flow.new_source.is_some()).count();
+        assert_eq!(flows.iter().filter(|flow| flow.new_destination.is_some()).count(), translated);
+        assert!(translated >= 3, "{flows:?}");
+        let observed = datapath.observe().await.expect("observed");
+        assert_eq!(observed.broken, [] as [String; 0]);
+    });
+}
+
+#[test]
+fn endpoints_reach_the_world() {
+    check(HostRouting::Bpf, false);
+}
+
+#[test]
+fn endpoints_reach_the_world_by_older_hooks() {
+    check(HostRouting::Bpf, true);
+}
+
+#[test]
+fn endpoints_reach_the_world_by_the_stack() {
+    check(HostRouting::Legacy, false);
+}

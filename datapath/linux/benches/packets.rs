@@ -9,19 +9,22 @@ mod frame;
 #[expect(dead_code, reason = "the tests' kernel can do more than benches need")]
 #[path = "../tests/packet/kernel.rs"]
 mod kernel;
+#[expect(dead_code, reason = "the tests' routes are more than benches need")]
+#[path = "../tests/packet/namespace.rs"]
+mod namespace;
 #[expect(dead_code, reason = "the tests' kernel can do more than benches need")]
 #[path = "../tests/packet/world.rs"]
 mod world;
 
 use std::time::Duration;
 
-use datapath_abi::{FlowEntry, FlowKey, V4, map_name};
+use datapath_abi::{FlowEntry, FlowKey, NodeConfig, V4, map_name, node_flags};
 use datapath_linux::object::Program;
 
 use crate::{
     frame::Frame,
     kernel::{Kernel, Tunnel, kernel_or_skip},
-    world::{A, B, GATEWAY, INTERNET, Peer, R, furnish, tunnel_from},
+    world::{A, B, CONFIG, GATEWAY, INTERNET, Peer, R, UNDERLAY, furnish, tunnel_from},
 };
 
 /// Runs in one go, on one packet: as many hops as its TTL of 64 has.
@@ -30,6 +33,10 @@ const RUNS: u32 = 60;
 const ROUNDS: usize = 2_001;
 
 fn main() {
+    // Masquerade asks the kernel's routes.
+    if !namespace::enter() {
+        return;
+    }
     let Some(mut kernel) = kernel_or_skip() else { return };
     furnish(&mut kernel);
 
@@ -54,6 +61,42 @@ fn main() {
     for (name, to) in [("from_overlay, endpoint", &A), ("from_overlay, this node", &GATEWAY)] {
         row(&mut kernel, name, Program::FromOverlay, (&R, to), tunnel, behind_tunnel);
     }
+    let flags = node_flags::MASQUERADE;
+    let config = NodeConfig { flags, underlay_ifindex: namespace::UNDERLAY_IFINDEX, ..CONFIG };
+    kernel.set(map_name::CONFIG, &0u32, &config);
+    masquerade_rows(&mut kernel);
+    let host = Frame::ack(&INTERNET, &UNDERLAY).macs([0; 6], [2, 9, 9, 9, 9, 9]).bytes();
+    let left = median(|| kernel.time(Program::FromNetdev, &host, None, RUNS));
+    println!("{:<28} {:>6} ns", "from_netdev, the node's own", left.saturating_sub(nothing));
+}
+
+/// A masqueraded flow and its answers. A run rewrites its packet: each is on one of its own, and times one run.
+fn masquerade_rows(kernel: &mut Kernel) {
+    let frame = Frame::ack(&A, &INTERNET);
+    let (packet, key) = (frame.bytes(), frame.key());
+    let base = median(|| kernel.time_nothing(&packet, None, 1));
+    let first = median(|| {
+        let time = kernel.time(Program::FromEndpoint, &packet, None, 1);
+        let entry = kernel.flow(&key).expect("the flow is known");
+        kernel.remove::<FlowKey<V4>, FlowEntry>(map_name::FLOWS_V4, &key);
+        kernel.remove::<FlowKey<V4>, FlowEntry>(map_name::FLOWS_V4, &entry.reverse_key(&key));
+        time
+    });
+    kernel.events();
+    kernel.time(Program::FromEndpoint, &packet, None, 1);
+    let known = median(|| kernel.time(Program::FromEndpoint, &packet, None, 1));
+    let entry = kernel.flow(&key).expect("the flow is known");
+    let port = u16::from_be_bytes(entry.rewrite_src_port_be);
+    let answer = Frame::ack(&INTERNET, &UNDERLAY).source_port(80).destination_port(port);
+    let answer = answer.macs([0; 6], [2, 9, 9, 9, 9, 9]).bytes();
+    let back = median(|| kernel.time(Program::FromNetdev, &answer, None, 1));
+    println!(
+        "{:<28} {:>6} ns {:>6} ns",
+        "from_endpoint, masquerade",
+        known.saturating_sub(base),
+        first.saturating_sub(base)
+    );
+    println!("{:<28} {:>6} ns", "from_netdev, its answer", back.saturating_sub(base));
 }
 
 fn row(

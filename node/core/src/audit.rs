@@ -124,6 +124,8 @@ impl Node {
     /// The first look: what is there stays, with its numbers (P5).
     fn adopt_kernel(&mut self, observed: Observed) {
         self.audit.observed = true;
+        // Asked after a first reading that failed: nothing was compared here, the next reading answers.
+        self.audit.calls.append(&mut self.audit.answering);
         self.reconciler.adopt(observed.clone(), Prune::NONE);
         self.adopted_gateway = observed.tables.base.as_ref().map(|base| base.gateway);
         self.peers.adopt(&observed.tables.nodes);

@@ -19,6 +19,8 @@ use node_core::{
     Snapshot,
 };
 
+use node_recorder::{Recorder, Sink};
+
 const NODES: u32 = 1_000;
 const PER_NODE: u32 = 100;
 const EVENTS: usize = 10_000;
@@ -191,6 +193,23 @@ fn run(node: &mut Node, kernel: &mut FakeDatapath, event: Event) {
     }
 }
 
+/// A disk that takes everything and keeps nothing.
+#[derive(Default)]
+struct Nowhere {
+    bytes: usize,
+}
+
+impl Sink for Nowhere {
+    fn take(&mut self, frame: Vec<u8>) -> bool {
+        self.bytes += frame.len();
+        true
+    }
+
+    fn has_room(&self) -> bool {
+        true
+    }
+}
+
 fn main() {
     let schema = Schema::new(&"test".parse().expect("a name"));
     let page = fleet(&schema);
@@ -215,6 +234,11 @@ fn main() {
     );
     assert!(known as u32 >= NODES * PER_NODE, "not everything is known");
 
+    let mut recorder = Recorder::new(Nowhere::default(), u64::MAX);
+    let start = Instant::now();
+    recorder.checkpoint(&node);
+    println!("checkpoint of the log: {:?}, {} kB", start.elapsed(), recorder.sink().bytes / 1000);
+    let mut recorded = Vec::with_capacity(EVENTS);
     let mut took: Vec<Duration> = (0..EVENTS)
         .map(|index| {
             let revision = index as i64 + 3;
@@ -222,9 +246,16 @@ fn main() {
             let changed = endpoint(&schema, index as u32 * 7 % NODES, host, identity, revision);
             let update =
                 KvUpdate::Changed { events: vec![KvEvent::Put(changed)], revision: Revision(revision) };
+            let event = Event::Kv(update);
             let start = Instant::now();
-            let commands = node.handle(Now::default(), Event::Kv(update));
+            recorder.before(Now::default(), &event);
+            let before = start.elapsed();
+            let start = Instant::now();
+            let commands = node.handle(Now::default(), event);
             let took = start.elapsed();
+            let start = Instant::now();
+            recorder.after(&commands, &node);
+            recorded.push(before + start.elapsed());
             let plan = commands.into_iter().find_map(|command| match command {
                 Command::Apply(plan) => Some(plan),
                 _ => None,
@@ -237,6 +268,8 @@ fn main() {
         })
         .collect();
     took.sort_unstable();
+    recorded.sort_unstable();
     start_from_snapshot();
     println!("one endpoint changed: p50 {:?}, p99 {:?}", took[EVENTS / 2], took[EVENTS * 99 / 100]);
+    println!("  recording it: p50 {:?}, p99 {:?}", recorded[EVENTS / 2], recorded[EVENTS * 99 / 100]);
 }

@@ -92,10 +92,12 @@ impl Show {
 
     /// How many of a node's flows are as old as the show.
     fn old_flows(&self, node: &str) -> usize {
+        // Flows' ages are counted in ticks of the kernel's coarse clock, and the last began just before the origin.
+        const SLACK_MS: u64 = 100;
         let shown_ms = self.origin.elapsed().as_millis() as u64;
         let all = FlowQuery { limit: Some(usize::from(u16::MAX)), ..FlowQuery::default() };
         let flows = ask(self.lab.api(node).flows(&all)).unwrap();
-        flows.items.iter().filter(|flow| flow.age_ms >= shown_ms && flow.packets > 0).count()
+        flows.items.iter().filter(|flow| flow.age_ms + SLACK_MS >= shown_ms && flow.packets > 0).count()
     }
 
     fn end_without_loss(self) {

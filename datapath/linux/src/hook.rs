@@ -23,7 +23,7 @@ use crate::{
     device::{ENDPOINT_PREFIX, HOST_DEVICE, VXLAN_DEVICE},
     error::DatapathError,
     netlink::{Link, Netlink},
-    object::{MAPS, Program},
+    object::{self, MAPS, Program},
     pins,
     pins::Pins,
 };
@@ -143,7 +143,7 @@ impl Hooks {
     /// Loads the programs into the kernel, where they are checked.
     pub(crate) fn load(mut ebpf: Ebpf, pins: Pins, mode: AttachMode) -> Result<Self, DatapathError> {
         for program in Program::ALL {
-            classifier(&mut ebpf, program)?.load().map_err(|error| program.fail("load", error))?;
+            object::load(classifier(&mut ebpf, program)?).map_err(|error| program.fail("load", error))?;
         }
         Ok(Self { ebpf, pins, mode })
     }

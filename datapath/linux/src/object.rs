@@ -1,6 +1,11 @@
 //! The kernel programs' object, carried inside this crate, and what it holds.
 
-use aya::include_bytes_aligned;
+use std::io;
+
+use aya::{
+    include_bytes_aligned,
+    programs::{ProgramError, SchedClassifier},
+};
 use datapath_abi::map_name;
 
 /// The ELF object that `build.rs` made; aligned as the parser wants it.
@@ -43,6 +48,28 @@ impl Program {
             Self::FromHost => "from_host",
             Self::FromNetdev => "from_netdev",
             Self::ToNetdev => "to_netdev",
+        }
+    }
+}
+
+/// Attempts at loading a program: as many as libbpf makes.
+const LOAD_ATTEMPTS: u32 = 5;
+
+/// Loads a program into the kernel. Its verifier gives up with `EAGAIN` when the thread has a signal waiting (the end of a
+/// child, for one); it is then asked again.
+///
+/// # Errors
+/// As [`SchedClassifier::load`].
+pub fn load(classifier: &mut SchedClassifier) -> Result<(), ProgramError> {
+    let mut attempt = 1;
+    loop {
+        match classifier.load() {
+            Err(ProgramError::LoadError { io_error, .. })
+                if io_error.kind() == io::ErrorKind::WouldBlock && attempt < LOAD_ATTEMPTS =>
+            {
+                attempt += 1;
+            }
+            result => return result,
         }
     }
 }

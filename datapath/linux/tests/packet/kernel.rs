@@ -16,7 +16,7 @@ use datapath_abi::{
     AbiBytes, COUNTER_SLOTS, Counter, EPOCH_SHARDS, EndpointEntry, Event, FlowEntry, FlowKey, IpcacheEntry,
     LpmKey, NodeConfig, NodeEntry, V4, map_name,
 };
-use datapath_linux::object::{OBJECT, Program};
+use datapath_linux::object::{self, OBJECT, Program};
 
 /// What only tests load: see `datapath/ebpf/src/test.rs`.
 static TEST_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("WARREN_BPF_TEST_OBJECT"));
@@ -360,7 +360,7 @@ fn load<'a>(ebpf: &'a mut Ebpf, name: &str) -> &'a mut SchedClassifier {
     let program: &mut SchedClassifier =
         ebpf.program_mut(name).expect("the object has the program").try_into().expect("a classifier");
     if program.fd().is_err() {
-        program.load().unwrap_or_else(|error| panic!("{name}: {error:#?}"));
+        object::load(program).unwrap_or_else(|error| panic!("{name}: {error:#?}"));
     }
     program
 }

@@ -443,6 +443,14 @@ impl Sim {
         }
     }
 
+    /// An operator changes a machine's configuration, and starts its agent anew: it may want other routes.
+    pub fn reconfigure(&mut self, n: usize, config: NodeConfig) {
+        let blocks: Vec<_> = self.truth.blocks.keys().copied().collect();
+        blocks.into_iter().for_each(|cidr| self.truth.touch(Subject::Block(cidr), self.now));
+        self.agent(n).config = config;
+        self.restart(n);
+    }
+
     /// Nobody reaches the store.
     pub fn store_away(&mut self) {
         self.agents.iter_mut().for_each(|agent| agent.store_up = false);

@@ -39,10 +39,7 @@ fn without_a_tunnel_routes_lead_to_the_other_nodes() {
     check::converged(&sim);
 
     // The other node moves, then this one gets another interface.
-    let mut underlay = sim.agent(2).config.underlay.clone();
-    underlay.addresses = vec![address("192.0.2.22")];
-    sim.agent(2).config.underlay = underlay.clone();
-    sim.agent(2).push(Event::Underlay(underlay));
+    sim.readdress(2, address("192.0.2.22"));
     sim.settle();
     assert_eq!(routes(&sim).1[0].next_hop, hop("192.0.2.22"));
     let mut underlay = sim.agent(1).config.underlay.clone();
@@ -75,8 +72,7 @@ fn a_node_behind_a_router_gets_no_route_and_a_warning() {
     let mut sim = Sim::with(33, vec![native(1), native(2)]);
     sim.settle();
     assert_eq!(routes(&sim).1.len(), 1);
-    sim.agent(1).config = external;
-    sim.restart(1);
+    sim.reconfigure(1, external);
     sim.settle();
     sim.advance(Duration::from_secs(5));
     assert_eq!((routes(&sim).1, sim.node(1).status().warnings), (Vec::new(), Vec::new()));

@@ -40,7 +40,10 @@ fn a_fleet_without_etcd_goes_on_and_is_recorded_later() {
     let (code, _, text) =
         lab.warren("n2", &["endpoint", "add", "new", "--netns", "none", "--label", "app=new"]);
     assert_eq!(code, 1);
-    assert!(text.contains("label sets in use on this node still work"), "{text}");
+    assert!(text.contains("label sets that the fleet knows still work"), "{text}");
+    // Labels that only another node uses.
+    let other = lab.endpoint("n2", "other", "app=from");
+    assert_eq!(other.identity, from.identity);
 
     // An agent that starts now knows its endpoints by name, and attaches more.
     lab.end("n2", Signal::SIGKILL).unwrap();
@@ -48,7 +51,7 @@ fn a_fleet_without_etcd_goes_on_and_is_recorded_later() {
     lab.wait_node_ready("n2").unwrap();
     let known = ask(lab.api("n2").endpoints()).unwrap();
     let names: Vec<String> = known.items.iter().map(|endpoint| endpoint.name.to_string()).collect();
-    assert_eq!(names, ["late", "to"]);
+    assert_eq!(names, ["late", "other", "to"]);
     let later = lab.endpoint("n2", "later", "app=to");
     lab.wait_in_ipcache("n1", [&later]);
     probe::ping(&from.namespace, later.address, 5).unwrap();

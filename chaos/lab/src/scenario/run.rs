@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use identity::Labels;
 
 use super::{
@@ -24,6 +24,9 @@ use crate::{
     spec::underlay_address,
     take_down, wait,
 };
+
+/// How long a probe's first packet may take: a connection and its first write.
+const FIRST_LIMIT: Duration = Duration::from_secs(10);
 
 /// A probe of the story: at work, or with its report.
 pub(super) enum Probe {
@@ -226,6 +229,11 @@ impl<'a> Run<'a> {
             }
             ProbeStep::Connections { every, .. } => Connections { from, to, interval: *every }.start(),
         }?;
+        // What comes next happens to a probe that is under way, not to its first packet.
+        wait::until(&format!("the first {} of probe {name}", running.report().unit), FIRST_LIMIT, || {
+            ensure!(running.report().arrived > 0, "nothing has arrived");
+            Ok(())
+        })?;
         self.probes.insert(name.to_owned(), Probe::Running(running));
         Ok(())
     }

@@ -6,7 +6,7 @@ use aya::programs::links::{FdLink, PinnedLink};
 use datapath_linux::{Datapath, LinuxConfig};
 use datapath_plan::{EndpointValue, EpochScope, Observed, Op, Tables};
 
-use crate::stage::{Namespace, Stage, apply, base, endpoint, endpoint_ops, foundations, must};
+use crate::stage::{Namespace, Stage, apply, base, endpoint, must, node_with_endpoint};
 
 /// The tables that some steps make.
 fn wanted(ops: &[Op]) -> Tables {
@@ -46,14 +46,6 @@ fn numbers(stage: &Stage, datapath: &Datapath) -> Numbers {
         links: links.collect(),
         devices: stage.node.devices(),
     }
-}
-
-/// A node with one endpoint: the steps.
-fn node_with_endpoint(workload: &Namespace) -> Vec<Op> {
-    let (id, value) = endpoint(1, 1, &workload.path());
-    let mut ops = foundations(1);
-    ops.extend(endpoint_ops(id, &value));
-    ops
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use datapath_linux::{LinuxConfig, cleanup};
 
-use crate::stage::{Namespace, Stage, endpoint, endpoint_ops, foundations, must};
+use crate::stage::{Namespace, Stage, foundations, must, node_with_endpoint};
 
 #[test]
 fn cleanup_takes_ours_and_leaves_the_rest() {
@@ -17,10 +17,7 @@ fn cleanup_takes_ours_and_leaves_the_rest() {
     let before = world();
     stage.play(async || {
         let mut datapath = stage.open().await;
-        let (id, value) = endpoint(1, 1, &workload.path());
-        let mut ops = foundations(1);
-        ops.extend(endpoint_ops(id, &value));
-        must(&mut datapath, ops).await;
+        must(&mut datapath, node_with_endpoint(&workload)).await;
         drop(datapath);
 
         let standing = world();

@@ -3,7 +3,7 @@
 use datapath_linux::Datapath;
 use datapath_plan::{EndpointValue, Observed, Op, OpErrorKind};
 
-use crate::stage::{Namespace, Stage, apply, endpoint, endpoint_ops, foundations, must};
+use crate::stage::{Namespace, Stage, apply, endpoint, endpoint_ops, foundations, must, node_with_endpoint};
 
 /// Makes a node with an endpoint, does the damage, and expects it to be observed, then mended by the same steps.
 fn check(damage: impl FnOnce(&Stage) + Send, seen: impl FnOnce(&Observed) -> bool + Send) {
@@ -11,9 +11,7 @@ fn check(damage: impl FnOnce(&Stage) + Send, seen: impl FnOnce(&Observed) -> boo
     let workload = Namespace::new("one");
     stage.play(async || {
         let mut datapath = stage.open().await;
-        let (id, value) = endpoint(1, 1, &workload.path());
-        let mut ops = foundations(1);
-        ops.extend(endpoint_ops(id, &value));
+        let ops = node_with_endpoint(&workload);
         must(&mut datapath, ops.clone()).await;
         let whole = observe(&mut datapath).await;
         assert!(whole.broken.is_empty(), "{:?}", whole.broken);
@@ -138,9 +136,7 @@ fn a_workload_that_breaks_its_own_side() {
     let workload = Namespace::new("one");
     stage.play(async || {
         let mut datapath = stage.open().await;
-        let (id, value) = endpoint(1, 1, &workload.path());
-        let mut ops = foundations(1);
-        ops.extend(endpoint_ops(id, &value));
+        let ops = node_with_endpoint(&workload);
         must(&mut datapath, ops.clone()).await;
 
         workload.run("ip", &["addr", "flush", "dev", "eth0"]);
@@ -317,9 +313,7 @@ fn an_endpoint_whose_attachment_is_forgotten_is_mended_and_not_made() {
     stage.play(async || {
         let mut datapath = stage.open().await;
         let (id, value) = endpoint(1, 1, &workload.path());
-        let mut ops = foundations(1);
-        ops.extend(endpoint_ops(id, &value));
-        must(&mut datapath, ops).await;
+        must(&mut datapath, node_with_endpoint(&workload)).await;
 
         let forgotten = EndpointValue { identity: crate::stage::identity(777), attachment: None, ..value };
         delete_entry(&stage, "WARREN_EP_V4", crate::stage::address(1, 1).octets());

@@ -6,7 +6,7 @@ use aya::{
 };
 use datapath_linux::HookUser;
 
-use crate::stage::{Namespace, Stage, endpoint, endpoint_ops, foundations, must};
+use crate::stage::{Namespace, Stage, must, node_with_endpoint};
 
 /// What only tests load.
 static TEST_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("WARREN_BPF_TEST_OBJECT"));
@@ -23,10 +23,7 @@ fn others_at_our_hooks_are_told_from_ours() {
     let workload = Namespace::new("one");
     stage.play(async || {
         let mut datapath = stage.open().await;
-        let (id, value) = endpoint(1, 1, &workload.path());
-        let mut ops = foundations(1);
-        ops.extend(endpoint_ops(id, &value));
-        must(&mut datapath, ops).await;
+        must(&mut datapath, node_with_endpoint(&workload)).await;
         let own = datapath.hook_users(&[]).await.expect("hooks");
         let expected = [
             "from_host at egress of warren_host",

@@ -15,7 +15,9 @@ use aya::{
 use datapath_abi::{ABI_VERSION, FlowEntry, FlowKey, NodeConfig, V4, map_name};
 use datapath_linux::{Datapath, DatapathError, Flow, FlowFilter, LinuxConfig, cleanup};
 
-use crate::stage::{Namespace, Stage, address, endpoint, endpoint_ops, foundations, gateway, must, run};
+use crate::stage::{
+    Namespace, Stage, address, endpoint, foundations, gateway, must, node_with_endpoint, run,
+};
 
 fn map_ids(datapath: &Datapath) -> BTreeMap<String, u32> {
     datapath.map_list().expect("maps").into_iter().map(|map| (map.name, map.id)).collect()
@@ -78,10 +80,7 @@ fn another_version_takes_over_what_the_maps_hold() {
     let workload = Namespace::new("one");
     stage.play(async || {
         let mut first = stage.open().await;
-        let (id, value) = endpoint(1, 1, &workload.path());
-        let mut ops = foundations(1);
-        ops.extend(endpoint_ops(id, &value));
-        must(&mut first, ops).await;
+        must(&mut first, node_with_endpoint(&workload)).await;
         let (before, whole) = (map_ids(&first), first.observe().await.expect("observe"));
         drop(first);
 
@@ -106,10 +105,7 @@ fn flows_that_only_programs_at_work_know_are_carried_and_decided_again() {
     let workload = Namespace::new("one");
     stage.play(async || {
         let mut first = stage.open().await;
-        let (id, value) = endpoint(1, 1, &workload.path());
-        let mut ops = foundations(1);
-        ops.extend(endpoint_ops(id, &value));
-        must(&mut first, ops).await;
+        must(&mut first, node_with_endpoint(&workload)).await;
         let node = UdpSocket::bind((gateway(1), 0)).expect("the gateway's address is here");
         node.set_read_timeout(Some(Duration::from_secs(5))).expect("a limit");
         let inside = workload.enter(|| UdpSocket::bind((address(1, 1), 0)).expect("the workload's address"));

@@ -9,7 +9,9 @@ use datapath_abi::{EventKind, map_name};
 use datapath_linux::{FlowFilter, object};
 use serde_json::json;
 
-use crate::stage::{Namespace, Stage, address, endpoint, endpoint_ops, foundations, gateway, must};
+use crate::stage::{
+    Namespace, Stage, address, endpoint, endpoint_ops, foundations, gateway, must, node_with_endpoint,
+};
 
 /// Far beyond every time-out.
 const NEVER_AGAIN_NS: u64 = u64::MAX / 2;
@@ -64,10 +66,7 @@ fn every_map_can_be_dumped() {
     let workload = Namespace::new("one");
     stage.play(async || {
         let mut datapath = stage.open().await;
-        let (id, value) = endpoint(1, 1, &workload.path());
-        let mut ops = foundations(1);
-        ops.extend(endpoint_ops(id, &value));
-        must(&mut datapath, ops).await;
+        must(&mut datapath, node_with_endpoint(&workload)).await;
         assert!(workload.pings(gateway(1)));
 
         let own = [map_name::EVENTS, map_name::BUDGETS, map_name::SCRATCH, map_name::FRAGMENTS_V4];
@@ -105,10 +104,7 @@ fn drops_are_counted_and_reported() {
         let mut datapath = stage.open().await;
         let mut events = datapath.events().expect("the ring").expect("is taken once");
         assert!(datapath.events().expect("the ring").is_none(), "and not twice");
-        let (id, value) = endpoint(1, 1, &workload.path());
-        let mut ops = foundations(1);
-        ops.extend(endpoint_ops(id, &value));
-        must(&mut datapath, ops).await;
+        must(&mut datapath, node_with_endpoint(&workload)).await;
 
         // An address that nobody has, inside the node's own CIDR.
         workload.enter(|| {

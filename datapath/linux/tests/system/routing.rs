@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use datapath_plan::{Base, BaseUnderlay, HostRouting, Masquerade, Mode, NextHop, Op, RouteValue};
 
-use crate::stage::{Cluster, Namespace, Stage, base, endpoint, endpoint_ops, foundations, gateway, must};
+use crate::stage::{Cluster, Namespace, Stage, base, foundations, gateway, must, node_with_endpoint};
 
 fn underlay_index(stage: &Stage) -> u32 {
     let text = stage.node.run("ip", &["-o", "link", "show", "under0"]);
@@ -119,10 +119,7 @@ fn an_endpoint_reaches_the_world_where_reverse_paths_are_checked_strictly() {
     world.run("ip", &["route", "add", "10.77.0.0/16", "via", "198.51.100.1"]);
     stage.play(async || {
         let mut datapath = stage.open().await;
-        let (id, value) = endpoint(1, 1, &workload.path());
-        let mut ops = foundations(1);
-        ops.extend(endpoint_ops(id, &value));
-        must(&mut datapath, ops).await;
+        must(&mut datapath, node_with_endpoint(&workload)).await;
         assert!(workload.pings([198, 51, 100, 9].into()));
         let setting = |device: &str| {
             node.run("sysctl", &["-n", &format!("net.ipv4.conf.{device}.rp_filter")]).trim().to_owned()

@@ -260,6 +260,14 @@ pub fn endpoint_ops(id: EndpointId, value: &EndpointValue) -> Vec<Op> {
     ]
 }
 
+/// Node 1 with one endpoint, in a namespace: the steps.
+pub fn node_with_endpoint(workload: &Namespace) -> Vec<Op> {
+    let (id, value) = endpoint(1, 1, &workload.path());
+    let mut ops = foundations(1);
+    ops.extend(endpoint_ops(id, &value));
+    ops
+}
+
 pub async fn apply(datapath: &mut Datapath, ops: Vec<Op>) -> PlanOutcome {
     datapath.apply(Plan { generation: Generation(1), ops }).await
 }

@@ -6,7 +6,7 @@ use datapath_linux::{Changes, Underlay, UnderlayChoice, WARREN_ROUTE_PROTOCOL, W
 use datapath_plan::{EndpointId, TableKey};
 
 use crate::{
-    stage::{Namespace, Stage, endpoint, endpoint_ops, foundations, must},
+    stage::{Namespace, Stage, must, node_with_endpoint},
     underlay::two_uplinks,
 };
 
@@ -84,9 +84,7 @@ fn check_damage(damage: &str, expected: &[TableKey]) {
     let workload = Namespace::new("one");
     stage.play(async || {
         let mut datapath = stage.open().await;
-        let (id, value) = endpoint(1, 1, &workload.path());
-        let mut ops = foundations(1);
-        ops.extend(endpoint_ops(id, &value));
+        let ops = node_with_endpoint(&workload);
         must(&mut datapath, ops.clone()).await;
         let mut watch = open().await;
         stage.node.run("ip", &damage.split(' ').collect::<Vec<_>>());
@@ -126,9 +124,7 @@ fn what_we_make_is_no_damage() {
     stage.play(async || {
         let mut datapath = stage.open().await;
         let mut watch = open().await;
-        let (id, value) = endpoint(1, 1, &workload.path());
-        let mut ops = foundations(1);
-        ops.extend(endpoint_ops(id, &value));
+        let ops = node_with_endpoint(&workload);
         must(&mut datapath, ops.clone()).await;
         must(&mut datapath, ops).await;
         // A mark that is heard after all that.

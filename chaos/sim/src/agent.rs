@@ -15,6 +15,7 @@ use node_core::{
     CallError, CallId, Command, Event, GossipUpdate, KvId, KvUpdate, Node, NodeConfig, Now, Reply, Snapshot,
 };
 use node_facts::NodeFacts;
+use node_recorder::codec;
 
 use crate::{bug::Bug, log::Log};
 
@@ -43,6 +44,21 @@ pub(crate) struct Deed {
     pub before: Option<Tables>,
     /// A request whose sender has given up and which arrives yet.
     pub late: Option<KvRequest>,
+}
+
+/// Gives a node an event and carries out what concerns the kernel, to the end; the store does not answer, and
+/// no time passes.
+pub fn carry_out(node: &mut Node, kernel: &mut FakeDatapath, event: Event) {
+    let mut events = vec![event];
+    while let Some(event) = events.pop() {
+        for command in node.handle(Now::default(), event) {
+            match command {
+                Command::Apply(plan) => events.push(Event::Applied(kernel.apply(&plan))),
+                Command::Observe => events.push(Event::Observed(Ok(kernel.observe()))),
+                _ => {}
+            }
+        }
+    }
 }
 
 /// One machine.
@@ -158,12 +174,10 @@ impl Agent {
     /// Puts a copy of the node in its place that was written to bytes and read back: nobody should notice.
     pub fn reload(&mut self) {
         let Some(node) = &self.node else { return };
-        let codec = bincode::config::standard();
-        let bytes = bincode::serde::encode_to_vec(node, codec).expect("a node can be written");
-        let (copy, used): (Node, usize) =
-            bincode::serde::decode_from_slice(&bytes, codec).expect("what was written can be read");
-        assert_eq!(used, bytes.len());
-        assert_eq!(bincode::serde::encode_to_vec(&copy, codec).expect("as before"), bytes);
+        let bytes = codec::encode(node).expect("a node can be written");
+        let copy: Node =
+            codec::decode(&bytes).expect("what was written can be read, and no byte is left over");
+        assert_eq!(codec::encode(&copy).expect("as before"), bytes);
         self.node = Some(copy);
     }
 

@@ -13,7 +13,7 @@ mod history;
 mod log;
 mod truth;
 
-pub use agent::{Agent, Replies};
+pub use agent::{Agent, Replies, carry_out};
 pub use bug::{ALL, Bug};
 pub use check::{Invariant, Violation};
 pub use config::{added, config, name, spec};

@@ -204,40 +204,12 @@ fn number(path: &Path) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use node_core::NodeConfig;
     use node_recorder::{Entry, Replay, read};
 
     use super::*;
 
     fn node() -> Node {
-        Node::new(NodeConfig {
-            fleet: "test".parse().unwrap(),
-            node: "n1".parse().unwrap(),
-            node_labels: Default::default(),
-            underlay: node_core::Underlay {
-                addresses: vec!["192.0.2.1".parse().unwrap()],
-                network: "192.0.2.0/24".parse().unwrap(),
-                ifindex: 2,
-                mtu_bytes: 1500,
-            },
-            pools: vec!["10.0.0.0/16".parse().unwrap()],
-            block_prefix_v4: 24,
-            block_prefix_v6: 112,
-            tunnel_port: 8472,
-            datapath: Default::default(),
-            gossip_port: 8473,
-            identity_labels: Vec::new(),
-            incarnation: 1,
-            machine_id: "machine".to_owned(),
-            boot_id: "boot".to_owned(),
-            agent_version: "test".to_owned(),
-            seed: [1, 2],
-            quarantine: Duration::from_secs(900),
-            address_cooldown: Duration::from_secs(60),
-            address_reserve: 0,
-            audit_interval: Duration::from_secs(60),
-            collect_interval: Duration::from_secs(60),
-        })
+        Node::new(chaos_sim::config(1))
     }
 
     /// One life of `events` events, recorded in a folder.

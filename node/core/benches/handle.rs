@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use chaos_sim::carry_out;
 use datapath_plan::FakeDatapath;
 use identity::{Identity, Labels};
 use kvstore_schema::{
@@ -26,34 +27,7 @@ const PER_NODE: u32 = 100;
 const EVENTS: usize = 10_000;
 
 fn config() -> NodeConfig {
-    NodeConfig {
-        fleet: "test".parse().expect("a name"),
-        node: "n1".parse().expect("a name"),
-        node_labels: Labels::default(),
-        underlay: node_core::Underlay {
-            addresses: vec![[192, 0, 2, 1].into()],
-            network: "192.0.2.0/24".parse().expect("a network"),
-            ifindex: 2,
-            mtu_bytes: 1500,
-        },
-        pools: vec!["10.0.0.0/16".parse().expect("a pool")],
-        block_prefix_v4: 24,
-        block_prefix_v6: 112,
-        tunnel_port: 8472,
-        datapath: Default::default(),
-        gossip_port: 7946,
-        identity_labels: Vec::new(),
-        incarnation: 1,
-        machine_id: "machine-1".to_owned(),
-        boot_id: "boot".to_owned(),
-        agent_version: "test".to_owned(),
-        seed: [1, 7],
-        quarantine: Duration::from_secs(900),
-        address_cooldown: Duration::from_secs(60),
-        audit_interval: Duration::from_secs(300),
-        address_reserve: 32,
-        collect_interval: Duration::from_secs(10),
-    }
+    NodeConfig { address_reserve: 32, ..chaos_sim::config(1) }
 }
 
 fn kv(key: kvstore_schema::Key, value: Arc<[u8]>, revision: i64) -> KeyValue {
@@ -170,27 +144,13 @@ fn start_from_snapshot() {
     let mut kernel = FakeDatapath::new();
     let started = Event::Started { snapshot: Some(Box::new(snapshot())) };
     let start = Instant::now();
-    run(&mut node, &mut kernel, started);
+    carry_out(&mut node, &mut kernel, started);
     let known = kernel.tables().ipcache.len();
     println!("start from a snapshot: {:?} to the last of {known} ipcache entries", start.elapsed());
     let start = Instant::now();
     let next = node.snapshot().expect("it is a member");
     println!("next snapshot made: {:?}", start.elapsed());
     assert_eq!(next.records.len() as u32, NODES);
-}
-
-/// Carries out what concerns the kernel; the store does not answer.
-fn run(node: &mut Node, kernel: &mut FakeDatapath, event: Event) {
-    let mut events = vec![event];
-    while let Some(event) = events.pop() {
-        for command in node.handle(Now::default(), event) {
-            match command {
-                Command::Apply(plan) => events.push(Event::Applied(kernel.apply(&plan))),
-                Command::Observe => events.push(Event::Observed(Ok(kernel.observe()))),
-                _ => {}
-            }
-        }
-    }
 }
 
 /// A disk that takes everything and keeps nothing.
@@ -215,7 +175,7 @@ fn main() {
     let page = fleet(&schema);
     let mut node = Node::new(config());
     let mut kernel = FakeDatapath::new();
-    run(&mut node, &mut kernel, Event::Started { snapshot: None });
+    carry_out(&mut node, &mut kernel, Event::Started { snapshot: None });
 
     let start = Instant::now();
     let listing = Event::Kv(KvUpdate::Listed(page));
@@ -224,7 +184,7 @@ fn main() {
     for command in commands {
         if let Command::Apply(plan) = command {
             let outcome = kernel.apply(&plan);
-            run(&mut node, &mut kernel, Event::Applied(outcome));
+            carry_out(&mut node, &mut kernel, Event::Applied(outcome));
         }
     }
     let known = node.wanted().ipcache.len();

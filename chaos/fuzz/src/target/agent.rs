@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
+use chaos_sim::carry_out;
 use datapath_plan::FakeDatapath;
 use node_agent::{config, snapshot};
-use node_core::{Command, Event, Node, Now};
+use node_core::{Event, Node};
 
 use super::{Target, handle::node_config, sample};
 
@@ -79,16 +80,7 @@ fn snapshot_file(bytes: &[u8]) {
 fn start(snapshot: node_core::Snapshot) {
     let mut node = Node::new(node_config());
     let mut kernel = FakeDatapath::new();
-    let mut events = vec![Event::Started { snapshot: Some(Box::new(snapshot)) }];
-    while let Some(event) = events.pop() {
-        for command in node.handle(Now::default(), event) {
-            match command {
-                Command::Apply(plan) => events.push(Event::Applied(kernel.apply(&plan))),
-                Command::Observe => events.push(Event::Observed(Ok(kernel.observe()))),
-                _ => {}
-            }
-        }
-    }
+    carry_out(&mut node, &mut kernel, Event::Started { snapshot: Some(Box::new(snapshot)) });
     node.status();
 }
 

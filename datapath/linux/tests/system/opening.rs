@@ -15,9 +15,7 @@ use aya::{
 use datapath_abi::{ABI_VERSION, FlowEntry, FlowKey, NodeConfig, V4, map_name};
 use datapath_linux::{Datapath, DatapathError, Flow, FlowFilter, LinuxConfig, cleanup};
 
-use crate::stage::{
-    Namespace, Stage, address, endpoint, foundations, gateway, must, node_with_endpoint, run,
-};
+use crate::stage::{Namespace, Stage, address, foundations, gateway, must, node_with_endpoint, run};
 
 fn map_ids(datapath: &Datapath) -> BTreeMap<String, u32> {
     datapath.map_list().expect("maps").into_iter().map(|map| (map.name, map.id)).collect()

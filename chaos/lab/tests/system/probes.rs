@@ -2,6 +2,7 @@
 //! is done to the line is reported as it was done.
 
 use std::{
+    fs,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -11,6 +12,8 @@ use chaos_lab::{
     probe::{Cause, Connections, Datagrams, Ping, Report, Running, Streams},
     process, take_down,
 };
+
+use nix::sched::CpuSet;
 
 use crate::support::{SOON, finish, lab_name};
 
@@ -161,4 +164,47 @@ fn a_reset_is_a_reset() {
     assert!(cause_of(&streams).contains(&Cause::Reset), "{:?}", streams.describe(origin));
     assert!(streams.losses().all(|trouble| trouble.begin >= begin), "{:?}", streams.describe(origin));
     assert!(cause_of(&connections).contains(&Cause::Refused), "{:?}", connections.describe(origin));
+}
+
+/// The kernel answers pings in all namespaces through one socket for each processor, and what waits for a neighbour fills
+/// it: a machine that nobody can answer must not take the answers of others.
+#[test]
+fn answers_that_wait_for_a_neighbour_leave_room_for_others() {
+    let Some(line) = Line::new("waiting") else { return };
+    let bridge = line.name.underlay_namespace();
+    namespace::create(&bridge).unwrap();
+    namespace::create_bridge(&bridge, "br0").unwrap();
+    let machine = |name: &str, last: u8| {
+        let inside = line.name.machine_namespace(name);
+        namespace::create(&inside).unwrap();
+        let mac = [2, 0, 0, 0, 1, last];
+        let address = format!("198.51.100.{last}/24");
+        namespace::plug(&bridge, "br0", name, &inside, mac, &address).unwrap();
+        inside
+    };
+    let mute = machine("mute", 1);
+    machine("asked", 2);
+    // It asks, and never says where it is.
+    namespace::inside(&mute, || Ok(fs::write("/proc/sys/net/ipv4/conf/all/arp_ignore", "8")?)).unwrap();
+    let known =
+        ["-n", &mute, "neigh", "replace", "198.51.100.2", "lladdr", "02:00:00:00:01:02", "dev", "eth0"];
+    namespace::ip(known).unwrap();
+    // All of it on one processor: what this thread starts stays where it is.
+    let me = nix::unistd::Pid::from_raw(0);
+    let allowed = nix::sched::sched_getaffinity(me).unwrap();
+    let first = (0..CpuSet::count()).find(|cpu| allowed.is_set(*cpu).unwrap()).unwrap();
+    let mut one = CpuSet::new();
+    one.set(first).unwrap();
+    nix::sched::sched_setaffinity(me, &one).unwrap();
+    let unheard = Ping::new(&mute, "198.51.100.2".parse().unwrap()).start().unwrap();
+    chaos_lab::wait::until("more pings than the queue holds", SOON, || {
+        anyhow::ensure!(unheard.report().sent >= 500, "too few");
+        Ok(())
+    })
+    .unwrap();
+    let heard = Ping::new(&line.near.namespace, line.far.address).start().unwrap();
+    heard.wait_for_more(1_000, SOON).unwrap();
+    unheard.stop().unwrap();
+    let report = heard.stop().unwrap();
+    assert_eq!(report.sent, report.arrived, "{:?}", report.describe(Instant::now()));
 }

@@ -62,7 +62,7 @@ macro_rules! targets {
 }
 
 targets! {
-    api config event facts gossip handle kernel_values key_file label netlink packet record_key record_value
+    api config endpoint_file event facts gossip handle kernel_values key_file label netlink packet record_key record_value
     snapshot store_file
 }
 

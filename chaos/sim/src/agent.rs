@@ -6,13 +6,14 @@ use std::{
     time::Duration,
 };
 
-use datapath_plan::{FakeDatapath, Plan, TableKey, Tables};
+use datapath_plan::{EndpointId, FakeDatapath, Plan, TableKey, Tables};
 use kvstore_schema::{
     Key, KvEvent, KvFailure, KvOp, KvOutcome, KvRequest, LeaseId, ListPage, Revision, Schema, Txn,
 };
 use kvstore_store::{MemState, WriteFate, WriteFates};
 use node_core::{
-    CallError, CallId, Command, Event, GossipUpdate, KvId, KvUpdate, Node, NodeConfig, Now, Reply, Snapshot,
+    CallError, CallId, Command, Event, GossipUpdate, KvId, KvUpdate, Node, NodeConfig, Now, Reply,
+    SavedEndpoint, Snapshot,
 };
 use node_facts::NodeFacts;
 use node_recorder::codec;
@@ -74,6 +75,8 @@ pub struct Agent {
     pub disk: Option<Box<Snapshot>>,
     /// The one before: what is there when the machine dies before the last one is written.
     pub disk_before: Option<Box<Snapshot>>,
+    /// What is kept of its endpoints.
+    pub disk_endpoints: BTreeMap<EndpointId, SavedEndpoint>,
     /// Whether the store can be reached from here; if not, calls are refused at once.
     pub store_up: bool,
     /// Whether the store swallows everything: calls end unanswered, the watch falls silent.
@@ -113,6 +116,7 @@ impl Agent {
             kernel: FakeDatapath::new(),
             disk: None,
             disk_before: None,
+            disk_endpoints: BTreeMap::new(),
             store_up: true,
             store_hangs: false,
             fates: WriteFates::default(),
@@ -153,7 +157,8 @@ impl Agent {
             log.begin(&node);
         }
         self.node = Some(node);
-        self.events.push_back(Event::Started { snapshot: self.disk.clone() });
+        let endpoints = self.disk_endpoints.values().cloned().collect();
+        self.events.push_back(Event::Started { snapshot: self.disk.clone(), endpoints });
     }
 
     /// Kills the agent; the kernel stays, and the lease until it runs out.
@@ -439,6 +444,8 @@ impl Agent {
             Command::KeepAlive { key, value, ttl } => self.lease = Some(Lease { id: None, key, value, ttl }),
             Command::Publish(facts) => deed.told = Some(facts),
             Command::Persist(snapshot) => self.disk_before = self.disk.replace(snapshot),
+            Command::PersistEndpoint(id, Some(saved)) => drop(self.disk_endpoints.insert(id, *saved)),
+            Command::PersistEndpoint(id, None) => drop(self.disk_endpoints.remove(&id)),
             // In this world gossip finds everybody.
             Command::AddPeer(_) | Command::ForgetPeer(_) => {}
             Command::Reply(call, answer) => {

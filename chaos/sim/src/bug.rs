@@ -126,7 +126,7 @@ impl Bug {
                 let half = page.entries.len() / 2;
                 page.entries.truncate(half.max(1));
             }
-            (Self::ForeignSnapshot, Event::Started { snapshot: Some(snapshot) }) => {
+            (Self::ForeignSnapshot, Event::Started { snapshot: Some(snapshot), .. }) => {
                 snapshot.fleet = config.fleet.clone();
                 snapshot.node = config.node.clone();
                 snapshot.machine_id = config.machine_id.clone();

@@ -247,7 +247,9 @@ impl History {
     /// Starts an agent that is not there; one that an operator has removed comes back as a new machine.
     fn start(&mut self, n: usize) {
         if self.removed.remove(&n) {
-            self.sim.agent(n).disk = None;
+            let agent = self.sim.agent(n);
+            agent.disk = None;
+            agent.disk_endpoints.clear();
             self.sim.reboot(n);
         } else {
             self.sim.restart(n);

@@ -1,11 +1,12 @@
 //! The agent: reads its configuration, then runs, checks or cleans up as asked.
 //!
-//! A library for one reason: what it decodes (configuration, snapshot) can be tested and fuzzed from outside.
+//! A library for one reason: what it decodes (configuration, snapshot, endpoints) can be tested and fuzzed from outside.
 
 mod check;
 mod cleanup;
 mod cli;
 pub mod config;
+pub mod endpoints;
 mod http;
 mod keygen;
 mod lock;
@@ -16,6 +17,7 @@ mod parts;
 mod preflight;
 mod recorder;
 mod run;
+pub mod sealed;
 mod shell;
 pub mod snapshot;
 

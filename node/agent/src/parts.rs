@@ -7,7 +7,7 @@ use datapath_plan::{HostRouting, Masquerade, Mode};
 use ipnetwork::IpNetwork;
 use kvstore_etcd::EtcdStore;
 use kvstore_store::Store;
-use node_core::{DatapathConfig, NativeRoutes, NodeConfig, Snapshot};
+use node_core::{DatapathConfig, NativeRoutes, NodeConfig, SavedEndpoint, Snapshot};
 use node_gossip::{Gossip, GossipConfig, Keyring};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -17,6 +17,7 @@ use crate::{
     config::{
         Config, DatapathSection, HostRoutingKind, MasqueradeSection, NativeRoutesKind, RoutingMode, StoreKind,
     },
+    endpoints::{self, EndpointKeeper},
     machine::Machine,
     recorder::Recorder,
     shell::{Core, GossipLink, known_underlay, memory},
@@ -95,6 +96,16 @@ pub fn snapshot(config: &Config, tasks: &mut Tasks) -> Option<(Option<Box<Snapsh
         Ok(())
     });
     Some((former, keeper))
+}
+
+/// What the former agent kept of its endpoints, and where this one keeps what it knows of them.
+pub fn endpoints(config: &Config, tasks: &mut Tasks) -> (Vec<SavedEndpoint>, EndpointKeeper) {
+    let folder = config.node.state_dir.join("endpoints");
+    let former = endpoints::load(&folder);
+    let (keeper, write) = EndpointKeeper::new(folder);
+    let written = tokio::task::spawn_blocking(write);
+    spawn(tasks, "endpoint files", async { Ok(written.await?) });
+    (former, keeper)
 }
 
 /// The log of events, if it is wanted, and what writes it.

@@ -220,7 +220,8 @@ mod tests {
         recorder.begin(&node);
         for number in 0..events {
             let now = Now { monotonic: Duration::from_millis(number), wall: Duration::from_secs(number) };
-            let event = if number == 0 { Event::Started { snapshot: None } } else { Event::Woke };
+            let started = Event::Started { snapshot: None, endpoints: Vec::new() };
+            let event = if number == 0 { started } else { Event::Woke };
             recorder.before(now, &event);
             let commands = node.handle(now, event);
             recorder.after(&commands, &node);

@@ -186,9 +186,11 @@ impl Parts {
         spawn(&mut tasks, "API", async { Ok(api.await?) });
         spawn(&mut tasks, "metrics", async { Ok(page.await?) });
         let (snapshot, snapshots) = parts::snapshot(config, &mut tasks).unzip();
+        let (kept, endpoints) = parts::endpoints(config, &mut tasks);
         let node = CoreLoop {
             node: Node::new(node_config),
             snapshot: snapshot.flatten(),
+            endpoints: kept,
             inputs,
             outlets: Outlets {
                 kernel: kernel.kernel,
@@ -196,6 +198,7 @@ impl Parts {
                 lease,
                 gossip,
                 snapshots,
+                endpoints,
             },
             clock,
             recorder: parts::recorder(config, &mut tasks),

@@ -134,7 +134,6 @@ fn snapshot() -> Snapshot {
         records: (0..NODES)
             .map(|node| (name(node), (2..2 + PER_NODE).map(|host| record(node, host)).collect()))
             .collect(),
-        endpoints: Vec::new(),
     }
 }
 
@@ -142,7 +141,7 @@ fn snapshot() -> Snapshot {
 fn start_from_snapshot() {
     let mut node = Node::new(config());
     let mut kernel = FakeDatapath::new();
-    let started = Event::Started { snapshot: Some(Box::new(snapshot())) };
+    let started = Event::Started { snapshot: Some(Box::new(snapshot())), endpoints: Vec::new() };
     let start = Instant::now();
     carry_out(&mut node, &mut kernel, started);
     let known = kernel.tables().ipcache.len();
@@ -175,7 +174,7 @@ fn main() {
     let page = fleet(&schema);
     let mut node = Node::new(config());
     let mut kernel = FakeDatapath::new();
-    carry_out(&mut node, &mut kernel, Event::Started { snapshot: None });
+    carry_out(&mut node, &mut kernel, Event::Started { snapshot: None, endpoints: Vec::new() });
 
     let start = Instant::now();
     let listing = Event::Kv(KvUpdate::Listed(page));

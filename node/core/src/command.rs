@@ -9,7 +9,7 @@ use kvstore_schema::{Key, KvRequest};
 use node_facts::NodeFacts;
 use serde::{Deserialize, Serialize};
 
-use crate::{CallId, KvId, Snapshot};
+use crate::{CallId, KvId, SavedEndpoint, Snapshot};
 
 /// Everything that a node may want done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,7 +37,10 @@ pub enum Command {
     ForgetPeer(SocketAddr),
     /// Keep this on disk for the next start; only the newest counts.
     Persist(Box<Snapshot>),
-    /// Answer a call.
+    /// Keep this of an endpoint of this node for the next start, or, with `None`, forget it. It must outlive the
+    /// agent, not the machine.
+    PersistEndpoint(EndpointId, Option<Box<SavedEndpoint>>),
+    /// Answer a call, once everything of endpoints that was to be kept before is.
     Reply(CallId, Result<Reply, CallError>),
     /// Send `Event::Woke` at this monotonic time. Replaces the time asked for before.
     WakeAt(Duration),

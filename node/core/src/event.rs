@@ -9,7 +9,7 @@ use kvstore_schema::{KvEvent, KvOutcome, ListPage, Revision};
 use node_facts::NodeFacts;
 use serde::{Deserialize, Serialize};
 
-use crate::{Snapshot, Underlay};
+use crate::{SavedEndpoint, Snapshot, Underlay};
 
 /// The time of an event, as the shell saw it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -35,6 +35,8 @@ pub enum Event {
     Started {
         /// What the former agent persisted last, if it can be read.
         snapshot: Option<Box<Snapshot>>,
+        /// What it persisted of its endpoints, as far as it can be read.
+        endpoints: Vec<SavedEndpoint>,
     },
     /// A time asked for by `Command::WakeAt` has come (or any other: waking too often is harmless).
     Woke,

@@ -133,9 +133,10 @@ impl Node {
         self.now = now;
         self.counters.events += 1;
         match event {
-            Event::Started { snapshot } => {
+            Event::Started { snapshot, endpoints } => {
                 self.started_at = now.wall;
                 self.collect_at = now.monotonic + self.collect_pause();
+                self.endpoints.remember(endpoints);
                 if let Some(snapshot) = snapshot {
                     self.restore(*snapshot);
                 }
@@ -151,7 +152,9 @@ impl Node {
             Event::Disturbed(keys) => self.on_disturbed(&keys),
         }
         self.pursue();
-        std::mem::take(&mut self.out)
+        let mut commands = self.persist_endpoints();
+        commands.append(&mut self.out);
+        commands
     }
 
     /// Does what has become possible or due. Costs O(what changed).

@@ -1,11 +1,16 @@
-//! The agent's own files: configuration and snapshot.
+//! The agent's own files: configuration, snapshot, and what is kept of endpoints.
 
 use std::path::Path;
 
 use chaos_sim::carry_out;
 use datapath_plan::FakeDatapath;
-use node_agent::{config, snapshot};
-use node_core::{Event, Node};
+use node_agent::{
+    config, endpoints,
+    sealed::{Form, HEADER_BYTES},
+    snapshot,
+};
+use node_core::{Event, Node, SavedEndpoint, Snapshot};
+use serde::{Serialize, de::DeserializeOwned};
 
 use super::{Target, handle::node_config, sample};
 
@@ -67,24 +72,56 @@ pub const SNAPSHOT: Target = Target {
 };
 
 fn snapshot_file(bytes: &[u8]) {
-    let Some((kind, bytes)) = bytes.split_first() else { return };
-    let taken =
-        if kind & 1 == 0 { snapshot::decode(bytes) } else { snapshot::decode(&snapshot::seal(bytes)) };
-    let Ok(taken) = taken else { return };
-    let again = snapshot::encode(&taken).expect("what was read can be written");
-    assert_eq!(snapshot::decode(&again).as_ref().ok(), Some(&taken));
-    start(taken);
-}
-
-/// A node takes it, or not; either way it starts, on an empty kernel.
-fn start(snapshot: node_core::Snapshot) {
-    let mut node = Node::new(node_config());
-    let mut kernel = FakeDatapath::new();
-    carry_out(&mut node, &mut kernel, Event::Started { snapshot: Some(Box::new(snapshot)) });
-    node.status();
+    if let Some(taken) = sealed::<Snapshot>(snapshot::FORM, bytes) {
+        start(Some(Box::new(taken)), vec![sample::saved_endpoint()]);
+    }
 }
 
 fn snapshot_seeds() -> Vec<Vec<u8>> {
-    let file = snapshot::encode(&sample::snapshot()).expect("a sample is small");
-    vec![[&[0], &file[..]].concat(), [&[1], &file[snapshot::HEADER_BYTES..]].concat()]
+    seeds(snapshot::FORM, &sample::snapshot())
+}
+
+/// What is kept of an endpoint, in the same two ways.
+pub const ENDPOINT_FILE: Target = Target {
+    name: "endpoint-file",
+    run: endpoint_file,
+    seeds: endpoint_seeds,
+    words: &["WRNENDP\n", "web-1", "eth0", "/run/netns/web", "app"],
+    rounds: 1_500,
+};
+
+fn endpoint_file(bytes: &[u8]) {
+    if let Some(taken) = sealed::<SavedEndpoint>(endpoints::FORM, bytes) {
+        start(Some(Box::new(sample::snapshot())), vec![taken]);
+    }
+}
+
+fn endpoint_seeds() -> Vec<Vec<u8>> {
+    seeds(endpoints::FORM, &sample::saved_endpoint())
+}
+
+/// What a file holds, if anything.
+fn sealed<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(
+    form: Form,
+    bytes: &[u8],
+) -> Option<T> {
+    let (kind, bytes) = bytes.split_first()?;
+    let taken = if kind & 1 == 0 { form.decode(bytes) } else { form.decode(&form.seal(bytes)) };
+    let taken: T = taken.ok()?;
+    let again = form.encode(&taken).expect("what was read can be written");
+    assert_eq!(form.decode::<T>(&again).as_ref().ok(), Some(&taken));
+    Some(taken)
+}
+
+fn seeds(form: Form, sample: &impl Serialize) -> Vec<Vec<u8>> {
+    let file = form.encode(sample).expect("a sample is small");
+    vec![[&[0], &file[..]].concat(), [&[1], &file[HEADER_BYTES..]].concat()]
+}
+
+/// A node takes them, or not; either way it starts, on an empty kernel.
+fn start(snapshot: Option<Box<Snapshot>>, endpoints: Vec<SavedEndpoint>) {
+    let mut node = Node::new(node_config());
+    let mut kernel = FakeDatapath::new();
+    carry_out(&mut node, &mut kernel, Event::Started { snapshot, endpoints });
+    node.status();
 }

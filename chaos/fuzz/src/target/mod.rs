@@ -27,6 +27,7 @@ pub struct Target {
 pub const TARGETS: &[Target] = &[
     api::API,
     agent::CONFIG,
+    agent::ENDPOINT_FILE,
     kernel::EVENT,
     gossip::FACTS,
     gossip::GOSSIP,

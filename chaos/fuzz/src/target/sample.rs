@@ -121,7 +121,21 @@ pub fn facts() -> NodeFacts {
     }
 }
 
-/// What node `n1` on machine `machine-1` leaves behind.
+/// An endpoint of node `n1`.
+pub fn saved_endpoint() -> SavedEndpoint {
+    SavedEndpoint {
+        id: EndpointId(1),
+        name: endpoint_name("web-1"),
+        labels: labels("app=web"),
+        attachment: Some(Attachment::Netns { path: "/run/netns/web".into(), interface: "eth0".to_owned() }),
+        address: [10, 0, 0, 2].into(),
+        mac: Mac([2, 0, 0, 0, 0, 1]),
+        host_mac: Mac([2, 0, 0, 0, 0, 2]),
+        ready: true,
+    }
+}
+
+/// What node `n1` on machine `machine-1` leaves behind of the fleet.
 pub fn snapshot() -> Snapshot {
     let saved = |name: &str, last: u8| SavedNode {
         name: node(name),
@@ -160,18 +174,5 @@ pub fn snapshot() -> Snapshot {
             referenced: true,
         }],
         records: vec![(node("n1"), vec![record([10, 0, 0, 2])]), (node("n2"), vec![record([10, 0, 1, 5])])],
-        endpoints: vec![SavedEndpoint {
-            id: EndpointId(1),
-            name: endpoint_name("web-1"),
-            labels: labels("app=web"),
-            attachment: Some(Attachment::Netns {
-                path: "/run/netns/web".into(),
-                interface: "eth0".to_owned(),
-            }),
-            address: [10, 0, 0, 2].into(),
-            mac: Mac([2, 0, 0, 0, 0, 1]),
-            host_mac: Mac([2, 0, 0, 0, 0, 2]),
-            ready: true,
-        }],
     }
 }

@@ -23,7 +23,10 @@ fn started() -> Node {
     let mut node = Node::new(config(1));
     let page = ListPage { entries: Vec::new(), revision: Revision(1), store: StoreIdentity(1), more: false };
     let mut kernel = FakeDatapath::new();
-    let mut events = VecDeque::from([Event::Started { snapshot: None }, Event::Kv(KvUpdate::Listed(page))]);
+    let mut events = VecDeque::from([
+        Event::Started { snapshot: None, endpoints: Vec::new() },
+        Event::Kv(KvUpdate::Listed(page)),
+    ]);
     while let Some(event) = events.pop_front() {
         for command in node.handle(Now::default(), event) {
             match command {

@@ -210,3 +210,33 @@ fn an_endpoint_lost_from_the_kernel_after_a_restart_is_made_again() {
     assert!(sim.agents[0].kernel.tables().endpoints.contains_key(&id));
     store_comes_back(&mut sim);
 }
+
+#[test]
+fn what_was_answered_is_known_after_a_kill_however_old_the_snapshot_is() {
+    let mut sim = cut_off(41);
+    let old = sim.agents[0].disk.clone();
+    let (address, identity) = added(sim.add(1, "c", "app=b"));
+    assert_eq!(sim.ask(1, Call::EndpointDelete(name("a"))), Ok(Reply::EndpointDeleted { existed: true }));
+    // The agent is killed before the snapshot is written.
+    sim.halt(1);
+    sim.agent(1).disk = old;
+    sim.restart(1);
+    sim.settle();
+    let known = |sim: &Sim| -> Vec<String> {
+        sim.node(1).endpoints().iter().map(|endpoint| endpoint.name.to_string()).collect()
+    };
+    assert_eq!(known(&sim), ["c"]);
+    let kept = sim.node(1).endpoint(&name("c")).expect("known");
+    assert_eq!((kept.address, kept.identity), (Some(address), Some(identity)));
+    assert!(kept.attachment.is_some());
+    let warnings = sim.node(1).status().warnings;
+    assert!(
+        warnings.iter().all(|it| !it.contains("is not in the kernel")),
+        "nothing is missed: {warnings:?}"
+    );
+    // With an endpoint that nobody could name, nothing could be added before the store is back.
+    added(sim.add(1, "d", "app=b"));
+    assert_eq!(known(&sim), ["c", "d"]);
+    store_comes_back(&mut sim);
+    assert_eq!(known(&sim), ["c", "d"]);
+}

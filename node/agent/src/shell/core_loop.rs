@@ -6,13 +6,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use node_core::{CallError, CallId, Command, Event, Node, Now, Reply, Snapshot};
+use node_core::{CallError, CallId, Command, Event, Node, Now, Reply, SavedEndpoint, Snapshot};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info};
 
 use super::{GossipLink, Input, Kernel, LeaseKeeper, Order, Sign, StoreCalls};
-use crate::{machine, metrics::Metrics, recorder::Recorder, snapshot::SnapshotKeeper};
+use crate::{
+    endpoints::EndpointKeeper, machine, metrics::Metrics, recorder::Recorder, snapshot::SnapshotKeeper,
+};
 
 /// Both clocks, as events carry them.
 #[derive(Debug, Clone, Copy)]
@@ -44,6 +46,8 @@ pub struct Outlets {
     pub gossip: Option<GossipLink>,
     /// Snapshots; `None` for a fleet of one node, whose store is its own file.
     pub snapshots: Option<SnapshotKeeper>,
+    /// What is to be known of this node's endpoints after a restart.
+    pub endpoints: EndpointKeeper,
 }
 
 /// The node, and what it needs to be run.
@@ -52,6 +56,8 @@ pub struct CoreLoop {
     pub node: Node,
     /// What the former agent left.
     pub snapshot: Option<Box<Snapshot>>,
+    /// And of its endpoints.
+    pub endpoints: Vec<SavedEndpoint>,
     /// Events, calls, reads.
     pub inputs: mpsc::Receiver<Input>,
     /// Where commands go.
@@ -81,8 +87,8 @@ impl CoreLoop {
         if let Some(recorder) = &mut self.recorder {
             recorder.begin(&self.node);
         }
-        let snapshot = self.snapshot.take();
-        self.handle(&mut pending, Event::Started { snapshot });
+        let (snapshot, endpoints) = (self.snapshot.take(), std::mem::take(&mut self.endpoints));
+        self.handle(&mut pending, Event::Started { snapshot, endpoints });
         loop {
             // Read anew on each round: a wake-up asked for replaces the one before.
             let wake = pending.wake_at.map(|at| at.saturating_sub(self.clock.now().monotonic));
@@ -130,7 +136,7 @@ impl CoreLoop {
     }
 
     fn carry_out(&mut self, pending: &mut Pending, command: Command) {
-        let Outlets { kernel, store, lease, gossip, snapshots } = &self.outlets;
+        let Outlets { kernel, store, lease, gossip, snapshots, endpoints } = &self.outlets;
         match command {
             Command::Apply(plan) => kernel.order(Order::Apply(plan)),
             Command::Observe => kernel.order(Order::Observe),
@@ -156,9 +162,10 @@ impl CoreLoop {
                     snapshots.keep(snapshot);
                 }
             }
+            Command::PersistEndpoint(id, saved) => endpoints.keep(id, saved),
             Command::Reply(id, result) => match pending.calls.remove(&id) {
                 // Whoever called may have gone; what was done stays done.
-                Some(answer) => drop(answer.send(result)),
+                Some(answer) => endpoints.then(move || drop(answer.send(result))),
                 None => error!(call = id.0, "answer to a call that is not waiting"),
             },
             Command::WakeAt(at) => pending.wake_at = Some(at),

@@ -49,7 +49,7 @@ pub fn open(path: &Path) -> anyhow::Result<MemStore> {
 }
 
 /// Writes the file after each change, and once more at the stop. What changed in the last moments before a crash
-/// is missing then; the next agent finds it in the kernel.
+/// is missing then; the next agent finds its endpoints in the kernel and in their files.
 pub async fn keep(store: Arc<dyn Store>, path: PathBuf, stop: CancellationToken) {
     let everything = Prefix::from_raw("/");
     loop {

@@ -48,8 +48,8 @@ impl Node {
         self.recognise_endpoints();
     }
 
-    /// Gives adopted endpoints the names, labels and attachments that a snapshot tells. Ethernet addresses are drawn
-    /// for each endpoint, so one that has them is the one that was saved.
+    /// Gives adopted endpoints the names, labels and attachments that the former agent kept. Ethernet addresses are
+    /// drawn for each endpoint, so one that has them is the one that was saved.
     fn recognise_endpoints(&mut self) {
         for saved in std::mem::take(&mut self.endpoints.remembered) {
             let adopted =
@@ -62,6 +62,9 @@ impl Node {
             if adopted.filter(same).is_some() {
                 self.name_endpoint(saved.address, Some(saved.name), saved.labels, saved.attachment);
                 self.endpoints.nameless -= 1;
+                if saved.ready {
+                    continue;
+                }
             } else if saved.ready {
                 self.error(format!(
                     "endpoint {} ({}) is not in the kernel any more",
@@ -69,6 +72,8 @@ impl Node {
                 ));
                 self.endpoints.missing.insert(saved.name);
             }
+            // What is kept of it is not so any more.
+            self.endpoints.unsaved.insert(saved.id);
         }
         let blocks: Vec<IpNetwork> = self.ipam.pool.blocks().collect();
         blocks.into_iter().for_each(|cidr| self.restore_addresses(cidr));
@@ -87,11 +92,13 @@ impl Node {
             };
             if let Some(entry) = records.get(&ip) {
                 let record = entry.record.clone();
+                self.endpoints.unsaved.extend(endpoint.id);
                 self.name_endpoint(ip, Some(record.name.clone()), record.labels.clone(), None);
             } else if let Some(identity) = endpoint.identity
                 && let Some(entry) = self.view.identities().get(&identity)
             {
                 let labels = entry.record.labels.clone();
+                self.endpoints.unsaved.extend(endpoint.id);
                 self.name_endpoint(ip, None, labels, None);
             }
         }

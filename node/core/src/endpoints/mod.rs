@@ -63,9 +63,11 @@ pub(crate) struct Endpoints {
     last_id: u32,
     /// How many were taken over at the start whose names are not known yet.
     nameless: usize,
-    /// What a snapshot tells of this node's endpoints, until the kernel has been read.
+    /// What the former agent kept of this node's endpoints, until the kernel has been read.
     remembered: Vec<SavedEndpoint>,
-    /// Those of the snapshot that the kernel had not, until they are added again or deleted.
+    /// Those of which something else is to be kept than is.
+    pub unsaved: BTreeSet<EndpointId>,
+    /// Those remembered that the kernel had not, until they are added again or deleted.
     missing: BTreeSet<EndpointName>,
 }
 
@@ -100,25 +102,23 @@ impl Endpoints {
         self.deadlines.first().map(|(at, _)| *at)
     }
 
-    /// Those that are, or are about to be, in the kernel, for the next agent.
-    pub(crate) fn saved(&self) -> Vec<SavedEndpoint> {
-        let known = |endpoint: &&LocalEndpoint| endpoint.digest.is_some();
-        let saved = |endpoint: &LocalEndpoint| {
-            Some(SavedEndpoint {
-                id: endpoint.id?,
-                name: endpoint.name.clone(),
-                labels: endpoint.labels.clone(),
-                attachment: endpoint.attachment.clone(),
-                address: endpoint.address?,
-                mac: endpoint.mac,
-                host_mac: endpoint.host_mac,
-                ready: endpoint.state == EndpointState::Ready,
-            })
-        };
-        self.by_name.values().chain(self.detaching.values()).filter(known).filter_map(saved).collect()
+    /// What the next agent should know of an endpoint that is, or is about to be, in the kernel.
+    pub(crate) fn saved(&self, id: EndpointId) -> Option<SavedEndpoint> {
+        let named = self.by_id.get(&id).and_then(|name| self.by_name.get(name));
+        let endpoint = named.or_else(|| self.detaching.get(&id)).filter(|it| it.digest.is_some())?;
+        Some(SavedEndpoint {
+            id,
+            name: endpoint.name.clone(),
+            labels: endpoint.labels.clone(),
+            attachment: endpoint.attachment.clone(),
+            address: endpoint.address?,
+            mac: endpoint.mac,
+            host_mac: endpoint.host_mac,
+            ready: endpoint.state == EndpointState::Ready,
+        })
     }
 
-    /// Keeps what a snapshot tells until the kernel is read.
+    /// Keeps what the former agent knew until the kernel is read.
     pub(crate) fn remember(&mut self, saved: Vec<SavedEndpoint>) {
         self.remembered = saved;
     }
@@ -250,6 +250,7 @@ impl Node {
         };
         self.endpoints.by_id.insert(id, name.clone());
         self.endpoints.by_address.insert(address, name.clone());
+        self.endpoints.unsaved.insert(id);
         self.reconciler.set_endpoint(id, Some(value));
         self.desired.addresses.insert(address);
     }

@@ -88,6 +88,7 @@ impl Node {
         let (Some(id), Some(address)) = (endpoint.id, endpoint.address) else { return };
         self.endpoints.by_id.remove(&id);
         self.endpoints.by_address.remove(&address);
+        self.endpoints.unsaved.insert(id);
         for (call, _) in std::mem::take(&mut endpoint.callers) {
             self.refuse(call, kind, text.to_owned());
         }
@@ -111,6 +112,7 @@ impl Node {
     /// The kernel has carried out a step on an endpoint.
     pub(crate) fn endpoint_done(&mut self, id: EndpointId) {
         self.snapshots.own_changed = true;
+        self.endpoints.unsaved.insert(id);
         let there = self.reconciler.applied().endpoints.contains_key(&id);
         if let Some(name) = self.endpoints.by_id.get(&id).cloned() {
             if there && let Some(endpoint) = self.endpoints.by_name.get_mut(&name) {

@@ -4,6 +4,9 @@
 //! One copy of the logic: what is remembered of the fleet becomes records of the view (`restore.rs`), which is then
 //! known but not complete, so nothing is removed because it is missing there. The first listing replaces it record
 //! by record, and must continue its store and revision like any later one (P6).
+//!
+//! This node's endpoints are kept apart, one by one, and each before anybody is told that it is there: a snapshot is of
+//! the whole fleet, and takes its time.
 
 mod restore;
 mod save;
@@ -43,8 +46,6 @@ pub struct Snapshot {
     pub identities: Vec<SavedIdentity>,
     /// The fleet's endpoints by their records, by node.
     pub records: Vec<(NodeName, Vec<SavedRecord>)>,
-    /// This node's endpoints as they are in its kernel.
-    pub endpoints: Vec<SavedEndpoint>,
 }
 
 /// A node as it was last known.
@@ -103,7 +104,7 @@ pub struct SavedRecord {
     pub name: EndpointName,
 }
 
-/// An endpoint of this node.
+/// An endpoint of this node as it is in its kernel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedEndpoint {
     /// The number in its device's name.

@@ -19,6 +19,8 @@ impl Node {
     /// Takes a former life's knowledge as what is known until the store answers.
     pub(crate) fn restore(&mut self, snapshot: Snapshot) {
         if let Err(reason) = snapshot.check(&self.config) {
+            // What lies beside it is another's too.
+            self.endpoints.remember(Vec::new());
             return self.error(format!("snapshot not used: {reason}"));
         }
         self.snapshots.restored = true;
@@ -27,7 +29,6 @@ impl Node {
         let page = snapshot.page(self.view.schema());
         let changes = self.view.apply_remembered(&page);
         self.on_view_changes(changes);
-        self.endpoints.remember(snapshot.endpoints);
         self.use_remembered_blocks();
     }
 }

@@ -42,6 +42,12 @@ impl Snapshots {
 }
 
 impl Node {
+    /// Has kept what has changed of this node's endpoints: before anything else that the event asks for.
+    pub(crate) fn persist_endpoints(&mut self) -> Vec<Command> {
+        let changed = std::mem::take(&mut self.endpoints.unsaved).into_iter();
+        changed.map(|id| Command::PersistEndpoint(id, self.endpoints.saved(id).map(Box::new))).collect()
+    }
+
     /// Has a snapshot kept when one is due.
     pub(crate) fn persist(&mut self) {
         let due = self.snapshots.next_wake().is_some_and(|at| at <= self.now.monotonic);
@@ -97,7 +103,6 @@ impl Node {
             cidrs: cidrs.collect(),
             identities: self.saved_identities(),
             records: records.collect(),
-            endpoints: self.endpoints.saved(),
         })
     }
 

@@ -1,15 +1,19 @@
 //! Everything around the node: its shell, its kernel, etcd, and what else may happen.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
-use datapath_plan::{Attachment, FakeDatapath, OpErrorKind, Plan, TableKey};
+use datapath_plan::{Attachment, EndpointId, FakeDatapath, OpErrorKind, Plan, TableKey};
 use kvstore_schema::{
     KvFailure, KvOp, KvOpResult, KvOutcome, KvRequest, KvResponse, ListPage, Revision, Schema, StoreIdentity,
     Txn, TxnResponse,
 };
 use kvstore_store::MemState;
 use node_core::{
-    Call, CallId, Command, EndpointSpec, Event, GossipUpdate, KvId, KvUpdate, Node, NodeConfig, Now, Snapshot,
+    Call, CallId, Command, EndpointSpec, Event, GossipUpdate, KvId, KvUpdate, Node, NodeConfig, Now,
+    SavedEndpoint, Snapshot,
 };
 
 use super::{node_config, value};
@@ -36,6 +40,7 @@ pub struct World {
     plan: Option<Plan>,
     observe: bool,
     disk: Option<Box<Snapshot>>,
+    disk_endpoints: BTreeMap<EndpointId, SavedEndpoint>,
     calls: u64,
     open_calls: BTreeSet<CallId>,
 }
@@ -59,10 +64,11 @@ impl World {
             plan: None,
             observe: false,
             disk: None,
+            disk_endpoints: BTreeMap::new(),
             calls: 0,
             open_calls: BTreeSet::new(),
         };
-        world.handle(Event::Started { snapshot: None });
+        world.handle(Event::Started { snapshot: None, endpoints: Vec::new() });
         world
     }
 
@@ -111,6 +117,8 @@ impl World {
                 Command::AddPeer(address) => assert_ne!(address.port(), 0, "{address} cannot be reached"),
                 Command::ForgetPeer(_) => {}
                 Command::Persist(snapshot) => self.disk = Some(snapshot),
+                Command::PersistEndpoint(id, Some(saved)) => drop(self.disk_endpoints.insert(id, *saved)),
+                Command::PersistEndpoint(id, None) => drop(self.disk_endpoints.remove(&id)),
                 Command::Reply(call, _) => {
                     assert!(self.open_calls.remove(&call), "{call:?} is answered twice, or was never made");
                 }
@@ -328,12 +336,14 @@ impl World {
         (self.plan, self.observe, self.wake_at, self.watched) = (None, false, None, None);
         if draw.one_in(8) {
             self.disk = None;
+            self.disk_endpoints.clear();
         }
         if draw.one_in(8) {
             self.kernel = FakeDatapath::new();
         }
         let snapshot = self.disk.clone();
-        self.handle(Event::Started { snapshot });
+        let endpoints = self.disk_endpoints.values().cloned().collect();
+        self.handle(Event::Started { snapshot, endpoints });
     }
 
     /// Everything works from now on.

@@ -63,6 +63,12 @@ pub const MAX_FLOWS: u32 = 524_288;
 pub const MAX_FRAGMENTS: u32 = 8_192;
 /// Prefixes that are not masqueraded: the fleet's pools, and some settings.
 pub const MAX_UNMASQUERADED: u32 = 1_024;
+/// Service ports, number 0 (none) included: several times the services of a large fleet (10,000).
+pub const MAX_SERVICES: u32 = 65_536;
+/// Members of all service ports, number 0 (none) included.
+pub const MAX_BACKENDS: u32 = 262_144;
+/// Addresses and ports at which services are reached.
+pub const MAX_FRONTENDS: u32 = 131_072;
 /// Bytes of the event ring: a power of two and of pages.
 pub const EVENT_RING_BYTES: u32 = 1 << 20;
 /// Epoch shards, a power of two.

@@ -42,6 +42,14 @@ impl Datapath {
                 Op::DeleteRoute(_) => self.delete_routes(run).await,
                 Op::PutEndpoint(id, value) => vec![self.put_endpoint(*id, value).await],
                 Op::DeleteEndpoint(id) => vec![self.workshop().delete(*id).await],
+                Op::PutBackend(..)
+                | Op::DeleteBackend(_)
+                | Op::PutService(..)
+                | Op::DeleteService(_)
+                | Op::PutFrontend(..)
+                | Op::DeleteFrontend(_) => {
+                    repeat(run, &DatapathError::Unsupported("services are not in the kernel yet".into()))
+                }
                 Op::BumpEpochs(scope) => vec![self.bump_epochs(scope)],
             };
             for (op, answer) in run.iter().zip(answers) {

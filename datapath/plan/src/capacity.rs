@@ -1,6 +1,8 @@
 //! How many entries each table holds at the most, checked while planning.
 
-use datapath_abi::{MAX_ENDPOINTS, MAX_IPCACHE, MAX_IPCACHE_LPM, MAX_NODES};
+use datapath_abi::{
+    MAX_BACKENDS, MAX_ENDPOINTS, MAX_FRONTENDS, MAX_IPCACHE, MAX_IPCACHE_LPM, MAX_NODES, MAX_SERVICES,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{TableKey, Tables, epochs::is_exact};
@@ -27,6 +29,9 @@ pub(crate) enum Room {
     IpcacheExact,
     IpcachePrefix,
     Endpoints,
+    Backends,
+    Services,
+    Frontends,
 }
 
 /// Limits, in entries. Real ones by default; tests make them small.
@@ -40,6 +45,12 @@ pub struct Limits {
     pub ipcache_prefix: usize,
     /// Local endpoints.
     pub endpoints: usize,
+    /// Members of service ports; number 0 is none's.
+    pub backends: usize,
+    /// Service ports; number 0 is none's.
+    pub services: usize,
+    /// Addresses and ports of services.
+    pub frontends: usize,
 }
 
 impl Default for Limits {
@@ -49,12 +60,23 @@ impl Default for Limits {
             ipcache_exact: MAX_IPCACHE as usize,
             ipcache_prefix: MAX_IPCACHE_LPM as usize,
             endpoints: MAX_ENDPOINTS as usize,
+            backends: MAX_BACKENDS as usize - 1,
+            services: MAX_SERVICES as usize - 1,
+            frontends: MAX_FRONTENDS as usize,
         }
     }
 }
 
 impl Room {
-    pub(crate) const ALL: [Self; 4] = [Self::Nodes, Self::IpcacheExact, Self::IpcachePrefix, Self::Endpoints];
+    pub(crate) const ALL: [Self; 7] = [
+        Self::Nodes,
+        Self::IpcacheExact,
+        Self::IpcachePrefix,
+        Self::Endpoints,
+        Self::Backends,
+        Self::Services,
+        Self::Frontends,
+    ];
 
     /// Where an entry takes room; routes and the base have no limit of ours.
     pub(crate) fn of(key: &TableKey) -> Option<Self> {
@@ -64,6 +86,9 @@ impl Room {
             TableKey::Ipcache(prefix) if is_exact(prefix) => Some(Self::IpcacheExact),
             TableKey::Ipcache(_) => Some(Self::IpcachePrefix),
             TableKey::Endpoint(_) => Some(Self::Endpoints),
+            TableKey::Backend(_) => Some(Self::Backends),
+            TableKey::Service(_) => Some(Self::Services),
+            TableKey::Frontend(_) => Some(Self::Frontends),
         }
     }
 
@@ -73,6 +98,9 @@ impl Room {
             Self::IpcacheExact => limits.ipcache_exact,
             Self::IpcachePrefix => limits.ipcache_prefix,
             Self::Endpoints => limits.endpoints,
+            Self::Backends => limits.backends,
+            Self::Services => limits.services,
+            Self::Frontends => limits.frontends,
         }
     }
 
@@ -82,6 +110,9 @@ impl Room {
             Self::IpcacheExact => "ipcache (addresses)",
             Self::IpcachePrefix => "ipcache (prefixes)",
             Self::Endpoints => "endpoints",
+            Self::Backends => "backends",
+            Self::Services => "services",
+            Self::Frontends => "frontends",
         }
     }
 }
@@ -118,6 +149,9 @@ impl Counted {
             Room::IpcacheExact => self.exact,
             Room::IpcachePrefix => self.tables.ipcache.len() - self.exact,
             Room::Endpoints => self.tables.endpoints.len(),
+            Room::Backends => self.tables.backends.len(),
+            Room::Services => self.tables.services.len(),
+            Room::Frontends => self.tables.frontends.len(),
         }
     }
 }

@@ -3,7 +3,8 @@
 use std::{collections::BTreeSet, fmt};
 
 use crate::{
-    Base, EndpointValue, EpochScope, IpcacheValue, NextHop, NodeValue, Op, RouteValue, TableKey, Tables,
+    BackendValue, Base, EndpointValue, EpochScope, FrontendValue, IpcacheValue, NextHop, NodeValue, Op,
+    RouteValue, ServiceValue, TableKey, Tables,
 };
 
 /// The value of one [`TableKey`].
@@ -19,6 +20,12 @@ pub enum Entry {
     Route(RouteValue),
     /// Of [`TableKey::Endpoint`].
     Endpoint(EndpointValue),
+    /// Of [`TableKey::Backend`].
+    Backend(BackendValue),
+    /// Of [`TableKey::Service`].
+    Service(ServiceValue),
+    /// Of [`TableKey::Frontend`].
+    Frontend(FrontendValue),
 }
 
 impl Entry {
@@ -50,6 +57,9 @@ impl fmt::Display for Entry {
                 "address {} identity {} mac {} host mac {}",
                 endpoint.address, endpoint.identity, endpoint.mac, endpoint.host_mac
             ),
+            Self::Backend(backend) => backend.fmt(f),
+            Self::Service(service) => service.fmt(f),
+            Self::Frontend(frontend) => frontend.fmt(f),
         }
     }
 }
@@ -62,9 +72,16 @@ impl fmt::Display for Op {
             Self::PutIpcache(_, value) => ("put", Some(Entry::Ipcache(*value))),
             Self::PutRoute(_, value) => ("put", Some(Entry::Route(*value))),
             Self::PutEndpoint(_, value) => ("put", Some(Entry::Endpoint(value.clone()))),
-            Self::DeleteNode(_) | Self::DeleteIpcache(_) | Self::DeleteRoute(_) | Self::DeleteEndpoint(_) => {
-                ("delete", None)
-            }
+            Self::PutBackend(_, value) => ("put", Some(Entry::Backend(*value))),
+            Self::PutService(_, value) => ("put", Some(Entry::Service(value.clone()))),
+            Self::PutFrontend(_, value) => ("put", Some(Entry::Frontend(*value))),
+            Self::DeleteNode(_)
+            | Self::DeleteIpcache(_)
+            | Self::DeleteRoute(_)
+            | Self::DeleteEndpoint(_)
+            | Self::DeleteBackend(_)
+            | Self::DeleteService(_)
+            | Self::DeleteFrontend(_) => ("delete", None),
             Self::BumpEpochs(EpochScope::All) => return f.write_str("bump all epochs"),
             Self::BumpEpochs(EpochScope::Addresses(addresses)) => {
                 f.write_str("bump epochs of")?;
@@ -88,6 +105,9 @@ impl Tables {
             TableKey::Ipcache(prefix) => self.ipcache.get(prefix).copied().map(Entry::Ipcache),
             TableKey::Route(prefix) => self.routes.get(prefix).copied().map(Entry::Route),
             TableKey::Endpoint(id) => self.endpoints.get(id).cloned().map(Entry::Endpoint),
+            TableKey::Backend(id) => self.backends.get(id).copied().map(Entry::Backend),
+            TableKey::Service(id) => self.services.get(id).cloned().map(Entry::Service),
+            TableKey::Frontend(frontend) => self.frontends.get(frontend).copied().map(Entry::Frontend),
         }
     }
 
@@ -98,6 +118,9 @@ impl Tables {
             .chain(self.ipcache.keys().copied().map(TableKey::Ipcache))
             .chain(self.routes.keys().copied().map(TableKey::Route))
             .chain(self.endpoints.keys().copied().map(TableKey::Endpoint))
+            .chain(self.backends.keys().copied().map(TableKey::Backend))
+            .chain(self.services.keys().copied().map(TableKey::Service))
+            .chain(self.frontends.keys().copied().map(TableKey::Frontend))
             .collect()
     }
 
@@ -109,6 +132,9 @@ impl Tables {
             TableKey::Ipcache(prefix) => drop(self.ipcache.remove(prefix)),
             TableKey::Route(prefix) => drop(self.routes.remove(prefix)),
             TableKey::Endpoint(id) => drop(self.endpoints.remove(id)),
+            TableKey::Backend(id) => drop(self.backends.remove(id)),
+            TableKey::Service(id) => drop(self.services.remove(id)),
+            TableKey::Frontend(frontend) => drop(self.frontends.remove(frontend)),
         }
     }
 
@@ -120,7 +146,16 @@ impl Tables {
             Op::PutIpcache(prefix, value) => drop(self.ipcache.insert(*prefix, *value)),
             Op::PutRoute(prefix, value) => drop(self.routes.insert(*prefix, *value)),
             Op::PutEndpoint(id, value) => drop(self.endpoints.insert(*id, value.clone())),
-            Op::DeleteNode(_) | Op::DeleteIpcache(_) | Op::DeleteRoute(_) | Op::DeleteEndpoint(_) => {
+            Op::PutBackend(id, value) => drop(self.backends.insert(*id, *value)),
+            Op::PutService(id, value) => drop(self.services.insert(*id, value.clone())),
+            Op::PutFrontend(frontend, value) => drop(self.frontends.insert(*frontend, *value)),
+            Op::DeleteNode(_)
+            | Op::DeleteIpcache(_)
+            | Op::DeleteRoute(_)
+            | Op::DeleteEndpoint(_)
+            | Op::DeleteBackend(_)
+            | Op::DeleteService(_)
+            | Op::DeleteFrontend(_) => {
                 if let Some(key) = TableKey::of(op) {
                     self.remove(&key);
                 }
@@ -138,6 +173,9 @@ pub(crate) fn put(key: TableKey, entry: Entry) -> Op {
         (TableKey::Ipcache(prefix), Entry::Ipcache(value)) => Op::PutIpcache(prefix, value),
         (TableKey::Route(prefix), Entry::Route(value)) => Op::PutRoute(prefix, value),
         (TableKey::Endpoint(id), Entry::Endpoint(value)) => Op::PutEndpoint(id, value),
+        (TableKey::Backend(id), Entry::Backend(value)) => Op::PutBackend(id, value),
+        (TableKey::Service(id), Entry::Service(value)) => Op::PutService(id, value),
+        (TableKey::Frontend(frontend), Entry::Frontend(value)) => Op::PutFrontend(frontend, value),
         (key, entry) => unreachable!("{key} cannot hold {entry}: `Tables::get` pairs them"),
     }
 }
@@ -150,5 +188,8 @@ pub(crate) fn delete(key: TableKey) -> Option<Op> {
         TableKey::Ipcache(prefix) => Some(Op::DeleteIpcache(prefix)),
         TableKey::Route(prefix) => Some(Op::DeleteRoute(prefix)),
         TableKey::Endpoint(id) => Some(Op::DeleteEndpoint(id)),
+        TableKey::Backend(id) => Some(Op::DeleteBackend(id)),
+        TableKey::Service(id) => Some(Op::DeleteService(id)),
+        TableKey::Frontend(frontend) => Some(Op::DeleteFrontend(frontend)),
     }
 }

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::{Observed, Op, OpError, OpErrorKind, OpFailure, Plan, PlanOutcome, TableKey, Tables};
+use crate::{
+    BackendId, Observed, Op, OpError, OpErrorKind, OpFailure, Plan, PlanOutcome, ServiceValue, TableKey,
+    Tables,
+};
 
 /// What a node's kernel would hold. Outlives the agent, as the real one does.
 #[derive(Debug, Clone, Default)]
@@ -75,9 +78,25 @@ impl FakeDatapath {
             );
             return Err(OpError { kind: OpErrorKind::NamespaceGone, text });
         }
-        self.tables.apply(op);
+        let (op, missing) = self.possible(op);
+        self.tables.apply(&op);
         self.changes += u64::from(self.tables.get(&key) != before);
-        Ok(())
+        match missing {
+            None => Ok(()),
+            Some(BackendId(id)) => {
+                let text = format!("{key}: backend {id} is not there");
+                Err(OpError { kind: OpErrorKind::Transient, text })
+            }
+        }
+    }
+
+    /// As the real one: members without a backend are left out, and the first of them is told.
+    fn possible(&self, op: &Op) -> (Op, Option<BackendId>) {
+        let Op::PutService(id, value) = op else { return (op.clone(), None) };
+        let is_there = |member: &BackendId| self.tables.backends.contains_key(member);
+        let missing = value.members.iter().find(|member| !is_there(member)).copied();
+        let members = value.members.iter().copied().filter(is_there).collect();
+        (Op::PutService(*id, ServiceValue { members, ..value.clone() }), missing)
     }
 
     /// Reads it whole.

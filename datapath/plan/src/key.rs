@@ -5,7 +5,7 @@ use std::fmt;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-use crate::{EndpointId, NodeIndex, Op};
+use crate::{BackendId, EndpointId, Frontend, NodeIndex, Op, ServiceId};
 
 /// One entry of [`crate::Tables`]. The order is that of a plan: an entry stands only on smaller ones, so
 /// puts go upwards and removals downwards.
@@ -21,6 +21,12 @@ pub enum TableKey {
     Route(IpNetwork),
     /// A local endpoint.
     Endpoint(EndpointId),
+    /// A member of a service port.
+    Backend(BackendId),
+    /// A service port.
+    Service(ServiceId),
+    /// Where a service port is reached.
+    Frontend(Frontend),
 }
 
 impl TableKey {
@@ -32,6 +38,9 @@ impl TableKey {
             Self::Ipcache(_) => "ipcache",
             Self::Route(_) => "routes",
             Self::Endpoint(_) => "endpoints",
+            Self::Backend(_) => "backends",
+            Self::Service(_) => "services",
+            Self::Frontend(_) => "frontends",
         }
     }
 
@@ -43,6 +52,9 @@ impl TableKey {
             Op::PutIpcache(prefix, _) | Op::DeleteIpcache(prefix) => Some(Self::Ipcache(*prefix)),
             Op::PutRoute(prefix, _) | Op::DeleteRoute(prefix) => Some(Self::Route(*prefix)),
             Op::PutEndpoint(id, _) | Op::DeleteEndpoint(id) => Some(Self::Endpoint(*id)),
+            Op::PutBackend(id, _) | Op::DeleteBackend(id) => Some(Self::Backend(*id)),
+            Op::PutService(id, _) | Op::DeleteService(id) => Some(Self::Service(*id)),
+            Op::PutFrontend(frontend, _) | Op::DeleteFrontend(frontend) => Some(Self::Frontend(*frontend)),
             Op::BumpEpochs(_) => None,
         }
     }
@@ -56,6 +68,9 @@ impl fmt::Display for TableKey {
             Self::Ipcache(prefix) => write!(f, "ipcache {prefix}"),
             Self::Route(prefix) => write!(f, "routes {prefix}"),
             Self::Endpoint(id) => write!(f, "endpoints {id}"),
+            Self::Backend(id) => write!(f, "backends {}", id.0),
+            Self::Service(id) => write!(f, "services {}", id.0),
+            Self::Frontend(frontend) => write!(f, "frontends {frontend}"),
         }
     }
 }
@@ -72,13 +87,16 @@ pub struct Prune {
     pub routes: bool,
     /// All local endpoints are known.
     pub endpoints: bool,
+    /// All services and their backends are known.
+    pub services: bool,
 }
 
 impl Prune {
     /// Nothing is complete: remove nothing on the word of silence.
-    pub const NONE: Self = Self { nodes: false, ipcache: false, routes: false, endpoints: false };
+    pub const NONE: Self =
+        Self { nodes: false, ipcache: false, routes: false, endpoints: false, services: false };
     /// Everything is complete.
-    pub const ALL: Self = Self { nodes: true, ipcache: true, routes: true, endpoints: true };
+    pub const ALL: Self = Self { nodes: true, ipcache: true, routes: true, endpoints: true, services: true };
 
     /// Whether an entry that nobody wants may go.
     pub const fn allows(&self, key: &TableKey) -> bool {
@@ -88,6 +106,7 @@ impl Prune {
             TableKey::Ipcache(_) => self.ipcache,
             TableKey::Route(_) => self.routes,
             TableKey::Endpoint(_) => self.endpoints,
+            TableKey::Backend(_) | TableKey::Service(_) | TableKey::Frontend(_) => self.services,
         }
     }
 }

@@ -9,8 +9,10 @@ mod entry;
 mod epochs;
 mod fake;
 mod key;
+pub mod lb;
 mod op;
 mod reconciler;
+mod service;
 mod table;
 
 pub use base::{Base, BaseUnderlay, HostRouting, Masquerade, Mode, pod_mtu_bytes};
@@ -21,6 +23,10 @@ pub use fake::FakeDatapath;
 pub use key::{Prune, TableKey};
 pub use op::{EpochScope, Op, OpError, OpErrorKind, OpFailure, Plan, PlanOutcome};
 pub use reconciler::{Completed, FIRST_RETRY, Failing, LONGEST_RETRY, Reconciler};
+pub use service::{
+    Algorithm, BackendId, BackendState, BackendValue, Frontend, FrontendKind, FrontendValue, Protocol,
+    ServiceId, ServiceMode, ServiceValue, TrafficPolicy,
+};
 pub use table::{
     Attachment, EndpointId, EndpointValue, Generation, IpcacheValue, Mac, NextHop, NodeIndex, NodeValue,
     Observed, RouteValue, Tables,

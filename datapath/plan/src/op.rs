@@ -5,7 +5,10 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-use crate::{Base, EndpointId, EndpointValue, Generation, IpcacheValue, NodeIndex, NodeValue, RouteValue};
+use crate::{
+    BackendId, BackendValue, Base, EndpointId, EndpointValue, Frontend, FrontendValue, Generation,
+    IpcacheValue, NodeIndex, NodeValue, RouteValue, ServiceId, ServiceValue,
+};
 
 /// One step. Each is idempotent: done twice it changes nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +31,19 @@ pub enum Op {
     PutEndpoint(EndpointId, EndpointValue),
     /// Deletes an endpoint's device (and with it everything inside) and map entries.
     DeleteEndpoint(EndpointId),
+    /// Writes a backend.
+    PutBackend(BackendId, BackendValue),
+    /// Deletes a backend.
+    DeleteBackend(BackendId),
+    /// Makes a service port's table of slots beside the one that is in use, and then its entry: flows see one
+    /// table or the other. A member whose backend is not there is left out, and the step fails.
+    PutService(ServiceId, ServiceValue),
+    /// Deletes a service port and its table.
+    DeleteService(ServiceId),
+    /// Writes where a frontend leads.
+    PutFrontend(Frontend, FrontendValue),
+    /// Deletes a frontend.
+    DeleteFrontend(Frontend),
     /// Raises epochs, so that the flows concerned are decided again.
     BumpEpochs(EpochScope),
 }

@@ -10,8 +10,9 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Base, Difference, EndpointId, EndpointValue, EpochScope, Generation, IpcacheValue, Limits, NodeIndex,
-    NodeValue, Observed, Op, OpError, Plan, PlanError, PlanOutcome, Prune, RouteValue, TableKey, Tables,
+    BackendId, BackendValue, Base, Difference, EndpointId, EndpointValue, EpochScope, Frontend,
+    FrontendValue, Generation, IpcacheValue, Limits, NodeIndex, NodeValue, Observed, Op, OpError, Plan,
+    PlanError, PlanOutcome, Prune, RouteValue, ServiceId, ServiceValue, TableKey, Tables,
     capacity::{Counted, Room},
     difference::differences,
     entry::{Entry, delete, put},
@@ -98,6 +99,22 @@ impl Reconciler {
     /// Wants a local endpoint so, or not at all.
     pub fn set_endpoint(&mut self, id: EndpointId, value: Option<EndpointValue>) {
         self.set(TableKey::Endpoint(id), value.map(Entry::Endpoint));
+    }
+
+    /// Wants a member of a service port so, or not at all. Before it goes, its service port must not want it as a
+    /// member any more.
+    pub fn set_backend(&mut self, id: BackendId, value: Option<BackendValue>) {
+        self.set(TableKey::Backend(id), value.map(Entry::Backend));
+    }
+
+    /// Wants a service port so, or not at all.
+    pub fn set_service(&mut self, id: ServiceId, value: Option<ServiceValue>) {
+        self.set(TableKey::Service(id), value.map(Entry::Service));
+    }
+
+    /// Wants a frontend so, or not at all.
+    pub fn set_frontend(&mut self, frontend: Frontend, value: Option<FrontendValue>) {
+        self.set(TableKey::Frontend(frontend), value.map(Entry::Frontend));
     }
 
     fn set(&mut self, key: TableKey, entry: Option<Entry>) {
@@ -222,6 +239,7 @@ impl Reconciler {
                 None => removals.push(*key),
             }
         }
+        self.add_tables(&mut puts);
         let owed_is_due = self.owed_failing.as_ref().is_some_and(|failing| failing.retry_at <= now);
         if puts.is_empty() && removals.is_empty() && !owed_is_due {
             return None;
@@ -234,6 +252,31 @@ impl Reconciler {
         let plan = Plan { generation: self.planned, ops };
         self.in_flight = Some(plan.clone());
         Some(plan)
+    }
+
+    /// A service port's table says what its members' addresses and weights were: where those are others now, it is
+    /// made again, too.
+    fn add_tables(&self, puts: &mut Vec<(TableKey, Entry)>) {
+        let (wanted, applied) = (self.wanted.tables(), self.applied.tables());
+        let mut services = BTreeSet::new();
+        for (key, entry) in puts.iter() {
+            let (TableKey::Backend(id), Entry::Backend(value)) = (key, entry) else { continue };
+            let changed = applied.backends.get(id).is_none_or(|before| !before.same_share(value));
+            let is_member = |service: &ServiceValue| service.members.binary_search(id).is_ok();
+            if changed && wanted.services.get(&value.service).is_some_and(is_member) {
+                services.insert(value.service);
+            }
+        }
+        if services.is_empty() {
+            return;
+        }
+        let planned: BTreeSet<TableKey> = puts.iter().map(|(key, _)| *key).collect();
+        let missing = services.into_iter().map(TableKey::Service).filter(|key| {
+            // One that has no room waits until it has; one that failed does not wait for its time.
+            !planned.contains(key) && (applied.get(key).is_some() || self.failing.contains_key(key))
+        });
+        puts.extend(missing.filter_map(|key| Some((key, wanted.get(&key)?))));
+        puts.sort_by_key(|(key, _)| *key);
     }
 
     /// Make before break: puts upwards, removals downwards, epochs after what they depend on. Only a removal
@@ -254,7 +297,11 @@ impl Reconciler {
                 ops.extend(std::mem::take(&mut epochs).into_op());
                 before_endpoints = false;
             }
-            self.concerns(&key, &mut epochs);
+            match &entry {
+                // Flows through a backend go on, unless it is another now.
+                Entry::Backend(value) if self.stays(&key, value) => {}
+                _ => self.concerns(&key, &mut epochs),
+            }
             if let Entry::Endpoint(value) = &entry {
                 epochs.address(value.address);
             }
@@ -268,8 +315,15 @@ impl Reconciler {
         ops
     }
 
+    /// Whether the kernel's backend is the same one, of whatever state and weight.
+    fn stays(&self, key: &TableKey, value: &BackendValue) -> bool {
+        matches!(self.applied.tables().get(key), Some(Entry::Backend(before)) if before.same_place(value))
+    }
+
     /// Flows that a change of an entry concerns. Nodes are looked up by index with every packet, routes are the
-    /// stack's: neither is in a flow. Of the base it is the Ethernet address, which a device made anew changes.
+    /// stack's: neither is in a flow. Of the base it is the Ethernet address, which a device made anew changes. A
+    /// service's table decides about new flows only. A frontend makes services' flows of those that went to its
+    /// address as they were; those that it has made so go on with their backends.
     fn concerns(&self, key: &TableKey, epochs: &mut Epochs) {
         match key {
             TableKey::Base => epochs.scope(&EpochScope::All),
@@ -280,6 +334,22 @@ impl Reconciler {
                     epochs.address(endpoint.address);
                 }
             }
+            TableKey::Backend(id) => {
+                if let Some(backend) = self.applied.tables().backends.get(id) {
+                    epochs.address(backend.address);
+                }
+            }
+            TableKey::Service(_) => {}
+            TableKey::Frontend(frontend) if frontend.address.is_unspecified() => {
+                // The addresses of the node that flows from outside its own stack go to.
+                for base in
+                    [&self.applied, &self.wanted].into_iter().filter_map(|side| side.tables().base.as_ref())
+                {
+                    epochs.address(base.underlay.address);
+                    epochs.address(base.gateway);
+                }
+            }
+            TableKey::Frontend(frontend) => epochs.address(frontend.address),
         }
     }
 
@@ -399,6 +469,11 @@ fn slot(entry: &Entry) -> Option<IpAddr> {
     match entry {
         Entry::Node(node) => Some(node.underlay),
         Entry::Endpoint(endpoint) => Some(endpoint.address),
-        Entry::Base(_) | Entry::Ipcache(_) | Entry::Route(_) => None,
+        Entry::Base(_)
+        | Entry::Ipcache(_)
+        | Entry::Route(_)
+        | Entry::Backend(_)
+        | Entry::Service(_)
+        | Entry::Frontend(_) => None,
     }
 }

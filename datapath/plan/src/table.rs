@@ -6,7 +6,7 @@ use identity::Identity;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-use crate::Base;
+use crate::{BackendId, BackendValue, Base, Frontend, FrontendValue, ServiceId, ServiceValue};
 
 /// Counts what a node wants: raised with every change of its desired state.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -134,6 +134,12 @@ pub struct Tables {
     pub routes: BTreeMap<IpNetwork, RouteValue>,
     /// Local endpoints.
     pub endpoints: BTreeMap<EndpointId, EndpointValue>,
+    /// Members of service ports.
+    pub backends: BTreeMap<BackendId, BackendValue>,
+    /// Service ports.
+    pub services: BTreeMap<ServiceId, ServiceValue>,
+    /// Where service ports are reached.
+    pub frontends: BTreeMap<Frontend, FrontendValue>,
 }
 
 /// What the kernel holds, read whole.

@@ -3,8 +3,10 @@
 use std::{net::IpAddr, time::Duration};
 
 use datapath_plan::{
-    Base, BaseUnderlay, EndpointId, EndpointValue, FakeDatapath, HostRouting, IpcacheValue, LONGEST_RETRY,
-    Mac, Mode, NodeIndex, NodeValue, OpErrorKind, Plan, Prune, Reconciler, RouteValue, TableKey,
+    Algorithm, BackendId, BackendState, BackendValue, Base, BaseUnderlay, EndpointId, EndpointValue,
+    FakeDatapath, Frontend, FrontendKind, FrontendValue, HostRouting, IpcacheValue, LONGEST_RETRY, Mac, Mode,
+    NodeIndex, NodeValue, OpErrorKind, Plan, Protocol, Prune, Reconciler, RouteValue, ServiceId, ServiceMode,
+    ServiceValue, TableKey, TrafficPolicy,
 };
 use identity::Identity;
 use ipnetwork::IpNetwork;
@@ -38,6 +40,13 @@ fn key() -> impl Strategy<Value = TableKey> {
         (1..4u8).prop_map(move |n| TableKey::Ipcache(prefix(n))),
         (1..4u8).prop_map(move |n| TableKey::Route(prefix(n))),
         (1..5u32).prop_map(|n| TableKey::Endpoint(EndpointId(n))),
+        (1..5u32).prop_map(|n| TableKey::Backend(BackendId(n))),
+        (1..4u32).prop_map(|n| TableKey::Service(ServiceId(n))),
+        (0..4u8).prop_map(|n| TableKey::Frontend(Frontend {
+            address: if n == 0 { IpAddr::from([0, 0, 0, 0]) } else { IpAddr::from([10, 201, 0, n]) },
+            port: 80,
+            protocol: Protocol::Tcp,
+        })),
     ]
 }
 
@@ -96,6 +105,43 @@ fn set(reconciler: &mut Reconciler, key: TableKey, variant: Option<u8>) {
                 }),
             }),
         ),
+        TableKey::Backend(id) => reconciler.set_backend(
+            id,
+            variant.map(|n| BackendValue {
+                service: ServiceId(1),
+                address: address(u8::try_from(id.0).expect("small") + 20),
+                port: 80 + u16::from(n / 2),
+                weight: u16::from(n),
+                state: BackendState::Active,
+            }),
+        ),
+        TableKey::Service(id) => reconciler.set_service(
+            id,
+            variant.map(|n| ServiceValue {
+                algorithm: Algorithm::Maglev,
+                affinity_seconds: 0,
+                mode: ServiceMode::Snat,
+                traffic: TrafficPolicy::Fleet,
+                // Of the first one; it may want what is not there.
+                members: if id.0 == 1 { (1..=u32::from(n)).map(BackendId).collect() } else { Vec::new() },
+            }),
+        ),
+        TableKey::Frontend(frontend) => reconciler.set_frontend(
+            frontend,
+            variant
+                .map(|n| FrontendValue { service: ServiceId(u32::from(n) + 1), kind: FrontendKind::Virtual }),
+        ),
+    }
+}
+
+/// Wants the backends that services want as members.
+fn complete_services(reconciler: &mut Reconciler) {
+    let members: Vec<BackendId> =
+        reconciler.wanted().services.values().flat_map(|service| service.members.clone()).collect();
+    for id in members {
+        if !reconciler.wanted().backends.contains_key(&id) {
+            set(reconciler, TableKey::Backend(id), Some(1));
+        }
     }
 }
 
@@ -110,6 +156,9 @@ fn restarted(old: &Reconciler, kernel: &FakeDatapath, now: Duration) -> (Reconci
     old.wanted().ipcache.iter().for_each(|(prefix, value)| new.set_ipcache(*prefix, Some(*value)));
     old.wanted().routes.iter().for_each(|(prefix, value)| new.set_route(*prefix, Some(*value)));
     old.wanted().endpoints.iter().for_each(|(id, value)| new.set_endpoint(*id, Some(value.clone())));
+    old.wanted().backends.iter().for_each(|(id, value)| new.set_backend(*id, Some(*value)));
+    old.wanted().services.iter().for_each(|(id, value)| new.set_service(*id, Some(value.clone())));
+    old.wanted().frontends.iter().for_each(|(key, value)| new.set_frontend(*key, Some(*value)));
     let (plan, _) = new.plan_full(now, kernel.observe(), Prune::ALL);
     (new, plan)
 }
@@ -186,6 +235,7 @@ proptest! {
 
         // Everything heals; after an audit and one pause the kernel is as wanted.
         failing.iter().for_each(|key| kernel.heal(key));
+        complete_services(&mut reconciler);
         reconciler.adopt(kernel.observe(), Prune::ALL);
         now += LONGEST_RETRY;
         // Twice: a base of another MTU has endpoints done again after it.
@@ -219,8 +269,14 @@ proptest! {
                 reconciler.complete(now, &outcome);
             }
         }
+        complete_services(&mut reconciler);
+        if let Some(plan) = reconciler.plan(now) {
+            let outcome = kernel.apply(&plan);
+            reconciler.complete(now, &outcome);
+        }
         let mut at_once = Reconciler::default();
         sets.iter().for_each(|(key, variant)| set(&mut at_once, *key, *variant));
+        complete_services(&mut at_once);
         let mut other = FakeDatapath::new();
         let (plan, _) = at_once.plan_full(now, other.observe(), Prune::ALL);
         if let Some(plan) = plan {

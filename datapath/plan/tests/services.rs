@@ -1,0 +1,194 @@
+//! Plans of services as text: input -> expected steps.
+
+use std::{net::IpAddr, time::Duration};
+
+use datapath_plan::{
+    Algorithm, BackendId, BackendState, BackendValue, FakeDatapath, Frontend, FrontendKind, FrontendValue,
+    Limits, PlanError, Protocol, Prune, Reconciler, ServiceId, ServiceMode, ServiceValue, TrafficPolicy,
+};
+
+const T0: Duration = Duration::ZERO;
+const WEB: ServiceId = ServiceId(1);
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().expect("an address")
+}
+
+fn backend(address: &str) -> BackendValue {
+    BackendValue { service: WEB, address: ip(address), port: 8080, weight: 1, state: BackendState::Active }
+}
+
+fn service(members: &[u32]) -> Option<ServiceValue> {
+    Some(ServiceValue {
+        algorithm: Algorithm::Maglev,
+        affinity_seconds: 0,
+        mode: ServiceMode::Snat,
+        traffic: TrafficPolicy::Fleet,
+        members: members.iter().copied().map(BackendId).collect(),
+    })
+}
+
+fn at(address: &str) -> Frontend {
+    Frontend { address: ip(address), port: 80, protocol: Protocol::Tcp }
+}
+
+const TO_WEB: Option<FrontendValue> = Some(FrontendValue { service: WEB, kind: FrontendKind::Virtual });
+
+fn steps(reconciler: &mut Reconciler, kernel: &mut FakeDatapath, now: Duration) -> Vec<String> {
+    let Some(plan) = reconciler.plan(now) else { return Vec::new() };
+    let outcome = kernel.apply(&plan);
+    reconciler.complete(now, &outcome);
+    plan.ops.iter().map(ToString::to_string).collect()
+}
+
+/// Plans, checks the text, carries it out.
+fn check(reconciler: &mut Reconciler, kernel: &mut FakeDatapath, expected: &[&str]) {
+    assert_eq!(steps(reconciler, kernel, T0), expected);
+}
+
+/// A service with two backends, carried out.
+fn settled() -> (Reconciler, FakeDatapath) {
+    let (mut reconciler, mut kernel) = (Reconciler::default(), FakeDatapath::new());
+    reconciler.set_frontend(at("10.201.0.1"), TO_WEB);
+    reconciler.set_service(WEB, service(&[1, 2]));
+    reconciler.set_backend(BackendId(1), Some(backend("10.0.1.2")));
+    reconciler.set_backend(BackendId(2), Some(backend("10.0.2.2")));
+    check(
+        &mut reconciler,
+        &mut kernel,
+        &[
+            "put backends 1: service 1 address 10.0.1.2 port 8080 weight 1 active",
+            "put backends 2: service 1 address 10.0.2.2 port 8080 weight 1 active",
+            "put services 1: maglev snat fleet members 1 2",
+            "put frontends tcp 10.201.0.1 80: service 1 virtual",
+            "bump epochs of 10.201.0.1",
+        ],
+    );
+    check(&mut reconciler, &mut kernel, &[]);
+    (reconciler, kernel)
+}
+
+#[test]
+fn a_frontend_comes_last_and_goes_first() {
+    let (mut reconciler, mut kernel) = settled();
+    reconciler.set_backend(BackendId(1), None);
+    reconciler.set_backend(BackendId(2), None);
+    reconciler.set_service(WEB, None);
+    reconciler.set_frontend(at("10.201.0.1"), None);
+    check(
+        &mut reconciler,
+        &mut kernel,
+        &[
+            "delete frontends tcp 10.201.0.1 80",
+            "delete services 1",
+            "delete backends 2",
+            "delete backends 1",
+            "bump epochs of 10.0.1.2 10.0.2.2 10.201.0.1",
+        ],
+    );
+}
+
+#[test]
+fn a_backend_that_goes_is_first_taken_out_of_the_table() {
+    let (mut reconciler, mut kernel) = settled();
+    reconciler.set_backend(BackendId(2), None);
+    reconciler.set_service(WEB, service(&[1]));
+    check(
+        &mut reconciler,
+        &mut kernel,
+        &["put services 1: maglev snat fleet members 1", "delete backends 2", "bump epochs of 10.0.2.2"],
+    );
+}
+
+/// Its flows go on: nothing is decided again.
+#[test]
+fn a_backend_on_the_way_out_disturbs_no_flow() {
+    let (mut reconciler, mut kernel) = settled();
+    let state = BackendState::Terminating;
+    reconciler.set_backend(BackendId(2), Some(BackendValue { state, ..backend("10.0.2.2") }));
+    reconciler.set_service(WEB, service(&[1]));
+    check(
+        &mut reconciler,
+        &mut kernel,
+        &[
+            "put backends 2: service 1 address 10.0.2.2 port 8080 weight 1 terminating",
+            "put services 1: maglev snat fleet members 1",
+        ],
+    );
+}
+
+#[test]
+fn another_weight_or_address_makes_the_table_again() {
+    let (mut reconciler, mut kernel) = settled();
+    reconciler.set_backend(BackendId(2), Some(BackendValue { weight: 3, ..backend("10.0.2.2") }));
+    check(
+        &mut reconciler,
+        &mut kernel,
+        &[
+            "put backends 2: service 1 address 10.0.2.2 port 8080 weight 3 active",
+            "put services 1: maglev snat fleet members 1 2",
+        ],
+    );
+    reconciler.set_backend(BackendId(2), Some(backend("10.0.2.9")));
+    check(
+        &mut reconciler,
+        &mut kernel,
+        &[
+            "put backends 2: service 1 address 10.0.2.9 port 8080 weight 1 active",
+            "put services 1: maglev snat fleet members 1 2",
+            "bump epochs of 10.0.2.2",
+        ],
+    );
+}
+
+/// A member without a backend is a failed step; the other members work, and it is made up for at once.
+#[test]
+fn a_member_that_is_missing_is_added_when_it_comes() {
+    let (mut reconciler, mut kernel) = settled();
+    reconciler.set_service(WEB, service(&[1, 2, 3]));
+    check(&mut reconciler, &mut kernel, &["put services 1: maglev snat fleet members 1 2 3"]);
+    assert_eq!(kernel.tables().services[&WEB].members, [BackendId(1), BackendId(2)]);
+    let error = &reconciler.failing().values().next().expect("a failure").error;
+    assert_eq!(error.text, "services 1: backend 3 is not there");
+    reconciler.set_backend(BackendId(3), Some(backend("10.0.3.2")));
+    check(
+        &mut reconciler,
+        &mut kernel,
+        &[
+            "put backends 3: service 1 address 10.0.3.2 port 8080 weight 1 active",
+            "put services 1: maglev snat fleet members 1 2 3",
+        ],
+    );
+    assert_eq!(kernel.tables().services[&WEB].members.len(), 3);
+}
+
+#[test]
+fn services_stay_until_all_of_them_are_known() {
+    let (_, kernel) = settled();
+    let mut restarted = Reconciler::default();
+    let (plan, differences) =
+        restarted.plan_full(T0, kernel.observe(), Prune { services: false, ..Prune::ALL });
+    assert_eq!(plan, None);
+    assert_eq!(differences.len(), 4);
+    assert!(differences.iter().all(|difference| difference.kept));
+    let (plan, _) = restarted.plan_full(T0, kernel.observe(), Prune { services: true, ..Prune::NONE });
+    assert_eq!(plan.expect("a plan").ops.len(), 5, "four removals, and the epochs");
+}
+
+#[test]
+fn full_tables_are_an_answer() {
+    let limits = Limits { backends: 1, services: 0, frontends: 0, ..Limits::default() };
+    let mut reconciler = Reconciler::new(limits);
+    let mut kernel = FakeDatapath::new();
+    reconciler.set_frontend(at("10.201.0.1"), TO_WEB);
+    reconciler.set_service(WEB, service(&[1, 2]));
+    reconciler.set_backend(BackendId(1), Some(backend("10.0.1.2")));
+    reconciler.set_backend(BackendId(2), Some(backend("10.0.2.2")));
+    let full = |table: &str, wanted, max| PlanError::Capacity { table: table.to_owned(), wanted, max };
+    assert_eq!(reconciler.full(), [full("backends", 2, 1), full("services", 1, 0), full("frontends", 1, 0)]);
+    check(
+        &mut reconciler,
+        &mut kernel,
+        &["put backends 1: service 1 address 10.0.1.2 port 8080 weight 1 active"],
+    );
+}

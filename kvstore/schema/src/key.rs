@@ -223,11 +223,8 @@ impl Schema {
                 ParsedKey::Cidr(cidr)
             }
             ["identities", "labels", digest] => {
-                let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
-                if digest.len() != 64 || !digest.bytes().all(hex) {
-                    return Err(fail("not a SHA-256 digest"));
-                }
-                ParsedKey::IdentityLabels(LabelDigest::from_hex(digest))
+                let digest = digest.parse::<LabelDigest>();
+                ParsedKey::IdentityLabels(digest.map_err(|error| fail(&error.to_string()))?)
             }
             ["identities", "id", number] => ParsedKey::IdentityId(id(number)?),
             ["identities", "refs", number, name] => ParsedKey::IdentityRef(id(number)?, node(name)?),

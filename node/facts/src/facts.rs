@@ -159,11 +159,6 @@ impl PendingEndpoint {
         })?;
         ensure(self.identity.is_fleet() || self.identity == Identity::INIT, || {
             format!("identity {} cannot be an endpoint's", self.identity)
-        })?;
-        let digest = self.labels_digest.as_str();
-        let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
-        ensure(digest.len() == 64 && digest.bytes().all(hex), || {
-            "label digest is not a SHA-256 digest".to_owned()
         })
     }
 }

@@ -7,7 +7,7 @@ use kvstore_schema::{Key, KeyValue, KvEvent, ListPage, Revision, Schema, StoreId
 use super::{ChangeKind, Discontinuity, FleetView};
 
 const REF: &str = r#"{"v":1,"incarnation":1}"#;
-const ENDPOINT: &str = r#"{"v":1,"name":"web","identity":256,"labels_digest":"d","labels":{}}"#;
+const ENDPOINT: &str = r#"{"v":1,"name":"web","identity":256,"labels_digest":"e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855","labels":{}}"#;
 
 fn view() -> FleetView {
     FleetView::new(Schema::new(&"t".parse().unwrap()))

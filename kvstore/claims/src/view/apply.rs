@@ -146,7 +146,6 @@ impl FleetView {
                 let endpoint = Entry { record: Arc::new(record), created, modified };
                 if self.endpoints.entry(node.clone()).or_default().insert(*ip, endpoint).is_none() {
                     self.endpoint_count += 1;
-                    self.endpoint_nodes.entry(*ip).or_default().insert(node.clone());
                 }
             }
             ParsedKey::Service(name) => drop(self.services.insert(name.clone(), raw(kv))),
@@ -178,12 +177,6 @@ impl FleetView {
                 {
                     self.endpoint_count -= 1;
                 }
-                remove_nested(
-                    &mut self.endpoint_nodes,
-                    ip,
-                    |nodes| nodes.remove(node),
-                    |nodes| nodes.is_empty(),
-                );
             }
             ParsedKey::Service(name) => drop(self.services.remove(name)),
             ParsedKey::Policy(name) => drop(self.policies.remove(name)),

@@ -130,10 +130,9 @@ impl FleetView {
     /// The endpoint that has an address: the record of the node that owns the address's CIDR. Records of
     /// former owners that nobody has deleted yet do not count.
     pub fn endpoint_at(&self, ip: IpAddr) -> Option<(&NodeName, &Entry<Arc<EndpointRecord>>)> {
-        let nodes = self.endpoint_nodes.get(&ip)?;
         let (_, claim) = self.cidr_of_ip(ip)?;
-        let node = nodes.get(&claim.record.node)?;
-        Some((node, self.endpoints.get(node)?.get(&ip)?))
+        let (node, endpoints) = self.endpoints.get_key_value(&claim.record.node)?;
+        Some((node, endpoints.get(&ip)?))
     }
 
     /// Services as their manifests' bytes.

@@ -94,7 +94,7 @@ pub enum Discontinuity {
 /// conditions. Applying costs O(log n) a change.
 ///
 /// Invariants: a bad key or value is rejected alone and never panics; the secondary indexes (references by
-/// node, endpoints by address) say the same as the tables; an event is applied once, however often it comes
+/// node) say the same as the tables; an event is applied once, however often it comes
 /// (etcd 3.4 delivers duplicates).
 #[derive(Clone, Serialize, Deserialize)]
 pub struct FleetView {
@@ -115,7 +115,6 @@ pub struct FleetView {
     refs: BTreeMap<Identity, BTreeMap<NodeName, Entry<IdentityRefRecord>>>,
     refs_by_node: BTreeMap<NodeName, BTreeSet<Identity>>,
     endpoints: BTreeMap<NodeName, BTreeMap<IpAddr, Entry<Arc<EndpointRecord>>>>,
-    endpoint_nodes: BTreeMap<IpAddr, BTreeSet<NodeName>>,
     endpoint_count: usize,
     services: BTreeMap<String, RawEntry>,
     policies: BTreeMap<String, RawEntry>,
@@ -142,7 +141,6 @@ impl FleetView {
             refs: BTreeMap::new(),
             refs_by_node: BTreeMap::new(),
             endpoints: BTreeMap::new(),
-            endpoint_nodes: BTreeMap::new(),
             endpoint_count: 0,
             services: BTreeMap::new(),
             policies: BTreeMap::new(),

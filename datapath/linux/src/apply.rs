@@ -21,6 +21,7 @@ use crate::{
     endpoint::Workshop,
     error::DatapathError,
     route,
+    rows::BATCH_ENTRIES,
 };
 
 type Answer = Result<(), DatapathError>;
@@ -31,7 +32,9 @@ impl Datapath {
     /// it. Applying a plan twice changes nothing, but that epochs rise.
     pub async fn apply(&mut self, plan: Plan) -> PlanOutcome {
         let mut failures = Vec::new();
-        for run in plan.ops.chunk_by(|a, b| goes_in_batches(a) && discriminant(a) == discriminant(b)) {
+        let runs = plan.ops.chunk_by(|a, b| goes_in_batches(a) && discriminant(a) == discriminant(b));
+        // Rows and answers of a run are made whole: not of 100,000 at once.
+        for run in runs.flat_map(|run| run.chunks(BATCH_ENTRIES as usize)) {
             let answers = match &run[0] {
                 Op::PutBase(base) => vec![self.put_base(base).await],
                 Op::PutNode(..) => self.put_nodes(run),

@@ -1,6 +1,6 @@
 //! The steps of a plan, and what came of them.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
@@ -62,8 +62,9 @@ pub enum EpochScope {
 pub struct Plan {
     /// What is true of the kernel when all steps have succeeded.
     pub generation: Generation,
-    /// The steps.
-    pub ops: Vec<Op>,
+    /// The steps. Whoever made the plan keeps them until they have been carried out by somebody else: a large fleet's
+    /// are 100,000, so they are shared.
+    pub ops: Arc<[Op]>,
 }
 
 /// Why a step failed, as far as it matters for what is done about it.

@@ -25,6 +25,9 @@ pub const FIRST_RETRY: Duration = Duration::from_secs(1);
 /// The longest pause: the kernel's audit comes about as often.
 pub const LONGEST_RETRY: Duration = Duration::from_secs(60);
 
+/// A plan raises epochs before its endpoints and at its end.
+const EPOCH_STEPS: usize = 2;
+
 /// A step that failed and will be tried again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failing {
@@ -226,7 +229,7 @@ impl Reconciler {
         let mut new_entries: BTreeMap<Room, usize> = BTreeMap::new();
         for key in self.dirty.iter().filter(due) {
             match self.wanted.tables().get(key) {
-                Some(entry) => {
+                Some(_) => {
                     if let (Some(room), None) = (Room::of(key), self.applied.tables().get(key)) {
                         let new = new_entries.entry(room).or_default();
                         if self.applied.used(room) + *new >= room.max(&self.limits) {
@@ -234,7 +237,7 @@ impl Reconciler {
                         }
                         *new += 1;
                     }
-                    puts.push((*key, entry));
+                    puts.push(*key);
                 }
                 None => removals.push(*key),
             }
@@ -249,18 +252,19 @@ impl Reconciler {
             self.dirty.remove(&key);
         }
         self.planned.0 += 1;
-        let plan = Plan { generation: self.planned, ops };
+        let plan = Plan { generation: self.planned, ops: ops.into() };
         self.in_flight = Some(plan.clone());
         Some(plan)
     }
 
     /// A service port's table says what its members' addresses and weights were: where those are others now, it is
     /// made again, too.
-    fn add_tables(&self, puts: &mut Vec<(TableKey, Entry)>) {
+    fn add_tables(&self, puts: &mut Vec<TableKey>) {
         let (wanted, applied) = (self.wanted.tables(), self.applied.tables());
         let mut services = BTreeSet::new();
-        for (key, entry) in puts.iter() {
-            let (TableKey::Backend(id), Entry::Backend(value)) = (key, entry) else { continue };
+        for key in puts.iter() {
+            let TableKey::Backend(id) = key else { continue };
+            let Some(value) = wanted.backends.get(id) else { continue };
             let changed = applied.backends.get(id).is_none_or(|before| !before.same_share(value));
             let is_member = |service: &ServiceValue| service.members.binary_search(id).is_ok();
             if changed && wanted.services.get(&value.service).is_some_and(is_member) {
@@ -270,28 +274,31 @@ impl Reconciler {
         if services.is_empty() {
             return;
         }
-        let planned: BTreeSet<TableKey> = puts.iter().map(|(key, _)| *key).collect();
+        let planned: BTreeSet<TableKey> = puts.iter().copied().collect();
         let missing = services.into_iter().map(TableKey::Service).filter(|key| {
             // One that has no room waits until it has; one that failed does not wait for its time.
             !planned.contains(key) && (applied.get(key).is_some() || self.failing.contains_key(key))
         });
-        puts.extend(missing.filter_map(|key| Some((key, wanted.get(&key)?))));
-        puts.sort_by_key(|(key, _)| *key);
+        puts.extend(missing.filter(|key| wanted.get(key).is_some()));
+        puts.sort_unstable();
     }
 
     /// Make before break: puts upwards, removals downwards, epochs after what they depend on. Only a removal
     /// whose address a put takes over goes first, because the two share a slot in the kernel.
-    fn order(&mut self, puts: Vec<(TableKey, Entry)>, removals: Vec<TableKey>) -> Vec<Op> {
-        let taken: BTreeSet<IpAddr> = puts.iter().filter_map(|(_, entry)| slot(entry)).collect();
-        let applied = self.applied.tables();
+    fn order(&mut self, puts: Vec<TableKey>, removals: Vec<TableKey>) -> Vec<Op> {
+        let (wanted, applied) = (self.wanted.tables(), self.applied.tables());
+        let taken: BTreeSet<IpAddr> =
+            puts.iter().filter_map(|key| wanted.get(key)).filter_map(|entry| slot(&entry)).collect();
         let (first, last): (Vec<TableKey>, Vec<TableKey>) = removals.into_iter().rev().partition(|key| {
             applied.get(key).and_then(|entry| slot(&entry)).is_some_and(|at| taken.contains(&at))
         });
 
         let mut epochs = std::mem::take(&mut self.owed);
         let mut ops: Vec<Op> = first.iter().filter_map(|key| delete(*key)).collect();
+        ops.reserve_exact(puts.len() + last.len() + EPOCH_STEPS);
         let mut before_endpoints = true;
-        for (key, entry) in puts {
+        for key in puts {
+            let Some(entry) = self.wanted.tables().get(&key) else { continue };
             if before_endpoints && matches!(key, TableKey::Endpoint(_)) {
                 // Making devices takes milliseconds; flows concerned by the ipcache do not wait for it.
                 ops.extend(std::mem::take(&mut epochs).into_op());
@@ -372,7 +379,7 @@ impl Reconciler {
         }
         self.owed_failing = owed_error.map(|error| again(now, self.owed_failing.as_ref(), error));
         let mut completed = Completed::default();
-        for op in &plan.ops {
+        for op in &*plan.ops {
             let Some(key) = TableKey::of(op) else { continue };
             if let Some(error) = errors.remove(&key) {
                 self.fail(now, key, error.clone());

@@ -57,7 +57,7 @@ fn endpoint(address: &str, identity: u32) -> Option<EndpointValue> {
 /// Plans, checks the text, carries it out.
 fn check(reconciler: &mut Reconciler, kernel: &mut FakeDatapath, now: Duration, expected: &[&str]) {
     let plan = reconciler.plan(now);
-    let steps: Vec<String> = plan.iter().flat_map(|plan| &plan.ops).map(ToString::to_string).collect();
+    let steps: Vec<String> = plan.iter().flat_map(|plan| &*plan.ops).map(ToString::to_string).collect();
     assert_eq!(steps, expected);
     if let Some(plan) = plan {
         let outcome = kernel.apply(&plan);

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use datapath_plan::{Difference, Observed, PlanOutcome, Prune, TableKey};
+use datapath_plan::{Difference, Observed, PlanOutcome, Prune, TableKey, Tables};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -122,11 +122,14 @@ impl Node {
     }
 
     /// The first look: what is there stays, with its numbers (P5).
-    fn adopt_kernel(&mut self, observed: Observed) {
+    fn adopt_kernel(&mut self, mut observed: Observed) {
         self.audit.observed = true;
         // Asked after a first reading that failed: nothing was compared here, the next reading answers.
         self.audit.calls.append(&mut self.audit.answering);
-        self.reconciler.adopt(observed.clone(), Prune::NONE);
+        // The ipcache is all of a large fleet, and nobody else asks for it here.
+        let ipcache = std::mem::take(&mut observed.tables.ipcache);
+        let tables = Tables { ipcache, ..observed.tables.clone() };
+        self.reconciler.adopt(Observed { tables, ..observed.clone() }, Prune::NONE);
         self.adopted_gateway = observed.tables.base.as_ref().map(|base| base.gateway);
         self.peers.adopt(&observed.tables.nodes);
         self.adopt_endpoints(&observed);

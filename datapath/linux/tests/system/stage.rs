@@ -269,7 +269,7 @@ pub fn node_with_endpoint(workload: &Namespace) -> Vec<Op> {
 }
 
 pub async fn apply(datapath: &mut Datapath, ops: Vec<Op>) -> PlanOutcome {
-    datapath.apply(Plan { generation: Generation(1), ops }).await
+    datapath.apply(Plan { generation: Generation(1), ops: ops.into() }).await
 }
 
 /// Applies steps of which none may fail.

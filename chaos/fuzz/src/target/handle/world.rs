@@ -218,7 +218,7 @@ impl World {
     }
 
     fn fail_something(&mut self, draw: &mut Draw) {
-        let Some(key) = self.plan.iter().flat_map(|plan| &plan.ops).filter_map(TableKey::of).next() else {
+        let Some(key) = self.plan.iter().flat_map(|plan| &*plan.ops).filter_map(TableKey::of).next() else {
             return;
         };
         let kind = draw.choose(&[

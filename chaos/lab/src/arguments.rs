@@ -93,6 +93,9 @@ pub enum Command {
         /// What chance is drawn from; a new one each time if not given.
         #[arg(long)]
         seed: Option<u64>,
+        /// How many times as long as it says everything may take: this machine is busy.
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
+        patience: u32,
         /// Leave the lab standing.
         #[arg(long)]
         keep: bool,

@@ -102,9 +102,9 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         }
         Command::Fault(command) => print(&(command.carry_out(&open()?)? + "\n"))?,
         Command::Helper { id, fault } => fault::helper::run(&open()?, id, &fault)?,
-        Command::Run { scenario, seed, keep } => {
+        Command::Run { scenario, seed, patience, keep } => {
             let seed = seed.unwrap_or_else(|| rand::random::<u32>().into());
-            let scenario = Scenario::read(&scenario::find(&scenario)?, seed)?;
+            let scenario = Scenario::read(&scenario::find(&scenario)?, seed)?.with_patience(patience);
             progress(&format!("{}: {}\n{}\nseed {seed}", scenario.name, scenario.title, scenario.why));
             let report = scenario::run(&scenario, name, keep, progress)?;
             print(&if json { serde_json::to_string_pretty(&report)? + "\n" } else { report.text() })?;

@@ -102,6 +102,18 @@ impl Scenario {
         Self::parse(name, &text, seed).with_context(|| format!("{}", path.display()))
     }
 
+    /// The same story, in which everything may take so many times as long: for machines that have other things to do.
+    pub fn with_patience(mut self, factor: u32) -> Self {
+        for placed in &mut self.steps {
+            if let Step::Expect(expect) = &mut placed.step
+                && let Some(within) = expect.limit()
+            {
+                *within *= factor;
+            }
+        }
+        self
+    }
+
     /// Reads a scenario's text.
     ///
     /// # Errors

@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// How long a probe's first packet may take: a connection and its first write.
-const FIRST_LIMIT: Duration = Duration::from_secs(10);
+const FIRST_LIMIT: Duration = Duration::from_secs(30);
 
 /// A probe of the story: at work, or with its report.
 pub(super) enum Probe {

@@ -180,6 +180,20 @@ pub enum Expect {
     },
 }
 
+impl Expect {
+    /// How long it may take, where that is said.
+    pub fn limit(&mut self) -> Option<&mut Duration> {
+        match self {
+            Self::Reaches { within, .. }
+            | Self::Converged { within, .. }
+            | Self::Recorded { within }
+            | Self::Ready { within, .. }
+            | Self::Status { within, .. } => Some(within),
+            Self::Clean { .. } | Self::Losses { .. } | Self::Kept { .. } => None,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;

@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use crate::support::{SOON, TestLab};
 
 /// etcd elects a leader, the agents' pauses between attempts run out, the lease is made again.
-const BACK: Duration = Duration::from_secs(60);
+const BACK: Duration = Duration::from_secs(120);
 
 #[test]
 fn a_fleet_without_etcd_goes_on_and_is_recorded_later() {

@@ -5,10 +5,11 @@ use std::{
     thread,
 };
 
-use chaos_lab::{Endpoint, Lab, ask};
+use anyhow::ensure;
+use chaos_lab::{Endpoint, Lab, ask, wait};
 use ipnetwork::IpNetwork;
 
-use crate::support::TestLab;
+use crate::support::{SOON, TestLab};
 
 const NODES: u8 = 10;
 const ENDPOINTS_PER_NODE: usize = 10;
@@ -58,7 +59,28 @@ fn ten_agents_at_one_moment_share_pods_and_identities() {
     assert_eq!(numbers.len(), ENDPOINTS_PER_NODE, "two label sets share a number: {identities:?}");
 
     lab.wait_in_ipcache("n10", &endpoints);
-    records_are_readable(&lab);
+    // Gossip may be faster than etcd, and records follow what they record.
+    wait::until("etcd to have it all", SOON, || {
+        let kinds = recorded_kinds(&lab);
+        ensure!(kinds == expected_kinds(), "it has {kinds:?}");
+        Ok(())
+    })
+    .unwrap();
+}
+
+fn expected_kinds() -> BTreeMap<String, usize> {
+    let nodes = usize::from(NODES);
+    let kinds = [
+        ("alive", nodes),
+        ("cidrs", nodes),
+        ("endpoints", nodes * ENDPOINTS_PER_NODE),
+        ("fleet", 1),
+        ("identities/id", ENDPOINTS_PER_NODE),
+        ("identities/labels", ENDPOINTS_PER_NODE),
+        ("identities/refs", nodes * ENDPOINTS_PER_NODE),
+        ("nodes", nodes),
+    ];
+    kinds.map(|(kind, count)| (kind.to_owned(), count)).into()
 }
 
 /// The blocks of all nodes, as each node's own agent tells them.
@@ -69,8 +91,8 @@ fn claimed_cidrs(lab: &TestLab) -> Vec<IpNetwork> {
     cidrs
 }
 
-/// What `etcdctl get --prefix` shows: the keys of DESIGN section 4, each value JSON with its version.
-fn records_are_readable(lab: &TestLab) {
+/// What `etcdctl get --prefix` shows, by kind: the keys of DESIGN section 4, each value JSON with its version.
+fn recorded_kinds(lab: &TestLab) -> BTreeMap<String, usize> {
     let fleet = lab.name().as_str();
     let prefix = format!("/warren/v1/{fleet}/");
     let mut command = lab.command("e1", "etcdctl").unwrap();
@@ -90,16 +112,5 @@ fn records_are_readable(lab: &TestLab) {
         };
         *kinds.entry(kind).or_default() += 1;
     }
-    let nodes = usize::from(NODES);
-    let expected = [
-        ("alive", nodes),
-        ("cidrs", nodes),
-        ("endpoints", nodes * ENDPOINTS_PER_NODE),
-        ("fleet", 1),
-        ("identities/id", ENDPOINTS_PER_NODE),
-        ("identities/labels", ENDPOINTS_PER_NODE),
-        ("identities/refs", nodes * ENDPOINTS_PER_NODE),
-        ("nodes", nodes),
-    ];
-    assert_eq!(kinds, expected.map(|(kind, count)| (kind.to_owned(), count)).into());
+    kinds
 }

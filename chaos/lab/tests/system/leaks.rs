@@ -148,12 +148,16 @@ fn endpoints_that_come_and_go_leave_nothing() {
     };
     run_until(warm);
     let settled = |node: &str| {
+        let mut last = None;
         wait::until("both kernels and etcd without the endpoints", SOON, || {
             let status = ask(lab.api(node).status())?;
             ensure!(status.endpoints == if node == "n1" { 4 } else { 0 }, "{} endpoints", status.endpoints);
             let counts = counts(&lab, node)?;
             // Gateways, underlay addresses of both nodes, and four keepers.
             ensure!(counts["WARREN_IPC_V4"] == 8, "{counts:?}");
+            // Not in the middle of something: a file that is being written, a connection that is about to end.
+            let before = last.replace(counts.clone());
+            ensure!(before.as_ref() == Some(&counts), "{before:?} before, {counts:?} now");
             Ok(counts)
         })
         .unwrap()

@@ -19,11 +19,14 @@ use nix::sys::signal::Signal;
 
 use crate::support::{SOON, TestLab, WARREN_LAB, finish, lab_name, remains};
 
+/// These tests run on any machine beside any others: that things happen is tested here, how soon by `make chaos`.
+const PATIENCE: u32 = 10;
+
 /// Runs a scenario of this repository with chance from a fixed seed; everything that it expects must hold.
 fn check(name: &str) {
     let Some(lab) = lab_name(&name[..name.len().min(16)]) else { return };
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../scenarios/{name}.toml"));
-    let scenario = Scenario::read(&path, 1).unwrap();
+    let scenario = Scenario::read(&path, 1).unwrap().with_patience(PATIENCE);
     let report = scenario::run(&scenario, lab.clone(), false, |line| eprintln!("{line}")).unwrap();
     assert!(report.passed, "{}", report.text());
     assert_eq!(remains(&lab), <[String; 0]>::default());

@@ -15,7 +15,7 @@ use node_api::{Client, CounterRow, FlowEvent, Listing, ObserveLine};
 use serde::de::DeserializeOwned;
 
 /// How long anything may take that a fleet does by itself: generous, since only failures wait so long.
-pub const SOON: Duration = Duration::from_secs(30);
+pub const SOON: Duration = Duration::from_secs(60);
 
 /// `warren-lab`, as built for this test.
 pub const WARREN_LAB: &str = env!("CARGO_BIN_EXE_warren-lab");

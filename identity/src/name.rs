@@ -117,6 +117,10 @@ name_type!(
     NodeName
 );
 name_type!(
+    /// The name of a service: unique in its fleet, the key of its record in etcd.
+    ServiceName
+);
+name_type!(
     /// The name of a fleet: part of every etcd key.
     FleetName
 );

@@ -92,6 +92,7 @@ mod tests {
         Blocks::of(&FleetRecord {
             fleet_id: "f".to_owned(),
             pools: pools.iter().map(|pool| pool.parse().unwrap()).collect(),
+            service_pools: Vec::new(),
             block_prefix_v4: 24,
             block_prefix_v6: 64,
             tunnel_port: 8472,

@@ -2,9 +2,9 @@
 
 use std::{fmt, net::IpAddr};
 
-use identity::{Identity, Labels, NodeName};
+use identity::{Identity, Labels, NodeName, ServiceName};
 use ipnetwork::IpNetwork;
-use kvstore_schema::Key;
+use kvstore_schema::{Key, Revision};
 
 /// One setting that is different here and in the fleet's record.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -115,6 +115,56 @@ pub enum ClaimError {
     AddressOutside {
         /// The address.
         ip: IpAddr,
+    },
+    /// A service is not as it was when its author looked.
+    #[error(
+        "service {service} was changed by somebody else (expected revision {wanted}, found {}); read it again, and decide again",
+        found.map_or("none".to_owned(), |found| found.to_string())
+    )]
+    ServiceChanged {
+        /// The service.
+        service: ServiceName,
+        /// The revision that its author knew.
+        wanted: Revision,
+        /// The one that is there.
+        found: Option<Revision>,
+    },
+    /// A virtual IP belongs to another service.
+    #[error("address {address} belongs to service {owner}; use another one, or virtualIp: auto")]
+    AddressTaken {
+        /// The address.
+        address: IpAddr,
+        /// Whose it is.
+        owner: ServiceName,
+    },
+    /// A virtual IP lies where endpoints get their addresses.
+    #[error(
+        "address {address} lies in pool {pool}, where endpoints get theirs; use one outside the fleet's pools, or virtualIp: auto"
+    )]
+    AddressOfEndpoints {
+        /// The address.
+        address: IpAddr,
+        /// The pool.
+        pool: IpNetwork,
+    },
+    /// A virtual IP is a node's address.
+    #[error("address {address} is node {node}'s; use another one, or virtualIp: auto")]
+    AddressOfNode {
+        /// The address.
+        address: IpAddr,
+        /// The node.
+        node: NodeName,
+    },
+    /// No virtual IP is free.
+    #[error(
+        "no virtual IP is free: service pools {} hold {used}; name an address in the manifest (virtualIp), delete services, or give the fleet a service pool (fleet.service_pools)",
+        if pools.is_empty() { "(none)".to_owned() } else { join(pools) }
+    )]
+    ServicePoolExhausted {
+        /// The fleet's service pools.
+        pools: Vec<IpNetwork>,
+        /// How many addresses services have.
+        used: usize,
     },
     /// The store refused the request for good.
     #[error("the store refused the request: {0}; check the permissions of this node's store user")]

@@ -13,6 +13,8 @@ use crate::{
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct FleetJoin {
     wanted: FleetRecord,
+    /// What the transaction asked last would write.
+    asked: FleetRecord,
 }
 
 /// The fleet that this node has joined.
@@ -29,14 +31,15 @@ pub struct FleetJoined {
 impl FleetJoin {
     /// `wanted`: the record to create if there is none: pools, block sizes and port as configured, and a
     /// fleet id drawn at random by the caller. Ends in [`ClaimError::FleetMismatch`] when the fleet has
-    /// other settings; pools may be named in any order.
+    /// other settings; pools may be named in any order. A fleet without service pools gets those of the first node that
+    /// has some.
     pub fn start(schema: &Schema, wanted: FleetRecord) -> (Machine<Self>, KvRequest) {
         let key = schema.fleet();
         let txn = Txn::new()
             .when(Condition::Absent(key.clone()))
             .then(put(key.clone(), &wanted))
             .otherwise(KvOp::Get(key));
-        Machine::begin(Self { wanted }, txn)
+        Machine::begin(Self { asked: wanted.clone(), wanted }, txn)
     }
 }
 
@@ -45,20 +48,30 @@ impl Protocol for FleetJoin {
 
     fn on_answer(&mut self, answer: &TxnResponse, _view: &FleetView, _draw: u64) -> Next<FleetJoined> {
         if answer.succeeded {
-            let record = self.wanted.clone();
-            return Next::Done(FleetJoined { record, revision: answer.revision, created: true });
+            let record = self.asked.clone();
+            let created = record.fleet_id == self.wanted.fleet_id;
+            return Next::Done(FleetJoined { record, revision: answer.revision, created });
         }
         or_failed(self.compare(answer))
     }
 }
 
 impl FleetJoin {
-    fn compare(&self, answer: &TxnResponse) -> Result<Next<FleetJoined>, ClaimError> {
+    fn compare(&mut self, answer: &TxnResponse) -> Result<Next<FleetJoined>, ClaimError> {
         let found = got(answer, 0)?.ok_or(ClaimError::NoFleet)?;
         let record: FleetRecord = decode(found)?;
         let differences = differences(&self.wanted, &record);
         if !differences.is_empty() {
             return Err(ClaimError::FleetMismatch { differences });
+        }
+        if record.service_pools.is_empty() && !self.wanted.service_pools.is_empty() {
+            self.asked = FleetRecord { service_pools: self.wanted.service_pools.clone(), ..record };
+            let key = found.key.clone();
+            let txn = Txn::new()
+                .when(Condition::ModRevision(key.clone(), found.mod_revision))
+                .then(put(key.clone(), &self.asked))
+                .otherwise(KvOp::Get(key));
+            return Ok(Next::Ask(txn));
         }
         let created = record.fleet_id == self.wanted.fleet_id;
         Ok(Next::Done(FleetJoined { record, revision: found.mod_revision, created }))
@@ -67,13 +80,20 @@ impl FleetJoin {
 
 /// All settings that are not the same.
 fn differences(here: &FleetRecord, fleet: &FleetRecord) -> Vec<Difference> {
-    let pools = |record: &FleetRecord| {
-        let mut pools: Vec<IpNetwork> = record.pools.clone();
+    let text = |pools: &[IpNetwork]| {
+        let mut pools = pools.to_vec();
         pools.sort();
         pools.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
     };
+    // A node that names no service pools takes the fleet's.
+    let service_pools =
+        |record: &FleetRecord| match (here.service_pools.is_empty(), fleet.service_pools.is_empty()) {
+            (false, false) => text(&record.service_pools),
+            _ => String::new(),
+        };
     [
-        ("pools", pools(here), pools(fleet)),
+        ("pools", text(&here.pools), text(&fleet.pools)),
+        ("service_pools", service_pools(here), service_pools(fleet)),
         ("block_prefix_v4", here.block_prefix_v4.to_string(), fleet.block_prefix_v4.to_string()),
         ("block_prefix_v6", here.block_prefix_v6.to_string(), fleet.block_prefix_v6.to_string()),
         ("tunnel_port", here.tunnel_port.to_string(), fleet.tunnel_port.to_string()),

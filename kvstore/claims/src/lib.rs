@@ -1,4 +1,5 @@
-//! Ownership protocols as pure state machines: the fleet record, nodes, identities, pod CIDRs, addresses.
+//! Ownership protocols as pure state machines: the fleet record, nodes, identities, pod CIDRs, addresses,
+//! services.
 //!
 //! Why one crate: identities and CIDRs share transactions, the picture of the fleet and the property tests
 //! (`docs/decisions/0002-ownership-protocols-in-kvstore-claims.md`).
@@ -22,6 +23,7 @@ mod fleet;
 mod machine;
 mod node;
 mod release;
+mod service;
 mod view;
 
 pub use acquire::{IdentityAcquire, IdentityGrant};
@@ -34,4 +36,5 @@ pub use fleet::{FleetJoin, FleetJoined};
 pub use machine::{Machine, Next, Protocol, Step, WaitReason};
 pub use node::{NodeRegistered, NodeRegistration, alive_request, node_removal_request};
 pub use release::{IdentityRelease, missing_refs, stray_refs};
+pub use service::{Expected, ServiceOutcome, ServiceRemoval, ServiceWrite, ServiceWritten};
 pub use view::{ChangeKind, Discontinuity, Entry, FleetView, Rejected, ViewChange};

@@ -76,6 +76,7 @@ fn fleet(pool: &str) -> FleetRecord {
     FleetRecord {
         fleet_id: format!("of {pool}"),
         pools: vec![pool.parse().unwrap()],
+        service_pools: Vec::new(),
         block_prefix_v4: 24,
         block_prefix_v6: 64,
         tunnel_port: 8472,

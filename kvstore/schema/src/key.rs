@@ -2,7 +2,7 @@
 
 use std::{fmt, net::IpAddr, sync::Arc};
 
-use identity::{FleetName, Identity, LabelDigest, NodeName};
+use identity::{FleetName, Identity, LabelDigest, NodeName, ServiceName};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
@@ -100,7 +100,9 @@ pub enum ParsedKey {
     /// `endpoints/<node>/<ip>`
     Endpoint(NodeName, IpAddr),
     /// `services/<name>`
-    Service(String),
+    Service(ServiceName),
+    /// `vips/<address>`
+    Vip(IpAddr),
     /// `policies/<name>`
     Policy(String),
     /// `keyring`
@@ -191,6 +193,16 @@ impl Schema {
         self.prefix(format_args!("endpoints/{node}/"))
     }
 
+    /// A service's record.
+    pub fn service(&self, name: &ServiceName) -> Key {
+        self.key(format_args!("services/{name}"))
+    }
+
+    /// Whose a virtual IP is.
+    pub fn vip(&self, address: IpAddr) -> Key {
+        self.key(format_args!("vips/{address}"))
+    }
+
     /// Takes a key apart.
     ///
     /// # Errors
@@ -205,6 +217,13 @@ impl Schema {
                 return Err(fail("the number is not in its canonical form"));
             }
             Identity::new(number).map_err(|error| fail(&error.to_string()))
+        };
+        let address = |text: &str| {
+            let address: IpAddr = text.parse().map_err(|_| fail("not an address"))?;
+            if address.to_string() != *text {
+                return Err(fail("the address is not in its canonical form"));
+            }
+            Ok(address)
         };
         let parts: Vec<&str> = rest.split('/').collect();
         let parsed = match parts.as_slice() {
@@ -228,14 +247,11 @@ impl Schema {
             }
             ["identities", "id", number] => ParsedKey::IdentityId(id(number)?),
             ["identities", "refs", number, name] => ParsedKey::IdentityRef(id(number)?, node(name)?),
-            ["endpoints", name, ip] => {
-                let address: IpAddr = ip.parse().map_err(|_| fail("not an address"))?;
-                if address.to_string() != *ip {
-                    return Err(fail("the address is not in its canonical form"));
-                }
-                ParsedKey::Endpoint(node(name)?, address)
+            ["endpoints", name, ip] => ParsedKey::Endpoint(node(name)?, address(ip)?),
+            ["services", name] => {
+                ParsedKey::Service(ServiceName::new(name).map_err(|error| fail(&error.to_string()))?)
             }
-            ["services", name] => ParsedKey::Service((*name).to_owned()),
+            ["vips", ip] => ParsedKey::Vip(address(ip)?),
             ["policies", name] => ParsedKey::Policy((*name).to_owned()),
             _ => return Err(fail("no record has this form")),
         };

@@ -5,6 +5,7 @@
 pub mod key;
 pub mod kv;
 pub mod record;
+pub mod service;
 
 pub use key::{Key, Prefix, Schema};
 pub use kv::{

@@ -9,6 +9,8 @@ use identity::{EndpointName, Identity, LabelDigest, Labels, NodeName};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, de::DeserializeOwned, ser};
 
+use crate::service::{ServiceRecord, ServiceSpec, VipRecord};
+
 /// The record version that this code writes and the only one that it reads.
 pub const RECORD_VERSION: u32 = 1;
 
@@ -109,6 +111,7 @@ macro_rules! json_anywhere {
 json_anywhere! {
     FleetRecord NodeRecord AliveRecord CidrRecord
     IdentityLabelsRecord IdentityIdRecord IdentityRefRecord EndpointRecord
+    ServiceRecord ServiceSpec VipRecord
 }
 
 /// Fields of a newer version, kept as they are.
@@ -122,6 +125,9 @@ pub struct FleetRecord {
     pub fleet_id: String,
     /// Where pod CIDRs come from; they do not overlap.
     pub pools: Vec<IpNetwork>,
+    /// Where services' virtual IPs come from; they overlap neither one another nor `pools`. None: there is no such pool.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub service_pools: Vec<IpNetwork>,
     /// The prefix length of one claim in an IPv4 pool.
     pub block_prefix_v4: u8,
     /// The prefix length of one claim in an IPv6 pool.
@@ -265,10 +271,7 @@ fn check_pools(record: &FleetRecord) -> Result<(), String> {
     if record.pools.is_empty() {
         return Err("no pool".to_owned());
     }
-    for (index, pool) in record.pools.iter().enumerate() {
-        if pool.ip() != pool.network() {
-            return Err(format!("pool {pool} has host bits set; write {}/{}", pool.network(), pool.prefix()));
-        }
+    for pool in &record.pools {
         let (block, longest) =
             if pool.is_ipv4() { (record.block_prefix_v4, 30) } else { (record.block_prefix_v6, 126) };
         if block < pool.prefix() || block > longest {
@@ -277,7 +280,13 @@ fn check_pools(record: &FleetRecord) -> Result<(), String> {
                 pool.prefix()
             ));
         }
-        for other in &record.pools[index + 1..] {
+    }
+    let all: Vec<&IpNetwork> = record.pools.iter().chain(&record.service_pools).collect();
+    for (index, pool) in all.iter().enumerate() {
+        if pool.ip() != pool.network() {
+            return Err(format!("pool {pool} has host bits set; write {}/{}", pool.network(), pool.prefix()));
+        }
+        for other in &all[index + 1..] {
             if pool.contains(other.network()) || other.contains(pool.network()) {
                 return Err(format!("pools {pool} and {other} overlap"));
             }

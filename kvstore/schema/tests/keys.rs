@@ -31,6 +31,9 @@ fn every_key_has_one_text() {
     check(schema.identity_ref(id, &node), "identities/refs/256/n1", ParsedKey::IdentityRef(id, node.clone()));
     let ip = "10.1.2.3".parse().unwrap();
     check(schema.endpoint(&node, ip), "endpoints/n1/10.1.2.3", ParsedKey::Endpoint(node.clone(), ip));
+    let web: identity::ServiceName = "web".parse().unwrap();
+    check(schema.service(&web), "services/web", ParsedKey::Service(web.clone()));
+    check(schema.vip(ip), "vips/10.1.2.3", ParsedKey::Vip(ip));
 }
 
 #[test]
@@ -64,6 +67,10 @@ fn strange_keys_are_refused() {
         "endpoints/n1/010.1.2.3",
         "endpoints/n1/fd00::0",
         "endpoints/n1",
+        "services/Web",
+        "services/web/v2",
+        "vips/010.1.2.3",
+        "vips/web",
     ] {
         refused(text);
     }

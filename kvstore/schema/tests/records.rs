@@ -13,6 +13,7 @@ fn fleet() -> FleetRecord {
     FleetRecord {
         fleet_id: "f00d".to_owned(),
         pools: vec!["10.0.0.0/16".parse().unwrap(), "fd00::/48".parse().unwrap()],
+        service_pools: vec!["10.201.0.0/16".parse().unwrap()],
         block_prefix_v4: 24,
         block_prefix_v6: 64,
         tunnel_port: 8472,
@@ -29,7 +30,7 @@ fn golden_texts() {
     let unknown = Unknown::new();
     check(
         fleet(),
-        r#"{"v":1,"fleet_id":"f00d","pools":["10.0.0.0/16","fd00::/48"],"block_prefix_v4":24,"block_prefix_v6":64,"tunnel_port":8472}"#,
+        r#"{"v":1,"fleet_id":"f00d","pools":["10.0.0.0/16","fd00::/48"],"service_pools":["10.201.0.0/16"],"block_prefix_v4":24,"block_prefix_v6":64,"tunnel_port":8472}"#,
     );
     check(
         NodeRecord {
@@ -117,11 +118,21 @@ fn rules_of_the_fleet_record() {
     check(|fleet| fleet.pools.clear(), "no pool");
     check(|fleet| fleet.pools[0] = "10.0.0.1/16".parse().unwrap(), "host bits");
     check(|fleet| fleet.pools[1] = "10.0.128.0/20".parse().unwrap(), "overlap");
+    check(|fleet| fleet.service_pools[0] = "10.0.128.0/20".parse().unwrap(), "overlap");
+    check(|fleet| fleet.service_pools[0] = "10.201.0.1/16".parse().unwrap(), "host bits");
     check(|fleet| fleet.block_prefix_v4 = 31, "use /16 to /30");
     check(|fleet| fleet.block_prefix_v4 = 15, "use /16 to /30");
     check(|fleet| fleet.block_prefix_v6 = 127, "use /48 to /126");
     check(|fleet| fleet.tunnel_port = 0, "tunnel port 0");
     check(|fleet| fleet.fleet_id.clear(), "fleet id");
+}
+
+#[test]
+fn a_fleet_without_service_pools_has_none() {
+    let text = r#"{"v":1,"fleet_id":"f00d","pools":["10.0.0.0/16"],"block_prefix_v4":24,"block_prefix_v6":64,"tunnel_port":8472}"#;
+    let record = FleetRecord::decode(text.as_bytes()).unwrap();
+    assert_eq!(record.service_pools, []);
+    assert_eq!(std::str::from_utf8(&record.encode()).unwrap(), text);
 }
 
 #[test]

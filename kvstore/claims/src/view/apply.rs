@@ -148,7 +148,12 @@ impl FleetView {
                     self.endpoint_count += 1;
                 }
             }
-            ParsedKey::Service(name) => drop(self.services.insert(name.clone(), raw(kv))),
+            ParsedKey::Service(name) => {
+                let Entry { record, created, modified } = entry(kv)?;
+                let service = Entry { record: Arc::new(record), created, modified };
+                self.services.insert(name.clone(), service);
+            }
+            ParsedKey::Vip(address) => drop(self.vips.insert(*address, entry(kv)?)),
             ParsedKey::Policy(name) => drop(self.policies.insert(name.clone(), raw(kv))),
             ParsedKey::Keyring => self.keyring = Some(raw(kv)),
         }
@@ -179,6 +184,7 @@ impl FleetView {
                 }
             }
             ParsedKey::Service(name) => drop(self.services.remove(name)),
+            ParsedKey::Vip(address) => drop(self.vips.remove(address)),
             ParsedKey::Policy(name) => drop(self.policies.remove(name)),
             ParsedKey::Keyring => self.keyring = None,
         }

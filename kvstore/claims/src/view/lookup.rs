@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use identity::{Identity, LabelDigest, NodeName};
+use identity::{Identity, LabelDigest, NodeName, ServiceName};
 use ipnetwork::IpNetwork;
 use kvstore_schema::{
     Key, Revision, Schema, StoreIdentity,
@@ -14,6 +14,7 @@ use kvstore_schema::{
         AliveRecord, CidrRecord, ClaimState, EndpointRecord, FleetRecord, IdentityIdRecord,
         IdentityLabelsRecord, IdentityRefRecord, NodeRecord,
     },
+    service::{ServiceRecord, VipRecord},
 };
 
 use super::{Entry, FleetView, RawEntry, Rejected};
@@ -135,9 +136,14 @@ impl FleetView {
         Some((node, endpoints.get(&ip)?))
     }
 
-    /// Services as their manifests' bytes.
-    pub fn services(&self) -> &BTreeMap<String, RawEntry> {
+    /// All services.
+    pub fn services(&self) -> &BTreeMap<ServiceName, Entry<Arc<ServiceRecord>>> {
         &self.services
+    }
+
+    /// Virtual IPs that are taken.
+    pub fn vips(&self) -> &BTreeMap<IpAddr, Entry<VipRecord>> {
+        &self.vips
     }
 
     /// Policies as their manifests' bytes.

@@ -12,7 +12,7 @@ use std::{
     sync::Arc,
 };
 
-use identity::{Identity, LabelDigest, NodeName};
+use identity::{Identity, LabelDigest, NodeName, ServiceName};
 use ipnetwork::IpNetwork;
 use kvstore_schema::{
     Key, Revision, Schema, StoreIdentity,
@@ -21,6 +21,7 @@ use kvstore_schema::{
         AliveRecord, CidrRecord, EndpointRecord, FleetRecord, IdentityIdRecord, IdentityLabelsRecord,
         IdentityRefRecord, NodeRecord,
     },
+    service::{ServiceRecord, VipRecord},
 };
 use serde::{Deserialize, Serialize};
 
@@ -116,7 +117,8 @@ pub struct FleetView {
     refs_by_node: BTreeMap<NodeName, BTreeSet<Identity>>,
     endpoints: BTreeMap<NodeName, BTreeMap<IpAddr, Entry<Arc<EndpointRecord>>>>,
     endpoint_count: usize,
-    services: BTreeMap<String, RawEntry>,
+    services: BTreeMap<ServiceName, Entry<Arc<ServiceRecord>>>,
+    vips: BTreeMap<IpAddr, Entry<VipRecord>>,
     policies: BTreeMap<String, RawEntry>,
     keyring: Option<RawEntry>,
 }
@@ -143,6 +145,7 @@ impl FleetView {
             endpoints: BTreeMap::new(),
             endpoint_count: 0,
             services: BTreeMap::new(),
+            vips: BTreeMap::new(),
             policies: BTreeMap::new(),
             keyring: None,
         }

@@ -180,6 +180,7 @@ impl Agent {
                 fleet_id: random.draw().to_string(),
                 // 16 blocks; agents hold at most 8, and as many may be in quarantine.
                 pools: vec!["10.0.0.0/25".parse().unwrap(), "10.1.0.0/25".parse().unwrap()],
+                service_pools: Vec::new(),
                 block_prefix_v4: 28,
                 block_prefix_v6: 112,
                 tunnel_port: 8472,

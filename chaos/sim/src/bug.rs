@@ -178,6 +178,7 @@ fn fleet_of(key: &kvstore_schema::Key, fleet_id: &str, config: &NodeConfig) -> k
     let record = FleetRecord {
         fleet_id: fleet_id.to_owned(),
         pools: config.pools.clone(),
+        service_pools: config.service_pools.clone(),
         block_prefix_v4: config.block_prefix_v4,
         block_prefix_v6: config.block_prefix_v6,
         tunnel_port: config.tunnel_port,

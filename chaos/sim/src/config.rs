@@ -19,6 +19,7 @@ pub fn config(n: u8) -> NodeConfig {
             mtu_bytes: 1500,
         },
         pools: vec!["10.0.0.0/16".parse().expect("a pool")],
+        service_pools: vec!["10.201.0.0/16".parse().expect("a pool")],
         block_prefix_v4: 24,
         block_prefix_v6: 112,
         tunnel_port: 8472,

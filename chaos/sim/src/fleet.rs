@@ -368,7 +368,11 @@ impl Sim {
                     self.truth.left(other, name, underlay, self.now);
                 }
             }
-            Call::EndpointAdd(_) | Call::CidrRelease(_) | Call::Audit { .. } => {}
+            Call::EndpointAdd(_)
+            | Call::CidrRelease(_)
+            | Call::ServicePut { .. }
+            | Call::ServiceDelete { .. }
+            | Call::Audit { .. } => {}
         }
     }
 

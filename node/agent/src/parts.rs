@@ -191,6 +191,7 @@ pub fn node_config(config: &Config, machine: &Machine, underlay: &Underlay) -> N
         node_labels: config.node.labels.clone(),
         underlay: known_underlay(underlay),
         pools: config.fleet.pools.clone(),
+        service_pools: config.fleet.service_pools(),
         block_prefix_v4: config.fleet.block_prefix_v4,
         block_prefix_v6: config.fleet.block_prefix_v6,
         tunnel_port: config.fleet.tunnel_port,

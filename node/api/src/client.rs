@@ -9,7 +9,7 @@ use hyper::{
     header,
 };
 use hyper_util::rt::TokioIo;
-use identity::{EndpointName, NodeName};
+use identity::{EndpointName, NodeName, ServiceName};
 use ipnetwork::IpNetwork;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
@@ -17,7 +17,8 @@ use tokio::net::UnixStream;
 use crate::{
     ApiError, CidrReleased, CounterRow, DiffQuery, Endpoint, EndpointAdd, EndpointAdded, EndpointDeleted,
     FlowQuery, FlowRow, HookUser, Identity, IpEntry, LimitQuery, Listing, MapDump, MapSummary, Node,
-    NodeRemoved, ObserveLine, ObserveQuery, State, StateDiff, Status, Version,
+    NodeRemoved, ObserveLine, ObserveQuery, RevisionQuery, Service, ServiceDeleted, ServicePut,
+    ServiceWritten, State, StateDiff, Status, Version,
 };
 
 /// The longest line of a stream, in bytes: an event with 64 of the longest labels on both sides is half of it.
@@ -163,6 +164,46 @@ impl Client {
     pub async fn cidr_release(&self, cidr: IpNetwork) -> Result<CidrReleased, ClientError> {
         let path = format!("/v1/cidrs/{}-{}", cidr.network(), cidr.prefix());
         self.call(Method::DELETE, &path, None::<&()>).await
+    }
+
+    /// `GET /v1/services`
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn services(&self) -> Result<Listing<Service>, ClientError> {
+        self.get("/v1/services").await
+    }
+
+    /// `GET /v1/services/{name}`
+    ///
+    /// # Errors
+    /// [`ClientError`]; not found.
+    pub async fn service(&self, name: &ServiceName) -> Result<Service, ClientError> {
+        self.get(&format!("/v1/services/{name}")).await
+    }
+
+    /// `PUT /v1/services/{name}`: answers when it is in etcd. Repeating it is safe.
+    ///
+    /// # Errors
+    /// [`ClientError`]; a conflict when another revision is there than wanted, or its address is another's.
+    pub async fn service_put(
+        &self,
+        name: &ServiceName,
+        request: &ServicePut,
+    ) -> Result<ServiceWritten, ClientError> {
+        self.call(Method::PUT, &format!("/v1/services/{name}"), Some(request)).await
+    }
+
+    /// `DELETE /v1/services/{name}`: answers when it is gone from etcd. Repeating it is safe.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn service_delete(
+        &self,
+        name: &ServiceName,
+        query: &RevisionQuery,
+    ) -> Result<ServiceDeleted, ClientError> {
+        self.call(Method::DELETE, &with_query(&format!("/v1/services/{name}"), query), None::<&()>).await
     }
 
     /// `GET /v1/maps`

@@ -8,8 +8,10 @@ mod datapath;
 mod endpoint;
 mod error;
 mod fleet;
+mod manifest;
 mod needs;
 mod query;
+mod service;
 mod state;
 mod status;
 #[cfg(feature = "testing")]
@@ -20,9 +22,11 @@ pub use datapath::{CounterRow, FlowRow, HookUser, MapDump, MapSummary};
 pub use endpoint::{AttachmentKind, Endpoint, EndpointAdd, EndpointAdded, EndpointDeleted, EndpointState};
 pub use error::{ApiError, ErrorKind};
 pub use fleet::{CidrReleased, Identity, IdentityState, IpEntry, IpSource, Node, NodeRemoved};
+pub use manifest::{ApiVersion, Kind, MAX_MANIFEST_BYTES, Manifest, ManifestError, Metadata};
 pub use needs::{CAPABILITIES, Capability};
 pub use node_observe::{EventFilter, FlowEvent, PartyFilter, Protocol, Verdict};
-pub use query::{DiffQuery, FlowQuery, LimitQuery, ObserveQuery};
+pub use query::{DiffQuery, FlowQuery, LimitQuery, ObserveQuery, RevisionQuery};
+pub use service::{Service, ServiceDeleted, ServiceOutcome, ServicePut, ServiceWritten};
 pub use state::{
     BaseRow, EndpointRow, IpcacheRow, MasqueradeRow, NodeRow, ObserveLine, RouteRow, State, StateDiff,
 };

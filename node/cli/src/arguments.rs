@@ -4,7 +4,7 @@ use std::{net::IpAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use identity::{EndpointName, NodeName};
+use identity::{EndpointName, NodeName, ServiceName};
 use ipnetwork::IpNetwork;
 use node_api::{PartyFilter, Protocol, Verdict};
 use node_observe::EventKind;
@@ -55,6 +55,34 @@ pub enum Command {
     /// Endpoints of this node.
     #[command(subcommand)]
     Endpoint(EndpointCommand),
+    /// Make what manifests describe: new, or other than before. Doing it again changes nothing.
+    #[command(
+        after_help = "Example of a manifest:\n  apiVersion: warren/v1\n  kind: Service\n  metadata:\n    name: web\n  spec:\n    selector: {matchLabels: {app: web}}\n    ports:\n    - {port: 80, targetPort: 8080}"
+    )]
+    Apply(Files),
+    /// Show what is there, as a list or as a manifest that can be applied.
+    Get {
+        /// What kind of thing.
+        kind: KindWord,
+        /// Its name; all without it.
+        name: Option<ServiceName>,
+    },
+    /// Show what `apply` would change; exit 1 when it would change something.
+    Diff(Files),
+    /// Delete what is named, or what manifests name. What is not there is no error.
+    #[command(override_usage = "warren delete KIND NAME\n       warren delete -f FILE|DIR...")]
+    Delete {
+        /// What kind of thing.
+        #[arg(required_unless_present = "file", requires = "name", conflicts_with = "file")]
+        kind: Option<KindWord>,
+        /// Its name.
+        name: Option<ServiceName>,
+        #[command(flatten)]
+        files: OptionalFiles,
+    },
+    /// Services of the fleet.
+    #[command(subcommand)]
+    Service(ServiceCommand),
     /// Identities of the fleet.
     #[command(subcommand)]
     Identity(IdentityCommand),
@@ -135,6 +163,34 @@ pub enum EndpointCommand {
         /// Its name.
         name: EndpointName,
     },
+}
+
+/// Kinds of things that manifests describe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum KindWord {
+    /// A service.
+    #[value(alias = "services", alias = "Service")]
+    Service,
+}
+
+#[derive(Debug, Args)]
+pub struct Files {
+    /// A file of manifests (YAML or JSON), a folder of such files, or - for the standard input; more than once for more.
+    #[arg(short, long = "file", value_name = "FILE|DIR", required = true)]
+    pub file: Vec<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct OptionalFiles {
+    /// A file of manifests (YAML or JSON), a folder of such files, or - for the standard input; more than once for more.
+    #[arg(short, long = "file", value_name = "FILE|DIR")]
+    pub file: Vec<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ServiceCommand {
+    /// Show all services.
+    List,
 }
 
 #[derive(Debug, Subcommand)]

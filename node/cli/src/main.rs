@@ -2,6 +2,8 @@
 //! answer; decides nothing itself.
 
 mod arguments;
+mod files;
+mod manifest;
 mod render;
 
 use std::{
@@ -12,8 +14,8 @@ use std::{
 
 use anyhow::{Context, Result};
 use arguments::{
-    Arguments, CidrCommand, Command, EndpointCommand, FlowCommand, IdentityCommand, IpCommand, MapCommand,
-    NodeCommand, ObserveArguments, Output, StateArguments, StateCommand,
+    Arguments, CidrCommand, Command, EndpointCommand, FlowCommand, IdentityCommand, IpCommand, KindWord,
+    MapCommand, NodeCommand, ObserveArguments, Output, ServiceCommand, StateArguments, StateCommand,
 };
 use clap::{CommandFactory, Parser};
 use identity::Labels;
@@ -83,6 +85,14 @@ async fn run(arguments: Arguments) -> Result<ExitCode> {
             })?;
         }
         Command::Endpoint(command) => endpoint(&client, &out, command).await?,
+        Command::Apply(files) => return manifest::apply(&client, &out, &files.file).await,
+        Command::Get { kind: KindWord::Service, name } => manifest::get(&client, &out, name).await?,
+        Command::Diff(files) => return manifest::diff(&client, &out, &files.file).await,
+        Command::Delete { kind, name, files } => {
+            let named = kind.and(name);
+            return manifest::delete(&client, &out, named, &files.file).await;
+        }
+        Command::Service(ServiceCommand::List) => out.print(&client.services().await?, render::services)?,
         Command::Identity(IdentityCommand::List) => {
             out.print(&client.identities().await?, render::identities)?;
         }

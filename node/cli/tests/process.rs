@@ -83,6 +83,11 @@ fn wrong_usage_exits_2_and_says_what_is_right() {
     check(&["observe", "--protocol", "tpc"], "use tcp");
     check(&["observe", "--from", "Web 1"], "use an address");
     check(&["node", "remove"], "<NAME>");
+    check(&["apply"], "--file <FILE|DIR>");
+    check(&["get", "pod"], "possible values: service");
+    check(&["delete"], "warren delete -f FILE|DIR");
+    check(&["delete", "service"], "NAME");
+    check(&["delete", "service", "web", "-f", "web.yaml"], "cannot be used with");
     check(&["doctor", "--tunnel-port", "70000"], "70000");
     check(&["completion", "tcsh"], "possible values");
 }
@@ -232,4 +237,87 @@ fn a_completion_that_nobody_reads_is_no_failure() {
     let finished = warren(&["completion", "bash"]).stdout(writer).stderr(Stdio::piped()).output().unwrap();
     assert_eq!(finished.status.code(), Some(DONE));
     assert_eq!(String::from_utf8(finished.stderr).unwrap(), "");
+}
+
+const MANIFEST: &str = "apiVersion: warren/v1\nkind: Service\nmetadata: {name: web}\nspec:\n  selector: {matchLabels: {app: web}}\n  ports: [{port: 80}]\n";
+
+fn in_file(name: &str, text: &str) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(name);
+    fs::write(&path, text).unwrap();
+    (folder, path)
+}
+
+#[test]
+fn a_manifest_is_applied_and_a_folder_of_them() {
+    let body = r#"{"name":"web","outcome":"created","virtual_ip":"10.201.0.5","revision":7}"#;
+    let agent = Agent::start("200 OK", body.to_owned());
+    let (folder, path) = in_file("web.yaml", MANIFEST);
+    fs::write(folder.path().join("README.md"), "no manifest").unwrap();
+    for place in [&path, folder.path()] {
+        let (code, stdout, stderr) = finish(agent.ask(&["apply", "-f"]).arg(place));
+        assert_eq!((code, stderr.as_str()), (DONE, ""));
+        assert_eq!(stdout, "service web created: virtual IP 10.201.0.5\n");
+    }
+    let (_, stdout, _) = finish(agent.ask(&["apply", "-o", "json", "-f"]).arg(&path));
+    let value: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(value["items"][0]["outcome"], "created");
+}
+
+/// Nobody is asked for anything when there is a mistake.
+#[test]
+fn a_bad_manifest_is_wrong_usage_and_told_with_file_and_line() {
+    let check = |text: &str, expected: &str| {
+        let (_folder, path) = in_file("web.yaml", text);
+        for command in ["apply", "diff", "delete"] {
+            let (code, stdout, stderr) = finish(warren(&[command, "--socket", "/nowhere", "-f"]).arg(&path));
+            assert_eq!((code, stdout.as_str()), (WRONG_USAGE, ""), "{stderr}");
+            assert!(stderr.contains(&expected.replace("FILE", &path.display().to_string())), "{stderr}");
+        }
+    };
+    check("kind: Pod\n", "warren: FILE: line 1, column 7: unknown variant `Pod`");
+    check(
+        &MANIFEST.replace("port: 80", "port: 80, nodePort: 30080"),
+        "FILE: line 6, column 32: not there yet: nodePort",
+    );
+    check(
+        &MANIFEST.replace("port: 80", "port: 0"),
+        "FILE: line 1: service web: spec.ports[0].port: 0 is none",
+    );
+    check("# nothing\n", "no manifest in FILE");
+    check(&format!("{MANIFEST}---\n{MANIFEST}"), "service web is there twice");
+    check(&"#".repeat(9 << 20), "at most 8388608 are read");
+    let (code, _, stderr) = finish(&mut warren(&["apply", "-f", "/no/such/file.yaml"]));
+    assert_eq!(code, WRONG_USAGE);
+    assert!(stderr.contains("open /no/such/file.yaml: No such file"), "{stderr}");
+}
+
+#[test]
+fn a_refused_manifest_fails_the_whole_and_is_told() {
+    let body = r#"{"kind":"conflict","message":"address 10.201.0.5 belongs to service db"}"#;
+    let agent = Agent::start("409 Conflict", body.to_owned());
+    let (_folder, path) = in_file("web.yaml", MANIFEST);
+    let (code, stdout, stderr) = finish(agent.ask(&["apply", "-f"]).arg(&path));
+    assert_eq!((code, stdout.as_str()), (FAILED, ""));
+    assert_eq!(stderr, "warren: service web: address 10.201.0.5 belongs to service db\n");
+}
+
+#[test]
+fn a_diff_exits_1_when_apply_would_change_something() {
+    let spec = r#"{"virtualIp":"auto","ports":[{"protocol":"tcp","port":80,"targetPort":80}],"selector":{"matchLabels":{"app":"web"}},"algorithm":"maglev"}"#;
+    let service =
+        format!(r#"{{"name":"web","virtual_ip":"10.201.0.5","revision":7,"spec":{spec},"ports":[]}}"#);
+    let agent = Agent::start("200 OK", service);
+    let (_folder, path) = in_file("web.yaml", MANIFEST);
+    let (code, stdout, _) = finish(agent.ask(&["diff", "-f"]).arg(&path));
+    assert_eq!((code, stdout.as_str()), (DONE, "nothing to change\n"));
+    fs::write(&path, MANIFEST.replace("port: 80", "port: 81")).unwrap();
+    let (code, stdout, _) = finish(agent.ask(&["diff", "-f"]).arg(&path));
+    assert_eq!(code, FAILED);
+    assert!(stdout.contains("\n-     port: 80\n") && stdout.contains("\n+     port: 81\n"), "{stdout}");
+    let (code, stdout, _) = finish(agent.ask(&["get", "service"]).arg("web"));
+    assert_eq!(code, DONE);
+    fs::write(&path, stdout).unwrap();
+    let (code, stdout, _) = finish(agent.ask(&["diff", "-f"]).arg(&path));
+    assert_eq!((code, stdout.as_str()), (DONE, "nothing to change\n"));
 }

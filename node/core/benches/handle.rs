@@ -53,6 +53,7 @@ fn fleet(schema: &Schema) -> ListPage {
     let record = FleetRecord {
         fleet_id: "f".to_owned(),
         pools: vec!["10.0.0.0/8".parse().expect("a pool")],
+        service_pools: vec!["11.201.0.0/16".parse().expect("a pool")],
         block_prefix_v4: 24,
         block_prefix_v6: 112,
         tunnel_port: 8472,

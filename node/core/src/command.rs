@@ -5,7 +5,8 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use datapath_plan::{EndpointId, Plan};
 use identity::{EndpointName, Identity};
 use ipnetwork::IpNetwork;
-use kvstore_schema::{Key, KvRequest};
+use kvstore_claims::ServiceOutcome;
+use kvstore_schema::{Key, KvRequest, Revision};
 use node_facts::NodeFacts;
 use serde::{Deserialize, Serialize};
 
@@ -74,6 +75,20 @@ pub enum Reply {
     NodeRemoved,
     /// The block is given back.
     CidrReleased(IpNetwork),
+    /// The service is in the store.
+    ServiceWritten {
+        /// What was done.
+        outcome: ServiceOutcome,
+        /// Its address.
+        virtual_ip: std::net::IpAddr,
+        /// Its modify revision.
+        revision: Revision,
+    },
+    /// The service is gone from the store.
+    ServiceDeleted {
+        /// Whether it had been there.
+        existed: bool,
+    },
     /// The kernel was read, compared and repaired.
     Audited {
         /// What differed, one line each, sorted; empty when nothing did.

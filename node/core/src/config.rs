@@ -60,6 +60,8 @@ pub struct NodeConfig {
     /// Pools, block sizes and tunnel port: what this node would create the fleet with, and what it compares
     /// an existing fleet record to.
     pub pools: Vec<IpNetwork>,
+    /// Where virtual IPs come from, in a fleet that has no such pools yet.
+    pub service_pools: Vec<IpNetwork>,
     /// Prefix length of one claim in an IPv4 pool.
     pub block_prefix_v4: u8,
     /// Prefix length of one claim in an IPv6 pool.

@@ -3,9 +3,10 @@
 use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use datapath_plan::{Attachment, Observed, PlanOutcome, TableKey};
-use identity::{EndpointName, Labels, NodeName};
+use identity::{EndpointName, Labels, NodeName, ServiceName};
 use ipnetwork::IpNetwork;
-use kvstore_schema::{KvEvent, KvOutcome, ListPage, Revision};
+use kvstore_claims::Expected;
+use kvstore_schema::{KvEvent, KvOutcome, ListPage, Revision, service::ServiceSpec};
 use node_facts::NodeFacts;
 use serde::{Deserialize, Serialize};
 
@@ -100,6 +101,22 @@ pub enum Call {
     NodeRemove(NodeName),
     /// Gives back a block of this node that no endpoint uses.
     CidrRelease(IpNetwork),
+    /// Writes a service into the store; the same call again changes nothing.
+    ServicePut {
+        /// Its name.
+        name: ServiceName,
+        /// How it is to be.
+        spec: ServiceSpec,
+        /// What must be there before.
+        expected: Expected,
+    },
+    /// Deletes a service from the store; one that is not there is no error.
+    ServiceDelete {
+        /// Its name.
+        name: ServiceName,
+        /// What must be there before.
+        expected: Expected,
+    },
     /// Reads the kernel now and compares; answers with what differed.
     Audit {
         /// Whether to repair the differences too.

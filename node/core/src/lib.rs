@@ -17,6 +17,7 @@ mod membership;
 mod node;
 mod peers;
 mod records;
+mod services;
 mod snapshot;
 mod store;
 mod tasks;
@@ -25,9 +26,10 @@ mod view;
 pub use command::{CallError, CallErrorKind, Command, Reply};
 pub use config::{DatapathConfig, NativeRoutes, NodeConfig, Underlay};
 pub use event::{Call, CallId, EndpointSpec, Event, GossipUpdate, KvId, KvUpdate, Now};
+pub use kvstore_claims::{Expected, ServiceOutcome};
 pub use node::Node;
 pub use snapshot::{SavedCidr, SavedEndpoint, SavedIdentity, SavedNode, SavedRecord, Snapshot};
 pub use view::{
     AuditView, CidrView, Counters, CountsView, EndpointState, EndpointView, ErrorView, IdentityView,
-    IpcacheSource, IpcacheView, NodeView, PlanView, RejectedView, StatusView, StoreView,
+    IpcacheSource, IpcacheView, NodeView, PlanView, RejectedView, ServiceView, StatusView, StoreView,
 };

@@ -91,6 +91,7 @@ impl Node {
         FleetRecord {
             fleet_id: known.unwrap_or_else(|| format!("{:032x}", self.rng.u128(..))),
             pools: self.config.pools.clone(),
+            service_pools: self.config.service_pools.clone(),
             block_prefix_v4: self.config.block_prefix_v4,
             block_prefix_v6: self.config.block_prefix_v6,
             tunnel_port: self.config.tunnel_port,

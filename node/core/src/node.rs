@@ -186,6 +186,8 @@ impl Node {
             Call::EndpointDelete(name) => self.delete_endpoint(call, &name),
             Call::NodeRemove(node) => self.remove_node(call, node),
             Call::CidrRelease(cidr) => self.release_cidr(call, cidr),
+            Call::ServicePut { name, spec, expected } => self.put_service(call, name, spec, expected),
+            Call::ServiceDelete { name, expected } => self.delete_service(call, name, expected),
             Call::Audit { repair } => self.request_audit(call, repair),
         }
     }

@@ -146,7 +146,7 @@ impl Node {
                 // Compared with what is known when the next listing comes, and by whoever joins.
                 ParsedKey::Fleet | ParsedKey::Alive(_) => {}
                 // Later issues.
-                ParsedKey::Service(_) | ParsedKey::Policy(_) | ParsedKey::Keyring => {}
+                ParsedKey::Service(_) | ParsedKey::Vip(_) | ParsedKey::Policy(_) | ParsedKey::Keyring => {}
             }
         }
     }

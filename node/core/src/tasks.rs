@@ -6,12 +6,12 @@ use identity::{LabelDigest, NodeName};
 use ipnetwork::IpNetwork;
 use kvstore_claims::{
     CidrClaim, CidrRelease, ClaimError, EndpointWrites, FleetJoin, IdentityAcquire, IdentityRelease, Machine,
-    NodeRegistration, Protocol, Step,
+    NodeRegistration, Protocol, ServiceRemoval, ServiceWrite, Step,
 };
-use kvstore_schema::{KvOutcome, KvRequest, KvResponse};
+use kvstore_schema::{KvFailure, KvOutcome, KvRequest, KvResponse};
 use serde::{Deserialize, Serialize};
 
-use crate::{CallId, Command, KvId, node::Node};
+use crate::{CallErrorKind, CallId, Command, KvId, node::Node};
 
 /// What an answer is for.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -23,6 +23,8 @@ pub(crate) enum Task {
     Acquire(LabelDigest, Machine<IdentityAcquire>),
     Release(LabelDigest, Machine<IdentityRelease>),
     Write(Machine<EndpointWrites>),
+    PutService(CallId, Machine<ServiceWrite>),
+    DeleteService(CallId, Machine<ServiceRemoval>),
     /// Nobody waits for it: the view shows what came of it.
     Collect,
     Remove(NodeName, CallId),
@@ -95,6 +97,8 @@ impl Node {
             Task::Acquire(_, machine) => request(machine),
             Task::Release(_, machine) => request(machine),
             Task::Write(machine) => request(machine),
+            Task::PutService(_, machine) => request(machine),
+            Task::DeleteService(_, machine) => request(machine),
             Task::Collect | Task::Remove(..) => None,
         };
         if let Some(request) = request {
@@ -146,6 +150,16 @@ impl Node {
                     self.on_written(end);
                 }
             }
+            Task::PutService(call, machine) => {
+                if let Some(end) = self.step_of_call(call, machine, outcome, Task::PutService) {
+                    self.on_service_written(call, end);
+                }
+            }
+            Task::DeleteService(call, machine) => {
+                if let Some(end) = self.step_of_call(call, machine, outcome, Task::DeleteService) {
+                    self.on_service_deleted(call, end);
+                }
+            }
             Task::Collect => {}
             Task::Remove(node, call) => match outcome {
                 Ok(KvResponse::Txn(answer)) => self.on_removed(&node, call, Ok(answer.succeeded)),
@@ -175,5 +189,21 @@ impl Node {
             Step::Failed(error) => return Some(Err(error)),
         }
         None
+    }
+
+    /// The same for a machine that somebody waits for: when the store does not answer, the caller is told, and asks again.
+    fn step_of_call<P: Protocol>(
+        &mut self,
+        call: CallId,
+        machine: Machine<P>,
+        outcome: KvOutcome,
+        task: fn(CallId, Machine<P>) -> Task,
+    ) -> Option<Result<P::Output, ClaimError>> {
+        if let Err(failure @ (KvFailure::Unavailable(_) | KvFailure::Ambiguous(_))) = &outcome {
+            let text = format!("{failure}; whether it was carried out is not known: doing it again is safe");
+            self.refuse(call, CallErrorKind::Unavailable, text);
+            return None;
+        }
+        self.step(machine, outcome, |machine| task(call, machine))
     }
 }

@@ -2,11 +2,12 @@
 //!
 //! Invariant: nothing here changes anything. Times are since 1970 (`Now::wall`), for humans.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use datapath_plan::{Attachment, EndpointId, Generation, NodeIndex};
-use identity::{EndpointName, FleetName, Identity, LabelDigest, Labels, NodeName};
+use identity::{EndpointName, FleetName, Identity, LabelDigest, Labels, NodeName, ServiceName};
 use ipnetwork::IpNetwork;
+use kvstore_schema::{Revision, service::ServiceRecord};
 use serde::{Deserialize, Serialize};
 
 /// The node at a glance.
@@ -302,4 +303,15 @@ pub struct RejectedView {
     pub key: String,
     /// Why.
     pub reason: String,
+}
+
+/// A service, for reading.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceView {
+    /// Its name.
+    pub name: ServiceName,
+    /// What is wanted of it, and its address.
+    pub record: Arc<ServiceRecord>,
+    /// Its modify revision; 0 while it is known from a snapshot only.
+    pub revision: Revision,
 }

@@ -219,6 +219,7 @@ fn fleet_record(config: &Config) -> FleetRecord {
     FleetRecord {
         fleet_id: "unknown".to_owned(),
         pools: config.fleet.pools.clone(),
+        service_pools: config.fleet.service_pools(),
         block_prefix_v4: config.fleet.block_prefix_v4,
         block_prefix_v6: config.fleet.block_prefix_v6,
         tunnel_port: config.fleet.tunnel_port,

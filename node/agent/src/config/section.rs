@@ -31,12 +31,29 @@ pub struct NodeSection {
 pub struct FleetSection {
     pub name: FleetName,
     pub pools: Vec<IpNetwork>,
+    /// `None`: [`DEFAULT_SERVICE_POOL`], if that is free.
+    pub service_pools: Option<Vec<IpNetwork>>,
     pub block_prefix_v4: u8,
     pub block_prefix_v6: u8,
     pub tunnel_port: u16,
     pub quarantine: Duration,
     pub address_cooldown: Duration,
     pub collect_interval: Duration,
+}
+
+/// Where virtual IPs come from unless something else is said.
+const DEFAULT_SERVICE_POOL: &str = "10.201.0.0/16";
+
+impl FleetSection {
+    /// Where virtual IPs come from; nowhere when nothing is said and the default lies in `pools`.
+    pub fn service_pools(&self) -> Vec<IpNetwork> {
+        self.service_pools.clone().unwrap_or_else(|| {
+            let default: IpNetwork = DEFAULT_SERVICE_POOL.parse().expect("is a CIDR");
+            let overlaps =
+                |pool: &IpNetwork| pool.contains(default.network()) || default.contains(pool.network());
+            if self.pools.iter().any(overlaps) { Vec::new() } else { vec![default] }
+        })
+    }
 }
 
 /// `[etcd]`
@@ -142,6 +159,7 @@ impl Default for Config {
             fleet: FleetSection {
                 name: FleetName::new("default").expect("follows the grammar of names"),
                 pools: vec!["10.42.0.0/16".parse().expect("is a CIDR")],
+                service_pools: None,
                 block_prefix_v4: 24,
                 block_prefix_v6: 120,
                 tunnel_port: 8472,

@@ -69,6 +69,7 @@ settings! {
 
     "fleet.name" fleet.name "The fleet's name: a part of every etcd key.";
     "fleet.pools" fleet.pools "Where pod CIDRs come from. All nodes of a fleet must agree on the settings of the fleet's addresses.";
+    "fleet.service_pools" fleet.service_pools "Where services' virtual IPs come from, in a fleet that has no such pools yet; 10.201.0.0/16 if not set, and not in fleet.pools.";
     "fleet.block_prefix_v4" fleet.block_prefix_v4 "Prefix length of one pod CIDR in an IPv4 pool.";
     "fleet.block_prefix_v6" fleet.block_prefix_v6 "Prefix length of one pod CIDR in an IPv6 pool.";
     "fleet.tunnel_port" fleet.tunnel_port "UDP port of the VXLAN tunnel. All nodes of a fleet must agree on it.";

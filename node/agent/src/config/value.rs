@@ -217,6 +217,9 @@ impl Value for Vec<IpNetwork> {
     fn show(&self) -> Option<Toml> {
         Some(Toml::Array(self.iter().map(|pool| Toml::String(pool.to_string())).collect()))
     }
+    fn example() -> &'static str {
+        "[\"10.201.0.0/16\"]"
+    }
 }
 
 impl Value for Labels {

@@ -4,13 +4,14 @@ use axum::{
     Json,
     extract::{Path, State},
 };
-use identity::{EndpointName, NodeName};
+use identity::{EndpointName, NodeName, ServiceName};
 use ipnetwork::IpNetwork;
+use kvstore_schema::Revision;
 use node_api::{
     ApiError, CidrReleased, DiffQuery, EndpointAdd, EndpointAdded, EndpointDeleted, ErrorKind, NodeRemoved,
-    StateDiff,
+    RevisionQuery, ServiceDeleted, ServicePut, ServiceWritten, StateDiff,
 };
-use node_core::{Call, Reply};
+use node_core::{Call, Expected, Reply};
 
 use super::{
     App, convert,
@@ -72,6 +73,49 @@ pub async fn cidr_release(State(app): State<App>, Path(text): Path<String>) -> A
         Reply::CidrReleased(cidr) => Ok(Json(CidrReleased { cidr })),
         other => Err(unexpected(other)),
     }
+}
+
+/// Writes a service into etcd, for the whole fleet. The same request again changes nothing.
+#[utoipa::path(put, path = "/v1/services/{name}", params(("name" = String, Path)), request_body = ServicePut,
+    responses((status = 200, body = ServiceWritten), (status = 400, body = ApiError), (status = 409, body = ApiError),
+        (status = 503, body = ApiError), (status = 507, body = ApiError)))]
+pub async fn service_put(
+    State(app): State<App>,
+    Path(name): Path<String>,
+    Body(request): Body<ServicePut>,
+) -> Answer<ServiceWritten> {
+    let name = service_name(&name)?;
+    let expected = expected(request.revision);
+    match app.core.call(Call::ServicePut { name: name.clone(), spec: request.spec, expected }).await? {
+        Reply::ServiceWritten { outcome, virtual_ip, revision } => {
+            let outcome = convert::service_outcome(outcome);
+            Ok(Json(ServiceWritten { name, outcome, virtual_ip, revision: revision.0 }))
+        }
+        other => Err(unexpected(other)),
+    }
+}
+
+/// Deletes a service from etcd, for the whole fleet. One that is not there is no error.
+#[utoipa::path(delete, path = "/v1/services/{name}", params(("name" = String, Path), RevisionQuery),
+    responses((status = 200, body = ServiceDeleted), (status = 409, body = ApiError), (status = 503, body = ApiError)))]
+pub async fn service_delete(
+    State(app): State<App>,
+    Path(name): Path<String>,
+    Params(query): Params<RevisionQuery>,
+) -> Answer<ServiceDeleted> {
+    let name = service_name(&name)?;
+    match app.core.call(Call::ServiceDelete { name, expected: expected(query.revision) }).await? {
+        Reply::ServiceDeleted { existed } => Ok(Json(ServiceDeleted { existed })),
+        other => Err(unexpected(other)),
+    }
+}
+
+pub(super) fn service_name(text: &str) -> Result<ServiceName, Failure> {
+    ServiceName::new(text).map_err(|error| Failure::invalid(error.to_string()))
+}
+
+fn expected(revision: Option<i64>) -> Expected {
+    revision.map_or(Expected::Any, |revision| Expected::Revision(Revision(revision)))
 }
 
 /// Reads the kernel now and compares it with what the agent wants; repairs only if asked to.

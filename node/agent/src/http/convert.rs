@@ -98,6 +98,23 @@ pub fn endpoint_spec(request: wire::EndpointAdd) -> core::EndpointSpec {
     }
 }
 
+pub fn service(view: core::ServiceView) -> wire::Service {
+    wire::Service {
+        name: view.name,
+        virtual_ip: view.record.virtual_ip,
+        revision: view.revision.0,
+        spec: view.record.spec.clone(),
+    }
+}
+
+pub fn service_outcome(outcome: core::ServiceOutcome) -> wire::ServiceOutcome {
+    match outcome {
+        core::ServiceOutcome::Created => wire::ServiceOutcome::Created,
+        core::ServiceOutcome::Changed => wire::ServiceOutcome::Changed,
+        core::ServiceOutcome::Unchanged => wire::ServiceOutcome::Unchanged,
+    }
+}
+
 pub fn state(tables: &Tables) -> wire::State {
     wire::State {
         base: tables.base.as_ref().map(|base| wire::BaseRow {

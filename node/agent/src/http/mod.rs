@@ -93,6 +93,8 @@ fn api() -> OpenApiRouter<App> {
         .routes(routes!(read::endpoints, change::endpoint_add))
         .routes(routes!(read::endpoint, change::endpoint_delete))
         .routes(routes!(change::cidr_release))
+        .routes(routes!(read::services))
+        .routes(routes!(read::service, change::service_put, change::service_delete))
         .routes(routes!(read::maps))
         .routes(routes!(read::map_dump))
         .routes(routes!(read::hooks))
@@ -144,6 +146,10 @@ mod tests {
             ("get", "/v1/endpoints/{name}"),
             ("delete", "/v1/endpoints/{name}"),
             ("delete", "/v1/cidrs/{cidr}"),
+            ("get", "/v1/services"),
+            ("get", "/v1/services/{name}"),
+            ("put", "/v1/services/{name}"),
+            ("delete", "/v1/services/{name}"),
             ("get", "/v1/maps"),
             ("get", "/v1/maps/{name}"),
             ("get", "/v1/hooks"),

@@ -7,11 +7,13 @@ use axum::{
 use identity::EndpointName;
 use node_api::{
     ApiError, CounterRow, Endpoint, HookUser, Identity, IpEntry, LimitQuery, Listing, MapDump, MapSummary,
-    Node, State as WireState, Version,
+    Node, Service, State as WireState, Version,
 };
 
 use super::{
-    App, convert,
+    App,
+    change::service_name,
+    convert,
     error::{Failure, Params},
 };
 
@@ -70,6 +72,25 @@ pub async fn endpoint(State(app): State<App>, Path(name): Path<String>) -> Answe
     match app.core.read(move |node| node.endpoint(&wanted)).await? {
         Some(endpoint) => Ok(Json(convert::endpoint(endpoint))),
         None => Err(Failure::not_found(format!("no endpoint {name} on this node"))),
+    }
+}
+
+/// Services of the fleet.
+#[utoipa::path(get, path = "/v1/services", responses((status = 200, body = Listing<Service>)))]
+pub async fn services(State(app): State<App>) -> Answer<Listing<Service>> {
+    let services = app.core.read(node_core::Node::services).await?;
+    Ok(Json(Listing::new(services.into_iter().map(convert::service).collect(), None)))
+}
+
+/// One service of the fleet.
+#[utoipa::path(get, path = "/v1/services/{name}", params(("name" = String, Path)),
+    responses((status = 200, body = Service), (status = 404, body = ApiError)))]
+pub async fn service(State(app): State<App>, Path(name): Path<String>) -> Answer<Service> {
+    let name = service_name(&name)?;
+    let wanted = name.clone();
+    match app.core.read(move |node| node.service(&wanted)).await? {
+        Some(service) => Ok(Json(convert::service(service))),
+        None => Err(Failure::not_found(format!("there is no service {name}"))),
     }
 }
 

@@ -5,6 +5,7 @@ mod doctor;
 mod fleet;
 #[cfg(test)]
 mod sample;
+mod service;
 mod status;
 mod table;
 #[cfg(test)]
@@ -13,6 +14,7 @@ mod tests;
 pub use datapath::{drops, event, flows, map_dump, maps, state, state_diff};
 pub use doctor::doctor;
 pub use fleet::{endpoint, endpoint_added, endpoints, identities, ips, nodes};
+pub use service::{applied, deleted, differences, services};
 pub use status::status;
 
 /// How text may look.

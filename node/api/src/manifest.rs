@@ -1,0 +1,177 @@
+//! Manifests: what people write down to be applied, in YAML (or JSON, which is YAML too).
+//!
+//! Reading one needs no agent: mistakes are told with their line before anything is asked for.
+
+use identity::ServiceName;
+use kvstore_schema::service::ServiceSpec;
+use serde::{Deserialize, Serialize};
+use serde_saphyr::Spanned;
+
+/// The most bytes of a file of manifests: some ten thousand services.
+pub const MAX_MANIFEST_BYTES: usize = 8 * 1024 * 1024;
+
+/// One thing to be applied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Manifest {
+    /// The version of the form.
+    pub api_version: ApiVersion,
+    /// What it is.
+    pub kind: Kind,
+    /// Which one it is.
+    pub metadata: Metadata,
+    /// How it is to be.
+    pub spec: ServiceSpec,
+}
+
+/// The versions of the form.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ApiVersion {
+    /// The first.
+    #[serde(rename = "warren/v1")]
+    V1,
+}
+
+/// The kinds of things.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Kind {
+    /// A service.
+    Service,
+}
+
+/// Which one it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Metadata {
+    /// Unique among those of its kind in the fleet.
+    pub name: ServiceName,
+}
+
+/// What is wrong with a text of manifests: one line for each mistake, each with where it was made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ManifestError(String);
+
+impl Manifest {
+    /// The manifest of a service.
+    pub fn service(name: ServiceName, spec: ServiceSpec) -> Self {
+        Self { api_version: ApiVersion::V1, kind: Kind::Service, metadata: Metadata { name }, spec }
+    }
+
+    /// Reads the documents of a text, checked and normalised.
+    ///
+    /// # Errors
+    /// Of a text that is no YAML, or of another form, the first mistake; else all that do not make sense.
+    pub fn parse_all(text: &str) -> Result<Vec<Self>, ManifestError> {
+        if text.len() > MAX_MANIFEST_BYTES {
+            let size = text.len();
+            return Err(ManifestError(format!(
+                "{size} bytes; at most {MAX_MANIFEST_BYTES} are read: use several files"
+            )));
+        }
+        let options = serde_saphyr::options! { with_snippet: false };
+        let documents: Vec<Spanned<Self>> =
+            serde_saphyr::from_multiple_with_options(text, options).map_err(|error| explain(&error))?;
+        let mut mistakes = Vec::new();
+        for Spanned { value: Self { metadata, spec, .. }, referenced, .. } in &documents {
+            for mistake in spec.validate().err().into_iter().flat_map(|error| error.0) {
+                mistakes.push(format!("line {}: service {}: {mistake}", referenced.line(), metadata.name));
+            }
+        }
+        if !mistakes.is_empty() {
+            return Err(ManifestError(mistakes.join("\n")));
+        }
+        let normalised = |document: Spanned<Self>| Self {
+            spec: document.value.spec.clone().normalised(),
+            ..document.value
+        };
+        Ok(documents.into_iter().map(normalised).collect())
+    }
+
+    /// The manifest as a text that can be applied.
+    pub fn to_yaml(&self) -> String {
+        serde_saphyr::to_string(self).expect("a manifest is plain data with text keys")
+    }
+}
+
+/// The library's words, with the place first.
+fn explain(error: &serde_saphyr::Error) -> ManifestError {
+    let text = error.to_string();
+    let Some(location) = error.location() else { return ManifestError(text) };
+    let place = format!("line {}, column {}", location.line(), location.column());
+    let text = text.strip_suffix(&format!(" at {place}")).unwrap_or(&text);
+    let text = match text {
+        "invalid u16" => "not a whole number from 0 to 65535",
+        "expected mapping start" => "not a manifest: write apiVersion, kind, metadata and spec",
+        other => other,
+    };
+    ManifestError(format!("{place}: {text}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEAD: &str = "apiVersion: warren/v1\nkind: Service\nmetadata:\n  name: web\nspec:\n";
+
+    #[test]
+    fn documents_of_a_text_are_read_in_order_and_written_as_they_are_read() {
+        let text = format!(
+            "{HEAD}  selector: {{matchLabels: {{app: web}}}}\n  ports:\n  - port: 80\n---\n# nothing here\n---\n{}",
+            HEAD.replace("web", "db")
+                + "  virtualIp: 10.201.0.9\n  backends: [{address: 192.0.2.7}]\n  ports: [{port: 5432}]\n"
+        );
+        let manifests = Manifest::parse_all(&text).unwrap();
+        let names: Vec<&str> = manifests.iter().map(|manifest| manifest.metadata.name.as_str()).collect();
+        assert_eq!(names, ["web", "db"]);
+        let golden = "apiVersion: warren/v1\nkind: Service\nmetadata:\n  name: web\nspec:\n  virtualIp: auto\n  ports:\n  - protocol: tcp\n    port: 80\n    targetPort: 80\n  selector:\n    matchLabels:\n      app: web\n  algorithm: maglev\n";
+        assert_eq!(manifests[0].to_yaml(), golden);
+        for manifest in &manifests {
+            assert_eq!(Manifest::parse_all(&manifest.to_yaml()), Ok(vec![manifest.clone()]));
+            let json = serde_json::to_string(manifest).unwrap();
+            assert_eq!(Manifest::parse_all(&json), Ok(vec![manifest.clone()]));
+        }
+        assert_eq!(Manifest::parse_all("# nothing\n"), Ok(Vec::new()));
+    }
+
+    #[test]
+    fn mistakes_are_told_with_their_line() {
+        let check = |text: &str, expected: &str| {
+            let found = Manifest::parse_all(text).unwrap_err().to_string();
+            assert!(found.starts_with(expected), "{text:?} says {found}");
+        };
+        let spec = |lines: &str| format!("{HEAD}{lines}");
+        check(&spec("  affinity: {}\n"), "line 6, column 13: not there yet: affinity (each flow");
+        check(
+            &spec("  selector: {}\n  ports: [{port: 80, nodePort: 3}]\n"),
+            "line 7, column 32: not there yet: nodePort",
+        );
+        check(
+            &spec("  colour: 1\n"),
+            "line 6, column 3: unknown field `colour`, expected one of virtualIp, ",
+        );
+        check(&spec("  ports: [{port: http}]\n"), "line 6, column 18: not a whole number from 0 to 65535");
+        check(&spec("  ports: [{protocol: icmp, port: 1}]\n"), "line 6, column 22: unknown variant `icmp`");
+        check(
+            &spec("  virtualIp: none\n"),
+            "line 6, column 14: virtualIp \"none\" is not valid: use auto, or an address",
+        );
+        check(
+            &format!("{}---\n{}", spec("  selector: {}\n  ports: [{port: 80}]\n"), spec("  ports: []\n")),
+            "line 9: service web: spec.ports: has 0; use 1 to 64\nline 9: service web: spec: needs a selector, or backends",
+        );
+        check(
+            "apiVersion: v1\nkind: Service\n",
+            "line 1, column 13: unknown variant `v1`, expected one of warren/v1",
+        );
+        check("kind: Pod\n", "line 1, column 7: unknown variant `Pod`, expected one of Service");
+        check(
+            "apiVersion: warren/v1\nkind: Service\nmetadata: {name: Web}\n",
+            "line 3, column 18: name \"Web\" is not valid",
+        );
+        check("[1]", "line 1, column 1: not a manifest");
+        check("hello", "line 1, column 1: not a manifest");
+        check("apiVersion: [", "line 1");
+        check(&" ".repeat(MAX_MANIFEST_BYTES + 1), "8388609 bytes; at most 8388608 are read");
+    }
+}

@@ -1,0 +1,70 @@
+//! Services: writing them, deleting them, and how they stand on this node.
+
+use std::net::IpAddr;
+
+use identity::ServiceName;
+use kvstore_schema::service::ServiceSpec;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// `PUT /v1/services/{name}`. The same request again changes nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ServicePut {
+    /// How it is to be: the `spec` of its manifest.
+    #[schema(value_type = Object)]
+    pub spec: ServiceSpec,
+    /// Only if this revision of it is in etcd; whatever is there if it is not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<i64>,
+}
+
+/// What was done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ServiceOutcome {
+    /// It is new.
+    Created,
+    /// It has changed.
+    Changed,
+    /// It was so already.
+    Unchanged,
+}
+
+/// The service is in etcd; the nodes of the fleet follow.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ServiceWritten {
+    /// Its name.
+    #[schema(value_type = String)]
+    pub name: ServiceName,
+    /// What was done.
+    pub outcome: ServiceOutcome,
+    /// Its address.
+    #[schema(value_type = String)]
+    pub virtual_ip: IpAddr,
+    /// Its revision in etcd.
+    pub revision: i64,
+}
+
+/// The service is gone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ServiceDeleted {
+    /// Whether it had been there.
+    pub existed: bool,
+}
+
+/// A service, as this node sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Service {
+    /// Its name.
+    #[schema(value_type = String)]
+    pub name: ServiceName,
+    /// Its address.
+    #[schema(value_type = String)]
+    pub virtual_ip: IpAddr,
+    /// Its revision in etcd; 0 while it is known from this node's snapshot only.
+    pub revision: i64,
+    /// How it is to be.
+    #[schema(value_type = Object)]
+    pub spec: ServiceSpec,
+}

@@ -62,7 +62,8 @@ macro_rules! targets {
 }
 
 targets! {
-    api config endpoint_file event facts gossip handle kernel_values key_file label netlink packet record_key record_value
+    api config endpoint_file event facts gossip handle kernel_values key_file label manifest netlink
+    packet record_key record_value
     snapshot store_file
 }
 

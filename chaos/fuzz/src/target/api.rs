@@ -1,11 +1,13 @@
 //! What callers of the local API send: bodies and query parameters, as the agent takes them.
 
 use axum::{extract::Query, http::Uri};
-use node_api::{DiffQuery, EndpointAdd, FlowQuery, LimitQuery, ObserveQuery};
+use node_api::{
+    DiffQuery, EndpointAdd, FlowQuery, LimitQuery, Manifest, ObserveQuery, RevisionQuery, ServicePut,
+};
 use node_observe::EventFilter;
 use serde::de::DeserializeOwned;
 
-use super::Target;
+use super::{Target, sample};
 
 /// A body or a query; the first byte says of which request. What is taken is written back and read as the same.
 pub const API: Target = Target {
@@ -53,6 +55,12 @@ fn request(bytes: &[u8]) {
             filter(&EventFilter::from(observe));
         }
         b'3' => drop(query::<LimitQuery>(&text)),
+        b'5' => {
+            let Ok(request) = serde_json::from_slice::<ServicePut>(bytes) else { return };
+            let again = serde_json::to_vec(&request).expect("a request is JSON");
+            assert_eq!(serde_json::from_slice::<ServicePut>(&again).ok(), Some(request));
+        }
+        b'6' => drop(query::<RevisionQuery>(&text)),
         _ => drop(query::<DiffQuery>(&text)),
     }
 }
@@ -78,7 +86,50 @@ fn seeds() -> Vec<Vec<u8>> {
         "2follow=true&last=5&verdict=dropped&kind=drop&reason=source-spoofed&from=app%3Dweb&to=identity:300",
         "3limit=5",
         "4repair=true",
+        r#"5{"spec":{"ports":[{"port":80,"targetPort":8080}],"selector":{"matchLabels":{"app":"web"}}},"revision":7}"#,
+        "6revision=7",
     ]
     .map(|text| text.as_bytes().to_vec())
     .into()
+}
+
+/// A file of manifests. What is taken is written back and read as the same.
+pub const MANIFEST: Target = Target {
+    name: "manifest",
+    run: manifest,
+    seeds: manifest_seeds,
+    words: &[
+        "apiVersion: warren/v1\n",
+        "kind: Service\n",
+        "---\n",
+        "&a ",
+        "*a",
+        "<<: ",
+        "!!binary ",
+        "matchLabels: {",
+        "virtualIp: 10.201.0.9",
+        "- {port: 80}",
+        "nodePort: 1",
+        "{",
+        "[",
+        "|\n",
+        "\t",
+    ],
+    rounds: 1_500,
+};
+
+fn manifest(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    for manifest in Manifest::parse_all(text).into_iter().flatten() {
+        let again = manifest.to_yaml();
+        assert_eq!(Manifest::parse_all(&again), Ok(vec![manifest]), "{again}");
+    }
+}
+
+fn manifest_seeds() -> Vec<Vec<u8>> {
+    let manifest = |name: &str, spec| Manifest::service(name.parse().expect("a name"), spec).to_yaml();
+    let fixed = r#"{"virtualIp":"10.201.0.9","ports":[{"port":443}],"backends":[{"address":"192.0.2.9","weight":7}]}"#;
+    let fixed = serde_json::from_str(fixed).expect("a spec");
+    let (web, db) = (manifest("web", sample::service_spec()), manifest("db", fixed));
+    vec![web.clone().into_bytes(), format!("{web}---\n{db}").into_bytes()]
 }

@@ -35,6 +35,7 @@ pub const TARGETS: &[Target] = &[
     kernel::KERNEL_VALUES,
     gossip::KEY_FILE,
     label::LABEL,
+    api::MANIFEST,
     kernel::NETLINK,
     kernel::PACKET,
     store::RECORD_KEY,

@@ -9,6 +9,7 @@ use kvstore_schema::{
         AliveRecord, CidrRecord, ClaimState, EndpointRecord, FleetRecord, IdentityIdRecord,
         IdentityLabelsRecord, IdentityRefRecord, NodeRecord,
     },
+    service::{ServiceRecord, ServiceSpec, VipRecord},
 };
 use node_core::{SavedCidr, SavedEndpoint, SavedIdentity, SavedNode, SavedRecord, Snapshot};
 use node_facts::{CidrFact, NodeFacts, NodeHealth, PendingEndpoint, PendingOp};
@@ -33,6 +34,7 @@ pub fn fleet_record() -> FleetRecord {
     FleetRecord {
         fleet_id: "f00".to_owned(),
         pools: vec![network("10.0.0.0/16")],
+        service_pools: vec![network("10.201.0.0/16")],
         block_prefix_v4: 24,
         block_prefix_v6: 112,
         tunnel_port: 8472,
@@ -94,6 +96,24 @@ pub fn endpoint_record() -> EndpointRecord {
         labels: labels("app=web,version=2"),
         unknown: Default::default(),
     }
+}
+
+pub fn service_spec() -> ServiceSpec {
+    let json = r#"{"ports":[{"name":"http","port":80,"targetPort":8080},{"name":"dns","protocol":"udp","port":53}],
+        "selector":{"matchLabels":{"app":"web"},"matchExpressions":[{"key":"version","operator":"In","values":["1","2"]}]}}"#;
+    serde_json::from_str::<ServiceSpec>(json).expect("a spec").normalised()
+}
+
+pub fn service_record() -> ServiceRecord {
+    ServiceRecord {
+        spec: service_spec(),
+        virtual_ip: "10.201.0.5".parse().expect("an address"),
+        unknown: Default::default(),
+    }
+}
+
+pub fn vip_record() -> VipRecord {
+    VipRecord { service: "web".parse().expect("a name"), unknown: Default::default() }
 }
 
 pub fn facts() -> NodeFacts {

@@ -8,6 +8,7 @@ use kvstore_schema::{
         AliveRecord, CidrRecord, EndpointRecord, FleetRecord, IdentityIdRecord, IdentityLabelsRecord,
         IdentityRefRecord, NodeRecord, Record,
     },
+    service::{ServiceRecord, VipRecord},
 };
 use kvstore_store::MemState;
 
@@ -40,7 +41,7 @@ fn key(bytes: &[u8]) {
     let schema = schema();
     let key = Key::from_raw(format!("{}{}", schema.root(), String::from_utf8_lossy(bytes)));
     let again = match schema.parse(&key) {
-        Err(_) | Ok(ParsedKey::Service(_) | ParsedKey::Policy(_) | ParsedKey::Keyring) => return,
+        Err(_) | Ok(ParsedKey::Policy(_) | ParsedKey::Keyring) => return,
         Ok(ParsedKey::Fleet) => schema.fleet(),
         Ok(ParsedKey::Node(node)) => schema.node(&node),
         Ok(ParsedKey::Alive(node)) => schema.alive(&node),
@@ -52,6 +53,8 @@ fn key(bytes: &[u8]) {
         Ok(ParsedKey::IdentityId(id)) => schema.identity_id(id),
         Ok(ParsedKey::IdentityRef(id, node)) => schema.identity_ref(id, &node),
         Ok(ParsedKey::Endpoint(node, ip)) => schema.endpoint(&node, ip),
+        Ok(ParsedKey::Service(name)) => schema.service(&name),
+        Ok(ParsedKey::Vip(address)) => schema.vip(address),
     };
     assert_eq!(again, key, "one thing has two keys");
 }
@@ -65,6 +68,7 @@ fn key_seeds() -> Vec<Vec<u8>> {
         "endpoints/n1/10.0.1.5",
         "endpoints/n1/fd00::5",
         "services/web",
+        "vips/10.201.0.5",
         "keyring",
     ];
     let labels = format!("identities/labels/{digest}");
@@ -84,6 +88,9 @@ pub const RECORD_VALUE: Target = Target {
         "[]",
         "\"0.0.0.0/0\"",
         "\"pools\":",
+        "\"spec\":{",
+        "\"targetPort\":0",
+        "\"matchExpressions\":[{",
         "16777216",
         "-1",
         "1e400",
@@ -106,6 +113,8 @@ fn value(bytes: &[u8]) {
         b'4' => check::<IdentityLabelsRecord>(bytes),
         b'5' => check::<IdentityIdRecord>(bytes),
         b'6' => check::<IdentityRefRecord>(bytes),
+        b'8' => check::<ServiceRecord>(bytes),
+        b'9' => check::<VipRecord>(bytes),
         _ => check::<EndpointRecord>(bytes),
     }
 }
@@ -120,6 +129,8 @@ fn value_seeds() -> Vec<Vec<u8>> {
         sample::identity_id_record().encode(),
         sample::identity_ref_record().encode(),
         sample::endpoint_record().encode(),
+        sample::service_record().encode(),
+        sample::vip_record().encode(),
     ];
     values.iter().zip(b'0'..).map(|(value, kind)| [&[kind], &value[..]].concat()).collect()
 }

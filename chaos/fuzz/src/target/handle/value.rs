@@ -6,7 +6,7 @@ use datapath_plan::{
     Base, BaseUnderlay, EndpointId, EndpointValue, HostRouting, IpcacheValue, Mac, Mode, NodeIndex,
     NodeValue, Observed, RouteValue, Tables,
 };
-use identity::{Identity, Labels, NodeName};
+use identity::{Identity, Labels, NodeName, Selector, ServiceName};
 use ipnetwork::IpNetwork;
 use kvstore_schema::{
     Key, KeyValue, KvEvent, LeaseId, Revision, Schema,
@@ -14,8 +14,9 @@ use kvstore_schema::{
         AliveRecord, CidrRecord, ClaimState, EndpointRecord, FleetRecord, IdentityIdRecord,
         IdentityLabelsRecord, IdentityRefRecord, NodeRecord, Record,
     },
+    service::{FixedBackend, ServiceRecord, ServiceSpec, VipRecord, VirtualIp},
 };
-use node_core::Underlay;
+use node_core::{Expected, Underlay};
 use node_facts::{CidrFact, NodeFacts, NodeHealth, PendingEndpoint, PendingOp};
 
 use crate::{draw::Draw, target::sample};
@@ -97,8 +98,8 @@ fn state(draw: &mut Draw) -> ClaimState {
 
 /// A key of the fleet and a value for it: mostly a good record, sometimes one for another key, or none at all.
 pub fn record(draw: &mut Draw, schema: &Schema) -> (Key, Arc<[u8]>) {
-    let kind = draw.below(10);
-    let value_kind = if draw.one_in(8) { draw.below(10) } else { kind };
+    let kind = draw.below(12);
+    let value_kind = if draw.one_in(8) { draw.below(12) } else { kind };
     let owner = node(draw);
     let key = match kind {
         0 => schema.fleet(),
@@ -109,6 +110,8 @@ pub fn record(draw: &mut Draw, schema: &Schema) -> (Key, Arc<[u8]>) {
         5 => schema.identity_id(identity(draw)),
         6 => schema.identity_ref(identity(draw), &owner),
         7 | 8 => schema.endpoint(&owner, address(draw)),
+        9 => schema.service(&service_name(draw)),
+        10 => schema.vip(address(draw)),
         _ => Key::from_raw(format!("{}{}", schema.root(), String::from_utf8_lossy(draw.bytes()))),
     };
     (key, value(draw, value_kind, owner))
@@ -148,8 +151,37 @@ fn value(draw: &mut Draw, kind: usize, owner: NodeName) -> Arc<[u8]> {
             let (labels_digest, identity) = (labels.digest(), identity(draw));
             EndpointRecord { labels_digest, labels, identity, ..sample::endpoint_record() }.encode()
         }
+        9 => {
+            let (spec, virtual_ip) = (service_spec(draw), address(draw));
+            ServiceRecord { spec, virtual_ip, ..sample::service_record() }.encode()
+        }
+        10 => VipRecord { service: service_name(draw), ..sample::vip_record() }.encode(),
         _ => draw.bytes().into(),
     }
+}
+
+pub fn service_name(draw: &mut Draw) -> ServiceName {
+    draw.choose(&["web", "db"]).parse().expect("a name")
+}
+
+pub fn expected(draw: &mut Draw) -> Expected {
+    if draw.one_in(3) { Expected::Revision(revision(draw)) } else { Expected::Any }
+}
+
+/// Specs of all kinds, some of which make no sense.
+pub fn service_spec(draw: &mut Draw) -> ServiceSpec {
+    let mut spec = sample::service_spec();
+    let port = u16::from(draw.byte());
+    spec.ports.truncate(draw.below(3));
+    spec.ports.iter_mut().for_each(|one| one.port = port);
+    spec.selector = draw.bool().then(|| Selector { match_labels: labels(draw), ..Selector::default() });
+    if spec.selector.is_none() {
+        spec.backends = vec![FixedBackend { address: address(draw), port: None, weight: port }];
+    }
+    if draw.one_in(3) {
+        spec.virtual_ip = VirtualIp::Address(address(draw));
+    }
+    spec
 }
 
 pub fn key_value(draw: &mut Draw, schema: &Schema) -> KeyValue {

@@ -296,6 +296,11 @@ impl World {
             4..=8 => Call::EndpointDelete(name),
             9 | 10 => Call::NodeRemove(value::node(draw)),
             11 | 12 => Call::CidrRelease(value::network(draw)),
+            13 => {
+                let (name, expected) = (value::service_name(draw), value::expected(draw));
+                Call::ServicePut { name, spec: value::service_spec(draw), expected }
+            }
+            14 => Call::ServiceDelete { name: value::service_name(draw), expected: value::expected(draw) },
             _ => Call::Audit { repair: draw.bool() },
         };
         self.calls += 1;

@@ -12,6 +12,7 @@ mod forgery;
 mod lab_itself;
 mod leaks;
 mod mistakes;
+mod modes;
 mod probes;
 mod restart;
 mod scenarios;

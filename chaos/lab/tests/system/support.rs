@@ -9,8 +9,10 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
-use chaos_lab::{Endpoint, Lab, LabName, Spec, kernel_ipcache, namespace, take_down, wait};
-use identity::Labels;
+use chaos_lab::{
+    Endpoint, Lab, LabName, Spec, kernel_ipcache, namespace, spec::underlay_address, take_down, wait,
+};
+use identity::{Identity, Labels};
 use node_api::{Client, CounterRow, FlowEvent, Listing, ObserveLine};
 use serde::de::DeserializeOwned;
 
@@ -61,6 +63,19 @@ impl TestLab {
     /// Adds an endpoint.
     pub fn endpoint(&self, node: &str, name: &str, labels: &str) -> Endpoint {
         self.add_endpoint(node, name, &labels.parse::<Labels>().unwrap()).unwrap()
+    }
+
+    /// A machine on the underlay that is none of the fleet's, as the other end of traffic.
+    pub fn outside(&self, machine: &str) -> Endpoint {
+        self.add_machine(machine).unwrap();
+        Endpoint {
+            node: machine.to_owned(),
+            name: machine.to_owned(),
+            namespace: self.name().machine_namespace(machine),
+            address: underlay_address(machine).into(),
+            identity: Identity::WORLD.get(),
+            labels: String::new(),
+        }
     }
 
     /// Runs `warren` on a node: exit code, standard output, error output.

@@ -1,4 +1,5 @@
-//! Agents are killed, stopped, upgraded and downgraded under traffic: nothing is lost, and flows are the same ones.
+//! Agents are killed, stopped, upgraded and downgraded under traffic, between endpoints and to the outside: nothing is
+//! lost, and flows are the same ones.
 //!
 //! The other build is `warrend-next`, whose flow table has another layout. `deploy/run-tests.sh` builds it; where it
 //! is missing the tests say so and skip themselves.
@@ -44,6 +45,7 @@ impl Show {
         let from = lab.endpoint("n1", "from", "app=from");
         let beside = lab.endpoint("n1", "beside", "app=beside");
         let to = lab.endpoint("n2", "to", "app=to");
+        let outside = lab.outside("x1");
         lab.wait_in_ipcache("n1", [&to]);
         lab.wait_in_ipcache("n2", [&from]);
         let connections = |from: &Endpoint, to: &Endpoint| Connections {
@@ -56,6 +58,9 @@ impl Show {
             Streams::new(&from, &to, streams).start(),
             Streams::new(&from, &beside, streams.div_ceil(10)).start(),
             connections(&to, &from).start(),
+            // Masqueraded: of the same kind, with a rewrite in their entries.
+            Streams::new(&from, &outside, streams.div_ceil(10)).start(),
+            connections(&from, &outside).start(),
         ];
         let probes = probes.into_iter().map(Result::unwrap).collect();
         let show = Self { lab, probes, origin: Instant::now() };
@@ -131,8 +136,8 @@ const REMADE: [&str; 5] =
 fn agents_are_killed_stopped_upgraded_and_downgraded_and_nothing_is_lost() {
     let Some(show) = Show::begin("upgrade", 100) else { return };
     for round in 0..rounds() {
-        // The streams between the nodes, those on n1, and the ping.
-        let (node, flows) = [("n1", 100 + 10 + 1), ("n2", 100 + 1)][round % 2];
+        // The streams between the nodes, those on n1, those to the outside, and the ping.
+        let (node, flows) = [("n1", 100 + 10 + 10 + 1), ("n2", 100 + 1)][round % 2];
         let changes: [(Signal, &str, &[&str]); 4] = [
             (Signal::SIGKILL, THIS, &[]),
             (Signal::SIGTERM, THIS, &[]),

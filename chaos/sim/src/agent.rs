@@ -8,7 +8,7 @@ use std::{
 
 use datapath_plan::{EndpointId, FakeDatapath, Plan, TableKey, Tables};
 use kvstore_schema::{
-    Key, KvEvent, KvFailure, KvOp, KvOutcome, KvRequest, LeaseId, ListPage, Revision, Schema, Txn,
+    Condition, Key, KvEvent, KvFailure, KvOp, KvOutcome, KvRequest, LeaseId, ListPage, Revision, Schema, Txn,
 };
 use kvstore_store::{MemState, WriteFate, WriteFates};
 use node_core::{
@@ -32,6 +32,7 @@ struct Lease {
     key: Key,
     value: Arc<[u8]>,
     ttl: Duration,
+    fence: Condition,
 }
 
 /// What one step of a machine did, as far as others have to know.
@@ -256,9 +257,10 @@ impl Agent {
             let kept = lease.id.is_some_and(|id| store.lease_keep_alive(id).is_ok());
             if !kept {
                 let id = store.lease_grant(lease.ttl);
-                lease.id = Some(id);
                 let put = KvOp::Put { key: lease.key.clone(), value: lease.value.clone(), lease: Some(id) };
-                store.txn(&Txn::new().then(put)).expect("a put on a new lease");
+                let written =
+                    store.txn(&Txn::new().when(lease.fence.clone()).then(put)).expect("a new lease");
+                lease.id = written.succeeded.then_some(id);
             }
         }
     }
@@ -441,7 +443,9 @@ impl Agent {
                 self.observe = true;
             }
             Command::Kv(id, request) => self.requests.push_back((now.wall, id, request)),
-            Command::KeepAlive { key, value, ttl } => self.lease = Some(Lease { id: None, key, value, ttl }),
+            Command::KeepAlive { key, value, ttl, fence } => {
+                self.lease = Some(Lease { id: None, key, value, ttl, fence });
+            }
             Command::Publish(facts) => deed.told = Some(facts),
             Command::Persist(snapshot) => self.disk_before = self.disk.replace(snapshot),
             Command::PersistEndpoint(id, Some(saved)) => drop(self.disk_endpoints.insert(id, *saved)),

@@ -182,6 +182,7 @@ fn fleet_of(key: &kvstore_schema::Key, fleet_id: &str, config: &NodeConfig) -> k
         block_prefix_v4: config.block_prefix_v4,
         block_prefix_v6: config.block_prefix_v6,
         tunnel_port: config.tunnel_port,
+        life: Default::default(),
         unknown: Default::default(),
     };
     let revision = Revision(1);

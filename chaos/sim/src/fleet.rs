@@ -41,6 +41,8 @@ pub struct Sim {
     pub agents: Vec<Agent>,
     /// Since the fleet began.
     pub now: Duration,
+    /// Losses after which nobody may remember what a node that is away had: an entry that goes is no violation.
+    pub forgets: bool,
     /// Whether gossip reaches anybody.
     pub gossip: bool,
     /// Gossip goes in rounds, by links that have faults; else at once.
@@ -80,6 +82,7 @@ impl Sim {
             store: MemState::new(StoreIdentity(1)),
             agents: Vec::new(),
             now: Duration::ZERO,
+            forgets: false,
             gossip: true,
             rounds: false,
             links: Gossip::default(),
@@ -293,7 +296,9 @@ impl Sim {
                 unrecorded: &|ip| self.view.endpoint_at(ip).is_none(),
             };
             self.truth.put(&me, &before, after);
-            if let Some(text) = self.truth.cut(&me, &before, after, &owners, (self.now, LAG)) {
+            if !self.forgets
+                && let Some(text) = self.truth.cut(&me, &before, after, &owners, (self.now, LAG))
+            {
                 return Err(Invariant::NothingCut.broken(format!("n{}: {text}", index + 1)));
             }
             let addresses = |tables: &datapath_plan::Tables| -> BTreeSet<IpAddr> {
@@ -334,12 +339,19 @@ impl Sim {
     /// The checkers follow the store as a watcher would.
     fn look_at_store(&mut self) -> Checked {
         let (known, now) = (self.view.revision(), self.store.revision());
-        let continues = self.view.store().is_none_or(|store| store == self.store.identity()) && known <= now;
+        let events = self.store.events_since(known.next());
+        // Nobody of ours deletes the fleet's record: whoever does wipes the store.
+        let fleet = self.view.schema().fleet();
+        let wiped = events
+            .iter()
+            .flatten()
+            .any(|event| matches!(event, kvstore_schema::KvEvent::Delete { key, .. } if *key == fleet));
+        let same = self.view.store().is_none_or(|store| store == self.store.identity());
+        let continues = same && known <= now && !wiped;
         if !continues {
             self.whole = false;
             self.truth.forget_numbers();
         }
-        let events = self.store.events_since(known.next());
         match events {
             Ok(events) if continues && self.view.is_complete() => {
                 self.view.apply_events(&events);

@@ -29,6 +29,8 @@ pub struct IdentityAcquire {
     reference: IdentityRefRecord,
     labels: Labels,
     digest: LabelDigest,
+    /// The number that this node uses already, or remembers: kept if it is free.
+    known: Option<Identity>,
     /// Numbers found taken that the view does not know of yet.
     taken: BTreeSet<Identity>,
     /// The number that the pending transaction is about.
@@ -54,6 +56,9 @@ struct Facts {
 }
 
 impl IdentityAcquire {
+    /// `used`: the number that this node's endpoints have already, if any: in a store that has lost it, it is made
+    /// again rather than another one.
+    ///
     /// `labels`: those that count for the identity, already filtered. `incarnation`: this agent's.
     ///
     /// The node must be registered. After a restart every number in use is acquired again: that rewrites
@@ -66,6 +71,7 @@ impl IdentityAcquire {
         node: NodeName,
         incarnation: u64,
         labels: Labels,
+        used: Option<Identity>,
         draw: u64,
     ) -> Result<(Machine<Self>, KvRequest), ClaimError> {
         let digest = labels.digest();
@@ -77,6 +83,7 @@ impl IdentityAcquire {
             reference: IdentityRefRecord { incarnation, unknown: Default::default() },
             labels,
             digest,
+            known: used.or(known.as_ref().map(|entry| entry.record.id)),
             taken: BTreeSet::new(),
             number,
             creating: false,
@@ -90,7 +97,11 @@ impl IdentityAcquire {
     fn plan(&mut self, facts: Facts, view: &FleetView, draw: u64) -> Result<Txn, ClaimError> {
         self.creating = false;
         let Some(labels) = facts.labels else {
-            self.number = free_number(view, &self.taken, draw)?;
+            let known = self.known.filter(|number| !self.taken.contains(number));
+            self.number = match known {
+                Some(number) => number,
+                None => free_number(view, &self.taken, draw)?,
+            };
             self.creating = true;
             return Ok(self.create());
         };

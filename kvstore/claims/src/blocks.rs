@@ -43,7 +43,7 @@ pub(crate) fn block_of(ip: IpAddr, prefix: u8) -> IpNetwork {
 }
 
 /// The blocks of a fleet, in the order of its pools.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub(crate) struct Blocks {
     /// Each pool with the length of its blocks.
     pools: Vec<(IpNetwork, u8)>,
@@ -96,6 +96,7 @@ mod tests {
             block_prefix_v4: 24,
             block_prefix_v6: 64,
             tunnel_port: 8472,
+            life: Default::default(),
             unknown: Default::default(),
         })
     }

@@ -10,7 +10,7 @@ use identity::NodeName;
 use ipnetwork::IpNetwork;
 use kvstore_schema::{
     Condition, KvOp, KvRequest, Revision, Schema, Txn, TxnResponse,
-    record::{CidrRecord, ClaimState, FleetRecord},
+    record::{CidrRecord, ClaimEpoch, ClaimState, FleetRecord},
 };
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +34,10 @@ pub struct CidrClaim {
     wanted: IpNetwork,
     /// Its create revision, when it is adopted.
     epoch: Option<Revision>,
+    /// When it was claimed, if that was in a former life of the store.
+    since: Option<ClaimEpoch>,
+    /// Exactly this block and no other: it was this node's in a former life.
+    again: Option<(IpNetwork, ClaimEpoch)>,
 }
 
 /// A block that this node owns until it releases it.
@@ -41,8 +45,10 @@ pub struct CidrClaim {
 pub struct CidrGrant {
     /// The block.
     pub cidr: IpNetwork,
-    /// The claim's create revision: fences what is written under it, and the higher one wins in gossip.
+    /// The claim's create revision: fences what is written under it.
     pub epoch: Revision,
+    /// When it was claimed, in whatever life of the store: of two claims on a block the later one wins.
+    pub since: ClaimEpoch,
     /// The revision of the claim's last change; [`CidrRelease`] needs it.
     pub revision: Revision,
     /// The token that the claim was made or adopted with.
@@ -79,9 +85,40 @@ impl CidrClaim {
             taken: held.clone(),
             wanted: fleet.record.pools[0],
             epoch: None,
+            since: None,
+            again: None,
         };
         let txn = this.choose(view, home)?;
         Ok(Machine::begin(this, txn))
+    }
+
+    /// Claims a block again that was this node's, in a store that lost the claim or has an older one. The claim keeps its
+    /// age: an earlier one of another node yields to it.
+    ///
+    /// Ends in [`ClaimError::ClaimLost`] when somebody has claimed it later.
+    pub fn again(
+        view: &FleetView,
+        node: NodeName,
+        token: String,
+        cidr: IpNetwork,
+        since: ClaimEpoch,
+    ) -> (Machine<Self>, KvRequest) {
+        let mut this = Self {
+            schema: view.schema().clone(),
+            node,
+            token,
+            blocks: Blocks::default(),
+            fleet_revision: Revision::default(),
+            taken: BTreeSet::new(),
+            wanted: cidr,
+            epoch: None,
+            since: Some(since),
+            again: Some((cidr, since)),
+        };
+        let key = view.schema().cidr(cidr);
+        let txn = this.base().when(Condition::Absent(key.clone())).then(put(key, &this.record()));
+        this.epoch = None;
+        Machine::begin(this, txn)
     }
 
     /// The next transaction: for a claim of this node that waits to be adopted, or for a free block.
@@ -122,12 +159,14 @@ impl CidrClaim {
             node: self.node.clone(),
             state: ClaimState::Live,
             token: self.token.clone(),
+            since: self.since,
             unknown: Default::default(),
         }
     }
 
     fn claim(&mut self) -> Txn {
         self.epoch = None;
+        self.since = None;
         let key = self.schema.cidr(self.wanted);
         self.base()
             .when(Condition::ModRevision(self.schema.fleet(), self.fleet_revision))
@@ -138,6 +177,7 @@ impl CidrClaim {
     fn adopt(&mut self, cidr: IpNetwork, found: &CidrRecord, epoch: Revision, modified: Revision) -> Txn {
         self.wanted = cidr;
         self.epoch = Some(epoch);
+        self.since = self.again.map(|(_, since)| since).or(found.since);
         let key = self.schema.cidr(cidr);
         let record = CidrRecord { unknown: found.unknown.clone(), ..self.record() };
         self.base().when(Condition::ModRevision(key.clone(), modified)).then(put(key, &record))
@@ -152,10 +192,11 @@ impl CidrClaim {
             .otherwise(KvOp::Get(self.schema.cidr(self.wanted)))
     }
 
-    fn granted(&self, epoch: Revision, revision: Revision) -> Next<CidrGrant> {
+    fn granted(&self, view: &FleetView, epoch: Revision, revision: Revision) -> Next<CidrGrant> {
         Next::Done(CidrGrant {
             cidr: self.wanted,
             epoch,
+            since: view.epoch_at(self.since, epoch),
             revision,
             token: self.token.clone(),
             adopted: self.epoch.is_some(),
@@ -169,10 +210,13 @@ impl CidrClaim {
         draw: u64,
     ) -> Result<Next<CidrGrant>, ClaimError> {
         if answer.succeeded {
-            return Ok(self.granted(self.epoch.unwrap_or(answer.revision), answer.revision));
+            return Ok(self.granted(view, self.epoch.unwrap_or(answer.revision), answer.revision));
         }
         if got(answer, 0)?.is_none() {
             return Err(ClaimError::NotRegistered { node: self.node.clone() });
+        }
+        if let Some((cidr, since)) = self.again {
+            return self.decide_again(answer, view, cidr, since);
         }
         let fleet = got(answer, 1)?.ok_or(ClaimError::NoFleet)?;
         if fleet.mod_revision != self.fleet_revision {
@@ -185,7 +229,8 @@ impl CidrClaim {
             Some(found) => match decode::<CidrRecord>(found) {
                 Ok(record) if record.node == self.node => {
                     if record.token == self.token && record.state == ClaimState::Live {
-                        return Ok(self.granted(found.create_revision, found.mod_revision));
+                        self.since = record.since;
+                        return Ok(self.granted(view, found.create_revision, found.mod_revision));
                     }
                     return Ok(Next::Ask(self.adopt(
                         cidr,
@@ -201,6 +246,41 @@ impl CidrClaim {
             None => {}
         }
         Ok(Next::Ask(self.choose(view, mix(draw))?))
+    }
+}
+
+impl CidrClaim {
+    /// A block that is to be claimed again has a record.
+    fn decide_again(
+        &mut self,
+        answer: &TxnResponse,
+        view: &FleetView,
+        cidr: IpNetwork,
+        since: ClaimEpoch,
+    ) -> Result<Next<CidrGrant>, ClaimError> {
+        let key = self.schema.cidr(cidr);
+        let Some(found) = got(answer, 2)? else {
+            self.epoch = None;
+            let txn = self.base().when(Condition::Absent(key.clone())).then(put(key, &self.record()));
+            return Ok(Next::Ask(txn));
+        };
+        let record: CidrRecord = decode(found)?;
+        let ours = record.node == self.node && record.state == ClaimState::Live;
+        if ours && record.token == self.token {
+            return Ok(self.granted(view, found.create_revision, found.mod_revision));
+        }
+        let theirs = view.epoch_at(record.since, found.create_revision);
+        if record.node != self.node && theirs > since {
+            return Err(ClaimError::ClaimLost {
+                cidr,
+                wanted: format!("this node's of life {} revision {}", since.life, since.revision),
+                found: format!(
+                    "that of {} of life {} revision {}",
+                    record.node, theirs.life, theirs.revision
+                ),
+            });
+        }
+        Ok(Next::Ask(self.adopt(cidr, &record, found.create_revision, found.mod_revision)))
     }
 }
 
@@ -247,6 +327,7 @@ impl CidrRelease {
             node: self.node.clone(),
             state: ClaimState::Quarantined,
             token: self.grant.token.clone(),
+            since: (self.grant.since.revision != self.grant.epoch).then_some(self.grant.since),
             unknown,
         };
         Txn::new()

@@ -74,7 +74,7 @@ impl Collector {
         draw: u64,
     ) -> Option<KvRequest> {
         // What an incomplete view does not show may well be there (P6).
-        if !view.is_complete() {
+        if !view.is_complete() || view.life().restoring {
             return None;
         }
         let jobs = self.due(view, used, now);

@@ -36,6 +36,14 @@ pub enum ClaimError {
         /// All of them, not only the first.
         differences: Vec<Difference>,
     },
+    /// The store is another fleet's by now.
+    #[error("the store holds another fleet of this name ({found}, this node's is {known})")]
+    OtherFleet {
+        /// The id found.
+        found: String,
+        /// The id of this node's fleet.
+        known: String,
+    },
     /// There is no fleet record: [`crate::FleetJoin`] comes before everything else.
     #[error("the fleet has no record yet; the agent writes it before it claims anything")]
     NoFleet,

@@ -1,7 +1,9 @@
 //! The fleet record: created once by whoever comes first, read and compared by everybody else.
 
 use ipnetwork::IpNetwork;
-use kvstore_schema::{Condition, KvOp, KvRequest, Revision, Schema, Txn, TxnResponse, record::FleetRecord};
+use kvstore_schema::{
+    Condition, Key, KvOp, KvRequest, Revision, Schema, Txn, TxnResponse, record::FleetRecord,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -34,12 +36,28 @@ impl FleetJoin {
     /// other settings; pools may be named in any order. A fleet without service pools gets those of the first node that
     /// has some.
     pub fn start(schema: &Schema, wanted: FleetRecord) -> (Machine<Self>, KvRequest) {
-        let key = schema.fleet();
-        let txn = Txn::new()
-            .when(Condition::Absent(key.clone()))
-            .then(put(key.clone(), &wanted))
-            .otherwise(KvOp::Get(key));
+        let txn = Self::write(schema.fleet(), &wanted, None);
         Machine::begin(Self { asked: wanted.clone(), wanted }, txn)
+    }
+
+    /// Founds a store anew that was emptied (`copy` is `None`) or replaced by an older copy, whose fleet record has the
+    /// revision `copy`. `wanted`: the record with the fleet's own id and the next life. Whoever comes second joins the
+    /// life that is there. Ends in [`ClaimError::OtherFleet`] when another fleet has taken the store meanwhile.
+    pub fn found_anew(
+        schema: &Schema,
+        wanted: FleetRecord,
+        copy: Option<Revision>,
+    ) -> (Machine<Self>, KvRequest) {
+        let txn = Self::write(schema.fleet(), &wanted, copy);
+        Machine::begin(Self { asked: wanted.clone(), wanted }, txn)
+    }
+
+    fn write(key: Key, wanted: &FleetRecord, copy: Option<Revision>) -> Txn {
+        let unchanged = match copy {
+            None => Condition::Absent(key.clone()),
+            Some(revision) => Condition::ModRevision(key.clone(), revision),
+        };
+        Txn::new().when(unchanged).then(put(key.clone(), wanted)).otherwise(KvOp::Get(key))
     }
 }
 
@@ -64,16 +82,26 @@ impl FleetJoin {
         if !differences.is_empty() {
             return Err(ClaimError::FleetMismatch { differences });
         }
+        let created = record.fleet_id == self.wanted.fleet_id;
+        if self.wanted.life.number > 0 {
+            if !created {
+                return Err(ClaimError::OtherFleet {
+                    found: record.fleet_id,
+                    known: self.wanted.fleet_id.clone(),
+                });
+            }
+            if record.life.number < self.wanted.life.number {
+                self.asked = self.wanted.clone();
+                if self.asked.service_pools.is_empty() {
+                    self.asked.service_pools = record.service_pools;
+                }
+                return Ok(Next::Ask(Self::write(found.key.clone(), &self.asked, Some(found.mod_revision))));
+            }
+        }
         if record.service_pools.is_empty() && !self.wanted.service_pools.is_empty() {
             self.asked = FleetRecord { service_pools: self.wanted.service_pools.clone(), ..record };
-            let key = found.key.clone();
-            let txn = Txn::new()
-                .when(Condition::ModRevision(key.clone(), found.mod_revision))
-                .then(put(key.clone(), &self.asked))
-                .otherwise(KvOp::Get(key));
-            return Ok(Next::Ask(txn));
+            return Ok(Next::Ask(Self::write(found.key.clone(), &self.asked, Some(found.mod_revision))));
         }
-        let created = record.fleet_id == self.wanted.fleet_id;
         Ok(Next::Done(FleetJoined { record, revision: found.mod_revision, created }))
     }
 }

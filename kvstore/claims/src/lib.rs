@@ -23,6 +23,7 @@ mod fleet;
 mod machine;
 mod node;
 mod release;
+mod restore;
 mod service;
 mod view;
 
@@ -36,5 +37,6 @@ pub use fleet::{FleetJoin, FleetJoined};
 pub use machine::{Machine, Next, Protocol, Step, WaitReason};
 pub use node::{NodeRegistered, NodeRegistration, alive_request, node_removal_request};
 pub use release::{IdentityRelease, missing_refs, stray_refs};
+pub use restore::Restorer;
 pub use service::{Expected, ServiceOutcome, ServiceRemoval, ServiceWrite, ServiceWritten};
-pub use view::{ChangeKind, Discontinuity, Entry, FleetView, Rejected, ViewChange};
+pub use view::{ChangeKind, Continuity, Discontinuity, Entry, FleetView, OtherFleet, Rejected, ViewChange};

@@ -80,6 +80,7 @@ fn fleet(pool: &str) -> FleetRecord {
         block_prefix_v4: 24,
         block_prefix_v6: 64,
         tunnel_port: 8472,
+        life: Default::default(),
         unknown: Default::default(),
     }
 }
@@ -158,7 +159,7 @@ fn a_node_gets_its_own_block_back_and_a_full_pool_says_what_to_do() {
 fn who_is_not_registered_claims_nothing() {
     let mut bench = Bench::fleet("10.0.0.0/16");
     assert_eq!(bench.claim("n3"), Err(ClaimError::NotRegistered { node: node("n3") }));
-    let started = IdentityAcquire::start(&bench.view(), node("n3"), 1, Labels::default(), 7).unwrap();
+    let started = IdentityAcquire::start(&bench.view(), node("n3"), 1, Labels::default(), None, 7).unwrap();
     assert_eq!(bench.run(started), Err(ClaimError::NotRegistered { node: node("n3") }));
 }
 
@@ -166,7 +167,8 @@ fn who_is_not_registered_claims_nothing() {
 fn equal_labels_get_one_number() {
     let mut bench = Bench::fleet("10.0.0.0/16");
     let acquire = |bench: &mut Bench, view: &FleetView, name: &str, labels: &str, draw| {
-        let started = IdentityAcquire::start(view, node(name), 1, labels.parse().unwrap(), draw).unwrap();
+        let started =
+            IdentityAcquire::start(view, node(name), 1, labels.parse().unwrap(), None, draw).unwrap();
         bench.run(started).unwrap().identity
     };
     // All start from the same, soon outdated, view.
@@ -249,7 +251,7 @@ fn only_what_a_removed_node_owned_is_collected_and_not_at_once() {
     for name in ["n1", "n2"] {
         let claim = bench.claim(name).unwrap();
         let labels: Labels = format!("app={name}").parse().unwrap();
-        let started = IdentityAcquire::start(&bench.view(), node(name), 1, labels, 7).unwrap();
+        let started = IdentityAcquire::start(&bench.view(), node(name), 1, labels, None, 7).unwrap();
         bench.run(started).unwrap();
         let ip = claim.cidr.iter().nth(2).unwrap();
         let put = EndpointChange::Put { ip, record: endpoint("web"), cidr: claim.cidr, epoch: claim.epoch };

@@ -9,7 +9,10 @@ use identity::{EndpointName, Identity, LabelDigest, Labels, NodeName};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, de::DeserializeOwned, ser};
 
-use crate::service::{ServiceRecord, ServiceSpec, VipRecord};
+use crate::{
+    Revision,
+    service::{ServiceRecord, ServiceSpec, VipRecord},
+};
 
 /// The record version that this code writes and the only one that it reads.
 pub const RECORD_VERSION: u32 = 1;
@@ -117,6 +120,28 @@ json_anywhere! {
 /// Fields of a newer version, kept as they are.
 pub type Unknown = BTreeMap<String, serde_json::Value>;
 
+/// The lives of a store. One that was emptied, or replaced by an older copy, is founded anew by the first member that
+/// finds it so: the number rises, and all members write again what they know.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Life {
+    /// 0 as the fleet was made; higher with each founding.
+    pub number: u64,
+    /// What was written up to this revision was found, not written in this life.
+    pub founded_on: Revision,
+    /// Members still write again what they knew before: nothing that is free may be claimed.
+    pub restoring: bool,
+}
+
+/// When a claim was made. Comparable across the lives of a store, whose revisions begin again: the later claim has the
+/// higher one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ClaimEpoch {
+    /// The store's life.
+    pub life: u64,
+    /// The create revision that the claim's record had in it.
+    pub revision: Revision,
+}
+
 /// `fleet`: what all nodes share. Created once, by the first node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(remote = "Self")]
@@ -134,6 +159,9 @@ pub struct FleetRecord {
     pub block_prefix_v6: u8,
     /// The tunnel's UDP port.
     pub tunnel_port: u16,
+    /// Which life of the store this is.
+    #[serde(default)]
+    pub life: Life,
     /// Fields of newer versions.
     #[serde(flatten)]
     pub unknown: Unknown,
@@ -208,6 +236,9 @@ pub struct CidrRecord {
     /// Distinguishes this claim from any other attempt: machine id, incarnation and a counter. An
     /// ambiguous outcome is settled by reading it back.
     pub token: String,
+    /// When it was claimed, if that was in a former life of the store; else its create revision says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<ClaimEpoch>,
     /// Fields of newer versions.
     #[serde(flatten)]
     pub unknown: Unknown,

@@ -57,6 +57,7 @@ fn fleet(schema: &Schema) -> ListPage {
         block_prefix_v4: 24,
         block_prefix_v6: 112,
         tunnel_port: 8472,
+        life: Default::default(),
         unknown: Default::default(),
     };
     let mut entries = vec![kv(schema.fleet(), record.encode(), 2)];
@@ -82,6 +83,7 @@ fn fleet(schema: &Schema) -> ListPage {
             node: name,
             state: ClaimState::Live,
             token: "t".to_owned(),
+            since: None,
             unknown: Default::default(),
         };
         entries.push(kv(schema.cidr(cidr), claim.encode(), 2));
@@ -116,6 +118,7 @@ fn snapshot() -> Snapshot {
         node: name(node),
         state: ClaimState::Live,
         epoch: Revision(2),
+        since: None,
     };
     Snapshot {
         fleet: config.fleet,
@@ -124,6 +127,7 @@ fn snapshot() -> Snapshot {
         machine_id: config.machine_id,
         store: StoreIdentity(1),
         revision: Revision(2),
+        life: Default::default(),
         heard_at: Duration::ZERO,
         nodes: (0..NODES).map(node).collect(),
         cidrs: (0..NODES).map(cidr).collect(),

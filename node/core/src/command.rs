@@ -6,7 +6,7 @@ use datapath_plan::{EndpointId, Plan};
 use identity::{EndpointName, Identity};
 use ipnetwork::IpNetwork;
 use kvstore_claims::ServiceOutcome;
-use kvstore_schema::{Key, KvRequest, Revision};
+use kvstore_schema::{Condition, Key, KvRequest, Revision};
 use node_facts::NodeFacts;
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +29,8 @@ pub enum Command {
         value: Arc<[u8]>,
         /// The lease's time to live.
         ttl: Duration,
+        /// Written only while this holds.
+        fence: Condition,
     },
     /// Gossip these facts of ours from now on.
     Publish(NodeFacts),

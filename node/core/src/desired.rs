@@ -26,6 +26,8 @@ pub(crate) struct Desired {
     pub prefixes: BTreeSet<IpNetwork>,
     /// Endpoint records of other nodes: whether they count.
     pub records: BTreeSet<(NodeName, IpAddr)>,
+    /// Numbers that came or have another meaning: endpoints may bear them with other labels.
+    pub numbers: BTreeSet<Identity>,
     /// Exact addresses.
     pub addresses: BTreeSet<IpAddr>,
     rejected_records: BTreeMap<(NodeName, IpAddr), String>,
@@ -37,6 +39,7 @@ impl Node {
     /// nodes (rivals for an address), and blocks those whose address lies in them; that ends because what is looked at
     /// again without a change touches nothing.
     pub(crate) fn refresh_desired(&mut self) {
+        self.refresh_numbers();
         while !self.desired.nodes.is_empty() || self.desired.base || !self.desired.prefixes.is_empty() {
             while let Some(node) = self.desired.nodes.pop_first() {
                 self.refresh_node(&node);
@@ -56,6 +59,22 @@ impl Node {
             let value = self.address_entry(ip).map(|(value, _)| value);
             self.want_ipcache(IpNetwork::from(ip), value);
         }
+    }
+
+    /// Touches the endpoints that bear one of the numbers touched. O(endpoints) for all of them together; a number comes
+    /// with a label set that is new to the fleet.
+    fn refresh_numbers(&mut self) {
+        let numbers = std::mem::take(&mut self.desired.numbers);
+        if numbers.is_empty() {
+            return;
+        }
+        let records = self.view.endpoints().iter().filter(|(node, _)| **node != self.config.node);
+        let records = records.flat_map(|(node, ips)| ips.iter().map(move |(ip, entry)| (node, ip, entry)));
+        let bears = |identity: &Identity| numbers.contains(identity);
+        let touched = records.filter(|(.., entry)| bears(&entry.record.identity));
+        self.desired.records.extend(touched.map(|(node, ip, _)| (node.clone(), *ip)));
+        let told = self.peers.told_endpoints().filter(|told| bears(&told.identity));
+        self.desired.addresses.extend(told.map(|told| told.ip));
     }
 
     /// Before a whole listing has been seen, an entry that we know nothing of is no entry to remove: the
@@ -225,6 +244,9 @@ impl Node {
             };
         }
         let record = self.view.endpoints().get(owner)?.get(&ip)?;
+        if !self.means_its_labels(owner, ip) {
+            return None;
+        }
         entry(record.record.identity, index, IpcacheSource::Record)
     }
 
@@ -235,17 +257,28 @@ impl Node {
         let there = self.view.endpoints().get(&node).is_some_and(|ips| ips.contains_key(&ip));
         let owner = self.peers.owner_of_ip(ip);
         let key = (node, ip);
-        if !there || owner == Some(&key.0) {
+        let ours = owner == Some(&key.0);
+        if !there || (ours && self.means_its_labels(&key.0, ip)) {
             self.desired.rejected_records.remove(&key);
             return;
         }
         let reason = match owner {
+            Some(_) if ours => format!("the identity of {ip} is that of other labels"),
             Some(owner) => format!("{ip} lies in a pod CIDR of node {owner}"),
             None => format!("{ip} lies in no pod CIDR that is claimed"),
         };
         if self.desired.rejected_records.insert(key, reason).is_none() {
             self.counters.records_rejected += 1;
         }
+    }
+
+    /// Whether the identity of a record is that of its labels, as far as is known (P3).
+    fn means_its_labels(&self, node: &NodeName, ip: IpAddr) -> bool {
+        let record = self.view.endpoints().get(node).and_then(|ips| ips.get(&ip)).map(|entry| &entry.record);
+        record.is_none_or(|record| {
+            let meaning = self.view.identities().get(&record.identity);
+            meaning.is_none_or(|entry| entry.record.labels.digest() == record.labels_digest)
+        })
     }
 
     /// The ipcache as wanted, by prefix: O(all), for listings.

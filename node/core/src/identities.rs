@@ -170,7 +170,14 @@ impl Node {
             return;
         }
         for digest in std::mem::take(&mut self.identities.wanted) {
-            self.acquire(digest);
+            // Somebody who is away may have a number for it, and others' numbers may not be in the store again.
+            let known = self.view.identity_labels().contains_key(&digest)
+                || self.identities.sets.get(&digest).is_some_and(|set| set.held.is_some());
+            if self.view.life().restoring && !known {
+                self.identities.wanted.insert(digest);
+            } else {
+                self.acquire(digest);
+            }
         }
         let now = self.now.monotonic;
         while let Some((_, digest)) = self.identities.idle.first().filter(|(at, _)| *at <= now).cloned() {
@@ -189,6 +196,7 @@ impl Node {
             self.config.node.clone(),
             incarnation,
             set.labels.clone(),
+            set.held.map(|(number, _)| number),
             draw,
         ) {
             Ok((machine, request)) => {
@@ -259,6 +267,43 @@ impl Node {
         } else {
             self.identities.sets.remove(digest);
         }
+    }
+
+    /// The store has lost this node's references: those in use are taken again, with the same numbers.
+    pub(crate) fn acquire_again(&mut self) {
+        let now = self.now.monotonic;
+        self.identities.sets.retain(|_, set| set.users > 0 || set.work != Work::Releasing);
+        for (digest, set) in &mut self.identities.sets {
+            set.held = set.held.map(|(number, _)| (number, UNREFERENCED));
+            set.work = Work::None;
+            if set.users > 0 {
+                set.work = Work::Wanted;
+                self.identities.wanted.insert(digest.clone());
+            } else if let Some(since) = set.idle_since {
+                self.identities.idle.insert(((since + IDENTITY_GRACE).max(now), digest.clone()));
+            }
+        }
+    }
+
+    /// A number came, went, or has another meaning. Endpoints of this node that have it with other labels must not bear it
+    /// for another moment: until they have a new one, nothing is known of who they are.
+    pub(crate) fn on_number(&mut self, number: Identity) {
+        self.desired.numbers.insert(number);
+        let Some(entry) = self.view.identities().get(&number) else { return };
+        let held = |set: &LocalIdentity| set.held.is_some_and(|(held, _)| held == number);
+        let taken =
+            |(_, set): &(&LabelDigest, &LocalIdentity)| held(set) && set.labels != entry.record.labels;
+        let Some(digest) = self.identities.sets.iter().find(taken).map(|(digest, _)| digest.clone()) else {
+            return;
+        };
+        self.error(format!(
+            "identity {number} was given to other labels; endpoints of this node get another"
+        ));
+        if let Some(set) = self.identities.sets.get_mut(&digest) {
+            set.held = None;
+        }
+        self.identities.want(&digest);
+        self.identity_lost(&digest);
     }
 
     /// This node's reference to a number came or went in the store.

@@ -8,7 +8,7 @@ use std::{
 
 use ipnetwork::IpNetwork;
 use kvstore_claims::{AddressError, AddressPool, CidrClaim, CidrGrant, CidrRelease, ClaimError, Family};
-use kvstore_schema::Revision;
+use kvstore_schema::record::ClaimEpoch;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -21,7 +21,11 @@ pub(crate) struct Ipam {
     pub pool: AddressPool,
     pub held: BTreeMap<IpNetwork, CidrGrant>,
     /// This node's live claims, oldest first: those held, and those in the store that wait to be adopted.
-    pub own: Vec<(IpNetwork, Revision)>,
+    pub own: Vec<(IpNetwork, ClaimEpoch)>,
+    /// Claims of a former life of the store, to be made again.
+    again: BTreeMap<IpNetwork, ClaimEpoch>,
+    /// `held` and `again` are all that this node owns: another claim in its name is of an older copy.
+    exact: bool,
     /// Claims changed since `own` was made.
     pub changed: bool,
     /// Blocks being given back: not ours any more.
@@ -43,6 +47,8 @@ impl Ipam {
             pool: AddressPool::new(family, config.address_cooldown),
             held: BTreeMap::new(),
             own: Vec::new(),
+            again: BTreeMap::new(),
+            exact: false,
             changed: false,
             releasing: BTreeSet::new(),
             claiming: false,
@@ -94,7 +100,7 @@ impl Ipam {
                 let free = fill.capacity.saturating_sub((fill.used + fill.cooling) as u128);
                 CidrView {
                     cidr: *cidr,
-                    epoch: epoch.0,
+                    epoch: epoch.revision.0,
                     used: fill.used as u64,
                     cooling: fill.cooling as u64,
                     free: u64::try_from(free).unwrap_or(u64::MAX),
@@ -133,11 +139,16 @@ impl Node {
         self.ipam.releasing.retain(|cidr| claims.get(cidr).is_some_and(|claim| claim.record.node == *me));
         // Another machine of this name may be the one whose claims these are.
         let ours = self.name_is_ours();
-        let in_store = self.view.cidrs_of(me).map(|(cidr, claim)| (cidr, claim.created)).filter(|_| ours);
-        let held = self.ipam.held.iter().map(|(cidr, grant)| (*cidr, grant.epoch));
-        let all: BTreeMap<IpNetwork, Revision> =
-            in_store.chain(held).filter(|(cidr, _)| !self.ipam.releasing.contains(cidr)).collect();
-        let mut own: Vec<(IpNetwork, Revision)> = all.into_iter().collect();
+        let in_store = self.view.cidrs_of(me).map(|(cidr, claim)| (cidr, self.view.epoch_of(claim)));
+        let in_store = in_store.filter(|_| ours && !self.disowns());
+        let held = self.ipam.held.iter().map(|(cidr, grant)| (*cidr, grant.since));
+        let again = self.ipam.again.iter().map(|(cidr, since)| (*cidr, *since));
+        let all: BTreeMap<IpNetwork, ClaimEpoch> = in_store
+            .chain(held)
+            .chain(again)
+            .filter(|(cidr, _)| !self.ipam.releasing.contains(cidr))
+            .collect();
+        let mut own: Vec<(IpNetwork, ClaimEpoch)> = all.into_iter().collect();
         own.sort_by_key(|(cidr, epoch)| (*epoch, *cidr));
         if own != self.ipam.own {
             let gateway = self.gateway();
@@ -151,6 +162,60 @@ impl Node {
         }
     }
 
+    /// Whether claims in this node's name that it does not know are none: while the store is made whole again, they come
+    /// from an older copy, or from somebody who remembers less.
+    fn disowns(&self) -> bool {
+        self.ipam.exact && self.store.restoring.is_some()
+    }
+
+    /// The store has begun another life: this node's claims are to be made again, as old as they are.
+    pub(crate) fn claim_blocks_again(&mut self) {
+        let remembered = (!self.view.is_listed()).then(|| {
+            self.view.cidrs_of(&self.config.node).map(|(cidr, claim)| (cidr, self.view.epoch_of(claim)))
+        });
+        let remembered: Vec<(IpNetwork, ClaimEpoch)> = remembered.into_iter().flatten().collect();
+        self.ipam.exact |= self.audit.trusted.is_some() || self.snapshots.restored;
+        self.ipam.claiming = false;
+        self.ipam.retry_at = self.now.monotonic;
+        self.ipam.releasing.clear();
+        self.ipam.again.extend(remembered);
+        for (cidr, grant) in std::mem::take(&mut self.ipam.held) {
+            self.ipam.again.insert(cidr, grant.since);
+        }
+        self.ipam.changed = true;
+    }
+
+    /// Gives back claims in this node's name that are not its own.
+    fn disown(&mut self) {
+        if !self.disowns() {
+            return;
+        }
+        let known = |cidr: &IpNetwork| {
+            self.ipam.held.contains_key(cidr)
+                || self.ipam.again.contains_key(cidr)
+                || self.ipam.releasing.contains(cidr)
+        };
+        let strange: Vec<CidrGrant> = self
+            .view
+            .cidrs_of(&self.config.node)
+            .filter(|(cidr, _)| !known(cidr))
+            .map(|(cidr, claim)| CidrGrant {
+                cidr,
+                epoch: claim.created,
+                since: self.view.epoch_of(claim),
+                revision: claim.modified,
+                token: claim.record.token.clone(),
+                adopted: true,
+            })
+            .collect();
+        for grant in strange {
+            let cidr = grant.cidr;
+            self.ipam.releasing.insert(cidr);
+            let (machine, request) = CidrRelease::start(self.view.schema(), self.config.node.clone(), grant);
+            self.ask(request, Task::GiveBack(cidr, None, machine));
+        }
+    }
+
     /// Adopts claims of a former life, and claims a further block when the reserve is touched.
     pub(crate) fn pursue_blocks(&mut self) {
         if self.ipam.changed {
@@ -158,7 +223,20 @@ impl Node {
         }
         // The fleet's record reaches the view a moment after this node has joined.
         let joined = self.membership.registered() && self.view.fleet().is_some();
-        if self.ipam.claiming || !joined || !self.store.connected {
+        if !joined || !self.store.connected {
+            return;
+        }
+        self.disown();
+        if self.ipam.claiming {
+            return;
+        }
+        if let Some((cidr, since)) = self.ipam.again.first_key_value().map(|(cidr, since)| (*cidr, *since)) {
+            if self.now.monotonic >= self.ipam.retry_at {
+                let (token, node) = (self.claim_token(), self.config.node.clone());
+                let (machine, request) = CidrClaim::again(&self.view, node, token, cidr, since);
+                self.ipam.claiming = true;
+                self.ask(request, Task::Claim(machine));
+            }
             return;
         }
         let adopt = self.ipam.own.iter().any(|(cidr, _)| !self.ipam.held.contains_key(cidr));
@@ -167,11 +245,11 @@ impl Node {
         if !more {
             self.ipam.exhausted = None;
         }
+        let more = more && !self.view.life().restoring;
         if !(adopt || more) || self.now.monotonic < self.ipam.retry_at {
             return;
         }
-        self.ipam.tokens += 1;
-        let token = format!("{}-{}-{}", self.config.machine_id, self.config.incarnation, self.ipam.tokens);
+        let token = self.claim_token();
         let held = self.ipam.held.keys().chain(&self.ipam.releasing).copied().collect();
         match CidrClaim::start(&self.view, self.config.node.clone(), token, &held) {
             Ok((machine, request)) => {
@@ -180,6 +258,11 @@ impl Node {
             }
             Err(error) => self.no_block(&error),
         }
+    }
+
+    fn claim_token(&mut self) -> String {
+        self.ipam.tokens += 1;
+        format!("{}-{}-{}", self.config.machine_id, self.config.incarnation, self.ipam.tokens)
     }
 
     /// Takes the blocks of a snapshot into use: nobody but this node gives them back.
@@ -215,6 +298,7 @@ impl Node {
         let cidr = grant.cidr;
         self.ipam.exhausted = None;
         self.ipam.lost.remove(&cidr);
+        self.ipam.again.remove(&cidr);
         // One that was lost and is adopted again is in the pool still.
         if !self.ipam.pool.blocks().any(|block| block == cidr)
             && let Err(error) = self.ipam.pool.add_block(cidr)
@@ -236,6 +320,11 @@ impl Node {
                 self.ipam.retry_at = self.now.monotonic + CLAIM_RETRY;
                 self.ipam.exhausted = Some(text.clone());
                 self.refuse_addresses(&text);
+            }
+            ClaimError::ClaimLost { cidr, .. } => {
+                self.ipam.again.remove(cidr);
+                self.ipam.lost.insert(*cidr);
+                self.ipam.changed = true;
             }
             _ => self.ipam.retry_at = self.now.monotonic + CLAIM_RETRY,
         }
@@ -297,16 +386,23 @@ impl Node {
         self.ipam.releasing.insert(cidr);
         self.refresh_own_claims();
         let (machine, request) = CidrRelease::start(self.view.schema(), self.config.node.clone(), grant);
-        self.ask(request, Task::GiveBack(cidr, call, machine));
+        self.ask(request, Task::GiveBack(cidr, Some(call), machine));
     }
 
-    pub(crate) fn on_given_back(&mut self, cidr: IpNetwork, call: CallId, end: Result<(), ClaimError>) {
-        match end {
-            Ok(()) => self.reply(call, Ok(Reply::CidrReleased(cidr))),
-            Err(error) => {
-                self.ipam.releasing.remove(&cidr);
-                self.refuse(call, CallErrorKind::Unavailable, error.to_string());
-            }
+    pub(crate) fn on_given_back(
+        &mut self,
+        cidr: IpNetwork,
+        call: Option<CallId>,
+        end: Result<(), ClaimError>,
+    ) {
+        if end.is_err() {
+            self.ipam.releasing.remove(&cidr);
+        }
+        match (call, end) {
+            (Some(call), Ok(())) => self.reply(call, Ok(Reply::CidrReleased(cidr))),
+            (Some(call), Err(error)) => self.refuse(call, CallErrorKind::Unavailable, error.to_string()),
+            (None, Ok(())) => {}
+            (None, Err(error)) => self.error(error.to_string()),
         }
         self.ipam.changed = true;
     }

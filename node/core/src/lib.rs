@@ -17,6 +17,7 @@ mod membership;
 mod node;
 mod peers;
 mod records;
+mod restoring;
 mod services;
 mod snapshot;
 mod store;

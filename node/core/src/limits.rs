@@ -34,6 +34,19 @@ pub(crate) const PERSIST_FLEET_PAUSE: Duration = Duration::from_secs(5);
 /// a peer that is cut off from the store tells of its newest endpoints by gossip alone.
 pub(crate) const GOSSIP_SETTLED: Duration = Duration::from_secs(10);
 
+/// After the store was founded anew: how long what others own is left to them. Above a watch's way back to a store that
+/// was replaced, whose clients find it within some 10 s.
+pub(crate) const RESTORE_GRACE: Duration = Duration::from_secs(30);
+
+/// After the store was founded anew: until the fleet may claim again what is free, if nothing is left to be written.
+pub(crate) const SETTLE_AFTER: Duration = Duration::from_secs(60);
+
+/// Until a list that was asked for and did not come is asked for again.
+pub(crate) const RELIST_RETRY: Duration = Duration::from_secs(1);
+
+/// Until what could not be written again is tried once more.
+pub(crate) const RESTORE_RETRY: Duration = Duration::from_secs(1);
+
 /// Until the kernel is read again after it could not be read.
 pub(crate) const OBSERVE_RETRY: Duration = Duration::from_secs(5);
 

@@ -6,7 +6,10 @@ use identity::NodeName;
 use kvstore_claims::{
     ClaimError, FleetJoin, FleetJoined, NodeRegistered, NodeRegistration, node_removal_request,
 };
-use kvstore_schema::record::{AliveRecord, FleetRecord, NodeRecord, Record};
+use kvstore_schema::{
+    Condition,
+    record::{AliveRecord, FleetRecord, Life, NodeRecord, Record},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -40,10 +43,10 @@ pub(crate) struct Membership {
     pub registered: Option<NodeRecord>,
     /// Whether a registration is under way.
     registering: bool,
-    /// Whether `alive/<node>` is kept.
-    keeping_alive: bool,
     /// Why the node cannot go on as configured.
     pub halted: Option<String>,
+    /// This agent was registered once: it speaks in its node's name, whatever became of the record since.
+    pub member: bool,
     /// Before this the fleet is not asked again.
     pub retry_at: Duration,
 }
@@ -63,9 +66,18 @@ impl Node {
         }
         match self.membership.phase {
             Phase::Outside => {
+                if self.others_know_the_fleet() {
+                    return;
+                }
                 self.membership.phase = Phase::Joining;
-                let wanted = self.wanted_fleet();
-                let (machine, request) = FleetJoin::start(self.view.schema(), wanted);
+                let mut wanted = self.wanted_fleet();
+                let (machine, request) = match &self.store.founding {
+                    None => FleetJoin::start(self.view.schema(), wanted),
+                    Some(founding) => {
+                        wanted.life = founding.life;
+                        FleetJoin::found_anew(self.view.schema(), wanted, founding.copy)
+                    }
+                };
                 self.ask(request, Task::Fleet(machine));
             }
             Phase::Joining | Phase::Registering => {}
@@ -82,25 +94,49 @@ impl Node {
     /// Whether the node may speak in its name: it is registered, or was in its former life. Before that the name may
     /// be another machine's.
     pub(crate) fn is_member(&self) -> bool {
-        let remembered = self.snapshots.restored && self.audit.observed && self.membership.halted.is_none();
-        self.membership.registered() || remembered
+        let before = self.snapshots.restored || self.membership.member;
+        self.membership.registered() || (before && self.audit.observed && self.membership.halted.is_none())
+    }
+
+    /// Whether there is no record of the fleet, but gossip tells of a member: it is for those who know the fleet to found
+    /// it anew.
+    fn others_know_the_fleet(&self) -> bool {
+        self.membership.fleet_id.is_none() && self.view.fleet().is_none() && self.peers.heard_early()
+    }
+
+    /// Joins again: the fleet's record, this node's, its sign of life.
+    pub(crate) fn rejoin(&mut self) {
+        self.membership.phase = Phase::Outside;
+        self.membership.registering = false;
+        self.membership.retry_at = self.now.monotonic;
+    }
+
+    /// The fleet's record came or changed.
+    pub(crate) fn on_fleet_record(&mut self) {
+        // Blocks and label sets may wait for the end of a restoration.
+        self.ipam.changed = true;
     }
 
     fn wanted_fleet(&mut self) -> FleetRecord {
         let known = self.membership.fleet_id.clone();
+        let mut service_pools = self.config.service_pools.clone();
+        if let Some(fleet) = self.view.fleet().filter(|_| service_pools.is_empty()) {
+            service_pools.clone_from(&fleet.record.service_pools);
+        }
         FleetRecord {
             fleet_id: known.unwrap_or_else(|| format!("{:032x}", self.rng.u128(..))),
+            life: Life::default(),
             pools: self.config.pools.clone(),
-            service_pools: self.config.service_pools.clone(),
+            service_pools,
             block_prefix_v4: self.config.block_prefix_v4,
             block_prefix_v6: self.config.block_prefix_v6,
             tunnel_port: self.config.tunnel_port,
-            unknown: Default::default(),
+            unknown: self.view.fleet().map(|fleet| fleet.record.unknown.clone()).unwrap_or_default(),
         }
     }
 
     /// This node's record as it should be.
-    fn wanted_record(&self) -> NodeRecord {
+    pub(crate) fn wanted_record(&self) -> NodeRecord {
         let registered = self.membership.registered.as_ref();
         NodeRecord {
             underlay: self.underlay.addresses.clone(),
@@ -129,6 +165,7 @@ impl Node {
         match end {
             Ok(joined) => {
                 self.membership.fleet_id = Some(joined.record.fleet_id);
+                self.store.founding = None;
                 self.membership.phase = Phase::Registering;
                 self.refresh_own_claims();
                 self.hear_early_facts();
@@ -142,10 +179,10 @@ impl Node {
         self.membership.registering = false;
         match end {
             Ok(registered) => {
-                if !self.membership.keeping_alive {
-                    self.membership.keeping_alive = true;
-                    self.keep_alive(&registered.record);
-                }
+                self.keep_alive(&registered);
+                // It rises with each start, also where the machine's clock went back.
+                self.config.incarnation = self.config.incarnation.max(registered.record.incarnation);
+                self.membership.member = true;
                 self.membership.registered = Some(registered.record);
                 self.membership.phase = Phase::Joined;
                 self.membership.halted = None;
@@ -155,14 +192,16 @@ impl Node {
         }
     }
 
-    fn keep_alive(&mut self, record: &NodeRecord) {
+    /// Under the condition that the record is this one: never in a store that does not know this node.
+    fn keep_alive(&mut self, NodeRegistered { record, revision }: &NodeRegistered) {
         let alive = AliveRecord {
             incarnation: record.incarnation,
             machine_id: record.machine_id.clone(),
             unknown: Default::default(),
         };
         let key = self.view.schema().alive(&self.config.node);
-        self.out.push(Command::KeepAlive { key, value: alive.encode(), ttl: ALIVE_TTL });
+        let fence = Condition::ModRevision(self.view.schema().node(&self.config.node), *revision);
+        self.out.push(Command::KeepAlive { key, value: alive.encode(), ttl: ALIVE_TTL, fence });
     }
 
     /// The fleet does not take this node as it is. The kernel keeps what it has; an operator has to act.

@@ -20,6 +20,7 @@ use crate::{
     membership::{Membership, Phase},
     peers::Peers,
     records::Records,
+    restoring::Restoring,
     snapshot::Snapshots,
     store::StoreState,
     tasks::{Task, Tasks},
@@ -163,6 +164,7 @@ impl Node {
         self.resume_due();
         self.expire_endpoints();
         self.pursue_membership();
+        self.pursue_restoring();
         self.pursue_blocks();
         self.pursue_identities();
         self.collect();
@@ -259,6 +261,8 @@ impl Node {
             self.snapshots.next_wake(),
             self.reconciler.next_retry(),
             Some(self.membership.retry_at),
+            self.store.restoring.as_ref().and_then(Restoring::next_wake),
+            self.store.restoring.as_ref().map(Restoring::settle_at),
             Some(self.collect_at),
         ];
         // What is due and was not done waits for something else than time.
@@ -352,6 +356,7 @@ impl Node {
             "the store has not been read since the start: this node serves from its snapshot".to_owned()
         });
         suspect
+            .chain(self.restoring_warning())
             .chain(self.routing_warnings())
             .chain(foreign)
             .chain(exhausted)

@@ -70,13 +70,15 @@ impl Node {
     fn wanted_endpoint_record(&self, ip: IpAddr) -> Result<Option<EndpointRecord>, ()> {
         let Some(endpoint) = self.endpoints.at(ip) else { return Ok(None) };
         match (endpoint.state, &endpoint.digest, endpoint.identity) {
-            (EndpointState::Ready, Some(digest), Some(identity)) => Ok(Some(EndpointRecord {
-                name: endpoint.name.clone(),
-                identity,
-                labels_digest: digest.clone(),
-                labels: endpoint.labels.clone(),
-                unknown: Default::default(),
-            })),
+            (EndpointState::Ready, Some(digest), Some(identity)) if identity.is_fleet() => {
+                Ok(Some(EndpointRecord {
+                    name: endpoint.name.clone(),
+                    identity,
+                    labels_digest: digest.clone(),
+                    labels: endpoint.labels.clone(),
+                    unknown: Default::default(),
+                }))
+            }
             _ => Err(()),
         }
     }
@@ -152,12 +154,22 @@ impl Node {
         if caught_up {
             self.records.written.remove(&ip);
         }
+        if self.audit.trusted.is_some() {
+            self.name_by_record(ip);
+        }
         self.endpoint_changed(ip);
     }
 
     /// Whether the kernel, and what the store had of this node's endpoints, have been seen once.
     fn knows_its_records(&self) -> bool {
         self.audit.trusted.is_some() || (self.snapshots.restored && self.audit.observed)
+    }
+
+    /// Nothing of what was written is in the store any more, as far as is known.
+    pub(crate) fn write_again(&mut self) {
+        self.records.round = None;
+        self.records.written.clear();
+        self.records.paused_until = Duration::ZERO;
     }
 
     /// Writes what is to be written, one round at a time.
@@ -256,7 +268,7 @@ impl Node {
                 .ipam
                 .own
                 .iter()
-                .map(|(cidr, epoch)| CidrFact { cidr: *cidr, epoch: epoch.0 })
+                .map(|(cidr, epoch)| CidrFact { cidr: *cidr, life: epoch.life, epoch: epoch.revision.0 })
                 .collect(),
             applied_generation,
             health,

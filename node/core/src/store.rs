@@ -2,11 +2,16 @@
 
 use std::time::Duration;
 
-use kvstore_claims::{ChangeKind, ViewChange};
-use kvstore_schema::{ListPage, key::ParsedKey, record::FleetRecord, record::Record};
+use kvstore_claims::{ChangeKind, Continuity, ViewChange};
+use kvstore_schema::{KvEvent, KvRequest, ListPage, key::ParsedKey};
 use serde::{Deserialize, Serialize};
 
-use crate::{KvUpdate, Now, node::Node};
+use crate::{
+    KvUpdate, Now,
+    node::Node,
+    restoring::{Founding, Restoring},
+    tasks::Task,
+};
 
 /// What is known of the store itself. One per node.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -19,6 +24,12 @@ pub(crate) struct StoreState {
     pub suspect: Option<String>,
     /// When it last said something, since 1970.
     pub heard_at: Option<Duration>,
+    /// It is to be founded anew.
+    pub founding: Option<Founding>,
+    /// It is being made whole again.
+    pub restoring: Option<Restoring>,
+    /// The whole prefix has been asked for, as the fleet's record went; what changes meanwhile.
+    relisting: Option<Vec<KvEvent>>,
 }
 
 impl StoreState {
@@ -33,8 +44,17 @@ impl Node {
     pub(crate) fn on_kv_update(&mut self, update: KvUpdate) {
         match update {
             KvUpdate::Listed(page) => self.on_listed(&page),
+            KvUpdate::Changed { events, .. } if self.store.relisting.is_some() => {
+                self.store.relisting.iter_mut().for_each(|held| held.extend(events.iter().cloned()));
+            }
+            // Nobody of ours deletes the fleet's record: the store is being emptied, or another fleet makes room. Nothing
+            // is deleted on its word; a list tells what is left.
+            KvUpdate::Changed { events, .. } if self.fleet_moves(&events) => {
+                self.store.relisting = Some(events);
+                self.ask(KvRequest::List(self.view.schema().root()), Task::Relist);
+            }
             KvUpdate::Changed { events, revision }
-                if self.store.suspect.is_none() && self.view.is_complete() =>
+                if self.store.suspect.is_none() && self.view.is_listed() =>
             {
                 self.reconnected();
                 let changes = self.view.apply_events(&events);
@@ -56,44 +76,57 @@ impl Node {
         }
     }
 
-    fn on_listed(&mut self, page: &ListPage) {
-        if let Err(reason) = self.check_listing(page) {
-            if self.store.suspect.as_ref() != Some(&reason) {
-                self.error(format!("store not believed: {reason}"));
-            }
-            self.store.suspect = Some(reason);
-            self.store.connected = false;
-            self.store.lost = None;
-            return;
+    /// Whether the fleet's record is deleted, or, of a store that is not believed, changed in any way.
+    fn fleet_moves(&self, events: &[KvEvent]) -> bool {
+        let key = self.view.schema().fleet();
+        let mut concerned = events.iter().filter(|event| *event.key() == key);
+        if self.store.suspect.is_some() {
+            return concerned.next().is_some();
         }
+        self.view.is_listed()
+            && self.membership.fleet_id.is_some()
+            && concerned.any(|event| matches!(event, KvEvent::Delete { .. }))
+    }
+
+    /// The answer to a list that this node asked for.
+    pub(crate) fn on_relisted(&mut self, page: &ListPage) {
+        let mut held = self.store.relisting.take().unwrap_or_default();
+        held.retain(|event| event.mod_revision() > page.revision);
+        self.on_listed(page);
+        let revision = held.last().map_or(page.revision, KvEvent::mod_revision).max(page.revision);
+        self.on_kv_update(KvUpdate::Changed { events: held, revision });
+    }
+
+    fn on_listed(&mut self, page: &ListPage) {
+        self.store.relisting = None;
+        let continuity = match self.view.judge(page, self.membership.fleet_id.as_deref()) {
+            Ok(continuity) => continuity,
+            Err(other) => {
+                let reason = format!(
+                    "{other}; nothing is removed on its word, and nothing written there: see that this node's etcd endpoints and fleet name are right"
+                );
+                if self.store.suspect.as_ref() != Some(&reason) {
+                    self.error(format!("store not believed: {reason}"));
+                }
+                self.store.suspect = Some(reason);
+                self.store.connected = false;
+                self.store.lost = None;
+                return;
+            }
+        };
         self.store.suspect = None;
-        let changes = self.view.apply_list(page);
+        self.begin_life(page, &continuity);
+        let changes = self.view.follow(page, &continuity, &self.config.node);
         self.reconnected();
         self.on_view_changes(changes);
         self.forget_kept();
+        self.ipam.changed = true;
+        if continuity != Continuity::Same {
+            self.touch_all_peers();
+            self.look_at_own_records();
+        }
         self.audit.after_listing = true;
         self.judge_first_listing();
-    }
-
-    /// Whether a listing continues what is known. A store that was emptied or restored must not tear this
-    /// node down (P6): then nothing is taken from it, and the operator is told.
-    fn check_listing(&self, page: &ListPage) -> Result<(), String> {
-        let advice = "nothing is removed on its word; if it is the right one, take the agents one by one: stop, delete `snapshot` in node.state_dir, start";
-        self.view.check_list(page).map_err(|error| format!("{error}; {advice}"))?;
-        let Some(known) = &self.membership.fleet_id else { return Ok(()) };
-        let key = self.view.schema().fleet();
-        let Some(found) = page.entries.iter().find(|kv| kv.key == key) else {
-            return Err(format!("the fleet's record {key} is gone; {advice}"));
-        };
-        match FleetRecord::decode(&found.value) {
-            // A record that cannot be read is rejected alone, like any other.
-            Err(_) => Ok(()),
-            Ok(record) if record.fleet_id == *known => Ok(()),
-            Ok(record) => Err(format!(
-                "it holds another fleet of this name ({}, this node's is {known}); {advice}",
-                record.fleet_id
-            )),
-        }
     }
 
     fn reconnected(&mut self) {
@@ -110,12 +143,13 @@ impl Node {
     /// has. A store that never heard of this node, while the node's kernel holds a fleet, is not the store
     /// that this kernel was made from.
     pub(crate) fn judge_first_listing(&mut self) {
-        if self.audit.trusted.is_some() || !self.audit.observed || !self.view.is_complete() {
+        if self.audit.trusted.is_some() || !self.audit.observed || !self.view.is_listed() {
             return;
         }
         let empty =
             self.reconciler.applied().nodes.is_empty() && self.reconciler.applied().endpoints.is_empty();
-        self.audit.trusted = Some(empty || self.view.nodes().contains_key(&self.config.node));
+        let known = self.snapshots.restored || self.view.nodes().contains_key(&self.config.node);
+        self.audit.trusted = Some(empty || known);
         self.adopt_records();
     }
 
@@ -142,9 +176,10 @@ impl Node {
                 ParsedKey::IdentityRef(identity, node) if node == self.config.node => {
                     self.on_own_ref(identity, gone);
                 }
-                ParsedKey::IdentityId(_) | ParsedKey::IdentityLabels(_) | ParsedKey::IdentityRef(..) => {}
-                // Compared with what is known when the next listing comes, and by whoever joins.
-                ParsedKey::Fleet | ParsedKey::Alive(_) => {}
+                ParsedKey::IdentityId(number) => self.on_number(number),
+                ParsedKey::IdentityLabels(_) | ParsedKey::IdentityRef(..) => {}
+                ParsedKey::Fleet => self.on_fleet_record(),
+                ParsedKey::Alive(_) => {}
                 // Later issues.
                 ParsedKey::Service(_) | ParsedKey::Vip(_) | ParsedKey::Policy(_) | ParsedKey::Keyring => {}
             }

@@ -11,7 +11,7 @@ use kvstore_claims::{
 use kvstore_schema::{KvFailure, KvOutcome, KvRequest, KvResponse};
 use serde::{Deserialize, Serialize};
 
-use crate::{CallErrorKind, CallId, Command, KvId, node::Node};
+use crate::{CallErrorKind, CallId, Command, KvId, limits::RELIST_RETRY, node::Node};
 
 /// What an answer is for.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -19,7 +19,7 @@ pub(crate) enum Task {
     Fleet(Machine<FleetJoin>),
     Register(Machine<NodeRegistration>),
     Claim(Machine<CidrClaim>),
-    GiveBack(IpNetwork, CallId, Machine<CidrRelease>),
+    GiveBack(IpNetwork, Option<CallId>, Machine<CidrRelease>),
     Acquire(LabelDigest, Machine<IdentityAcquire>),
     Release(LabelDigest, Machine<IdentityRelease>),
     Write(Machine<EndpointWrites>),
@@ -27,6 +27,10 @@ pub(crate) enum Task {
     DeleteService(CallId, Machine<ServiceRemoval>),
     /// Nobody waits for it: the view shows what came of it.
     Collect,
+    /// A piece of what the store has lost.
+    Restore,
+    /// The whole prefix.
+    Relist,
     Remove(NodeName, CallId),
 }
 
@@ -75,6 +79,22 @@ impl Node {
         }
     }
 
+    /// Forgets all that was asked: the store that it was asked of is no more.
+    pub(crate) fn abandon_tasks(&mut self) {
+        let asked = std::mem::take(&mut self.tasks.in_flight).into_values();
+        let waiting = std::mem::take(&mut self.tasks.waiting).into_values();
+        for task in asked.chain(waiting).collect::<Vec<_>>() {
+            if let Task::GiveBack(_, Some(call), _)
+            | Task::PutService(call, _)
+            | Task::DeleteService(call, _)
+            | Task::Remove(_, call) = task
+            {
+                let text = "the store was emptied or restored meanwhile; look, and ask again".to_owned();
+                self.refuse(call, CallErrorKind::Unavailable, text);
+            }
+        }
+    }
+
     /// Sends again all that waits: the store is back.
     pub(crate) fn resume_all(&mut self) {
         for task in std::mem::take(&mut self.tasks.waiting).into_values() {
@@ -99,7 +119,8 @@ impl Node {
             Task::Write(machine) => request(machine),
             Task::PutService(_, machine) => request(machine),
             Task::DeleteService(_, machine) => request(machine),
-            Task::Collect | Task::Remove(..) => None,
+            Task::Relist => Some(KvRequest::List(self.view.schema().root())),
+            Task::Collect | Task::Restore | Task::Remove(..) => None,
         };
         if let Some(request) = request {
             self.ask(request, task);
@@ -161,6 +182,14 @@ impl Node {
                 }
             }
             Task::Collect => {}
+            Task::Restore => self.on_restored(&outcome),
+            Task::Relist => match outcome {
+                Ok(KvResponse::List(page)) => self.on_relisted(&page),
+                _ => {
+                    let key = (self.now.monotonic + RELIST_RETRY, self.tasks.number());
+                    self.tasks.waiting.insert(key, Task::Relist);
+                }
+            },
             Task::Remove(node, call) => match outcome {
                 Ok(KvResponse::Txn(answer)) => self.on_removed(&node, call, Ok(answer.succeeded)),
                 Ok(KvResponse::List(_)) => {

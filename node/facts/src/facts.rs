@@ -46,12 +46,15 @@ pub struct NodeFacts {
     pub pending: Vec<PendingEndpoint>,
 }
 
-/// A pod CIDR with its claim's epoch: of two facts on one CIDR the higher epoch wins.
+/// A pod CIDR with its claim's epoch: of two facts on one CIDR the higher life, then the higher epoch wins.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CidrFact {
     /// The CIDR, without host bits.
     pub cidr: IpNetwork,
-    /// The create revision of its claim in etcd.
+    /// In which life of the store it was claimed: revisions begin again with each.
+    #[serde(default)]
+    pub life: u64,
+    /// The create revision that its claim had in etcd then.
     pub epoch: i64,
 }
 
@@ -134,7 +137,7 @@ impl NodeFacts {
                 format!("{address} is not the address of one node")
             })?;
         }
-        for CidrFact { cidr, epoch } in &self.cidrs {
+        for CidrFact { cidr, epoch, .. } in &self.cidrs {
             ensure(cidr.ip() == cidr.network(), || format!("CIDR {cidr} has host bits set"))?;
             ensure(cidr.prefix() > 0, || format!("CIDR {cidr} is the whole address space"))?;
             ensure(*epoch > 0, || format!("CIDR {cidr} has epoch {epoch}, which is no etcd revision"))?;

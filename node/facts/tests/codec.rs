@@ -32,7 +32,7 @@ fn facts(pending: u32) -> NodeFacts {
         underlay: vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()],
         moves: 0,
         gateway: Some("10.0.0.1".parse().unwrap()),
-        cidrs: vec![CidrFact { cidr: "10.0.0.0/16".parse().unwrap(), epoch: 7 }],
+        cidrs: vec![CidrFact { cidr: "10.0.0.0/16".parse().unwrap(), life: 0, epoch: 7 }],
         applied_generation: 42,
         recorded_revision: 0,
         health: NodeHealth::Ok,

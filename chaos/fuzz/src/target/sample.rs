@@ -38,6 +38,7 @@ pub fn fleet_record() -> FleetRecord {
         block_prefix_v4: 24,
         block_prefix_v6: 112,
         tunnel_port: 8472,
+        life: Default::default(),
         unknown: Default::default(),
     }
 }
@@ -68,6 +69,7 @@ pub fn cidr_record() -> CidrRecord {
         node: node("n2"),
         state: ClaimState::Live,
         token: "machine-2/3/1".to_owned(),
+        since: None,
         unknown: Default::default(),
     }
 }
@@ -133,7 +135,7 @@ pub fn facts() -> NodeFacts {
         underlay: vec![[192, 0, 2, 2].into()],
         moves: 1,
         gateway: Some([10, 0, 1, 1].into()),
-        cidrs: vec![CidrFact { cidr: network("10.0.1.0/24"), epoch: 7 }],
+        cidrs: vec![CidrFact { cidr: network("10.0.1.0/24"), life: 0, epoch: 7 }],
         applied_generation: 12,
         recorded_revision: 12,
         health: NodeHealth::degraded("etcd is away"),
@@ -171,6 +173,7 @@ pub fn snapshot() -> Snapshot {
         cidr: network(cidr),
         node: node(name),
         state: ClaimState::Live,
+        since: None,
         epoch: Revision(5),
     };
     let record = |address: [u8; 4]| SavedRecord {
@@ -184,6 +187,7 @@ pub fn snapshot() -> Snapshot {
         node: node("n1"),
         machine_id: "machine-1".to_owned(),
         store: StoreIdentity(1),
+        life: Default::default(),
         revision: Revision(42),
         heard_at: std::time::Duration::from_secs(1_700_000_000),
         nodes: vec![saved("n1", 1), saved("n2", 2)],

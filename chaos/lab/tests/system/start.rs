@@ -93,6 +93,7 @@ impl Fleet {
             node: name,
             state: ClaimState::Live,
             epoch: Revision(2),
+            since: None,
         };
         let own: NodeName = "n1".parse().unwrap();
         let mut nodes = vec![node(own.clone(), chaos_lab::spec::underlay_address("n1"))];
@@ -110,6 +111,7 @@ impl Fleet {
             node: own,
             machine_id: machine_id("n1"),
             store: StoreIdentity(1),
+            life: Default::default(),
             revision: Revision(2),
             heard_at: SystemTime::UNIX_EPOCH.elapsed().unwrap(),
             nodes,
@@ -139,6 +141,7 @@ impl Fleet {
             block_prefix_v4: lab.spec().block_prefix_v4,
             block_prefix_v6: 120,
             tunnel_port: 8472,
+            life: Default::default(),
             unknown: Default::default(),
         };
         put(schema.fleet(), fleet.encode());
@@ -171,7 +174,7 @@ impl Fleet {
             let (token, state, unknown) = ("t".to_owned(), ClaimState::Live, Default::default());
             put(
                 schema.cidr(Self::block(it)),
-                CidrRecord { node: name.clone(), state, token, unknown }.encode(),
+                CidrRecord { node: name.clone(), state, token, since: None, unknown }.encode(),
             );
             for endpoint in 0..PER_NODE {
                 let labels = Self::labels(endpoint);

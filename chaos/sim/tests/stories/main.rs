@@ -3,6 +3,8 @@
 mod calls;
 mod endpoints;
 mod kernel;
+mod lives;
+mod losses;
 mod nodes;
 mod reserve;
 mod routing;

@@ -93,27 +93,6 @@ fn a_bad_record_is_rejected_alone_and_shown() {
 }
 
 #[test]
-fn a_wiped_store_takes_nothing_away() {
-    let mut sim = Sim::new(2, 21);
-    sim.settle();
-    added(sim.add(1, "a", "app=a"));
-    added(sim.add(2, "b", "app=b"));
-    let before: Vec<_> = sim.agents.iter().map(|agent| agent.kernel.tables().clone()).collect();
-    sim.store = kvstore_store::MemState::new(kvstore_schema::StoreIdentity(2));
-    sim.agents.iter_mut().for_each(chaos_sim::Agent::relist);
-    sim.settle();
-    sim.advance(Duration::from_secs(700));
-    for (agent, before) in sim.agents.iter().zip(before) {
-        assert_eq!(*agent.kernel.tables(), before);
-        let status = agent.node.as_ref().expect("it runs").status();
-        assert!(
-            status.warnings[0].starts_with("the store is not believed: the store was replaced"),
-            "{status:#?}"
-        );
-    }
-}
-
-#[test]
 fn gossip_that_comes_late_does_not_bring_an_endpoint_back() {
     let mut sim = Sim::new(2, 24);
     sim.settle();
@@ -128,7 +107,11 @@ fn gossip_that_comes_late_does_not_bring_an_endpoint_back() {
         underlay: status.underlay,
         moves: 0,
         gateway: status.gateway,
-        cidrs: vec![node_facts::CidrFact { cidr: status.cidrs[0].cidr, epoch: status.cidrs[0].epoch }],
+        cidrs: vec![node_facts::CidrFact {
+            cidr: status.cidrs[0].cidr,
+            life: 0,
+            epoch: status.cidrs[0].epoch,
+        }],
         applied_generation: 0,
         recorded_revision: 0,
         health: node_facts::NodeHealth::Ok,

@@ -6,7 +6,7 @@ use identity::Identity;
 use kvstore_schema::{
     Key, KeyValue, KvEvent, ListPage, Revision,
     key::ParsedKey,
-    record::{Record, RecordError},
+    record::{FleetRecord, Life, Record, RecordError},
 };
 
 use super::{ChangeKind, Discontinuity, Entry, FleetView, Rejected, ViewChange};
@@ -34,22 +34,34 @@ impl FleetView {
         let root = self.schema.root();
         let mut changes = Vec::new();
         let mut before = std::mem::take(&mut self.keys);
-        let replaced = self.store.is_some_and(|known| known != page.store);
+        // Also when the same cluster was founded anew while this node was away.
+        let replaced = self.store.is_some_and(|known| known != page.store) || page.revision < self.revision;
         let mut listed = BTreeMap::new();
         for kv in page.entries.iter().filter(|kv| root.contains(&kv.key)) {
-            // A revision names a value only within one store.
-            if before.remove(&kv.key) != Some(kv.mod_revision) || replaced {
-                self.put(kv, &mut changes);
-            }
+            let known = before.remove(&kv.key);
             listed.insert(kv.key.clone(), kv.mod_revision);
+            let older = self.remembered.get(&kv.key) == Some(&Some(kv.mod_revision))
+                || self.outlived.get(&kv.key) == Some(&kv.mod_revision);
+            // A revision names a value only within one store.
+            if (known != Some(kv.mod_revision) && !older) || replaced {
+                self.put_over(kv, &mut changes);
+            }
         }
+        before.retain(|key, _| replaced || !self.remembered.contains_key(key));
+        if replaced {
+            let over = std::mem::take(&mut self.remembered);
+            before.extend(
+                over.into_keys().filter(|key| !listed.contains_key(key)).map(|key| (key, Revision(0))),
+            );
+        }
+        self.outlived.retain(|key, _| !replaced && listed.contains_key(key));
         for key in before.into_keys() {
             self.forget(&key, &mut changes);
         }
         self.keys = listed;
         self.store = Some(page.store);
         self.revision = page.revision;
-        self.complete = true;
+        self.listed = true;
         changes
     }
 
@@ -57,9 +69,10 @@ impl FleetView {
     /// holds the next list against its store and revision; but it is not complete: what is missing proves nothing.
     ///
     /// Values that were not remembered whole have modify revision 0, so that the next list brings them anew.
-    pub fn apply_remembered(&mut self, page: &ListPage) -> Vec<ViewChange> {
+    pub fn apply_remembered(&mut self, page: &ListPage, life: Life) -> Vec<ViewChange> {
         let changes = self.apply_list(page);
-        self.complete = false;
+        self.listed = false;
+        self.life = life;
         changes
     }
 
@@ -78,10 +91,12 @@ impl FleetView {
             match event {
                 KvEvent::Put(kv) => {
                     self.keys.insert(kv.key.clone(), kv.mod_revision);
-                    self.put(kv, &mut changes);
+                    self.put_over(kv, &mut changes);
                 }
                 KvEvent::Delete { key, .. } => {
-                    if self.keys.remove(key).is_some() {
+                    self.outlived.remove(key);
+                    let known = self.keys.remove(key).is_some();
+                    if self.remembered.remove(key).is_some() || known {
                         self.forget(key, &mut changes);
                     }
                 }
@@ -95,7 +110,17 @@ impl FleetView {
         self.revision = self.revision.max(revision);
     }
 
-    fn put(&mut self, kv: &KeyValue, changes: &mut Vec<ViewChange>) {
+    /// A record of the store takes the place of what is remembered of its key.
+    fn put_over(&mut self, kv: &KeyValue, changes: &mut Vec<ViewChange>) {
+        if let Ok(key) = self.schema.parse(&kv.key)
+            && !self.yields_to(&key, kv, changes)
+        {
+            return;
+        }
+        self.put(kv, changes);
+    }
+
+    pub(super) fn put(&mut self, kv: &KeyValue, changes: &mut Vec<ViewChange>) {
         let key = match self.schema.parse(&kv.key) {
             Ok(key) => key,
             Err(error) => return self.reject(kv, error.to_string()),
@@ -120,7 +145,11 @@ impl FleetView {
 
     fn store_record(&mut self, key: &ParsedKey, kv: &KeyValue) -> Result<(), RecordError> {
         match key {
-            ParsedKey::Fleet => self.fleet = Some(entry(kv)?),
+            ParsedKey::Fleet => {
+                let fleet: Entry<FleetRecord> = entry(kv)?;
+                self.life = fleet.record.life;
+                self.fleet = Some(fleet);
+            }
             ParsedKey::Node(node) => drop(self.nodes.insert(node.clone(), entry(kv)?)),
             ParsedKey::Alive(node) => drop(self.alive.insert(node.clone(), entry(kv)?)),
             ParsedKey::Cidr(cidr) => drop(self.cidrs.insert(*cidr, entry(kv)?)),
@@ -160,7 +189,7 @@ impl FleetView {
         Ok(())
     }
 
-    fn forget(&mut self, key: &Key, changes: &mut Vec<ViewChange>) {
+    pub(super) fn forget(&mut self, key: &Key, changes: &mut Vec<ViewChange>) {
         self.rejected.remove(key);
         // A key that is none of ours was only ever rejected.
         let Ok(key) = self.schema.parse(key) else { return };

@@ -37,9 +37,14 @@ impl FleetView {
         self.revision
     }
 
-    /// Whether a whole list has been applied: what is not in the view was not in the store.
+    /// Whether a whole list has been applied, so that changes may follow.
+    pub fn is_listed(&self) -> bool {
+        self.listed
+    }
+
+    /// Whether the view is what the store has: what is not in it was not there.
     pub fn is_complete(&self) -> bool {
-        self.complete
+        self.listed && self.remembered() == 0
     }
 
     /// Whether a key was there, whatever its value.

@@ -1,6 +1,7 @@
 //! The picture of the fleet: every record under the fleet's prefix, decoded, fed by lists and events.
 
 mod apply;
+mod lives;
 mod lookup;
 #[cfg(test)]
 mod tests;
@@ -19,11 +20,13 @@ use kvstore_schema::{
     key::ParsedKey,
     record::{
         AliveRecord, CidrRecord, EndpointRecord, FleetRecord, IdentityIdRecord, IdentityLabelsRecord,
-        IdentityRefRecord, NodeRecord,
+        IdentityRefRecord, Life, NodeRecord,
     },
     service::{ServiceRecord, VipRecord},
 };
 use serde::{Deserialize, Serialize};
+
+pub use lives::{Continuity, OtherFleet};
 
 /// A decoded record with its revisions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,7 +105,14 @@ pub struct FleetView {
     pub(crate) schema: Schema,
     store: Option<StoreIdentity>,
     revision: Revision,
-    complete: bool,
+    /// Whether a whole list has been applied: changes may follow.
+    listed: bool,
+    /// The life of the store that the records are of.
+    life: Life,
+    /// Keys whose record here is remembered: the store has nothing there (`None`), or an older copy's of this revision.
+    pub(crate) remembered: BTreeMap<Key, Option<Revision>>,
+    /// Keys of an older copy that had been deleted since, with their revisions: there are no records of them here.
+    pub(crate) outlived: BTreeMap<Key, Revision>,
     /// Every key under the prefix with the revision of its value, good or bad.
     keys: BTreeMap<Key, Revision>,
     rejected: BTreeMap<Key, Rejected>,
@@ -130,7 +140,10 @@ impl FleetView {
             schema,
             store: None,
             revision: Revision::default(),
-            complete: false,
+            listed: false,
+            life: Life::default(),
+            remembered: BTreeMap::new(),
+            outlived: BTreeMap::new(),
             keys: BTreeMap::new(),
             rejected: BTreeMap::new(),
             rejections: 0,
@@ -157,7 +170,7 @@ impl fmt::Debug for FleetView {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FleetView")
             .field("revision", &self.revision)
-            .field("complete", &self.complete)
+            .field("remembered", &self.remembered())
             .field("keys", &self.keys.len())
             .field("rejected", &self.rejected.len())
             .finish_non_exhaustive()

@@ -133,7 +133,7 @@ fn what_is_remembered_answers_until_the_next_list_and_proves_nothing() {
     let mut view = view();
     let saved = |path, value| KeyValue { mod_revision: Revision::default(), ..kv(path, value, 3) };
     let former = vec![saved("identities/refs/256/a", REF), saved("identities/refs/257/a", REF)];
-    let changes = view.apply_remembered(&list(former, 5));
+    let changes = view.apply_remembered(&list(former, 5), Default::default());
     assert_eq!(texts(&view, changes), ["Put identities/refs/256/a", "Put identities/refs/257/a"]);
     assert!(!view.is_complete());
     assert!(view.check_list(&list(vec![], 4)).is_err(), "it is held against what was remembered");

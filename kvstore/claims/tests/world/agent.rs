@@ -184,6 +184,7 @@ impl Agent {
                 block_prefix_v4: 28,
                 block_prefix_v6: 112,
                 tunnel_port: 8472,
+                life: Default::default(),
                 unknown: Default::default(),
             };
             let (machine, request) = FleetJoin::start(&self.schema, wanted);
@@ -216,7 +217,7 @@ impl Agent {
         for labels in unconfirmed.into_iter().chain(missing) {
             if !self.is_busy_with(&labels) {
                 let (name, draw) = (self.name.clone(), random.draw() % 16);
-                match IdentityAcquire::start(&self.view, name, self.incarnation, labels.clone(), draw) {
+                match IdentityAcquire::start(&self.view, name, self.incarnation, labels.clone(), None, draw) {
                     Ok((machine, request)) => self.begin(Machinery::Acquire(labels, machine), request),
                     Err(error) => panic!("a stale view must not stop an acquisition: {error}"),
                 }

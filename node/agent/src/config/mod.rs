@@ -223,6 +223,7 @@ fn fleet_record(config: &Config) -> FleetRecord {
         block_prefix_v4: config.fleet.block_prefix_v4,
         block_prefix_v6: config.fleet.block_prefix_v6,
         tunnel_port: config.fleet.tunnel_port,
+        life: Default::default(),
         unknown: BTreeMap::new(),
     }
 }

@@ -141,7 +141,7 @@ impl CoreLoop {
             Command::Apply(plan) => kernel.order(Order::Apply(plan)),
             Command::Observe => kernel.order(Order::Observe),
             Command::Kv(id, request) => store.request(id, request),
-            Command::KeepAlive { key, value, ttl } => lease.keep(Sign { key, value, ttl }),
+            Command::KeepAlive { key, value, ttl, fence } => lease.keep(Sign { key, value, ttl, fence }),
             Command::Publish(facts) => {
                 if let Some(gossip) = gossip {
                     gossip.publish(&facts);

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use kvstore_schema::{Key, KvOp, LeaseId, Txn};
+use kvstore_schema::{Condition, Key, KvOp, LeaseId, Txn};
 use kvstore_store::{Store, StoreError};
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -19,6 +19,8 @@ pub struct Sign {
     pub value: Arc<[u8]>,
     /// How long it outlives the agent.
     pub ttl: Duration,
+    /// Written only while this holds: in another fleet's store it does not.
+    pub fence: Condition,
 }
 
 /// Whether the sign is there.
@@ -130,7 +132,9 @@ async fn advance(
     };
     if !*written {
         let put = KvOp::Put { key: sign.key.clone(), value: sign.value.clone(), lease: Some(id) };
-        store.txn(Txn::new().then(put)).await?;
+        if !store.txn(Txn::new().when(sign.fence.clone()).then(put)).await?.succeeded {
+            return Err(StoreError::Unavailable("this node's record is not the one it wrote".to_owned()));
+        }
         *written = true;
     }
     Ok(())
@@ -146,7 +150,8 @@ mod tests {
     const TTL: Duration = Duration::from_secs(3);
 
     fn sign(value: &str) -> Sign {
-        Sign { key: Key::from_raw("/warren/v1/f/alive/a"), value: value.as_bytes().into(), ttl: TTL }
+        let fence = Condition::Absent(Key::from_raw("/warren/v1/f/nodes/b"));
+        Sign { key: Key::from_raw("/warren/v1/f/alive/a"), value: value.as_bytes().into(), ttl: TTL, fence }
     }
 
     async fn value_becomes(store: &dyn Store, expected: &str) {

@@ -83,6 +83,14 @@ impl Node {
     /// Gives adopted endpoints the names and labels that their records tell, once both are known.
     pub(crate) fn adopt_records(&mut self) {
         self.started_revision = self.view.revision();
+        self.name_endpoints();
+        self.forfeit_blocks();
+        self.look_at_own_records();
+        self.adopt_refs();
+    }
+
+    /// Gives endpoints whose labels are not known yet what their records tell, or their identities.
+    pub(crate) fn name_endpoints(&mut self) {
         let records = self.view.endpoints().get(&self.config.node).cloned().unwrap_or_default();
         for (ip, name) in self.endpoints.by_address.clone() {
             // What is known of its labels already is not older than its record.
@@ -102,9 +110,17 @@ impl Node {
                 self.name_endpoint(ip, None, labels, None);
             }
         }
-        self.forfeit_blocks();
-        self.look_at_own_records();
-        self.adopt_refs();
+    }
+
+    /// Gives an endpoint whose labels are not known yet what its record tells that somebody who remembers it has written.
+    pub(crate) fn name_by_record(&mut self, ip: IpAddr) {
+        if self.endpoints.at(ip).is_none_or(|endpoint| endpoint.digest.is_some()) {
+            return;
+        }
+        let entry = self.view.endpoints().get(&self.config.node).and_then(|records| records.get(&ip));
+        if let Some(record) = entry.map(|entry| entry.record.clone()) {
+            self.name_endpoint(ip, Some(record.name.clone()), record.labels.clone(), None);
+        }
     }
 
     /// Completes an endpoint that was taken over. Without a name it keeps that of its device.
@@ -143,7 +159,7 @@ impl Node {
 
     /// Compares all records of this node with its endpoints. Records of endpoints that the kernel has not: the machine
     /// was rebooted, their workloads are gone.
-    fn look_at_own_records(&mut self) {
+    pub(crate) fn look_at_own_records(&mut self) {
         let records = self.view.endpoints().get(&self.config.node).into_iter().flat_map(BTreeMap::keys);
         let all: Vec<IpAddr> = records.copied().chain(self.endpoints.addresses()).collect();
         all.into_iter().for_each(|ip| self.endpoint_changed(ip));

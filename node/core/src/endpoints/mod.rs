@@ -269,6 +269,15 @@ impl Node {
             }
             self.advance(&name);
         }
+        self.set_identities(digest, identity);
+    }
+
+    /// A label set's number means something else now.
+    pub(crate) fn identity_lost(&mut self, digest: &LabelDigest) {
+        self.set_identities(digest, Identity::INIT);
+    }
+
+    fn set_identities(&mut self, digest: &LabelDigest, identity: Identity) {
         let stale: Vec<EndpointName> = (self.endpoints.by_name.values())
             .filter(|endpoint| {
                 endpoint.digest.as_ref() == Some(digest) && endpoint.identity != Some(identity)

@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use identity::NodeName;
+use kvstore_schema::Revision;
 use node_facts::NodeFacts;
 use std::net::IpAddr;
 
@@ -118,6 +119,12 @@ impl Node {
         }
     }
 
+    /// What is kept until a later revision is kept until this one: the store began another life, with other revisions.
+    pub(crate) fn keep_told(&mut self, until: Revision) {
+        let kept = std::mem::take(&mut self.peers.kept);
+        self.peers.kept = kept.into_iter().map(|(_, node, ip)| (until.0, node, ip)).collect();
+    }
+
     /// The store has said something of an endpoint: what gossip said before is confirmed, or out of date.
     pub(crate) fn confirm_pending(&mut self, node: &NodeName, ip: IpAddr) {
         let Some(sequence) = self.peers.pending_at(node, ip).map(|change| change.sequence) else { return };
@@ -127,9 +134,9 @@ impl Node {
         }
     }
 
-    /// Whether what gossip says of nodes and blocks counts: only while the store says nothing.
+    /// Whether what gossip says of nodes and blocks counts: only while the store says nothing, or not all.
     pub(super) fn gossip_counts(&self) -> bool {
-        !self.store.connected
+        !self.store.connected || !self.view.is_complete()
     }
 
     /// Lets gossip find a node that the store knows.

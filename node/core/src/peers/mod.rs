@@ -14,6 +14,7 @@ use std::{
 use datapath_plan::{NodeIndex, NodeValue};
 use identity::NodeName;
 use ipnetwork::IpNetwork;
+use kvstore_schema::{Revision, record::ClaimEpoch};
 
 use node_facts::{NodeFacts, PendingEndpoint};
 use serde::{Deserialize, Serialize};
@@ -58,7 +59,7 @@ pub(crate) struct Peers {
     by_address: BTreeMap<IpAddr, BTreeSet<NodeName>>,
     by_tunnel: BTreeMap<IpAddr, BTreeSet<NodeName>>,
     /// Blocks by gossip: who claims them, by epoch.
-    told_cidrs: BTreeMap<IpNetwork, BTreeSet<(i64, NodeName)>>,
+    told_cidrs: BTreeMap<IpNetwork, BTreeSet<(ClaimEpoch, NodeName)>>,
     /// Who owns each block, as it is used now; this node too.
     owners: BTreeMap<IpNetwork, NodeName>,
     /// Unconfirmed endpoint changes by gossip.
@@ -88,6 +89,11 @@ impl Peers {
 
     pub(crate) fn pending_at(&self, node: &NodeName, ip: IpAddr) -> Option<&PendingEndpoint> {
         self.pending.get(&ip)?.get(node)
+    }
+
+    /// Whether a member that seems alive has told of a fleet that this node does not know.
+    pub(crate) fn heard_early(&self) -> bool {
+        self.early.keys().any(|node| self.peers.get(node).is_none_or(|peer| peer.alive != Some(false)))
     }
 
     /// All endpoint changes that gossip tells of and the store has not confirmed.
@@ -232,10 +238,13 @@ fn age(facts: &NodeFacts) -> (u64, u64) {
     (facts.incarnation, facts.moves)
 }
 
-struct CidrOf(IpNetwork, i64);
+struct CidrOf(IpNetwork, ClaimEpoch);
 
 fn cidrs(facts: &NodeFacts) -> impl Iterator<Item = CidrOf> + '_ {
-    facts.cidrs.iter().map(|fact| CidrOf(fact.cidr, fact.epoch))
+    facts
+        .cidrs
+        .iter()
+        .map(|fact| CidrOf(fact.cidr, ClaimEpoch { life: fact.life, revision: Revision(fact.epoch) }))
 }
 
 /// Moves a name from old addresses to new ones.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use identity::NodeName;
 use ipnetwork::IpNetwork;
-use kvstore_schema::record::ClaimState;
+use kvstore_schema::record::{ClaimEpoch, ClaimState};
 
 use crate::node::Node;
 
@@ -41,11 +41,12 @@ impl Node {
     fn find_owner(&self, cidr: IpNetwork) -> Option<NodeName> {
         let told = self.peers.told_cidrs.get(&cidr).and_then(|claims| claims.last());
         // A claim that is only remembered is no better than one that gossip tells: the later one wins.
-        let outbid = |epoch| !self.view.is_complete() && told.is_some_and(|(told, _)| *told > epoch);
-        if let Some(claim) = self.view.cidrs().get(&cidr).filter(|claim| !outbid(claim.created.0)) {
+        let outbid =
+            |epoch: ClaimEpoch| !self.view.is_complete() && told.is_some_and(|(told, _)| *told > epoch);
+        if let Some(claim) = self.view.cidrs().get(&cidr).filter(|claim| !outbid(self.view.epoch_of(claim))) {
             return (claim.record.state == ClaimState::Live).then(|| claim.record.node.clone());
         }
-        if self.ipam.own.iter().any(|(own, epoch)| *own == cidr && !outbid(epoch.0)) {
+        if self.ipam.own.iter().any(|(own, epoch)| *own == cidr && !outbid(*epoch)) {
             return Some(self.config.node.clone());
         }
         // A fact never overrides a claim that the store has confirmed, not in part either.

@@ -16,7 +16,10 @@ use std::{net::IpAddr, time::Duration};
 use datapath_plan::{Attachment, EndpointId, Mac};
 use identity::{EndpointName, FleetName, Identity, Labels, NodeName};
 use ipnetwork::IpNetwork;
-use kvstore_schema::{Revision, StoreIdentity, record::ClaimState};
+use kvstore_schema::{
+    Revision, StoreIdentity,
+    record::{ClaimEpoch, ClaimState, Life},
+};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use save::Snapshots;
@@ -34,6 +37,8 @@ pub struct Snapshot {
     pub machine_id: String,
     /// The store that the rest was learnt from.
     pub store: StoreIdentity,
+    /// The life of that store.
+    pub life: Life,
     /// Up to which revision everything in it was known.
     pub revision: Revision,
     /// When the store last said something, since 1970.
@@ -80,6 +85,8 @@ pub struct SavedCidr {
     pub state: ClaimState,
     /// The claim's create revision.
     pub epoch: Revision,
+    /// When it was claimed, if that was in a former life of the store.
+    pub since: Option<ClaimEpoch>,
 }
 
 /// A live identity.

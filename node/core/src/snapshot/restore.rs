@@ -27,7 +27,7 @@ impl Node {
         self.store.heard_at = Some(snapshot.heard_at);
         self.membership.fleet_id = Some(snapshot.fleet_id.clone());
         let page = snapshot.page(self.view.schema());
-        let changes = self.view.apply_remembered(&page);
+        let changes = self.view.apply_remembered(&page, snapshot.life);
         self.on_view_changes(changes);
         self.use_remembered_blocks();
     }
@@ -65,6 +65,7 @@ impl Snapshot {
                 node: saved.node.clone(),
                 state: saved.state,
                 token: String::new(),
+                since: saved.since,
                 unknown: Default::default(),
             };
             entry(schema.cidr(saved.cidr), &record, saved.epoch)

@@ -67,21 +67,34 @@ impl Node {
         if !self.audit.observed || !self.is_member() {
             return None;
         }
-        let nodes = self.view.nodes().iter().map(|(name, entry)| SavedNode {
+        // What this node owns it knows better than the store, which may have lost it.
+        let own = self.wanted_record();
+        let others = self.view.nodes().iter().filter(|(name, _)| **name != self.config.node);
+        let nodes = others.map(|(name, entry)| (name, &entry.record)).chain([(&self.config.node, &own)]);
+        let nodes = nodes.map(|(name, record)| SavedNode {
             name: name.clone(),
-            underlay: entry.record.underlay.clone(),
-            gateway: entry.record.gateway,
-            gossip_port: entry.record.gossip_port,
-            labels: entry.record.labels.clone(),
-            machine_id: entry.record.machine_id.clone(),
-            incarnation: entry.record.incarnation,
-            agent_version: entry.record.agent_version.clone(),
+            underlay: record.underlay.clone(),
+            gateway: record.gateway,
+            gossip_port: record.gossip_port,
+            labels: record.labels.clone(),
+            machine_id: record.machine_id.clone(),
+            incarnation: record.incarnation,
+            agent_version: record.agent_version.clone(),
+        });
+        let lost = self.ipam.own.iter().filter(|(cidr, _)| !self.view.cidrs().contains_key(cidr));
+        let lost = lost.map(|(cidr, since)| SavedCidr {
+            cidr: *cidr,
+            node: self.config.node.clone(),
+            state: ClaimState::Live,
+            epoch: since.revision,
+            since: Some(*since),
         });
         let cidrs = self.view.cidrs().iter().map(|(cidr, claim)| SavedCidr {
             cidr: *cidr,
             node: claim.record.node.clone(),
             state: claim.record.state,
             epoch: claim.created,
+            since: claim.record.since,
         });
         let records = self.view.endpoints().iter().map(|(node, records)| {
             let saved = records.iter().map(|(ip, entry)| SavedRecord {
@@ -97,10 +110,11 @@ impl Node {
             node: self.config.node.clone(),
             machine_id: self.config.machine_id.clone(),
             store: self.view.store()?,
+            life: self.view.life(),
             revision: self.view.revision(),
             heard_at: self.store.heard_at.unwrap_or_default(),
             nodes: nodes.collect(),
-            cidrs: cidrs.collect(),
+            cidrs: cidrs.chain(lost).collect(),
             identities: self.saved_identities(),
             records: records.collect(),
         })

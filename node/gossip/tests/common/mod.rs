@@ -62,7 +62,7 @@ pub fn facts(name: &str, generation: u64) -> NodeFacts {
         underlay: vec!["192.0.2.1".parse().unwrap()],
         moves: 0,
         gateway: None,
-        cidrs: vec![CidrFact { cidr: "10.0.0.0/24".parse().unwrap(), epoch: 7 }],
+        cidrs: vec![CidrFact { cidr: "10.0.0.0/24".parse().unwrap(), life: 0, epoch: 7 }],
         applied_generation: generation,
         recorded_revision: 0,
         health: NodeHealth::Ok,

@@ -216,7 +216,7 @@ pub fn facts(draw: &mut Draw) -> NodeFacts {
         .map(|_| {
             let drawn = network(draw);
             let cidr = IpNetwork::new(drawn.network(), drawn.prefix()).expect("the same length");
-            CidrFact { cidr, epoch: draw.i64() }
+            CidrFact { cidr, life: draw.u64() % 3, epoch: draw.i64() }
         })
         .collect();
     let pending = (0..draw.below(5))

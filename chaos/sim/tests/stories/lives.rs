@@ -1,0 +1,346 @@
+//! Stories of a store that is emptied, restored or replaced under a fleet that runs: nothing leaves a kernel, nobody is
+//! started again, and the records are whole afterwards.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use datapath_plan::Tables;
+use kvstore_claims::FleetView;
+use kvstore_schema::{Key, KvOp, Revision, StoreIdentity, Txn, record::FleetRecord};
+use kvstore_store::MemState;
+use node_core::{Call, NodeConfig, Reply};
+
+use chaos_sim::{Agent, Sim, added, check, config, name};
+
+/// Beyond the time in which a fleet has made its store whole.
+const WHOLE: Duration = Duration::from_secs(180);
+
+/// Three nodes with two endpoints each, and a user's manifests.
+fn fleet(seed: u64) -> Sim {
+    let mut sim = Sim::new(3, seed);
+    sim.settle();
+    for n in 1..=3 {
+        added(sim.add(n, "web", "app=web"));
+        added(sim.add(n, "own", &format!("app=own{n}")));
+    }
+    let schema = sim.schema();
+    for manifest in ["services/shop", "policies/guard"] {
+        let key = Key::from_raw(format!("{}{manifest}", schema.root()));
+        put(&mut sim.store, key, b"the user's".as_slice().into());
+    }
+    sim.settle();
+    sim.advance(Duration::from_secs(10));
+    sim
+}
+
+fn put(store: &mut MemState, key: Key, value: std::sync::Arc<[u8]>) {
+    store.txn(&Txn::new().then(KvOp::Put { key, value, lease: None })).expect("a put");
+}
+
+/// What the store says, without revisions, and without what an agent writes anew at each start.
+fn content(view: &FleetView) -> Vec<String> {
+    let nodes = view.nodes().iter().map(|(node, e)| format!("{node} {:?}", e.record.underlay));
+    let cidrs = view.cidrs().iter().map(|(cidr, e)| format!("{cidr} {} {:?}", e.record.node, e.record.state));
+    let labels = view.identity_labels().values().map(|e| format!("{} {}", e.record.labels, e.record.id));
+    let numbers =
+        view.identities().iter().map(|(id, e)| format!("{id} {} {:?}", e.record.labels, e.record.state));
+    let refs = view.refs_by_node().iter().map(|(node, ids)| format!("{node} {ids:?}"));
+    let endpoints = view.endpoints().iter().flat_map(|(node, ips)| {
+        ips.iter().map(move |(ip, e)| {
+            format!("{node} {ip} {} {} {}", e.record.name, e.record.identity, e.record.labels)
+        })
+    });
+    let raw = view.services().iter().chain(view.policies()).map(|(name, e)| format!("{name} {:?}", e.record));
+    nodes.chain(cidrs).chain(labels).chain(numbers).chain(refs).chain(endpoints).chain(raw).collect()
+}
+
+fn kernels(sim: &Sim) -> Vec<Tables> {
+    sim.agents.iter().map(|agent| agent.kernel.tables().clone()).collect()
+}
+
+/// Lets the fleet go on, and looks after each step: every entry of before is there, unchanged.
+fn nothing_leaves(sim: &mut Sim, before: &[Tables], time: Duration) {
+    let end = sim.now + time;
+    loop {
+        while sim.step().unwrap_or_else(|violation| panic!("{violation}")) {
+            for (agent, before) in sim.agents.iter().zip(before) {
+                let now = agent.kernel.tables();
+                let me = &agent.config.node;
+                for (prefix, value) in &before.ipcache {
+                    assert_eq!(now.ipcache.get(prefix), Some(value), "{me}: {prefix}");
+                }
+                assert!(before.nodes.iter().all(|(index, node)| now.nodes.get(index) == Some(node)), "{me}");
+                assert!(before.routes.keys().all(|cidr| now.routes.contains_key(cidr)), "{me}");
+                assert!(before.endpoints.keys().all(|id| now.endpoints.contains_key(id)), "{me}");
+            }
+        }
+        if sim.now >= end {
+            return;
+        }
+        sim.advance(Duration::from_millis(500));
+    }
+}
+
+fn is_whole(sim: &Sim, before: &[String]) {
+    let view = check::view(sim);
+    assert_eq!(content(&view), before);
+    assert!(!view.life().restoring, "settled");
+    for agent in sim.agents.iter().filter(|agent| agent.node.is_some()) {
+        let status = agent.node.as_ref().expect("it runs").status();
+        assert_eq!((status.warnings, status.halted), (Vec::new(), None), "{}", agent.config.node);
+        assert!(view.alive().contains_key(&agent.config.node), "its sign of life");
+    }
+    check::converged(sim);
+}
+
+fn relist(sim: &mut Sim) {
+    sim.agents.iter_mut().for_each(Agent::relist);
+}
+
+fn empty(sim: &mut Sim, cluster: u64) {
+    sim.store = MemState::new(StoreIdentity(cluster));
+    relist(sim);
+}
+
+#[test]
+fn an_emptied_store_is_written_again_while_everything_runs() {
+    for seed in 60..70 {
+        let mut sim = fleet(seed);
+        let (before, stored) = (kernels(&sim), content(&check::view(&sim)));
+        let steps: Vec<_> = sim.agents.iter().map(|agent| agent.kernel.steps()).collect();
+        empty(&mut sim, 2);
+        nothing_leaves(&mut sim, &before, Duration::from_secs(5));
+        let warnings = sim.node(1).status().warnings;
+        assert!(warnings[0].starts_with("the store was emptied"), "{warnings:?}");
+        nothing_leaves(&mut sim, &before, WHOLE);
+        is_whole(&sim, &stored);
+        let after: Vec<_> = sim.agents.iter().map(|agent| agent.kernel.steps()).collect();
+        assert_eq!(steps, after, "not one step in any kernel");
+        assert_eq!(check::view(&sim).life().number, 1);
+        added(sim.add(2, "later", "app=later"));
+        check::converged(&sim);
+    }
+}
+
+#[test]
+fn a_prefix_that_is_deleted_is_written_again() {
+    for seed in 70..75 {
+        let mut sim = fleet(seed);
+        let (before, stored) = (kernels(&sim), content(&check::view(&sim)));
+        let page = sim.store.list(&sim.schema().root(), None, None, usize::MAX).expect("now");
+        let all = page.entries.iter().fold(Txn::new(), |txn, kv| txn.then(KvOp::Delete(kv.key.clone())));
+        sim.store.txn(&all).expect("deletes");
+        nothing_leaves(&mut sim, &before, WHOLE);
+        is_whole(&sim, &stored);
+    }
+}
+
+#[test]
+fn twice_is_as_good_as_once() {
+    let mut sim = fleet(76);
+    let (before, stored) = (kernels(&sim), content(&check::view(&sim)));
+    empty(&mut sim, 2);
+    nothing_leaves(&mut sim, &before, Duration::from_secs(3));
+    empty(&mut sim, 3);
+    nothing_leaves(&mut sim, &before, Duration::from_secs(40));
+    empty(&mut sim, 2);
+    nothing_leaves(&mut sim, &before, WHOLE);
+    is_whole(&sim, &stored);
+}
+
+/// An old copy in which nearly everything is different.
+fn restored(seed: u64, cluster: Option<u64>) -> (Sim, Vec<Tables>, Vec<String>) {
+    let mut sim = fleet(seed);
+    let mut copy = sim.store.clone();
+    for n in 1..=2 {
+        let old = sim.ask(n, Call::EndpointDelete(name("own")));
+        assert_eq!(old, Ok(Reply::EndpointDeleted { existed: true }));
+        added(sim.add(n, "new", &format!("app=new{n}")));
+    }
+    sim.join(config(4));
+    sim.settle();
+    added(sim.add(4, "web", "app=web"));
+    // Long enough for what was released to be collected.
+    sim.advance(config(1).quarantine * 3);
+    let service = Key::from_raw(format!("{}services/shop", sim.schema().root()));
+    sim.store.txn(&Txn::new().then(KvOp::Delete(service))).expect("a delete");
+    sim.settle();
+    let (before, stored) = (kernels(&sim), content(&check::view(&sim)));
+    if let Some(cluster) = cluster {
+        let mut other = MemState::new(StoreIdentity(cluster));
+        std::mem::swap(&mut other, &mut copy);
+        sim.store = copy;
+        sim.store.restore(other);
+    } else {
+        sim.store.restore(copy);
+    }
+    relist(&mut sim);
+    (sim, before, stored)
+}
+
+#[test]
+fn an_old_copy_is_brought_up_to_date() {
+    for seed in 80..85 {
+        for cluster in [None, Some(9)] {
+            let (mut sim, before, stored) = restored(seed, cluster);
+            nothing_leaves(&mut sim, &before, WHOLE);
+            check::converged(&sim);
+            // Label sets of then that nobody uses now are collected as any others.
+            sim.advance(config(1).quarantine * 3);
+            is_whole(&sim, &stored);
+        }
+    }
+}
+
+#[test]
+fn what_an_absent_node_owns_is_written_by_others_and_waits_for_it() {
+    for wipe in [true, false] {
+        let (mut sim, stored) = if wipe {
+            let sim = fleet(90);
+            let stored = content(&check::view(&sim));
+            (sim, stored)
+        } else {
+            let (sim, _, stored) = restored(91, None);
+            (sim, stored)
+        };
+        sim.halt(2);
+        if wipe {
+            empty(&mut sim, 2);
+        }
+        let before = kernels(&sim);
+        nothing_leaves(&mut sim, &before, WHOLE);
+        sim.advance(config(1).quarantine * 3);
+        assert_eq!(content(&check::view(&sim)), stored, "its records too");
+        sim.restart(2);
+        nothing_leaves(&mut sim, &before, WHOLE);
+        is_whole(&sim, &stored);
+        // One that stays away is removed by an operator, as ever.
+        sim.halt(3);
+        sim.advance(Duration::from_secs(40));
+        assert_eq!(sim.ask(1, Call::NodeRemove(config(3).node)), Ok(Reply::NodeRemoved));
+        sim.advance(config(1).quarantine * 3);
+        assert!(sim.node(1).nodes().iter().all(|node| node.name != config(3).node));
+    }
+}
+
+#[test]
+fn a_half_that_is_cut_off_finds_its_records_when_it_comes_back() {
+    for gossip in [true, false] {
+        let mut sim = fleet(93);
+        sim.gossip = gossip;
+        let stored = content(&check::view(&sim));
+        sim.agents[2].store_up = false;
+        sim.settle();
+        let before = kernels(&sim);
+        empty(&mut sim, 2);
+        nothing_leaves(&mut sim, &before, WHOLE);
+        assert_eq!(content(&check::view(&sim)), stored);
+        // What it does meanwhile is recorded later.
+        added(sim.add(3, "alone", "app=web"));
+        sim.agents[2].store_up = true;
+        sim.gossip = true;
+        nothing_leaves(&mut sim, &before, WHOLE);
+        check::converged(&sim);
+        assert_eq!(content(&check::view(&sim)).len(), stored.len() + 1);
+    }
+}
+
+#[test]
+fn a_node_that_starts_beside_an_emptied_store_waits_for_those_who_know_the_fleet() {
+    let mut sim = fleet(94);
+    let (before, fleet_id) = (kernels(&sim), sim.node(1).status().fleet_id);
+    sim.agents.iter_mut().for_each(|agent| agent.store_up = false);
+    sim.settle();
+    empty(&mut sim, 2);
+    // Gossip tells it that there is a fleet.
+    sim.join(config(4));
+    sim.agent(4).store_up = false;
+    sim.settle();
+    sim.advance(Duration::from_secs(1));
+    sim.agent(4).store_up = true;
+    nothing_leaves(&mut sim, &before, Duration::from_secs(60));
+    assert_eq!(
+        check::view(&sim).fleet().map(|fleet| fleet.record.fleet_id.clone()),
+        None,
+        "not its own fleet"
+    );
+    sim.agents.iter_mut().for_each(|agent| agent.store_up = true);
+    nothing_leaves(&mut sim, &before, WHOLE);
+    assert_eq!(sim.node(4).status().fleet_id, fleet_id);
+    added(sim.add(4, "web", "app=web"));
+    check::converged(&sim);
+}
+
+#[test]
+fn nothing_is_written_into_another_fleets_store() {
+    let mut sim = fleet(95);
+    let (before, stored) = (kernels(&sim), content(&check::view(&sim)));
+    let mut former = sim.store.clone();
+    let mut other = Sim::with(96, vec![config(9)]);
+    other.settle();
+    std::mem::swap(&mut sim.store, &mut other.store);
+    relist(&mut sim);
+    let revision = sim.store.revision();
+    nothing_leaves(&mut sim, &before, Duration::from_secs(400));
+    assert_eq!(sim.store.revision(), revision, "not one write");
+    let warnings = sim.node(1).status().warnings;
+    assert!(warnings[0].contains("another fleet of this name"), "{warnings:?}");
+    // The operator puts it right.
+    std::mem::swap(&mut sim.store, &mut former);
+    relist(&mut sim);
+    nothing_leaves(&mut sim, &before, WHOLE);
+    is_whole(&sim, &stored);
+}
+
+#[test]
+fn a_block_that_moved_since_the_copy_goes_to_its_later_owner() {
+    // Room for two blocks: the third node gets the one that was the second one's.
+    let configs: Vec<_> = (1..=3)
+        .map(|n| NodeConfig { pools: vec!["10.0.0.0/23".parse().expect("a pool")], ..config(n) })
+        .collect();
+    {
+        let mut sim = Sim::with(98, configs[..2].to_vec());
+        sim.settle();
+        added(sim.add(1, "web", "app=web"));
+        sim.advance(Duration::from_secs(10));
+        let copy = sim.store.clone();
+        sim.halt(2);
+        sim.advance(Duration::from_secs(40));
+        assert_eq!(sim.ask(1, Call::NodeRemove(config(2).node)), Ok(Reply::NodeRemoved));
+        sim.advance(config(1).quarantine * 3);
+        sim.join(configs[2].clone());
+        sim.settle();
+        let (address, _) = added(sim.add(3, "web", "app=web"));
+        sim.advance(Duration::from_secs(10));
+        sim.store.restore(copy);
+        relist(&mut sim);
+        // The later owner has claimed it again when the former one comes back.
+        sim.advance(Duration::from_secs(5));
+        sim.restart(2);
+        sim.settle();
+        sim.advance(WHOLE);
+        let owner: BTreeMap<_, _> =
+            check::view(&sim).cidrs().iter().map(|(cidr, e)| (*cidr, e.record.node.clone())).collect();
+        let block = owner.iter().find(|(cidr, _)| cidr.contains(address)).expect("claimed");
+        assert_eq!(*block.1, config(3).node, "{owner:?}");
+        check::converged(&sim);
+    }
+}
+
+#[test]
+fn a_fleet_of_another_life_is_told_from_the_one_that_is_known() {
+    // A copy of a former life is older, whatever its revision says.
+    let mut sim = fleet(99);
+    let mut copy = sim.store.clone();
+    let (before, stored) = (kernels(&sim), content(&check::view(&sim)));
+    empty(&mut sim, 2);
+    nothing_leaves(&mut sim, &before, WHOLE);
+    while copy.revision() < Revision(10_000) {
+        put(&mut copy, Key::from_raw("/elsewhere"), b"x".as_slice().into());
+    }
+    sim.store = copy;
+    relist(&mut sim);
+    nothing_leaves(&mut sim, &before, WHOLE);
+    is_whole(&sim, &stored);
+    let record: FleetRecord = check::view(&sim).fleet().expect("there").record.clone();
+    assert_eq!((record.life.number, record.life.restoring), (2, false));
+}

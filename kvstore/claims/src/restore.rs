@@ -1,0 +1,212 @@
+//! Writing again what the store has lost and its owners do not come to write: records of nodes that are away, numbers
+//! that nobody uses now, the users' manifests.
+//!
+//! Each piece is written only where the store still has what it had when it was found (nothing, or an older copy's
+//! record), and in the order in which one rests on another: nodes, claims, identities, then references and endpoints.
+
+use identity::{Identity, NodeName};
+use kvstore_schema::{
+    Condition, Key, KvOp, KvRequest, Revision, Txn,
+    key::ParsedKey,
+    record::{ClaimState, Record},
+};
+use serde::{Deserialize, Serialize};
+use std::{net::IpAddr, sync::Arc};
+
+use crate::{FleetView, ViewChange, machine::put};
+
+/// Conditions and operations of one request at the most: below etcd's 128 operations.
+const MOST_OPS: usize = 100;
+
+/// Plans one request after the other. One per agent.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Restorer {
+    /// Pieces in one request: one after a failure, so that one that cannot be written holds up no others.
+    pieces: usize,
+}
+
+impl Default for Restorer {
+    fn default() -> Self {
+        Self { pieces: 1 }
+    }
+}
+
+/// What belongs together.
+struct Piece {
+    conditions: Vec<Condition>,
+    ops: Vec<KvOp>,
+}
+
+/// What can be done about a key that is remembered.
+enum Plan {
+    Write(Piece),
+    /// Something that it rests on comes first.
+    Later,
+    /// Something else has taken its place.
+    Over,
+}
+
+impl Restorer {
+    /// The next request; `None` when nothing is left, or all of it waits for something. `draw`: any random number. What
+    /// cannot be written any more is forgotten: the changes say so.
+    ///
+    /// Ask again once the view shows what came of it. O(what is remembered).
+    pub fn plan(&self, view: &mut FleetView, draw: u64) -> (Option<KvRequest>, Vec<ViewChange>) {
+        let mut changes = Vec::new();
+        let mut pieces = Vec::new();
+        let keys: Vec<(Key, Option<Revision>)> =
+            view.remembered.iter().map(|(key, base)| (key.clone(), *base)).collect();
+        for (key, base) in keys {
+            match plan(view, &key, base) {
+                Plan::Write(piece) => pieces.push(piece),
+                Plan::Later => {}
+                Plan::Over => view.give_up(&key, &mut changes),
+            }
+        }
+        for (key, revision) in &view.outlived {
+            pieces.push(delete(view, key, *revision));
+        }
+        if pieces.is_empty() {
+            return (None, changes);
+        }
+        let first = (draw % pieces.len() as u64) as usize;
+        pieces.rotate_left(first);
+        let mut txn = Txn::new();
+        for piece in pieces.into_iter().take(self.pieces) {
+            if txn.conditions.len() + piece.conditions.len() > MOST_OPS
+                || txn.then.len() + piece.ops.len() > MOST_OPS
+            {
+                break;
+            }
+            // Pieces may share what they rest on, and one record may be in two of them.
+            for condition in piece.conditions {
+                if !txn.conditions.contains(&condition) {
+                    txn.conditions.push(condition);
+                }
+            }
+            for op in piece.ops {
+                if !txn.then.contains(&op) {
+                    txn.then.push(op);
+                }
+            }
+        }
+        (Some(KvRequest::Txn(txn)), changes)
+    }
+
+    /// Whether the last request was carried out.
+    pub fn answered(&mut self, succeeded: bool) {
+        self.pieces = if succeeded { (self.pieces * 4).min(MOST_OPS) } else { 1 };
+    }
+}
+
+/// The key is still as it was found.
+fn unchanged(key: &Key, base: Option<Revision>) -> Condition {
+    match base {
+        None => Condition::Absent(key.clone()),
+        Some(revision) => Condition::ModRevision(key.clone(), revision),
+    }
+}
+
+fn plan(view: &FleetView, key: &Key, base: Option<Revision>) -> Plan {
+    let Ok(parsed) = view.schema().parse(key) else { return Plan::Over };
+    let alone = |op| Plan::Write(Piece { conditions: vec![unchanged(key, base)], ops: vec![op] });
+    let raw = |value: &Arc<[u8]>| KvOp::Put { key: key.clone(), value: value.clone(), lease: None };
+    let planned = match &parsed {
+        ParsedKey::Node(node) => view.nodes().get(node).map(|entry| alone(put(key.clone(), &entry.record))),
+        ParsedKey::Cidr(cidr) => view.cidrs().get(cidr).map(|claim| alone(put(key.clone(), &claim.record))),
+        ParsedKey::Service(name) => {
+            view.services().get(name).map(|entry| alone(put(key.clone(), entry.record.as_ref())))
+        }
+        ParsedKey::Vip(address) => view.vips().get(address).map(|entry| alone(put(key.clone(), &entry.record))),
+        ParsedKey::Policy(name) => view.policies().get(name).map(|entry| alone(raw(&entry.record))),
+        ParsedKey::Keyring => view.keyring().map(|entry| alone(raw(&entry.record))),
+        ParsedKey::IdentityId(number) => identity(view, *number),
+        ParsedKey::IdentityLabels(digest) => {
+            view.identity_labels().get(digest).and_then(|entry| identity(view, entry.record.id))
+        }
+        ParsedKey::IdentityRef(number, node) => reference(view, key, base, *number, node),
+        ParsedKey::Endpoint(node, ip) => endpoint(view, key, base, node, *ip),
+        ParsedKey::Fleet | ParsedKey::Alive(_) => None,
+    };
+    planned.unwrap_or(Plan::Over)
+}
+
+/// A number and its label set are written in one piece, or neither is.
+fn identity(view: &FleetView, number: Identity) -> Option<Plan> {
+    let by_number = view.identities().get(&number)?;
+    let by_labels = view.identity_labels().get(&by_number.record.labels.digest())?;
+    if by_labels.record.id != number {
+        return None;
+    }
+    let (id_key, labels_key) =
+        (view.schema().identity_id(number), view.schema().identity_labels(&by_number.record.labels.digest()));
+    let mut piece = Piece { conditions: Vec::new(), ops: Vec::new() };
+    let halves = [
+        (id_key, by_number.record.encode(), by_number.modified),
+        (labels_key, by_labels.record.encode(), by_labels.modified),
+    ];
+    for (key, value, modified) in halves {
+        match view.remembered.get(&key) {
+            Some(base) => {
+                piece.conditions.push(unchanged(&key, *base));
+                piece.ops.push(KvOp::Put { key, value, lease: None });
+            }
+            None => piece.conditions.push(Condition::ModRevision(key, modified)),
+        }
+    }
+    Some(Plan::Write(piece))
+}
+
+fn reference(
+    view: &FleetView,
+    key: &Key,
+    base: Option<Revision>,
+    number: Identity,
+    node: &NodeName,
+) -> Option<Plan> {
+    let id_key = view.schema().identity_id(number);
+    let entry = view.refs(number).get(node)?;
+    let meaning = view.identities().get(&number)?;
+    if view.is_remembered(&id_key) {
+        return Some(Plan::Later);
+    }
+    // A reference to a number in quarantine would be none: whoever uses it revives it first.
+    (meaning.record.state == ClaimState::Live).then(|| {
+        Plan::Write(Piece {
+            conditions: vec![unchanged(key, base), Condition::ModRevision(id_key, meaning.modified)],
+            ops: vec![put(key.clone(), &entry.record)],
+        })
+    })
+}
+
+fn endpoint(
+    view: &FleetView,
+    key: &Key,
+    base: Option<Revision>,
+    node: &NodeName,
+    ip: IpAddr,
+) -> Option<Plan> {
+    let entry = view.endpoints().get(node)?.get(&ip)?;
+    let (cidr, claim) = view.cidr_of_ip(ip).filter(|(_, claim)| claim.record.node == *node)?;
+    let cidr_key = view.schema().cidr(cidr);
+    if view.is_remembered(&cidr_key) {
+        return Some(Plan::Later);
+    }
+    Some(Plan::Write(Piece {
+        conditions: vec![unchanged(key, base), Condition::CreateRevision(cidr_key, claim.created)],
+        ops: vec![KvOp::Put { key: key.clone(), value: entry.record.encode(), lease: None }],
+    }))
+}
+
+/// Takes out of an older copy what had been deleted since.
+fn delete(view: &FleetView, key: &Key, revision: Revision) -> Piece {
+    let mut conditions = vec![Condition::ModRevision(key.clone(), revision)];
+    match view.schema().parse(key) {
+        Ok(ParsedKey::Node(node)) => conditions.push(Condition::Absent(view.schema().alive(&node))),
+        Ok(ParsedKey::IdentityId(number)) => {
+            conditions.push(Condition::RangeEmpty(view.schema().identity_refs(number)));
+        }
+        _ => {}
+    }
+    Piece { conditions, ops: vec![KvOp::Delete(key.clone())] }
+}

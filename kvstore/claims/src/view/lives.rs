@@ -1,0 +1,304 @@
+//! The lives of a store: whether a list continues what is known, and what is kept when it does not.
+//!
+//! A store that was emptied, or replaced by an older copy, is founded anew (`docs/decisions/0010-lives-of-a-store.md`).
+//! Until then, and until the members have written again what they know, the view is the list with what is remembered
+//! laid over it: nothing is gone because the list lacks it (P6).
+
+use identity::{Identity, LabelDigest, NodeName};
+use ipnetwork::IpNetwork;
+use kvstore_schema::{
+    Key, KeyValue, ListPage, Revision,
+    key::ParsedKey,
+    record::{
+        CidrRecord, ClaimEpoch, ClaimState, FleetRecord, IdentityIdRecord, IdentityLabelsRecord, Life, Record,
+    },
+};
+
+use super::{Entry, FleetView, ViewChange};
+
+/// What a list is to what the view knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Continuity {
+    /// The same store, further on, or the first one.
+    Same,
+    /// The fleet's record is not there: the store was emptied.
+    Emptied,
+    /// An earlier state of the fleet: the store was restored, or replaced by a copy. The text says how that shows.
+    Older(String),
+    /// A member has founded the store anew since.
+    FoundedAnew,
+}
+
+/// The list is another fleet's: nothing of it counts, and nothing may be written there.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("it holds another fleet of this name ({found}, this node's is {known})")]
+pub struct OtherFleet {
+    /// What the list says.
+    pub found: String,
+    /// What this node knows.
+    pub known: String,
+}
+
+impl FleetView {
+    /// The life of the store that this view was made from.
+    pub fn life(&self) -> Life {
+        self.life
+    }
+
+    /// When a claim was made, comparable across lives.
+    pub fn epoch_of(&self, claim: &Entry<CidrRecord>) -> ClaimEpoch {
+        self.epoch_at(claim.record.since, claim.created)
+    }
+
+    /// The same of a record that was just read.
+    pub(crate) fn epoch_at(&self, since: Option<ClaimEpoch>, created: Revision) -> ClaimEpoch {
+        since.unwrap_or_else(|| {
+            let found = self.life.number > 0 && created <= self.life.founded_on;
+            ClaimEpoch { life: self.life.number - u64::from(found), revision: created }
+        })
+    }
+
+    /// Keys whose record is remembered, and not yet the store's again.
+    pub fn remembered(&self) -> usize {
+        self.remembered.len() + self.outlived.len()
+    }
+
+    pub(crate) fn is_remembered(&self, key: &Key) -> bool {
+        self.remembered.contains_key(key)
+    }
+
+    /// What a list is to what the view knows. `fleet_id`: the fleet that this node is a member of.
+    ///
+    /// # Errors
+    /// Another fleet's store, or one that cannot be told from it.
+    pub fn judge(&self, page: &ListPage, fleet_id: Option<&str>) -> Result<Continuity, OtherFleet> {
+        let Some(known) = fleet_id else { return Ok(Continuity::Same) };
+        let behind = self.check_list(page).err().map(|why| why.to_string());
+        let key = self.schema.fleet();
+        let Some(found) = page.entries.iter().find(|kv| kv.key == key) else {
+            return Ok(Continuity::Emptied);
+        };
+        let record = match FleetRecord::decode(&found.value) {
+            Ok(record) => record,
+            // A record that cannot be read is rejected alone, like any other; of a store that is new to us it is all
+            // there is to know it by.
+            Err(_) if behind.is_none() => return Ok(Continuity::Same),
+            Err(error) => {
+                return Err(OtherFleet { found: error.to_string(), known: known.to_owned() });
+            }
+        };
+        if record.fleet_id != known {
+            return Err(OtherFleet { found: record.fleet_id, known: known.to_owned() });
+        }
+        let ours = self.life.number;
+        Ok(match (record.life.number, behind) {
+            (theirs, _) if theirs > ours => Continuity::FoundedAnew,
+            (theirs, _) if theirs < ours => Continuity::Older(format!(
+                "the store was founded anew {ours} times, and this copy only {theirs} times"
+            )),
+            (_, Some(why)) => Continuity::Older(why),
+            (_, None) => Continuity::Same,
+        })
+    }
+
+    /// Takes a list for what it was judged to be. What `me` owns is taken as the list says: this node knows better
+    /// itself what it owns, and will say so. Returns what changed.
+    pub fn follow(&mut self, page: &ListPage, continuity: &Continuity, me: &NodeName) -> Vec<ViewChange> {
+        let key = self.schema.fleet();
+        let listed = page.entries.iter().find(|kv| kv.key == key);
+        let life = listed.and_then(|kv| Some(FleetRecord::decode(&kv.value).ok()?.life));
+        let restoring = life.is_some_and(|life| life.restoring);
+        let before = self.life;
+        // Up to which revision the list is older than what the view knows.
+        let older = match continuity {
+            // The first list after a start from what was remembered.
+            Continuity::Same if restoring && !self.listed && self.store.is_some() => None,
+            Continuity::Same => return self.apply_list(page),
+            // Whoever was away for so long has nothing to tell of others.
+            Continuity::FoundedAnew if !restoring => return self.apply_list(page),
+            Continuity::FoundedAnew => life
+                .filter(|life| life.number == before.number + 1 && self.revision > life.founded_on)
+                .map(|life| life.founded_on),
+            Continuity::Emptied => Some(page.revision).filter(|now| self.revision > *now),
+            Continuity::Older(_) => {
+                let former = life.is_some_and(|life| life.number < before.number);
+                Some(page.revision).filter(|now| former || self.revision > *now)
+            }
+        };
+        self.lay_over(page, older, me)
+    }
+
+    /// The list, with what the view knows laid over it.
+    fn lay_over(&mut self, page: &ListPage, older: Option<Revision>, me: &NodeName) -> Vec<ViewChange> {
+        let root = self.schema.root();
+        let mut changes = Vec::new();
+        self.date_claims();
+        let mut known = std::mem::take(&mut self.keys);
+        known.extend(std::mem::take(&mut self.remembered).into_keys().map(|key| (key, Revision::default())));
+        self.outlived.clear();
+        let replaced = self.store.is_some_and(|store| store != page.store);
+        for kv in page.entries.iter().filter(|kv| root.contains(&kv.key)) {
+            let had = known.remove(&kv.key);
+            self.keys.insert(kv.key.clone(), kv.mod_revision);
+            let parsed = self.schema.parse(&kv.key).ok();
+            let ours = parsed.as_ref().is_none_or(|key| self.says_itself(key, kv, me));
+            if ours || older.is_none_or(|older| kv.mod_revision > older) {
+                if had != Some(kv.mod_revision) || replaced || older.is_none() {
+                    self.put(kv, &mut changes);
+                }
+                continue;
+            }
+            match had {
+                Some(revision) if revision == kv.mod_revision => {}
+                // Remembered in part only.
+                Some(Revision(0)) => self.put(kv, &mut changes),
+                Some(_) => drop(self.remembered.insert(kv.key.clone(), Some(kv.mod_revision))),
+                None if parsed.is_some_and(|key| self.was_deleted(&key, kv)) => {
+                    self.outlived.insert(kv.key.clone(), kv.mod_revision);
+                }
+                None => self.put(kv, &mut changes),
+            }
+        }
+        for key in known.into_keys() {
+            match self.schema.parse(&key) {
+                Ok(ParsedKey::Fleet) => {}
+                Ok(parsed) if self.has_record(&parsed) && !self.is_own(&parsed, me) => {
+                    self.remembered.insert(key, None);
+                }
+                _ => self.forget(&key, &mut changes),
+            }
+        }
+        self.store = Some(page.store);
+        self.revision = page.revision;
+        self.listed = true;
+        changes
+    }
+
+    /// Writes into every claim when it was made: what follows has other revisions.
+    fn date_claims(&mut self) {
+        let dates: Vec<(IpNetwork, ClaimEpoch)> =
+            self.cidrs.iter().map(|(cidr, claim)| (*cidr, self.epoch_of(claim))).collect();
+        for (cidr, date) in dates {
+            if let Some(claim) = self.cidrs.get_mut(&cidr) {
+                claim.record.since = Some(date);
+            }
+        }
+    }
+
+    /// Whether the list has the last word on a key, in whatever revision.
+    fn says_itself(&self, key: &ParsedKey, kv: &KeyValue, me: &NodeName) -> bool {
+        let names_me = || CidrRecord::decode(&kv.value).is_ok_and(|claim| claim.node == *me);
+        match key {
+            ParsedKey::Fleet | ParsedKey::Alive(_) => true,
+            ParsedKey::Cidr(cidr) if !self.cidrs.contains_key(cidr) => names_me(),
+            key => self.is_own(key, me),
+        }
+    }
+
+    /// Whether only this node has a say in a key, or nobody remembers it.
+    fn is_own(&self, key: &ParsedKey, me: &NodeName) -> bool {
+        match key {
+            ParsedKey::Alive(_) => true,
+            ParsedKey::Node(node) | ParsedKey::Endpoint(node, _) | ParsedKey::IdentityRef(_, node) => {
+                node == me
+            }
+            ParsedKey::Cidr(cidr) => self
+                .cidrs
+                .get(cidr)
+                .is_some_and(|claim| claim.record.node == *me && claim.record.state == ClaimState::Live),
+            _ => false,
+        }
+    }
+
+    /// Whether a key of an older copy was deleted since. An identity may stay: nobody refers to it, so it is collected;
+    /// but not if its number or its labels have another meaning since.
+    fn was_deleted(&self, key: &ParsedKey, kv: &KeyValue) -> bool {
+        match key {
+            ParsedKey::IdentityLabels(_) => IdentityLabelsRecord::decode(&kv.value).is_ok_and(|record| {
+                self.identities.get(&record.id).is_some_and(|entry| entry.record.labels != record.labels)
+            }),
+            ParsedKey::IdentityId(number) => IdentityIdRecord::decode(&kv.value).is_ok_and(|record| {
+                let labels = self.identity_labels.get(&record.labels.digest());
+                labels.is_some_and(|entry| entry.record.id != *number)
+            }),
+            _ => true,
+        }
+    }
+
+    fn has_record(&self, key: &ParsedKey) -> bool {
+        match key {
+            ParsedKey::Fleet => self.fleet.is_some(),
+            ParsedKey::Node(node) => self.nodes.contains_key(node),
+            ParsedKey::Alive(node) => self.alive.contains_key(node),
+            ParsedKey::Cidr(cidr) => self.cidrs.contains_key(cidr),
+            ParsedKey::IdentityLabels(digest) => self.identity_labels.contains_key(digest),
+            ParsedKey::IdentityId(number) => self.identities.contains_key(number),
+            ParsedKey::IdentityRef(number, node) => self.refs(*number).contains_key(node),
+            ParsedKey::Endpoint(node, ip) => self.endpoints.get(node).is_some_and(|ips| ips.contains_key(ip)),
+            ParsedKey::Service(name) => self.services.contains_key(name),
+            ParsedKey::Vip(address) => self.vips.contains_key(address),
+            ParsedKey::Policy(name) => self.policies.contains_key(name),
+            ParsedKey::Keyring => self.keyring.is_some(),
+        }
+    }
+
+    /// Before a change of the store is applied: whether it replaces what is remembered of its key.
+    pub(super) fn yields_to(
+        &mut self,
+        key: &ParsedKey,
+        kv: &KeyValue,
+        changes: &mut Vec<ViewChange>,
+    ) -> bool {
+        self.outlived.remove(&kv.key);
+        let remembered = self.remembered.contains_key(&kv.key);
+        match key {
+            ParsedKey::Cidr(cidr) if remembered => {
+                let (Some(claim), Ok(record)) = (self.cidrs.get(cidr), CidrRecord::decode(&kv.value)) else {
+                    return true;
+                };
+                if self.epoch_of(claim) > self.epoch_at(record.since, kv.create_revision) {
+                    // Somebody who knew less was faster: the later claim is still to be written.
+                    self.remembered.insert(kv.key.clone(), Some(kv.mod_revision));
+                    return false;
+                }
+            }
+            ParsedKey::IdentityId(number) => {
+                let meant = self.identities.get(number).map(|entry| &entry.record.labels);
+                let means = IdentityIdRecord::decode(&kv.value).ok().map(|record| record.labels);
+                if let (Some(meant), Some(means)) = (meant.cloned(), means)
+                    && meant != means
+                {
+                    self.lose_meaning(*number, &meant.digest(), changes);
+                }
+            }
+            ParsedKey::IdentityLabels(digest) => {
+                let had = self.identity_labels.get(digest).map(|entry| entry.record.id);
+                let has = IdentityLabelsRecord::decode(&kv.value).ok().map(|record| record.id);
+                if let Some(had) = had.filter(|had| Some(*had) != has) {
+                    self.lose_meaning(had, &digest.clone(), changes);
+                }
+            }
+            _ => {}
+        }
+        self.remembered.remove(&kv.key);
+        true
+    }
+
+    /// A number is not that of a label set any more: what is remembered of the two together is over.
+    fn lose_meaning(&mut self, number: Identity, digest: &LabelDigest, changes: &mut Vec<ViewChange>) {
+        let nodes: Vec<NodeName> = self.refs(number).keys().cloned().collect();
+        let refs = nodes.iter().map(|node| self.schema.identity_ref(number, node));
+        let keys = [self.schema.identity_id(number), self.schema.identity_labels(digest)];
+        let over: Vec<Key> = refs.chain(keys).collect();
+        for key in over {
+            self.give_up(&key, changes);
+        }
+    }
+
+    /// Forgets what is remembered of a key; what the store has there is another's matter.
+    pub(crate) fn give_up(&mut self, key: &Key, changes: &mut Vec<ViewChange>) {
+        if self.remembered.remove(key).is_some() {
+            self.forget(key, changes);
+        }
+    }
+}

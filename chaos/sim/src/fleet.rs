@@ -359,6 +359,7 @@ impl Sim {
             }
             _ => self.view = check::view(self),
         }
+        self.truth.learn_numbers(&self.view, self.now);
         if self.whole {
             self.truth.learn(&self.view, self.now);
             let quarantine =

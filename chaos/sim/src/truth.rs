@@ -8,7 +8,7 @@ use std::{
 };
 
 use datapath_plan::{NodeIndex, TableKey, Tables};
-use identity::{EndpointName, Identity, NodeName};
+use identity::{EndpointName, Identity, LabelDigest, NodeName};
 use ipnetwork::IpNetwork;
 use kvstore_claims::FleetView;
 use kvstore_schema::record::ClaimState;
@@ -26,6 +26,8 @@ pub(crate) enum Subject {
     Address(IpAddr),
     Block(IpNetwork),
     Underlay(IpAddr),
+    /// Endpoints that bear it get another when the store has another for their labels.
+    Number(Identity),
 }
 
 /// The agent whose kernel changes.
@@ -58,6 +60,8 @@ pub(crate) struct Truth {
     /// When a number or block was last seen live.
     numbers: BTreeMap<Identity, Duration>,
     claims: BTreeMap<IpNetwork, Duration>,
+    /// The labels of every number that there ever was.
+    meanings: BTreeMap<Identity, LabelDigest>,
     /// When an address was last released.
     released: BTreeMap<IpAddr, Duration>,
 }
@@ -124,6 +128,18 @@ impl Truth {
             self.touched.insert(Subject::Underlay(*changed), now);
         }
         self.underlays = underlays;
+    }
+
+    /// What the store says of numbers, whole or not.
+    pub fn learn_numbers(&mut self, view: &FleetView, now: Duration) {
+        for (number, entry) in view.identities() {
+            self.meanings.insert(*number, entry.record.labels.digest());
+        }
+        for (number, digest) in &self.meanings {
+            if view.identity_labels().get(digest).is_some_and(|entry| entry.record.id != *number) {
+                self.touched.insert(Subject::Number(*number), now);
+            }
+        }
     }
 
     /// Numbers and blocks go by way of their quarantine.
@@ -205,6 +221,7 @@ impl Truth {
                     living.address == prefix.ip()
                         && living.identity == value.identity
                         && self.quiet(Subject::Address(prefix.ip()), now, lag)
+                        && self.quiet(Subject::Number(value.identity), now, lag)
                         && self.quiet(Subject::Underlay(owners[*node]), now, lag)
                         && !forgotten(prefix.ip())
                         && leads_to(before, value.node, *node == me, owners[*node])

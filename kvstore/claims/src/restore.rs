@@ -4,11 +4,11 @@
 //! Each piece is written only where the store still has what it had when it was found (nothing, or an older copy's
 //! record), and in the order in which one rests on another: nodes, claims, identities, then references and endpoints.
 
-use identity::{Identity, NodeName};
+use identity::{Identity, LabelDigest, NodeName};
 use kvstore_schema::{
-    Condition, Key, KvOp, KvRequest, Revision, Txn,
+    Condition, Key, KeyValue, KvOp, KvRequest, Revision, Txn,
     key::ParsedKey,
-    record::{ClaimState, Record},
+    record::{ClaimState, IdentityLabelsRecord, Record},
 };
 use serde::{Deserialize, Serialize};
 use std::{net::IpAddr, sync::Arc};
@@ -44,6 +44,8 @@ enum Plan {
     Later,
     /// Something else has taken its place.
     Over,
+    /// The number is not that of the label set any more.
+    Lost(Identity, LabelDigest),
 }
 
 impl Restorer {
@@ -54,18 +56,22 @@ impl Restorer {
     pub fn plan(&self, view: &mut FleetView, draw: u64) -> (Option<KvRequest>, Vec<ViewChange>) {
         let mut changes = Vec::new();
         let mut pieces = Vec::new();
-        let keys: Vec<(Key, Option<Revision>)> =
-            view.remembered.iter().map(|(key, base)| (key.clone(), *base)).collect();
-        for (key, base) in keys {
+        let keys: Vec<Key> = view.remembered.keys().cloned().collect();
+        for key in keys {
+            // One that was given up with another.
+            let Some(base) = view.remembered.get(&key) else { continue };
+            let base = base.as_ref().map(|kv| kv.mod_revision);
             match plan(view, &key, base) {
                 Plan::Write(piece) => pieces.push(piece),
                 Plan::Later => {}
                 Plan::Over => view.give_up(&key, &mut changes),
+                Plan::Lost(number, digest) => {
+                    view.lose_meaning(number, &digest, &mut changes);
+                    view.give_up(&key, &mut changes);
+                }
             }
         }
-        for (key, revision) in &view.outlived {
-            pieces.push(delete(view, key, *revision));
-        }
+        pieces.extend(view.outlived.values().filter_map(|kv| delete(view, kv)));
         if pieces.is_empty() {
             return (None, changes);
         }
@@ -120,9 +126,12 @@ fn plan(view: &FleetView, key: &Key, base: Option<Revision>) -> Plan {
         ParsedKey::Vip(address) => view.vips().get(address).map(|entry| alone(put(key.clone(), &entry.record))),
         ParsedKey::Policy(name) => view.policies().get(name).map(|entry| alone(raw(&entry.record))),
         ParsedKey::Keyring => view.keyring().map(|entry| alone(raw(&entry.record))),
-        ParsedKey::IdentityId(number) => identity(view, *number),
+        ParsedKey::IdentityId(number) => {
+            let labels = view.identities().get(number).map(|entry| entry.record.labels.digest());
+            labels.and_then(|digest| identity(view, *number, &digest))
+        }
         ParsedKey::IdentityLabels(digest) => {
-            view.identity_labels().get(digest).and_then(|entry| identity(view, entry.record.id))
+            view.identity_labels().get(digest).and_then(|entry| identity(view, entry.record.id, digest))
         }
         ParsedKey::IdentityRef(number, node) => reference(view, key, base, *number, node),
         ParsedKey::Endpoint(node, ip) => endpoint(view, key, base, node, *ip),
@@ -132,14 +141,21 @@ fn plan(view: &FleetView, key: &Key, base: Option<Revision>) -> Plan {
 }
 
 /// A number and its label set are written in one piece, or neither is.
-fn identity(view: &FleetView, number: Identity) -> Option<Plan> {
+///
+/// In every store, the labels of each number point to that number (P3): so none is written over a number or a label set
+/// that has another meaning there. A number of an older copy that nobody refers to gives way in the same piece; a reference
+/// to it says that somebody has taken it for the label set's, and then it is.
+fn identity(view: &FleetView, number: Identity, digest: &LabelDigest) -> Option<Plan> {
     let by_number = view.identities().get(&number)?;
-    let by_labels = view.identity_labels().get(&by_number.record.labels.digest())?;
-    if by_labels.record.id != number {
+    let by_labels = view.identity_labels().get(digest)?;
+    let lost = || Some(Plan::Lost(number, digest.clone()));
+    if by_labels.record.id != number || by_number.record.labels != by_labels.record.labels {
         return None;
     }
-    let (id_key, labels_key) =
-        (view.schema().identity_id(number), view.schema().identity_labels(&by_number.record.labels.digest()));
+    if view.copied_labels(number).is_some_and(|labels| labels != by_number.record.labels) {
+        return lost();
+    }
+    let (id_key, labels_key) = (view.schema().identity_id(number), view.schema().identity_labels(digest));
     let mut piece = Piece { conditions: Vec::new(), ops: Vec::new() };
     let halves = [
         (id_key, by_number.record.encode(), by_number.modified),
@@ -148,10 +164,32 @@ fn identity(view: &FleetView, number: Identity) -> Option<Plan> {
     for (key, value, modified) in halves {
         match view.remembered.get(&key) {
             Some(base) => {
-                piece.conditions.push(unchanged(&key, *base));
+                piece.conditions.push(unchanged(&key, base.as_ref().map(|kv| kv.mod_revision)));
                 piece.ops.push(KvOp::Put { key, value, lease: None });
             }
             None => piece.conditions.push(Condition::ModRevision(key, modified)),
+        }
+    }
+    if let Some(copied) = view.copied_number(digest).filter(|copied| *copied != number) {
+        let refs = view.schema().identity_refs(copied);
+        if !view.refs(copied).is_empty() {
+            return lost();
+        }
+        if view.outlived.keys().any(|key| refs.contains(key)) {
+            return Some(Plan::Later);
+        }
+        let key = view.schema().identity_id(copied);
+        let there = match (view.outlived.get(&key), view.identities().get(&copied)) {
+            _ if view.is_remembered(&key) => return Some(Plan::Later),
+            (Some(kv), _) => Some(kv.mod_revision),
+            (None, Some(entry)) if entry.record.labels == by_labels.record.labels => Some(entry.modified),
+            (None, Some(_)) => return Some(Plan::Write(piece)),
+            (None, None) => None,
+        };
+        piece.conditions.push(Condition::RangeEmpty(refs));
+        piece.conditions.push(unchanged(&key, there));
+        if there.is_some() {
+            piece.ops.push(KvOp::Delete(key));
         }
     }
     Some(Plan::Write(piece))
@@ -198,15 +236,26 @@ fn endpoint(
     }))
 }
 
-/// Takes out of an older copy what had been deleted since.
-fn delete(view: &FleetView, key: &Key, revision: Revision) -> Piece {
-    let mut conditions = vec![Condition::ModRevision(key.clone(), revision)];
-    match view.schema().parse(key) {
+/// Takes out of an older copy what had been deleted since; `None`: something else comes first.
+fn delete(view: &FleetView, kv: &KeyValue) -> Option<Piece> {
+    let mut conditions = vec![Condition::ModRevision(kv.key.clone(), kv.mod_revision)];
+    match view.schema().parse(&kv.key) {
         Ok(ParsedKey::Node(node)) => conditions.push(Condition::Absent(view.schema().alive(&node))),
         Ok(ParsedKey::IdentityId(number)) => {
             conditions.push(Condition::RangeEmpty(view.schema().identity_refs(number)));
         }
+        // Never before the number that it points to: that would be without its labels.
+        Ok(ParsedKey::IdentityLabels(_)) => {
+            let number = IdentityLabelsRecord::decode(&kv.value).ok()?.id;
+            let key = view.schema().identity_id(number);
+            let base = match view.remembered.get(&key) {
+                Some(Some(_)) => return None,
+                Some(None) => None,
+                None => view.identities().get(&number).map(|entry| entry.modified),
+            };
+            conditions.push(unchanged(&key, base));
+        }
         _ => {}
     }
-    Piece { conditions, ops: vec![KvOp::Delete(key.clone())] }
+    Some(Piece { conditions, ops: vec![KvOp::Delete(kv.key.clone())] })
 }

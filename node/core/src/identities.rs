@@ -173,7 +173,7 @@ impl Node {
             // Somebody who is away may have a number for it, and others' numbers may not be in the store again.
             let known = self.view.identity_labels().contains_key(&digest)
                 || self.identities.sets.get(&digest).is_some_and(|set| set.held.is_some());
-            if self.view.life().restoring && !known {
+            if (self.view.life().restoring && !known) || self.view.is_disputed(&digest) {
                 self.identities.wanted.insert(digest);
             } else {
                 self.acquire(digest);

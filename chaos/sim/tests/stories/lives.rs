@@ -7,7 +7,7 @@ use datapath_plan::Tables;
 use kvstore_claims::FleetView;
 use kvstore_schema::{Key, KvOp, Revision, StoreIdentity, Txn, record::FleetRecord};
 use kvstore_store::MemState;
-use node_core::{Call, NodeConfig, Reply};
+use node_core::{Call, EndpointView, NodeConfig, Reply};
 
 use chaos_sim::{Agent, Sim, added, check, config, name};
 
@@ -188,6 +188,41 @@ fn an_old_copy_is_brought_up_to_date() {
             sim.advance(config(1).quarantine * 3);
             is_whole(&sim, &stored);
         }
+    }
+}
+
+/// A copy of the time when `app=own1` had another number; it was collected since, and the label set has a new one on two
+/// nodes.
+fn renumbered(seed: u64) -> (Sim, MemState) {
+    let mut sim = fleet(seed);
+    let copy = sim.store.clone();
+    let number = |sim: &Sim| {
+        let of = |endpoint: &EndpointView| endpoint.labels.to_string().contains("app=own1");
+        sim.node(1).endpoints().iter().find(|endpoint| of(endpoint)).and_then(|endpoint| endpoint.identity)
+    };
+    let former = number(&sim).expect("it has one");
+    sim.ask(1, Call::EndpointDelete(name("own"))).expect("deleted");
+    sim.advance(config(1).quarantine * 3);
+    for n in 1..=2 {
+        added(sim.add(n, "again", "app=own1"));
+    }
+    sim.advance(Duration::from_secs(10));
+    let later = number(&sim).expect("it has one");
+    assert_ne!(former, later);
+    (sim, copy)
+}
+
+#[test]
+fn a_label_set_keeps_the_number_that_it_has_whatever_an_old_copy_says() {
+    for seed in 110..120 {
+        let (mut sim, copy) = renumbered(seed);
+        let (before, stored) = (kernels(&sim), content(&check::view(&sim)));
+        sim.store.restore(copy);
+        relist(&mut sim);
+        nothing_leaves(&mut sim, &before, WHOLE);
+        check::converged(&sim);
+        sim.advance(config(1).quarantine * 3);
+        is_whole(&sim, &stored);
     }
 }
 

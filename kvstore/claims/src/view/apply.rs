@@ -40,8 +40,10 @@ impl FleetView {
         for kv in page.entries.iter().filter(|kv| root.contains(&kv.key)) {
             let known = before.remove(&kv.key);
             listed.insert(kv.key.clone(), kv.mod_revision);
-            let older = self.remembered.get(&kv.key) == Some(&Some(kv.mod_revision))
-                || self.outlived.get(&kv.key) == Some(&kv.mod_revision);
+            let base = self.remembered.get(&kv.key).and_then(Option::as_ref);
+            let older = base
+                .or(self.outlived.get(&kv.key))
+                .is_some_and(|older| older.mod_revision == kv.mod_revision);
             // A revision names a value only within one store.
             if (known != Some(kv.mod_revision) && !older) || replaced {
                 self.put_over(kv, &mut changes);

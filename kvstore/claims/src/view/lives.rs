@@ -4,7 +4,7 @@
 //! Until then, and until the members have written again what they know, the view is the list with what is remembered
 //! laid over it: nothing is gone because the list lacks it (P6).
 
-use identity::{Identity, LabelDigest, NodeName};
+use identity::{Identity, LabelDigest, Labels, NodeName};
 use ipnetwork::IpNetwork;
 use kvstore_schema::{
     Key, KeyValue, ListPage, Revision,
@@ -152,9 +152,9 @@ impl FleetView {
                 Some(revision) if revision == kv.mod_revision => {}
                 // Remembered in part only.
                 Some(Revision(0)) => self.put(kv, &mut changes),
-                Some(_) => drop(self.remembered.insert(kv.key.clone(), Some(kv.mod_revision))),
+                Some(_) => drop(self.remembered.insert(kv.key.clone(), Some(kv.clone()))),
                 None if parsed.is_some_and(|key| self.was_deleted(&key, kv)) => {
-                    self.outlived.insert(kv.key.clone(), kv.mod_revision);
+                    self.outlived.insert(kv.key.clone(), kv.clone());
                 }
                 None => self.put(kv, &mut changes),
             }
@@ -191,6 +191,8 @@ impl FleetView {
         match key {
             ParsedKey::Fleet | ParsedKey::Alive(_) => true,
             ParsedKey::Cidr(cidr) if !self.cidrs.contains_key(cidr) => names_me(),
+            // A reference that it had given back when the copy was older than what it had seen.
+            ParsedKey::IdentityRef(number, node) if node == me => self.refs(*number).contains_key(me),
             key => self.is_own(key, me),
         }
     }
@@ -258,7 +260,7 @@ impl FleetView {
                 };
                 if self.epoch_of(claim) > self.epoch_at(record.since, kv.create_revision) {
                     // Somebody who knew less was faster: the later claim is still to be written.
-                    self.remembered.insert(kv.key.clone(), Some(kv.mod_revision));
+                    self.remembered.insert(kv.key.clone(), Some(kv.clone()));
                     return false;
                 }
             }
@@ -285,7 +287,12 @@ impl FleetView {
     }
 
     /// A number is not that of a label set any more: what is remembered of the two together is over.
-    fn lose_meaning(&mut self, number: Identity, digest: &LabelDigest, changes: &mut Vec<ViewChange>) {
+    pub(crate) fn lose_meaning(
+        &mut self,
+        number: Identity,
+        digest: &LabelDigest,
+        changes: &mut Vec<ViewChange>,
+    ) {
         let nodes: Vec<NodeName> = self.refs(number).keys().cloned().collect();
         let refs = nodes.iter().map(|node| self.schema.identity_ref(number, node));
         let keys = [self.schema.identity_id(number), self.schema.identity_labels(digest)];
@@ -295,10 +302,46 @@ impl FleetView {
         }
     }
 
-    /// Forgets what is remembered of a key; what the store has there is another's matter.
+    /// Forgets what is remembered of a key: what the store has there counts.
     pub(crate) fn give_up(&mut self, key: &Key, changes: &mut Vec<ViewChange>) {
-        if self.remembered.remove(key).is_some() {
-            self.forget(key, changes);
+        match self.remembered.remove(key) {
+            None => return,
+            Some(None) => return self.forget(key, changes),
+            Some(Some(kv)) => self.put(&kv, changes),
         }
+        // The other half of a number that was left out because this half had another meaning.
+        let half = match self.schema.parse(key) {
+            Ok(ParsedKey::IdentityLabels(digest)) => {
+                let entry = self.identity_labels.get(&digest);
+                entry.map(|entry| self.schema.identity_id(entry.record.id))
+            }
+            Ok(ParsedKey::IdentityId(number)) => {
+                let entry = self.identities.get(&number);
+                entry.map(|entry| self.schema.identity_labels(&entry.record.labels.digest()))
+            }
+            _ => None,
+        };
+        if let Some(kv) = half.and_then(|key| self.outlived.remove(&key)) {
+            self.put(&kv, changes);
+        }
+    }
+
+    /// Whether an older copy gives a label set another number than the fleet has for it. Until that is settled
+    /// nobody may refer to either: it would be a second number of theirs.
+    pub fn is_disputed(&self, digest: &LabelDigest) -> bool {
+        let number = self.identity_labels.get(digest).map(|entry| entry.record.id);
+        self.copied_number(digest).is_some_and(|copied| Some(copied) != number)
+    }
+
+    /// The number that an older copy has of a label set that is remembered.
+    pub(crate) fn copied_number(&self, digest: &LabelDigest) -> Option<Identity> {
+        let base = self.remembered.get(&self.schema.identity_labels(digest))?.as_ref()?;
+        Some(IdentityLabelsRecord::decode(&base.value).ok()?.id)
+    }
+
+    /// The labels that an older copy has of a number that is remembered.
+    pub(crate) fn copied_labels(&self, number: Identity) -> Option<Labels> {
+        let base = self.remembered.get(&self.schema.identity_id(number))?.as_ref()?;
+        Some(IdentityIdRecord::decode(&base.value).ok()?.labels)
     }
 }

@@ -16,7 +16,7 @@ use std::{
 use identity::{Identity, LabelDigest, NodeName, ServiceName};
 use ipnetwork::IpNetwork;
 use kvstore_schema::{
-    Key, Revision, Schema, StoreIdentity,
+    Key, KeyValue, Revision, Schema, StoreIdentity,
     key::ParsedKey,
     record::{
         AliveRecord, CidrRecord, EndpointRecord, FleetRecord, IdentityIdRecord, IdentityLabelsRecord,
@@ -109,10 +109,10 @@ pub struct FleetView {
     listed: bool,
     /// The life of the store that the records are of.
     life: Life,
-    /// Keys whose record here is remembered: the store has nothing there (`None`), or an older copy's of this revision.
-    pub(crate) remembered: BTreeMap<Key, Option<Revision>>,
-    /// Keys of an older copy that had been deleted since, with their revisions: there are no records of them here.
-    pub(crate) outlived: BTreeMap<Key, Revision>,
+    /// Keys whose record here is remembered: the store has nothing there (`None`), or this, an older copy's.
+    pub(crate) remembered: BTreeMap<Key, Option<KeyValue>>,
+    /// What an older copy has and the fleet had deleted since: there are no records of it here.
+    pub(crate) outlived: BTreeMap<Key, KeyValue>,
     /// Every key under the prefix with the revision of its value, good or bad.
     keys: BTreeMap<Key, Revision>,
     rejected: BTreeMap<Key, Rejected>,

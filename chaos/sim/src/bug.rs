@@ -163,7 +163,9 @@ impl Bug {
                     events.push(KvEvent::Put(old));
                 }
             }
-            (Self::WithdrawnIsGone, Event::Gossip(GossipUpdate::Facts(facts))) => facts.recorded_revision = 0,
+            (Self::WithdrawnIsGone, Event::Gossip(GossipUpdate::Facts(facts))) => {
+                (facts.recorded_life, facts.recorded_revision) = (0, 0);
+            }
             (Self::NothingAdopted, Event::Observed(Ok(observed))) if !node.status().plan.observed => {
                 *observed = Observed::default();
             }

@@ -41,8 +41,6 @@ pub struct Sim {
     pub agents: Vec<Agent>,
     /// Since the fleet began.
     pub now: Duration,
-    /// Losses after which nobody may remember what a node that is away had: an entry that goes is no violation.
-    pub forgets: bool,
     /// Whether gossip reaches anybody.
     pub gossip: bool,
     /// Gossip goes in rounds, by links that have faults; else at once.
@@ -82,7 +80,6 @@ impl Sim {
             store: MemState::new(StoreIdentity(1)),
             agents: Vec::new(),
             now: Duration::ZERO,
-            forgets: false,
             gossip: true,
             rounds: false,
             links: Gossip::default(),
@@ -296,9 +293,7 @@ impl Sim {
                 unrecorded: &|ip| self.view.endpoint_at(ip).is_none(),
             };
             self.truth.put(&me, &before, after);
-            if !self.forgets
-                && let Some(text) = self.truth.cut(&me, &before, after, &owners, (self.now, LAG))
-            {
+            if let Some(text) = self.truth.cut(&me, &before, after, &owners, (self.now, LAG)) {
                 return Err(Invariant::NothingCut.broken(format!("n{}: {text}", index + 1)));
             }
             let addresses = |tables: &datapath_plan::Tables| -> BTreeSet<IpAddr> {

@@ -272,6 +272,7 @@ impl Node {
                 .collect(),
             applied_generation,
             health,
+            recorded_life: self.view.life().number,
             recorded_revision: self.view.revision().0,
             pending: Vec::new(),
         };
@@ -282,6 +283,7 @@ impl Node {
                 || *told
                     != NodeFacts {
                         applied_generation: told.applied_generation,
+                        recorded_life: told.recorded_life,
                         recorded_revision: told.recorded_revision,
                         ..facts.clone()
                     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use kvstore_claims::{Continuity, Restorer};
 use kvstore_schema::{
     Condition, KvOp, KvOutcome, KvRequest, KvResponse, ListPage, Revision, Txn,
-    record::{FleetRecord, Life, Record},
+    record::{ClaimEpoch, FleetRecord, Life, Record},
 };
 use serde::{Deserialize, Serialize};
 
@@ -85,7 +85,7 @@ impl Node {
         self.store.restoring = Some(restoring);
         self.started_revision = page.revision;
         self.abandon_tasks();
-        self.keep_told(Revision(i64::MAX));
+        self.keep_told(ClaimEpoch { life: u64::MAX, revision: Revision::default() });
         self.rejoin();
         self.claim_blocks_again();
         self.acquire_again();
@@ -103,7 +103,7 @@ impl Node {
             if self.store.restoring.take().is_some() {
                 // What gossip says of blocks counts no more.
                 self.touch_all_peers();
-                self.keep_told(self.view.revision());
+                self.keep_told(self.seen());
                 self.forget_kept();
                 self.name_endpoints();
                 self.look_at_own_records();

@@ -37,6 +37,9 @@ pub struct NodeFacts {
     pub applied_generation: u64,
     /// How it feels.
     pub health: NodeHealth,
+    /// The life of the store that `recorded_revision` is one of: revisions begin again with each.
+    #[serde(default)]
+    pub recorded_life: u64,
     /// At this revision of the store, what the node has changed and does not tell as `pending` is in its records:
     /// who has not seen as much of the store yet goes on with what was told before.
     pub recorded_revision: i64,

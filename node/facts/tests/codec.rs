@@ -34,6 +34,7 @@ fn facts(pending: u32) -> NodeFacts {
         gateway: Some("10.0.0.1".parse().unwrap()),
         cidrs: vec![CidrFact { cidr: "10.0.0.0/16".parse().unwrap(), life: 0, epoch: 7 }],
         applied_generation: 42,
+        recorded_life: 0,
         recorded_revision: 0,
         health: NodeHealth::Ok,
         pending: (0..pending).map(entry).collect(),

@@ -137,6 +137,7 @@ pub fn facts() -> NodeFacts {
         gateway: Some([10, 0, 1, 1].into()),
         cidrs: vec![CidrFact { cidr: network("10.0.1.0/24"), life: 0, epoch: 7 }],
         applied_generation: 12,
+        recorded_life: 0,
         recorded_revision: 12,
         health: NodeHealth::degraded("etcd is away"),
         pending: vec![change(5, PendingOp::Added, 1), change(6, PendingOp::Removed, 2)],

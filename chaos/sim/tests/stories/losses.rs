@@ -23,7 +23,6 @@ fn history(seed: u64) {
         config.address_reserve = 4;
     });
     let mut sim = Sim::with(seed, configs);
-    sim.forgets = true;
     sim.settle();
     let mut copies = vec![sim.store.clone()];
     let mut cluster = 1;

@@ -113,6 +113,7 @@ fn gossip_that_comes_late_does_not_bring_an_endpoint_back() {
             epoch: status.cidrs[0].epoch,
         }],
         applied_generation: 0,
+        recorded_life: 0,
         recorded_revision: 0,
         health: node_facts::NodeHealth::Ok,
         pending: vec![node_facts::PendingEndpoint {

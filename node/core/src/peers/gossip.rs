@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use identity::NodeName;
-use kvstore_schema::Revision;
+use kvstore_schema::{Revision, record::ClaimEpoch};
 use node_facts::NodeFacts;
 use std::net::IpAddr;
 
@@ -59,12 +59,13 @@ impl Node {
             self.desired.prefixes.insert(cidr);
         }
         // What is told no more is recorded, but perhaps not to our knowledge: gossip may be ahead of the watch.
-        let seen = self.view.revision().0 >= facts.recorded_revision;
+        let recorded = ClaimEpoch { life: facts.recorded_life, revision: Revision(facts.recorded_revision) };
+        let seen = self.seen() >= recorded;
         for change in before.iter().flat_map(|facts| &facts.pending) {
             if seen || facts.pending.iter().any(|again| again.ip == change.ip) {
                 self.forget_pending(&node, change.ip);
             } else {
-                self.peers.kept.insert((facts.recorded_revision, node.clone(), change.ip));
+                self.peers.kept.insert((recorded, node.clone(), change.ip));
             }
         }
         for change in facts.pending {
@@ -109,8 +110,8 @@ impl Node {
 
     /// The store is known up to a later revision: what was kept until then is in the records, or came to nothing.
     pub(crate) fn forget_kept(&mut self) {
-        let revision = self.view.revision().0;
-        while self.peers.kept.first().is_some_and(|(at, ..)| *at <= revision) {
+        let seen = self.seen();
+        while self.peers.kept.first().is_some_and(|(at, ..)| *at <= seen) {
             let Some((_, node, ip)) = self.peers.kept.pop_first() else { return };
             let facts = self.peers.peers.get(&node).and_then(|peer| peer.facts.as_ref());
             if !facts.is_some_and(|facts| facts.pending.iter().any(|change| change.ip == ip)) {
@@ -119,10 +120,15 @@ impl Node {
         }
     }
 
-    /// What is kept until a later revision is kept until this one: the store began another life, with other revisions.
-    pub(crate) fn keep_told(&mut self, until: Revision) {
+    /// How much of the store this node has seen.
+    pub(crate) fn seen(&self) -> ClaimEpoch {
+        ClaimEpoch { life: self.view.life().number, revision: self.view.revision() }
+    }
+
+    /// What is kept until more of the store is seen is kept until this instead.
+    pub(crate) fn keep_told(&mut self, until: ClaimEpoch) {
         let kept = std::mem::take(&mut self.peers.kept);
-        self.peers.kept = kept.into_iter().map(|(_, node, ip)| (until.0, node, ip)).collect();
+        self.peers.kept = kept.into_iter().map(|(_, node, ip)| (until, node, ip)).collect();
     }
 
     /// The store has said something of an endpoint: what gossip said before is confirmed, or out of date.

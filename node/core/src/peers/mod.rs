@@ -65,7 +65,7 @@ pub(crate) struct Peers {
     /// Unconfirmed endpoint changes by gossip.
     pending: BTreeMap<IpAddr, BTreeMap<NodeName, PendingEndpoint>>,
     /// Changes that gossip tells no more, until the store is known up to the revision that has them.
-    kept: BTreeSet<(i64, NodeName, IpAddr)>,
+    kept: BTreeSet<(ClaimEpoch, NodeName, IpAddr)>,
     /// What nodes said before this one knew its fleet's id, the newest of each: gossip says a thing once.
     early: BTreeMap<NodeName, NodeFacts>,
 }

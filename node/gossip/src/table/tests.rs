@@ -22,6 +22,7 @@ fn facts(node: &str) -> NodeFacts {
         gateway: None,
         cidrs: vec![],
         applied_generation: 1,
+        recorded_life: 0,
         recorded_revision: 0,
         health: NodeHealth::Ok,
         pending: vec![],

@@ -64,6 +64,7 @@ pub fn facts(name: &str, generation: u64) -> NodeFacts {
         gateway: None,
         cidrs: vec![CidrFact { cidr: "10.0.0.0/24".parse().unwrap(), life: 0, epoch: 7 }],
         applied_generation: generation,
+        recorded_life: 0,
         recorded_revision: 0,
         health: NodeHealth::Ok,
         pending: vec![],

@@ -242,6 +242,7 @@ pub fn facts(draw: &mut Draw) -> NodeFacts {
         gateway: draw.bool().then(|| address(draw)),
         cidrs,
         applied_generation: draw.u64(),
+        recorded_life: draw.u64(),
         recorded_revision: draw.u64() as i64,
         health: NodeHealth::Ok,
         pending,

@@ -101,6 +101,12 @@ fn empty(sim: &mut Sim, cluster: u64) {
     relist(sim);
 }
 
+fn delete_all(sim: &mut Sim) {
+    let page = sim.store.list(&sim.schema().root(), None, None, usize::MAX).expect("now");
+    let all = page.entries.iter().fold(Txn::new(), |txn, kv| txn.then(KvOp::Delete(kv.key.clone())));
+    sim.store.txn(&all).expect("deletes");
+}
+
 #[test]
 fn an_emptied_store_is_written_again_while_everything_runs() {
     for seed in 60..70 {
@@ -126,9 +132,7 @@ fn a_prefix_that_is_deleted_is_written_again() {
     for seed in 70..75 {
         let mut sim = fleet(seed);
         let (before, stored) = (kernels(&sim), content(&check::view(&sim)));
-        let page = sim.store.list(&sim.schema().root(), None, None, usize::MAX).expect("now");
-        let all = page.entries.iter().fold(Txn::new(), |txn, kv| txn.then(KvOp::Delete(kv.key.clone())));
-        sim.store.txn(&all).expect("deletes");
+        delete_all(&mut sim);
         nothing_leaves(&mut sim, &before, WHOLE);
         is_whole(&sim, &stored);
     }
@@ -311,6 +315,29 @@ fn a_node_that_starts_beside_an_emptied_store_waits_for_those_who_know_the_fleet
     assert_eq!(sim.node(4).status().fleet_id, fleet_id);
     added(sim.add(4, "web", "app=web"));
     check::converged(&sim);
+}
+
+#[test]
+fn a_member_that_missed_one_life_may_found_the_next() {
+    for seed in 130..135 {
+        let mut sim = fleet(seed);
+        let (before, stored) = (kernels(&sim), content(&check::view(&sim)));
+        sim.agents[2].store_up = false;
+        sim.settle();
+        empty(&mut sim, 2);
+        nothing_leaves(&mut sim, &before, WHOLE);
+        // It founds its first one, which is the others' second.
+        sim.agents.iter_mut().for_each(|agent| agent.store_up = false);
+        sim.settle();
+        delete_all(&mut sim);
+        sim.agents[2].store_up = true;
+        nothing_leaves(&mut sim, &before, Duration::from_secs(20));
+        assert_eq!(check::view(&sim).life().number, 1);
+        sim.agents.iter_mut().for_each(|agent| agent.store_up = true);
+        nothing_leaves(&mut sim, &before, WHOLE);
+        assert_eq!(check::view(&sim).life().number, 2);
+        is_whole(&sim, &stored);
+    }
 }
 
 #[test]

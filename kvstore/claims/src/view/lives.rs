@@ -97,6 +97,10 @@ impl FleetView {
                 "the store was founded anew {ours} times, and this copy only {theirs} times"
             )),
             (_, Some(why)) => Continuity::Older(why),
+            // As many, but not the same ones.
+            (_, None) if record.life.founded_on != self.life.founded_on => Continuity::Older(
+                "the store was founded anew by a member that did not know of the last time".to_owned(),
+            ),
             (_, None) => Continuity::Same,
         })
     }

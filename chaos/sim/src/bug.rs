@@ -9,6 +9,7 @@ use datapath_plan::Observed;
 use kvstore_schema::{
     Condition, KvEvent, KvOp, KvOpResult, KvRequest, KvResponse, Revision, Schema, Txn, TxnResponse,
     key::ParsedKey,
+    record::{CidrRecord, FleetRecord, Record},
 };
 use kvstore_store::MemState;
 use node_core::{Event, GossipUpdate, KvUpdate, Node, NodeConfig};
@@ -48,6 +49,16 @@ pub enum Bug {
     PartIsWhole,
     /// A request whose outcome is unknown is taken for carried out.
     AmbiguousIsDone,
+    /// What the store has lost is written over whatever is there by now.
+    RestoreOverAnything,
+    /// The number of an older copy stays beside the one that is restored.
+    CopiedNumberStays,
+    /// A claim that is made again is a new one.
+    ClaimAgeLost,
+    /// Revisions are compared across lives.
+    RecordedLifeLost,
+    /// A store that is founded anew counts as whole at once.
+    SettledAtOnce,
 }
 
 /// All of them.
@@ -70,6 +81,15 @@ pub const ALL: [Bug; 16] = [
     Bug::AmbiguousIsDone,
 ];
 
+/// Those that only show when the store is lost.
+pub const OF_LIVES: [Bug; 5] = [
+    Bug::RestoreOverAnything,
+    Bug::CopiedNumberStays,
+    Bug::ClaimAgeLost,
+    Bug::RecordedLifeLost,
+    Bug::SettledAtOnce,
+];
+
 impl Bug {
     pub(crate) fn in_config(self, config: &mut NodeConfig) {
         match self {
@@ -84,11 +104,37 @@ impl Bug {
         let is = |key: &kvstore_schema::Key, part: &str| {
             key.as_str().starts_with(&format!("{}{part}/", schema.root().as_str()))
         };
+        // All others read what stood in their way.
+        let restores = txn.otherwise.is_empty();
         txn.conditions.retain(|condition| match (self, condition) {
             (Self::ClaimOverClaim, Condition::Absent(key)) => !is(key, "cidrs"),
             (Self::CreateOverLabels, Condition::Absent(key)) => !is(key, "identities/labels"),
+            (Self::RestoreOverAnything, Condition::Absent(key) | Condition::ModRevision(key, _)) => {
+                !restores || *key == schema.fleet()
+            }
             _ => true,
         });
+        if self == Self::CopiedNumberStays {
+            let moves =
+                txn.then.iter().any(|op| matches!(op, KvOp::Put { key, .. } if is(key, "identities/id")));
+            txn.then.retain(|op| !matches!(op, KvOp::Delete(key) if moves && is(key, "identities/id")));
+        }
+        for op in &mut txn.then {
+            let KvOp::Put { key, value, .. } = op else { continue };
+            if self == Self::ClaimAgeLost
+                && is(key, "cidrs")
+                && let Ok(claim) = CidrRecord::decode(value)
+            {
+                *value = CidrRecord { since: None, ..claim }.encode();
+            }
+            if self == Self::SettledAtOnce
+                && *key == schema.fleet()
+                && let Ok(mut fleet) = FleetRecord::decode(value)
+            {
+                fleet.life.restoring = false;
+                *value = fleet.encode();
+            }
+        }
     }
 
     /// With [`Bug::UnfencedQueue`]: what the agent had sent in its life is sent again when it dies.
@@ -166,6 +212,7 @@ impl Bug {
             (Self::WithdrawnIsGone, Event::Gossip(GossipUpdate::Facts(facts))) => {
                 (facts.recorded_life, facts.recorded_revision) = (0, 0);
             }
+            (Self::RecordedLifeLost, Event::Gossip(GossipUpdate::Facts(facts))) => facts.recorded_life = 0,
             (Self::NothingAdopted, Event::Observed(Ok(observed))) if !node.status().plan.observed => {
                 *observed = Observed::default();
             }
@@ -176,7 +223,6 @@ impl Bug {
 }
 
 fn fleet_of(key: &kvstore_schema::Key, fleet_id: &str, config: &NodeConfig) -> kvstore_schema::KeyValue {
-    use kvstore_schema::record::{FleetRecord, Record};
     let record = FleetRecord {
         fleet_id: fleet_id.to_owned(),
         pools: config.pools.clone(),

@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// The most steps of one `settle`: a fleet that is not quiet by then will never be.
-const MAX_STEPS: usize = 2_000_000;
+const MAX_STEPS: usize = 300_000;
 /// The most that anybody can be behind: faults of a history are healed before.
 const LAG: Duration = Duration::from_secs(900);
 /// After its start, an agent hears of everybody within this, if gossip goes.

@@ -14,7 +14,7 @@ mod log;
 mod truth;
 
 pub use agent::{Agent, Replies, carry_out};
-pub use bug::{ALL, Bug};
+pub use bug::{ALL, Bug, OF_LIVES};
 pub use check::{Invariant, Violation};
 pub use config::{added, config, name, spec};
 pub use fleet::Sim;

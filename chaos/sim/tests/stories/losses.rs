@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use chaos_sim::{Agent, Sim, check, config, name, spec};
+use chaos_sim::{Agent, Bug, OF_LIVES, Sim, check, config, name, spec};
 use kvstore_schema::{KvOp, StoreIdentity, Txn};
 use kvstore_store::MemState;
 use node_core::Call;
@@ -12,7 +12,7 @@ use node_core::Call;
 const NODES: u8 = 4;
 const STEPS: usize = 80;
 
-fn history(seed: u64) {
+fn history(seed: u64, bug: Option<Bug>) {
     let mut rng = fastrand::Rng::with_seed(seed);
     let mut configs: Vec<_> = (1..=NODES).map(config).collect();
     configs.iter_mut().for_each(|config| {
@@ -23,6 +23,9 @@ fn history(seed: u64) {
         config.address_reserve = 4;
     });
     let mut sim = Sim::with(seed, configs);
+    if let Some(bug) = bug {
+        sim.plant(bug);
+    }
     sim.settle();
     let mut copies = vec![sim.store.clone()];
     let mut cluster = 1;
@@ -92,7 +95,19 @@ fn history(seed: u64) {
 fn any_history_of_losses_converges() {
     let only = std::env::var("WARREN_SEED").ok().and_then(|seed| seed.parse().ok());
     for seed in only.map_or(0..16, |seed: u64| seed..seed + 1) {
-        let result = std::panic::catch_unwind(|| history(seed));
+        let result = std::panic::catch_unwind(|| history(seed, None));
         assert!(result.is_ok(), "seed {seed} failed: WARREN_SEED={seed} cargo test -p chaos-sim losses");
     }
+}
+
+#[test]
+fn bugs_planted_into_the_lives_of_a_store_are_found() {
+    let mut missed = Vec::new();
+    for bug in OF_LIVES {
+        match (0..200).find(|seed| std::panic::catch_unwind(|| history(*seed, Some(bug))).is_err()) {
+            Some(seed) => println!("{bug:?}: seed {seed}"),
+            None => missed.push(bug),
+        }
+    }
+    assert!(missed.is_empty(), "not found: {missed:?}");
 }

@@ -74,7 +74,7 @@ impl Collector {
         draw: u64,
     ) -> Option<KvRequest> {
         // What an incomplete view does not show may well be there (P6).
-        if !view.is_complete() || view.life().restoring {
+        if !view.is_complete() {
             return None;
         }
         let jobs = self.due(view, used, now);

@@ -318,6 +318,35 @@ fn a_node_that_starts_beside_an_emptied_store_waits_for_those_who_know_the_fleet
 }
 
 #[test]
+fn a_node_that_remembers_little_removes_nothing_until_the_others_have_spoken() {
+    for seed in 135..140 {
+        let mut sim = fleet(seed);
+        let before = kernels(&sim);
+        let stored = content(&check::view(&sim));
+        // The machine dies with a snapshot of before the others came; its kernel has outlived it.
+        sim.agents.iter_mut().for_each(|agent| agent.store_up = false);
+        sim.gossip = false;
+        sim.settle();
+        sim.halt(1);
+        let mut young = Sim::with(seed, vec![config(1)]);
+        young.settle();
+        young.advance(Duration::from_secs(10));
+        let mut disk = young.agents[0].disk.clone().expect("a snapshot");
+        disk.fleet_id = sim.node(2).status().fleet_id.clone().expect("known");
+        sim.agent(1).disk = Some(disk);
+        empty(&mut sim, 2);
+        sim.restart(1);
+        sim.agent(1).store_up = true;
+        nothing_leaves(&mut sim, &before, Duration::from_secs(5));
+        sim.gossip = true;
+        sim.agents.iter_mut().for_each(|agent| agent.store_up = true);
+        nothing_leaves(&mut sim, &before, WHOLE);
+        check::converged(&sim);
+        assert_eq!(content(&check::view(&sim)).len(), stored.len());
+    }
+}
+
+#[test]
 fn a_member_that_missed_one_life_may_found_the_next() {
     for seed in 130..135 {
         let mut sim = fleet(seed);

@@ -129,7 +129,10 @@ impl FleetView {
                 Some(page.revision).filter(|now| former || self.revision > *now)
             }
         };
-        self.lay_over(page, older, me)
+        let changes = self.lay_over(page, older, me);
+        // Until somebody has founded the next life, and its members have said what they own.
+        self.life.restoring |= *continuity != Continuity::FoundedAnew;
+        changes
     }
 
     /// The list, with what the view knows laid over it.

@@ -42,9 +42,10 @@ impl FleetView {
         self.listed
     }
 
-    /// Whether the view is what the store has: what is not in it was not there.
+    /// Whether the view is what the store has, and all members had time to say there what they own: what is not in it was not
+    /// there.
     pub fn is_complete(&self) -> bool {
-        self.listed && self.remembered() == 0
+        self.listed && self.remembered() == 0 && !self.life.restoring
     }
 
     /// Whether a key was there, whatever its value.

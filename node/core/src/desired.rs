@@ -6,8 +6,9 @@ use std::{
 };
 
 use datapath_plan::{Base, BaseUnderlay, IpcacheValue, Mode, NextHop, NodeIndex, RouteValue};
-use identity::{EndpointName, Identity, NodeName};
+use identity::{EndpointName, Identity, LabelDigest, NodeName};
 use ipnetwork::IpNetwork;
+use kvstore_schema::record::EndpointRecord;
 use node_facts::PendingOp;
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +29,10 @@ pub(crate) struct Desired {
     pub records: BTreeSet<(NodeName, IpAddr)>,
     /// Numbers that came or have another meaning: endpoints may bear them with other labels.
     pub numbers: BTreeSet<Identity>,
+    /// The labels that each number had when it was looked at last.
+    meant: BTreeMap<Identity, LabelDigest>,
+    /// Records whose number is not there, or has other labels: few, or none.
+    unproven: BTreeMap<(NodeName, IpAddr), Identity>,
     /// Exact addresses.
     pub addresses: BTreeSet<IpAddr>,
     rejected_records: BTreeMap<(NodeName, IpAddr), String>,
@@ -61,19 +66,34 @@ impl Node {
         }
     }
 
-    /// Touches the endpoints that bear one of the numbers touched. O(endpoints) for all of them together; a number comes
-    /// with a label set that is new to the fleet.
+    /// Touches the endpoints that bear one of the numbers touched. O(unproven) for a number that comes with a new label set;
+    /// O(endpoints), for all of them together, when numbers go or get another meaning.
     fn refresh_numbers(&mut self) {
         let numbers = std::mem::take(&mut self.desired.numbers);
         if numbers.is_empty() {
             return;
         }
-        let records = self.view.endpoints().iter().filter(|(node, _)| **node != self.config.node);
-        let records = records.flat_map(|(node, ips)| ips.iter().map(move |(ip, entry)| (node, ip, entry)));
-        let bears = |identity: &Identity| numbers.contains(identity);
-        let touched = records.filter(|(.., entry)| bears(&entry.record.identity));
-        self.desired.records.extend(touched.map(|(node, ip, _)| (node.clone(), *ip)));
-        let told = self.peers.told_endpoints().filter(|told| bears(&told.identity));
+        let mut changed = BTreeSet::new();
+        for number in &numbers {
+            let means = self.view.identities().get(number).map(|entry| entry.record.labels.digest());
+            let meant = match means.clone() {
+                Some(digest) => self.desired.meant.insert(*number, digest),
+                None => self.desired.meant.remove(number),
+            };
+            if meant.is_some() && meant != means {
+                changed.insert(*number);
+            }
+        }
+        let unproven = self.desired.unproven.iter().filter(|(_, number)| numbers.contains(number));
+        self.desired.records.extend(unproven.map(|(key, _)| key.clone()));
+        if !changed.is_empty() {
+            let records = self.view.endpoints().iter().filter(|(node, _)| **node != self.config.node);
+            let records =
+                records.flat_map(|(node, ips)| ips.iter().map(move |(ip, entry)| (node, ip, entry)));
+            let touched = records.filter(|(.., entry)| changed.contains(&entry.record.identity));
+            self.desired.records.extend(touched.map(|(node, ip, _)| (node.clone(), *ip)));
+        }
+        let told = self.peers.told_endpoints().filter(|told| numbers.contains(&told.identity));
         self.desired.addresses.extend(told.map(|told| told.ip));
     }
 
@@ -254,9 +274,15 @@ impl Node {
     /// rejected alone, and shown.
     fn refresh_record(&mut self, node: NodeName, ip: IpAddr) {
         self.desired.addresses.insert(ip);
-        let there = self.view.endpoints().get(&node).is_some_and(|ips| ips.contains_key(&ip));
+        let record = self.view.endpoints().get(&node).and_then(|ips| ips.get(&ip)).map(|entry| &entry.record);
+        let there = record.is_some();
         let owner = self.peers.owner_of_ip(ip);
         let key = (node, ip);
+        let meant = |record: &EndpointRecord| self.desired.meant.get(&record.identity);
+        match record.filter(|record| meant(record) != Some(&record.labels_digest)) {
+            Some(record) => drop(self.desired.unproven.insert(key.clone(), record.identity)),
+            None => drop(self.desired.unproven.remove(&key)),
+        }
         let ours = owner == Some(&key.0);
         if !there || (ours && self.means_its_labels(&key.0, ip)) {
             self.desired.rejected_records.remove(&key);

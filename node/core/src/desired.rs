@@ -302,8 +302,14 @@ impl Node {
     fn means_its_labels(&self, node: &NodeName, ip: IpAddr) -> bool {
         let record = self.view.endpoints().get(node).and_then(|ips| ips.get(&ip)).map(|entry| &entry.record);
         record.is_none_or(|record| {
-            let meaning = self.view.identities().get(&record.identity);
-            meaning.is_none_or(|entry| entry.record.labels.digest() == record.labels_digest)
+            let Some(meaning) = self.view.identities().get(&record.identity) else { return true };
+            // To find a digest costs less than to make one.
+            match self.desired.meant.get(&record.identity) {
+                Some(meant) if !self.desired.numbers.contains(&record.identity) => {
+                    *meant == record.labels_digest
+                }
+                _ => meaning.record.labels.digest() == record.labels_digest,
+            }
         })
     }
 

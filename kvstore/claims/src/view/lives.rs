@@ -129,14 +129,24 @@ impl FleetView {
                 Some(page.revision).filter(|now| former || self.revision > *now)
             }
         };
-        let changes = self.lay_over(page, older, me);
+        // What a life lacks of a former one's may never have been written again: only within one is it deleted.
+        let same_life =
+            life.is_some_and(|life| (life.number, life.founded_on) == (before.number, before.founded_on));
+        let deletions = same_life || *continuity == Continuity::FoundedAnew;
+        let changes = self.lay_over(page, older, deletions, me);
         // Until somebody has founded the next life, and its members have said what they own.
         self.life.restoring |= *continuity != Continuity::FoundedAnew;
         changes
     }
 
     /// The list, with what the view knows laid over it.
-    fn lay_over(&mut self, page: &ListPage, older: Option<Revision>, me: &NodeName) -> Vec<ViewChange> {
+    fn lay_over(
+        &mut self,
+        page: &ListPage,
+        older: Option<Revision>,
+        deletions: bool,
+        me: &NodeName,
+    ) -> Vec<ViewChange> {
         let root = self.schema.root();
         let mut changes = Vec::new();
         self.date_claims();
@@ -160,7 +170,7 @@ impl FleetView {
                 // Remembered in part only.
                 Some(Revision(0)) => self.put(kv, &mut changes),
                 Some(_) => drop(self.remembered.insert(kv.key.clone(), Some(kv.clone()))),
-                None if parsed.is_some_and(|key| self.was_deleted(&key, kv)) => {
+                None if parsed.is_some_and(|key| self.was_deleted(&key, kv, deletions)) => {
                     self.outlived.insert(kv.key.clone(), kv.clone());
                 }
                 None => self.put(kv, &mut changes),
@@ -221,7 +231,7 @@ impl FleetView {
 
     /// Whether a key of an older copy was deleted since. An identity may stay: nobody refers to it, so it is collected;
     /// but not if its number or its labels have another meaning since.
-    fn was_deleted(&self, key: &ParsedKey, kv: &KeyValue) -> bool {
+    fn was_deleted(&self, key: &ParsedKey, kv: &KeyValue, deletions: bool) -> bool {
         match key {
             ParsedKey::IdentityLabels(_) => IdentityLabelsRecord::decode(&kv.value).is_ok_and(|record| {
                 self.identities.get(&record.id).is_some_and(|entry| entry.record.labels != record.labels)
@@ -230,7 +240,10 @@ impl FleetView {
                 let labels = self.identity_labels.get(&record.labels.digest());
                 labels.is_some_and(|entry| entry.record.id != *number)
             }),
-            _ => true,
+            ParsedKey::IdentityRef(number, _) => {
+                deletions || self.outlived.contains_key(&self.schema.identity_id(*number))
+            }
+            _ => deletions,
         }
     }
 

@@ -38,6 +38,16 @@ fn etcd_frozen_then_killed() {
 }
 
 #[test]
+fn etcd_wiped() {
+    check("etcd-wiped");
+}
+
+#[test]
+fn etcd_restored() {
+    check("etcd-restored");
+}
+
+#[test]
 fn partition_halves() {
     check("partition-halves");
 }

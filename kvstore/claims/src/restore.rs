@@ -4,11 +4,12 @@
 //! Each piece is written only where the store still has what it had when it was found (nothing, or an older copy's
 //! record), and in the order in which one rests on another: nodes, claims, identities, then references and endpoints.
 
-use identity::{Identity, LabelDigest, NodeName};
+use identity::{Identity, LabelDigest, NodeName, ServiceName};
 use kvstore_schema::{
     Condition, Key, KeyValue, KvOp, KvRequest, Revision, Txn,
     key::ParsedKey,
     record::{ClaimState, IdentityLabelsRecord, Record},
+    service::{ServiceRecord, VipRecord},
 };
 use serde::{Deserialize, Serialize};
 use std::{net::IpAddr, sync::Arc};
@@ -120,10 +121,14 @@ fn plan(view: &FleetView, key: &Key, base: Option<Revision>) -> Plan {
     let planned = match &parsed {
         ParsedKey::Node(node) => view.nodes().get(node).map(|entry| alone(put(key.clone(), &entry.record))),
         ParsedKey::Cidr(cidr) => view.cidrs().get(cidr).map(|claim| alone(put(key.clone(), &claim.record))),
-        ParsedKey::Service(name) => {
-            view.services().get(name).map(|entry| alone(put(key.clone(), entry.record.as_ref())))
+        ParsedKey::Service(name) => service(view, name),
+        ParsedKey::Vip(address) => {
+            let owner = view.vips().get(address).map(|vip| &vip.record.service);
+            let has_it = |name: &&ServiceName| {
+                view.services().get(*name).is_some_and(|service| service.record.virtual_ip == *address)
+            };
+            owner.filter(has_it).and_then(|name| service(view, name))
         }
-        ParsedKey::Vip(address) => view.vips().get(address).map(|entry| alone(put(key.clone(), &entry.record))),
         ParsedKey::Policy(name) => view.policies().get(name).map(|entry| alone(raw(&entry.record))),
         ParsedKey::Keyring => view.keyring().map(|entry| alone(raw(&entry.record))),
         ParsedKey::IdentityId(number) => {
@@ -156,20 +161,13 @@ fn identity(view: &FleetView, number: Identity, digest: &LabelDigest) -> Option<
         return lost();
     }
     let (id_key, labels_key) = (view.schema().identity_id(number), view.schema().identity_labels(digest));
-    let mut piece = Piece { conditions: Vec::new(), ops: Vec::new() };
-    let halves = [
-        (id_key, by_number.record.encode(), by_number.modified),
-        (labels_key, by_labels.record.encode(), by_labels.modified),
-    ];
-    for (key, value, modified) in halves {
-        match view.remembered.get(&key) {
-            Some(base) => {
-                piece.conditions.push(unchanged(&key, base.as_ref().map(|kv| kv.mod_revision)));
-                piece.ops.push(KvOp::Put { key, value, lease: None });
-            }
-            None => piece.conditions.push(Condition::ModRevision(key, modified)),
-        }
-    }
+    let mut piece = together(
+        view,
+        [
+            (id_key, by_number.record.encode(), by_number.modified),
+            (labels_key, by_labels.record.encode(), by_labels.modified),
+        ],
+    );
     if let Some(copied) = view.copied_number(digest).filter(|copied| *copied != number) {
         let refs = view.schema().identity_refs(copied);
         if !view.refs(copied).is_empty() {
@@ -191,6 +189,45 @@ fn identity(view: &FleetView, number: Identity, digest: &LabelDigest) -> Option<
         if there.is_some() {
             piece.ops.push(KvOp::Delete(key));
         }
+    }
+    Some(Plan::Write(piece))
+}
+
+/// Two records that are there together or not at all: what is remembered of them is written, and the other is still what
+/// the view says. Each with its key, value and revision in the view.
+fn together(view: &FleetView, halves: [(Key, Arc<[u8]>, Revision); 2]) -> Piece {
+    let mut piece = Piece { conditions: Vec::new(), ops: Vec::new() };
+    for (key, value, modified) in halves {
+        match view.remembered.get(&key) {
+            Some(base) => {
+                piece.conditions.push(unchanged(&key, base.as_ref().map(|kv| kv.mod_revision)));
+                piece.ops.push(KvOp::Put { key, value, lease: None });
+            }
+            None => piece.conditions.push(Condition::ModRevision(key, modified)),
+        }
+    }
+    piece
+}
+
+/// A service and the claim on its address are written in one piece; the claim that an older copy has for it goes with it.
+/// `None`: its address is another service's by now.
+fn service(view: &FleetView, name: &ServiceName) -> Option<Plan> {
+    let entry = view.services().get(name)?;
+    let address = entry.record.virtual_ip;
+    let vip = view.vips().get(&address).filter(|vip| vip.record.service == *name)?;
+    let key = view.schema().service(name);
+    let copied = view.remembered.get(&key).and_then(Option::as_ref);
+    let copied = copied.and_then(|kv| Some(ServiceRecord::decode(&kv.value).ok()?.virtual_ip));
+    let mut piece = together(
+        view,
+        [
+            (key, entry.record.encode(), entry.modified),
+            (view.schema().vip(address), vip.record.encode(), vip.modified),
+        ],
+    );
+    if let Some(former) = copied.and_then(|former| view.outlived.get(&view.schema().vip(former))) {
+        piece.conditions.push(Condition::ModRevision(former.key.clone(), former.mod_revision));
+        piece.ops.push(KvOp::Delete(former.key.clone()));
     }
     Some(Plan::Write(piece))
 }
@@ -239,6 +276,7 @@ fn endpoint(
 /// Takes out of an older copy what had been deleted since; `None`: something else comes first.
 fn delete(view: &FleetView, kv: &KeyValue) -> Option<Piece> {
     let mut conditions = vec![Condition::ModRevision(kv.key.clone(), kv.mod_revision)];
+    let mut ops = vec![KvOp::Delete(kv.key.clone())];
     match view.schema().parse(&kv.key) {
         Ok(ParsedKey::Node(node)) => conditions.push(Condition::Absent(view.schema().alive(&node))),
         Ok(ParsedKey::IdentityId(number)) => {
@@ -255,7 +293,25 @@ fn delete(view: &FleetView, kv: &KeyValue) -> Option<Piece> {
             };
             conditions.push(unchanged(&key, base));
         }
+        Ok(ParsedKey::Service(name)) => {
+            let address = ServiceRecord::decode(&kv.value).ok()?.virtual_ip;
+            let claims =
+                |vip: &&KeyValue| VipRecord::decode(&vip.value).is_ok_and(|claim| claim.service == name);
+            if let Some(vip) = view.outlived.get(&view.schema().vip(address)).filter(claims) {
+                conditions.push(Condition::ModRevision(vip.key.clone(), vip.mod_revision));
+                ops.push(KvOp::Delete(vip.key.clone()));
+            }
+        }
+        // It goes with its service's record, unless that has another address or is gone.
+        Ok(ParsedKey::Vip(_)) => {
+            let name = VipRecord::decode(&kv.value).ok()?.service;
+            let key = view.schema().service(&name);
+            if view.outlived.contains_key(&key) || view.is_remembered(&key) {
+                return None;
+            }
+            conditions.push(unchanged(&key, view.services().get(&name).map(|entry| entry.modified)));
+        }
         _ => {}
     }
-    Some(Piece { conditions, ops: vec![KvOp::Delete(kv.key.clone())] })
+    Some(Piece { conditions, ops })
 }

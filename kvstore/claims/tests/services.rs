@@ -112,6 +112,7 @@ fn fleet(service_pools: &[&str]) -> FleetRecord {
         block_prefix_v4: 24,
         block_prefix_v6: 64,
         tunnel_port: 8472,
+        life: Default::default(),
         unknown: Default::default(),
     }
 }

@@ -5,9 +5,10 @@
 
 use std::time::Duration;
 
-use kvstore_claims::{Continuity, Restorer};
+use kvstore_claims::{ChangeKind, Continuity, Restorer};
 use kvstore_schema::{
     Condition, KvOp, KvOutcome, KvRequest, KvResponse, ListPage, Revision, Txn,
+    key::ParsedKey,
     record::{ClaimEpoch, FleetRecord, Life, Record},
 };
 use serde::{Deserialize, Serialize};
@@ -121,6 +122,13 @@ impl Node {
             let draw = self.rng.u64(..);
             let (planned, changes) = restoring.restorer.plan(&mut self.view, draw);
             request = planned;
+            for change in &changes {
+                if let (ParsedKey::Service(name), ChangeKind::Gone) = (&change.key, change.kind) {
+                    self.error(format!(
+                        "service {name} is lost: its address went to another one while etcd was not whole; apply it again"
+                    ));
+                }
+            }
             self.on_view_changes(changes);
             if request.is_none() {
                 restoring.next_at = now + RESTORE_RETRY;

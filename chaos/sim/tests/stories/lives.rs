@@ -1,13 +1,17 @@
 //! Stories of a store that is emptied, restored or replaced under a fleet that runs: nothing leaves a kernel, nobody is
 //! started again, and the records are whole afterwards.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use datapath_plan::Tables;
 use kvstore_claims::FleetView;
-use kvstore_schema::{Key, KvOp, Revision, StoreIdentity, Txn, record::FleetRecord};
+use kvstore_schema::{
+    Key, KvOp, Revision, StoreIdentity, Txn,
+    record::FleetRecord,
+    service::{ServiceSpec, VirtualIp},
+};
 use kvstore_store::MemState;
-use node_core::{Call, EndpointView, NodeConfig, Reply};
+use node_core::{Call, EndpointView, Expected, NodeConfig, Reply};
 
 use chaos_sim::{Agent, Sim, added, check, config, name};
 
@@ -22,14 +26,25 @@ fn fleet(seed: u64) -> Sim {
         added(sim.add(n, "web", "app=web"));
         added(sim.add(n, "own", &format!("app=own{n}")));
     }
-    let schema = sim.schema();
-    for manifest in ["services/shop", "policies/guard"] {
-        let key = Key::from_raw(format!("{}{manifest}", schema.root()));
-        put(&mut sim.store, key, b"the user's".as_slice().into());
+    let guard = Key::from_raw(format!("{}policies/guard", sim.schema().root()));
+    put(&mut sim.store, guard, b"the user's".as_slice().into());
+    for service in ["shop", "mart"] {
+        serve(&mut sim, service, VirtualIp::Auto);
     }
     sim.settle();
     sim.advance(Duration::from_secs(10));
     sim
+}
+
+/// Writes a service; its address.
+fn serve(sim: &mut Sim, service: &str, virtual_ip: VirtualIp) -> IpAddr {
+    let spec = r#"{"ports":[{"port":80}],"selector":{"matchLabels":{"app":"web"}}}"#;
+    let spec = ServiceSpec { virtual_ip, ..serde_json::from_str(spec).expect("a spec") };
+    let name = service.parse().expect("a name");
+    match sim.ask(1, Call::ServicePut { name, spec, expected: Expected::Any }) {
+        Ok(Reply::ServiceWritten { virtual_ip, .. }) => virtual_ip,
+        other => panic!("{other:?}"),
+    }
 }
 
 fn put(store: &mut MemState, key: Key, value: std::sync::Arc<[u8]>) {
@@ -49,8 +64,11 @@ fn content(view: &FleetView) -> Vec<String> {
             format!("{node} {ip} {} {} {}", e.record.name, e.record.identity, e.record.labels)
         })
     });
-    let raw = view.services().iter().chain(view.policies()).map(|(name, e)| format!("{name} {:?}", e.record));
-    nodes.chain(cidrs).chain(labels).chain(numbers).chain(refs).chain(endpoints).chain(raw).collect()
+    let policies = view.policies().iter().map(|(name, e)| format!("{name} {:?}", e.record));
+    let services = view.services().iter().map(|(name, e)| format!("{name} {:?}", e.record));
+    let vips = view.vips().iter().map(|(address, e)| format!("{address} {}", e.record.service));
+    let users = policies.chain(services).chain(vips);
+    nodes.chain(cidrs).chain(labels).chain(numbers).chain(refs).chain(endpoints).chain(users).collect()
 }
 
 fn kernels(sim: &Sim) -> Vec<Tables> {
@@ -165,8 +183,12 @@ fn restored(seed: u64, cluster: Option<u64>) -> (Sim, Vec<Tables>, Vec<String>) 
     added(sim.add(4, "web", "app=web"));
     // Long enough for what was released to be collected.
     sim.advance(config(1).quarantine * 3);
-    let service = Key::from_raw(format!("{}services/shop", sim.schema().root()));
-    sim.store.txn(&Txn::new().then(KvOp::Delete(service))).expect("a delete");
+    // One service goes, another has its address since; a third one has moved.
+    let shop = sim.node(1).services()[1].record.virtual_ip;
+    let gone = Call::ServiceDelete { name: "shop".parse().expect("a name"), expected: Expected::Any };
+    assert_eq!(sim.ask(1, gone), Ok(Reply::ServiceDeleted { existed: true }));
+    serve(&mut sim, "stall", VirtualIp::Address(shop));
+    serve(&mut sim, "mart", VirtualIp::Address("10.201.7.7".parse().expect("an address")));
     sim.settle();
     let (before, stored) = (kernels(&sim), content(&check::view(&sim)));
     if let Some(cluster) = cluster {

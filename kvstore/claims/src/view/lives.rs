@@ -12,6 +12,7 @@ use kvstore_schema::{
     record::{
         CidrRecord, ClaimEpoch, ClaimState, FleetRecord, IdentityIdRecord, IdentityLabelsRecord, Life, Record,
     },
+    service::VipRecord,
 };
 
 use super::{Entry, FleetView, ViewChange};
@@ -240,6 +241,12 @@ impl FleetView {
                 let labels = self.identity_labels.get(&record.labels.digest());
                 labels.is_some_and(|entry| entry.record.id != *number)
             }),
+            // That of a service which has another address since.
+            ParsedKey::Vip(address) => {
+                let service =
+                    VipRecord::decode(&kv.value).ok().and_then(|vip| self.services.get(&vip.service));
+                deletions || service.is_some_and(|entry| entry.record.virtual_ip != *address)
+            }
             ParsedKey::IdentityRef(number, _) => {
                 deletions || self.outlived.contains_key(&self.schema.identity_id(*number))
             }
@@ -329,7 +336,7 @@ impl FleetView {
             Some(None) => return self.forget(key, changes),
             Some(Some(kv)) => self.put(&kv, changes),
         }
-        // The other half of a number that was left out because this half had another meaning.
+        // The other half of a number or service that was left out because this half had another meaning.
         let half = match self.schema.parse(key) {
             Ok(ParsedKey::IdentityLabels(digest)) => {
                 let entry = self.identity_labels.get(&digest);
@@ -338,6 +345,9 @@ impl FleetView {
             Ok(ParsedKey::IdentityId(number)) => {
                 let entry = self.identities.get(&number);
                 entry.map(|entry| self.schema.identity_labels(&entry.record.labels.digest()))
+            }
+            Ok(ParsedKey::Service(name)) => {
+                self.services.get(&name).map(|entry| self.schema.vip(entry.record.virtual_ip))
             }
             _ => None,
         };

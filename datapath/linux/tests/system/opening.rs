@@ -5,7 +5,7 @@ use std::{
     mem::offset_of,
     net::UdpSocket,
     path::Path,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use aya::{
@@ -196,7 +196,11 @@ fn what_another_build_left_that_this_one_does_not_know_goes() {
             drop(first);
 
             let mut second = stage.open_with(config.clone()).await;
-            assert_eq!(users(&second, "other0").await, 0, "it is not any more");
+            // The kernel takes a link down in a worker of its own, some time after its last pin has gone.
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while users(&second, "other0").await != 0 {
+                assert!(Instant::now() < deadline, "it is still at work");
+            }
             for part in ["maps", "programs", "links"] {
                 let folder = std::fs::read_dir(stage.pin_root.join(part)).expect("the folder");
                 let mut names =

@@ -1,11 +1,12 @@
 //! The loop that owns the node.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use datapath_plan::TableKey;
 use node_core::{CallError, CallId, Command, Event, Node, Now, Reply, SavedEndpoint, Snapshot};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -120,6 +121,9 @@ impl CoreLoop {
     }
 
     fn handle(&mut self, pending: &mut Pending, event: Event) {
+        if let Event::Disturbed(keys) = &event {
+            self.tell_of(keys);
+        }
         let begin = Instant::now();
         let now = self.clock.now();
         if let Some(recorder) = &mut self.recorder {
@@ -132,6 +136,18 @@ impl CoreLoop {
         self.metrics.handle_seconds.observe(begin.elapsed().as_secs_f64());
         for command in commands {
             self.carry_out(pending, command);
+        }
+    }
+
+    /// What somebody changed of the node's things. What the node itself takes away it does not want any more.
+    fn tell_of(&self, keys: &BTreeSet<TableKey>) {
+        /// Names in one line of the log.
+        const SHOWN: usize = 8;
+        let wanted = self.node.wanted();
+        let changed: Vec<&TableKey> = keys.iter().filter(|key| wanted.get(key).is_some()).collect();
+        if !changed.is_empty() {
+            let what: Vec<String> = changed.iter().take(SHOWN).map(ToString::to_string).collect();
+            info!(what = what.join(", "), count = changed.len(), "the network stack was changed");
         }
     }
 

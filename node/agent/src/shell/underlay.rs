@@ -1,7 +1,7 @@
 //! The underlay, for as long as the agent runs: hears changes of the network stack, chooses anew, and tells the node,
 //! gossip and `status`.
 
-use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use datapath_linux::{Changes, Underlay, UnderlayChoice, WARREN_ROUTE_PROTOCOL, Watch, underlay};
 use datapath_plan::TableKey;
@@ -80,7 +80,6 @@ impl UnderlayKeeper {
                 ours.insert(TableKey::Base);
             }
             if !ours.is_empty() {
-                info!(what = %list(&ours), "the network stack was changed");
                 self.core.event(Event::Disturbed(ours)).await?;
             }
             if changes.underlay || changes.lost {
@@ -112,14 +111,4 @@ impl UnderlayKeeper {
         self.state.send_replace(now);
         Ok(())
     }
-}
-
-fn list(keys: &BTreeSet<TableKey>) -> String {
-    /// Names in one line of the log.
-    const SHOWN: usize = 8;
-    let mut text: Vec<String> = keys.iter().take(SHOWN).map(ToString::to_string).collect();
-    if keys.len() > SHOWN {
-        text.push(format!("and {} more", keys.len() - SHOWN));
-    }
-    text.join(", ")
 }

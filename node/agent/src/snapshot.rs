@@ -16,7 +16,7 @@ use tracing::{error, info, warn};
 use crate::sealed::{Form, SealError};
 
 /// 100,000 endpoints take 3 MB, so the longest is of a fleet of a few million.
-pub const FORM: Form = Form { magic: *b"WRNSNAP\n", version: 4, max_payload_bytes: 128 << 20 };
+pub const FORM: Form = Form { magic: *b"WRNSNAP\n", version: 5, max_payload_bytes: 128 << 20 };
 
 /// Where the node's snapshots go. Only the newest one counts. Writing ends when this is dropped, with the last one.
 pub struct SnapshotKeeper {
@@ -69,7 +69,13 @@ pub fn load(path: &Path) -> Option<Box<Snapshot>> {
 
 #[cfg(test)]
 mod tests {
-    use kvstore_schema::{Revision, StoreIdentity, record::ClaimState};
+    use std::sync::Arc;
+
+    use kvstore_schema::{
+        Revision, StoreIdentity,
+        record::{ClaimState, Record},
+        service::ServiceRecord,
+    };
     use node_core::{SavedCidr, SavedIdentity, SavedNode, SavedRecord};
 
     use super::*;
@@ -125,7 +131,13 @@ mod tests {
                     name: "web".parse().unwrap(),
                 }],
             )],
+            services: vec![("web".parse().unwrap(), Arc::new(service()))],
         }
+    }
+
+    fn service() -> ServiceRecord {
+        let record = br#"{"v":1,"spec":{"ports":[{"port":80}],"selector":{}},"virtual_ip":"10.201.0.5"}"#;
+        ServiceRecord::decode(record).unwrap()
     }
 
     #[test]

@@ -22,11 +22,15 @@ pub use datapath::{CounterRow, FlowRow, HookUser, MapDump, MapSummary};
 pub use endpoint::{AttachmentKind, Endpoint, EndpointAdd, EndpointAdded, EndpointDeleted, EndpointState};
 pub use error::{ApiError, ErrorKind};
 pub use fleet::{CidrReleased, Identity, IdentityState, IpEntry, IpSource, Node, NodeRemoved};
+pub use kvstore_schema::service::ServiceProtocol;
 pub use manifest::{ApiVersion, Kind, MAX_MANIFEST_BYTES, Manifest, ManifestError, Metadata};
 pub use needs::{CAPABILITIES, Capability};
 pub use node_observe::{EventFilter, FlowEvent, PartyFilter, Protocol, Verdict};
 pub use query::{DiffQuery, FlowQuery, LimitQuery, ObserveQuery, RevisionQuery};
-pub use service::{Service, ServiceDeleted, ServiceOutcome, ServicePut, ServiceWritten};
+pub use service::{
+    BackendState, Service, ServiceBackend, ServiceDeleted, ServiceOutcome, ServicePortStatus, ServicePut,
+    ServiceWritten,
+};
 pub use state::{
     BaseRow, EndpointRow, IpcacheRow, MasqueradeRow, NodeRow, ObserveLine, RouteRow, State, StateDiff,
 };

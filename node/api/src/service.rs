@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 
-use identity::ServiceName;
-use kvstore_schema::service::ServiceSpec;
+use identity::{EndpointName, NodeName, ServiceName};
+use kvstore_schema::service::{ServiceProtocol, ServiceSpec};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -67,4 +67,50 @@ pub struct Service {
     /// How it is to be.
     #[schema(value_type = Object)]
     pub spec: ServiceSpec,
+    /// How it stands.
+    pub ports: Vec<ServicePortStatus>,
+}
+
+/// One port of a service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ServicePortStatus {
+    /// Its name.
+    pub name: Option<String>,
+    /// What it carries.
+    #[schema(value_type = String, example = "tcp")]
+    pub protocol: ServiceProtocol,
+    /// The port that clients use.
+    pub port: u16,
+    /// Its number in this node's kernel.
+    pub id: Option<u32>,
+    /// Who answers.
+    pub backends: Vec<ServiceBackend>,
+}
+
+/// Whether a backend gets new flows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum BackendState {
+    /// It does.
+    Active,
+}
+
+/// One backend of a service's port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ServiceBackend {
+    /// Its address.
+    #[schema(value_type = String)]
+    pub address: IpAddr,
+    /// Its port.
+    pub port: u16,
+    /// Its share of new flows, beside the others'.
+    pub weight: u16,
+    /// Whether it gets new flows.
+    pub state: BackendState,
+    /// The node that it is on, if it is an endpoint of the fleet.
+    #[schema(value_type = Option<String>)]
+    pub node: Option<NodeName>,
+    /// Its name there.
+    #[schema(value_type = Option<String>)]
+    pub endpoint: Option<EndpointName>,
 }

@@ -189,8 +189,13 @@ pub struct OptionalFiles {
 
 #[derive(Debug, Subcommand)]
 pub enum ServiceCommand {
-    /// Show all services.
+    /// Show all services and how many backends their ports have.
     List,
+    /// Show the backends of one service.
+    Get {
+        /// Its name.
+        name: ServiceName,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -93,6 +93,9 @@ async fn run(arguments: Arguments) -> Result<ExitCode> {
             return manifest::delete(&client, &out, named, &files.file).await;
         }
         Command::Service(ServiceCommand::List) => out.print(&client.services().await?, render::services)?,
+        Command::Service(ServiceCommand::Get { name }) => {
+            out.print(&client.service(&name).await?, render::service)?;
+        }
         Command::Identity(IdentityCommand::List) => {
             out.print(&client.identities().await?, render::identities)?;
         }

@@ -139,6 +139,7 @@ fn snapshot() -> Snapshot {
         records: (0..NODES)
             .map(|node| (name(node), (2..2 + PER_NODE).map(|host| record(node, host)).collect()))
             .collect(),
+        services: Vec::new(),
     }
 }
 

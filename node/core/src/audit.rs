@@ -87,7 +87,7 @@ impl Node {
     fn prune(&self) -> Prune {
         let complete = self.view.is_complete() && self.store.suspect.is_none() && self.ipam.settled();
         if complete && self.audit.trusted == Some(true) {
-            Prune { ipcache: self.gossip_settled(), ..Prune::ALL }
+            Prune { ipcache: self.gossip_settled(), services: self.gossip_settled(), ..Prune::ALL }
         } else {
             Prune::NONE
         }
@@ -132,6 +132,7 @@ impl Node {
         self.reconciler.adopt(Observed { tables, ..observed.clone() }, Prune::NONE);
         self.adopted_gateway = observed.tables.base.as_ref().map(|base| base.gateway);
         self.peers.adopt(&observed.tables.nodes);
+        self.adopt_services(&observed.tables);
         self.adopt_endpoints(&observed);
         self.desired.base = true;
         self.judge_first_listing();
@@ -139,6 +140,9 @@ impl Node {
 
     fn compare(&mut self, observed: Observed) {
         let prune = self.prune();
+        if prune.services {
+            self.forget_doubtful_members();
+        }
         let calls = std::mem::take(&mut self.audit.answering);
         // Somebody who only asks does not repair; without anybody asking the audit is there to repair.
         let repair = calls.is_empty() || calls.iter().any(|(_, repair)| *repair);

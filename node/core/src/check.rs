@@ -32,6 +32,7 @@ impl Node {
     fn touch_everything(&mut self) {
         self.touch_all_peers();
         self.desired.base = true;
+        self.services.touched.extend(self.view.services().keys().cloned());
         self.desired.nodes.extend(self.view.nodes().keys().cloned());
         self.desired.prefixes.extend(self.view.cidrs().keys().copied());
         self.desired.prefixes.extend(self.peers.owned_cidrs());

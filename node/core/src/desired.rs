@@ -6,7 +6,7 @@ use std::{
 };
 
 use datapath_plan::{Base, BaseUnderlay, IpcacheValue, Mode, NextHop, NodeIndex, RouteValue};
-use identity::{EndpointName, Identity, LabelDigest, NodeName};
+use identity::{EndpointName, Identity, LabelDigest, Labels, NodeName};
 use ipnetwork::IpNetwork;
 use kvstore_schema::record::EndpointRecord;
 use node_facts::PendingOp;
@@ -61,9 +61,50 @@ impl Node {
             self.refresh_record(node, ip);
         }
         while let Some(ip) = self.desired.addresses.pop_first() {
-            let value = self.address_entry(ip).map(|(value, _)| value);
-            self.want_ipcache(IpNetwork::from(ip), value);
+            let entry = self.address_entry(ip);
+            self.follow_address(ip, entry);
+            self.want_ipcache(IpNetwork::from(ip), entry.map(|(value, _)| value));
         }
+        self.refresh_services();
+    }
+
+    /// Services follow endpoints, and nothing else that has an address.
+    fn follow_address(&mut self, ip: IpAddr, entry: Option<(IpcacheValue, IpcacheSource)>) {
+        let source = entry.map(|(_, source)| source);
+        let identity = entry.map(|(value, _)| value.identity).filter(|_| {
+            matches!(
+                source,
+                Some(IpcacheSource::LocalEndpoint | IpcacheSource::Record | IpcacheSource::Gossip)
+            )
+        });
+        let labels = identity
+            .filter(|identity| !self.services.knows(*identity))
+            .map(|identity| self.labels_of(identity, ip));
+        self.follow_endpoint(ip, identity, || labels.unwrap_or_default());
+    }
+
+    /// The labels that an identity stands for; an endpoint of it is at `ip`.
+    fn labels_of(&self, identity: Identity, ip: IpAddr) -> Labels {
+        if let Some(entry) = self.view.identities().get(&identity) {
+            return entry.record.labels.clone();
+        }
+        // Newer than what is known of the store: who has it says what it is.
+        let owner = self.peers.owner_of_ip(ip);
+        let told = || Some(self.peers.pending_at(owner?, ip)?.labels.clone());
+        let recorded = || Some(self.view.endpoints().get(owner?)?.get(&ip)?.record.labels.clone());
+        let local = self.endpoints.at(ip).map(|endpoint| endpoint.labels.clone());
+        self.counting_labels(&local.or_else(told).or_else(recorded).unwrap_or_default())
+    }
+
+    /// The endpoint at an address, as far as services follow it.
+    pub(crate) fn endpoint_at(&self, ip: IpAddr) -> Option<(NodeName, EndpointName)> {
+        let (value, source) = self.address_entry(ip)?;
+        let name = self.endpoint_name(ip, source)?;
+        let node = match value.node {
+            NodeIndex::SELF => self.config.node.clone(),
+            index => self.peers.name_of(index)?.clone(),
+        };
+        Some((node, name))
     }
 
     /// Touches the endpoints that bear one of the numbers touched. O(unproven) for a number that comes with a new label set;
@@ -86,6 +127,14 @@ impl Node {
         }
         let unproven = self.desired.unproven.iter().filter(|(_, number)| numbers.contains(number));
         self.desired.records.extend(unproven.map(|(key, _)| key.clone()));
+        for number in &numbers {
+            let Some(labels) = self.view.identities().get(number).map(|entry| entry.record.labels.clone())
+            else {
+                continue;
+            };
+            let touched = self.endpoints_that_meant_other_labels(*number, &labels);
+            self.desired.addresses.extend(touched);
+        }
         if !changed.is_empty() {
             let records = self.view.endpoints().iter().filter(|(node, _)| **node != self.config.node);
             let records =

@@ -31,6 +31,7 @@ pub use kvstore_claims::{Expected, ServiceOutcome};
 pub use node::Node;
 pub use snapshot::{SavedCidr, SavedEndpoint, SavedIdentity, SavedNode, SavedRecord, Snapshot};
 pub use view::{
-    AuditView, CidrView, Counters, CountsView, EndpointState, EndpointView, ErrorView, IdentityView,
-    IpcacheSource, IpcacheView, NodeView, PlanView, RejectedView, ServiceView, StatusView, StoreView,
+    AuditView, BackendView, CidrView, Counters, CountsView, EndpointState, EndpointView, ErrorView,
+    IdentityView, IpcacheSource, IpcacheView, NodeView, PlanView, RejectedView, ServicePortView, ServiceView,
+    StatusView, StoreView,
 };

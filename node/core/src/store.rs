@@ -180,8 +180,11 @@ impl Node {
                 ParsedKey::IdentityLabels(_) | ParsedKey::IdentityRef(..) => {}
                 ParsedKey::Fleet => self.on_fleet_record(),
                 ParsedKey::Alive(_) => {}
+                ParsedKey::Service(name) => drop(self.services.touched.insert(name)),
+                // A claim says nothing that its service does not say.
+                ParsedKey::Vip(_) => {}
                 // Later issues.
-                ParsedKey::Service(_) | ParsedKey::Vip(_) | ParsedKey::Policy(_) | ParsedKey::Keyring => {}
+                ParsedKey::Policy(_) | ParsedKey::Keyring => {}
             }
         }
     }

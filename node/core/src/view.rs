@@ -4,10 +4,13 @@
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
-use datapath_plan::{Attachment, EndpointId, Generation, NodeIndex};
+use datapath_plan::{Attachment, EndpointId, Generation, NodeIndex, ServiceId};
 use identity::{EndpointName, FleetName, Identity, LabelDigest, Labels, NodeName, ServiceName};
 use ipnetwork::IpNetwork;
-use kvstore_schema::{Revision, service::ServiceRecord};
+use kvstore_schema::{
+    Revision,
+    service::{ServiceProtocol, ServiceRecord},
+};
 use serde::{Deserialize, Serialize};
 
 /// The node at a glance.
@@ -314,4 +317,36 @@ pub struct ServiceView {
     pub record: Arc<ServiceRecord>,
     /// Its modify revision; 0 while it is known from a snapshot only.
     pub revision: Revision,
+    /// Its ports, in the order of its author.
+    pub ports: Vec<ServicePortView>,
+}
+
+/// One port of a service, for reading.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServicePortView {
+    /// Its name.
+    pub name: Option<String>,
+    /// What it carries.
+    pub protocol: ServiceProtocol,
+    /// The port that clients use.
+    pub port: u16,
+    /// Its number in this node's kernel; none before the kernel has been read, or when all are taken.
+    pub id: Option<ServiceId>,
+    /// Its backends, by address and port.
+    pub backends: Vec<BackendView>,
+}
+
+/// One backend of a service port, for reading.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackendView {
+    /// Its address.
+    pub address: IpAddr,
+    /// Its port.
+    pub port: u16,
+    /// Its share of new flows, beside the others'.
+    pub weight: u16,
+    /// The node that it is on, if it is an endpoint of the fleet.
+    pub node: Option<NodeName>,
+    /// Its name there.
+    pub endpoint: Option<EndpointName>,
 }

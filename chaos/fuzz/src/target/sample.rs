@@ -199,5 +199,6 @@ pub fn snapshot() -> Snapshot {
             referenced: true,
         }],
         records: vec![(node("n1"), vec![record([10, 0, 0, 2])]), (node("n2"), vec![record([10, 0, 1, 5])])],
+        services: vec![("web".parse().expect("a name"), std::sync::Arc::new(service_record()))],
     }
 }

@@ -126,6 +126,7 @@ impl Fleet {
             records: (0..self.nodes)
                 .map(|it| (Self::name(it), (0..PER_NODE).map(|endpoint| record(it, endpoint)).collect()))
                 .collect(),
+            services: Vec::new(),
         }
     }
 

@@ -8,5 +8,6 @@ mod losses;
 mod nodes;
 mod reserve;
 mod routing;
+mod services;
 mod snapshot;
 mod store;

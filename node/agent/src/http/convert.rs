@@ -104,6 +104,25 @@ pub fn service(view: core::ServiceView) -> wire::Service {
         virtual_ip: view.record.virtual_ip,
         revision: view.revision.0,
         spec: view.record.spec.clone(),
+        ports: view.ports.into_iter().map(service_port).collect(),
+    }
+}
+
+fn service_port(view: core::ServicePortView) -> wire::ServicePortStatus {
+    let backend = |view: core::BackendView| wire::ServiceBackend {
+        address: view.address,
+        port: view.port,
+        weight: view.weight,
+        state: wire::BackendState::Active,
+        node: view.node,
+        endpoint: view.endpoint,
+    };
+    wire::ServicePortStatus {
+        name: view.name,
+        protocol: view.protocol,
+        port: view.port,
+        id: view.id.map(|id| id.0),
+        backends: view.backends.into_iter().map(backend).collect(),
     }
 }
 

@@ -425,3 +425,18 @@ pub fn events() -> Vec<FlowEvent> {
     };
     vec![new, end, spoofed, forged, no_address]
 }
+
+pub fn services() -> Listing<node_api::Service> {
+    let json = r#"{"items":[
+        {"name":"dns","virtual_ip":"10.201.0.9","revision":8,
+            "spec":{"ports":[{"name":"udp","protocol":"udp","port":53},{"name":"tcp","port":53}],"backends":[{"address":"192.0.2.9"}]},
+            "ports":[{"name":"udp","protocol":"udp","port":53,"id":2,"backends":[
+                {"address":"192.0.2.9","port":53,"weight":7,"state":"active","node":null,"endpoint":null}]},
+                {"name":"tcp","protocol":"tcp","port":53,"id":3,"backends":[]}]},
+        {"name":"web","virtual_ip":"10.201.0.5","revision":7,
+            "spec":{"ports":[{"port":80,"targetPort":8080}],"selector":{"matchLabels":{"app":"web"}}},
+            "ports":[{"name":null,"protocol":"tcp","port":80,"id":1,"backends":[
+                {"address":"10.200.1.5","port":8080,"weight":1,"state":"active","node":"n1","endpoint":"web-1"},
+                {"address":"10.200.2.7","port":8080,"weight":1,"state":"active","node":"n2","endpoint":"web-2"}]}]}],"total":2}"#;
+    serde_json::from_str(json).expect("services")
+}

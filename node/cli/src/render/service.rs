@@ -1,6 +1,6 @@
 //! Services, and what came of manifests.
 
-use node_api::{Listing, Service, ServiceOutcome, ServiceWritten};
+use node_api::{BackendState, Listing, Service, ServiceOutcome, ServicePortStatus, ServiceWritten};
 
 use super::{Style, table::table};
 use crate::manifest::{Deleted, Difference};
@@ -47,18 +47,53 @@ pub fn differences(listing: &Listing<Difference>, style: Style) -> String {
     if text.is_empty() { "nothing to change\n".to_owned() } else { text }
 }
 
+/// `10.201.0.5:80/tcp`, with its name if it has one.
+fn frontend(service: &Service, port: &ServicePortStatus) -> String {
+    let name = port.name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
+    format!("{}:{}/{}{name}", service.virtual_ip, port.port, port.protocol)
+}
+
+const fn state_word(state: BackendState) -> &'static str {
+    match state {
+        BackendState::Active => "active",
+    }
+}
+
 pub fn services(listing: &Listing<Service>, _: Style) -> String {
     let mut rows = Vec::new();
     for service in &listing.items {
-        for port in &service.spec.ports {
-            rows.push([
-                service.name.to_string(),
-                service.virtual_ip.to_string(),
-                format!("{}/{}", port.port, port.protocol),
-                port.target().to_string(),
-            ]);
+        for port in &service.ports {
+            let active = port.backends.iter().filter(|backend| backend.state == BackendState::Active).count();
+            let backends = match active {
+                0 => "none: clients are refused".to_owned(),
+                active => format!("{active} active"),
+            };
+            rows.push([service.name.to_string(), frontend(service, port), backends]);
         }
     }
     let total = rows.len();
-    table(["SERVICE", "VIRTUAL IP", "PORT", "TARGET"], rows, total, "services")
+    table(["SERVICE", "FRONTEND", "BACKENDS"], rows, total, "services")
+}
+
+pub fn service(service: &Service, _: Style) -> String {
+    let mut text = String::new();
+    for port in &service.ports {
+        text += &format!("{} {}\n", service.name, frontend(service, port));
+        let rows: Vec<[String; 5]> = port
+            .backends
+            .iter()
+            .map(|backend| {
+                [
+                    format!("  {}:{}", backend.address, backend.port),
+                    state_word(backend.state).to_owned(),
+                    backend.weight.to_string(),
+                    backend.node.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string),
+                    backend.endpoint.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string),
+                ]
+            })
+            .collect();
+        let total = rows.len();
+        text += &table(["  BACKEND", "STATE", "WEIGHT", "NODE", "ENDPOINT"], rows, total, "backends");
+    }
+    text
 }

@@ -110,3 +110,12 @@ fn numbers_for_people() {
     assert_eq!(bytes(5 << 30), "5.0 GiB");
     assert_eq!(time(1_700_000_000_123_456), "2023-11-14T22:13:20.123Z");
 }
+
+#[test]
+fn services_and_their_backends() {
+    let listing = sample::services();
+    check("services", &services(&listing, PLAIN));
+    check("services-none", &services(&Listing::new(Vec::new(), None), PLAIN));
+    let each: Vec<String> = listing.items.iter().map(|one| service(one, PLAIN)).collect();
+    check("service", &each.concat());
+}

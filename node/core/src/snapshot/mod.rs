@@ -11,14 +11,15 @@
 mod restore;
 mod save;
 
-use std::{net::IpAddr, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use datapath_plan::{Attachment, EndpointId, Mac};
-use identity::{EndpointName, FleetName, Identity, Labels, NodeName};
+use identity::{EndpointName, FleetName, Identity, Labels, NodeName, ServiceName};
 use ipnetwork::IpNetwork;
 use kvstore_schema::{
     Revision, StoreIdentity,
     record::{ClaimEpoch, ClaimState, Life},
+    service::ServiceRecord,
 };
 use serde::{Deserialize, Serialize};
 
@@ -51,6 +52,8 @@ pub struct Snapshot {
     pub identities: Vec<SavedIdentity>,
     /// The fleet's endpoints by their records, by node.
     pub records: Vec<(NodeName, Vec<SavedRecord>)>,
+    /// The fleet's services by their records.
+    pub services: Vec<(ServiceName, Arc<ServiceRecord>)>,
 }
 
 /// A node as it was last known.

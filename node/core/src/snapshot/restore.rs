@@ -84,7 +84,12 @@ impl Snapshot {
                 entry(schema.endpoint(node, saved.address), &record, Revision::default())
             })
         });
-        let mut entries: Vec<KeyValue> = nodes.chain(cidrs).chain(identities).chain(records).collect();
+        // Claims on virtual IPs are for writers, who need the store.
+        let services = self.services.iter();
+        let services =
+            services.map(|(name, record)| entry(schema.service(name), record.as_ref(), Revision::default()));
+        let mut entries: Vec<KeyValue> =
+            nodes.chain(cidrs).chain(identities).chain(records).chain(services).collect();
         entries.sort_by(|a, b| a.key.cmp(&b.key));
         ListPage { entries, revision: self.revision, store: self.store, more: false }
     }

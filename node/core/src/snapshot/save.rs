@@ -104,6 +104,7 @@ impl Node {
             });
             (node.clone(), saved.collect())
         });
+        let services = self.view.services().iter().map(|(name, entry)| (name.clone(), entry.record.clone()));
         Some(Snapshot {
             fleet: self.config.fleet.clone(),
             fleet_id: self.membership.fleet_id.clone()?,
@@ -117,6 +118,7 @@ impl Node {
             cidrs: cidrs.chain(lost).collect(),
             identities: self.saved_identities(),
             records: records.collect(),
+            services: services.collect(),
         })
     }
 

@@ -1,0 +1,82 @@
+//! Numbers of service ports and backends in this node's kernel: those that are there are taken over by what they mean.
+
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use datapath_plan::{BackendId, Frontend, ServiceId, Tables};
+use serde::{Deserialize, Serialize};
+
+use super::v4;
+use crate::node::Node;
+
+/// Numbers given out on this node. One per node.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Numbers {
+    last_service: u32,
+    last_backend: u32,
+    /// Backends that the kernel had at the start, and nobody has asked for since.
+    adopted: BTreeMap<(ServiceId, Ipv4Addr, u16), BackendId>,
+}
+
+impl Numbers {
+    /// Notes what the kernel has at the start.
+    pub(crate) fn adopt(&mut self, tables: &Tables) {
+        let backends = tables
+            .backends
+            .iter()
+            .filter_map(|(id, value)| Some(((value.service, v4(value.address)?, value.port), *id)));
+        self.adopted = backends.collect();
+    }
+
+    /// The backends of a service port that the kernel had at the start.
+    pub(crate) fn adopted_of(&self, service: ServiceId) -> Vec<(Ipv4Addr, u16)> {
+        let first = (service, Ipv4Addr::UNSPECIFIED, 0);
+        let last = (service, Ipv4Addr::BROADCAST, u16::MAX);
+        self.adopted.range(first..=last).map(|((_, address, port), _)| (*address, *port)).collect()
+    }
+}
+
+impl Node {
+    /// The number of the service port that is reached so: the kernel's, or the next one that nothing refers to.
+    pub(super) fn number_service(&mut self, frontend: Frontend) -> Option<ServiceId> {
+        let (wanted, applied) = (self.reconciler.wanted(), self.reconciler.applied());
+        let adopted = applied.frontends.get(&frontend).map(|value| value.service);
+        if let Some(id) = adopted.filter(|id| id.0 > 0 && !wanted.services.contains_key(id)) {
+            return Some(id);
+        }
+        let free = next(self.services.numbers.last_service, ServiceId::LAST.0, |id| {
+            !applied.services.contains_key(&ServiceId(id)) && !wanted.services.contains_key(&ServiceId(id))
+        })?;
+        self.services.numbers.last_service = free;
+        Some(ServiceId(free))
+    }
+
+    /// The number of a backend: the kernel's, or the next one that nothing refers to. Flows name it, so it rests as long
+    /// as there are others.
+    pub(super) fn number_backend(
+        &mut self,
+        service: ServiceId,
+        address: Ipv4Addr,
+        port: u16,
+    ) -> Option<BackendId> {
+        let adopted = self.services.numbers.adopted.remove(&(service, address, port));
+        let (wanted, applied) = (&self.reconciler.wanted().backends, &self.reconciler.applied().backends);
+        let same = |id: &BackendId| {
+            applied
+                .get(id)
+                .is_some_and(|it| (it.service, it.address, it.port) == (service, address.into(), port))
+        };
+        if let Some(id) = adopted.filter(|id| same(id) && !wanted.contains_key(id)) {
+            return Some(id);
+        }
+        let free = next(self.services.numbers.last_backend, BackendId::LAST.0, |id| {
+            !applied.contains_key(&BackendId(id)) && !wanted.contains_key(&BackendId(id))
+        })?;
+        self.services.numbers.last_backend = free;
+        Some(BackendId(free))
+    }
+}
+
+/// The first free number behind the last one given out; numbers are 1 to `highest`.
+fn next(last: u32, highest: u32, is_free: impl Fn(u32) -> bool) -> Option<u32> {
+    (0..highest).map(|step| (last + step) % highest + 1).find(|id| is_free(*id))
+}

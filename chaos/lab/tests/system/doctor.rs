@@ -13,8 +13,9 @@ fn finding(lab: &TestLab, check: &str) -> (String, String) {
     (text("verdict"), text("seen"))
 }
 
+/// Judges one finding of the doctor on n1.
 #[track_caller]
-fn check(lab: &TestLab, name: &str, verdict: &str, seen: &str) {
+pub fn check(lab: &TestLab, name: &str, verdict: &str, seen: &str) {
     let (actual, text) = finding(lab, name);
     assert_eq!(actual, verdict, "{name}: {text}");
     assert!(text.contains(seen), "{name} says {text:?}, not {seen:?}");

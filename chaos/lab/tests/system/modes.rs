@@ -6,7 +6,10 @@ use std::net::{IpAddr, TcpListener, TcpStream};
 use chaos_lab::{Endpoint, ask, namespace, probe, process, spec::underlay_address};
 use node_api::FlowQuery;
 
-use crate::support::{SOON, TestLab};
+use crate::{
+    doctor,
+    support::{SOON, TestLab},
+};
 
 /// Several windows of TCP, so that segments are merged and split.
 const TRANSFER_BYTES: u64 = 8 << 20;
@@ -62,6 +65,9 @@ fn check(test: &str, way: &Way) {
         assert_eq!(ask(lab.api(node).status()).unwrap().underlay.pod_mtu_bytes, way.pod_mtu_bytes);
         let (code, text, _) = lab.warren(node, &["state", "diff"]);
         assert_eq!(code, 0, "{node}: {text}");
+    }
+    for name in ["tunnel", "tunnel-port", "path-mtu", "devices", "mtu", "hooks"] {
+        doctor::check(&lab, name, "ok", "");
     }
     // The receiver's node knows who speaks, with a tunnel by its header, without one by the address.
     let flows: Vec<_> = ask(lab.api("n2").flows(&FlowQuery::default())).unwrap().items;

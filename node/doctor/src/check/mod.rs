@@ -13,19 +13,18 @@ pub use agent::FULL_MAP_PERCENT;
 
 use crate::{
     finding::Finding,
-    gather::{Agent, Clock, Machine},
+    gather::{Agent, Clock, Machine, tunnels},
 };
 
 /// All checks: the machine's, then the agent's. The fleet's tunnel port counts where the agent knows it,
 /// `tunnel_port` where not.
 pub(crate) fn all(machine: &Machine, clock: Option<Clock>, agent: &Agent, tunnel_port: u16) -> Vec<Finding> {
-    let tunnel_port = match agent {
-        Agent::Answers(answers) => {
-            answers.base.as_ref().ok().and_then(Option::as_ref).map(|base| base.tunnel_port)
-        }
+    let base = match agent {
+        Agent::Answers(answers) => answers.base.as_ref().ok().and_then(Option::as_ref),
         _ => None,
-    }
-    .unwrap_or(tunnel_port);
+    };
+    let tunnel_port = base.map_or(tunnel_port, |base| base.tunnel_port);
+    let tunnel = base.is_none_or(tunnels);
     let mut findings = vec![
         kernel::version(machine),
         security::privileges(machine),
@@ -37,8 +36,8 @@ pub(crate) fn all(machine: &Machine, clock: Option<Clock>, agent: &Agent, tunnel
         security::modules(machine),
         network::ip_forward(machine),
         network::rp_filter(machine),
-        network::tunnel_port(machine, tunnel_port),
-        network::devices(machine),
+        network::tunnel_port(machine, tunnel_port, tunnel),
+        network::devices(machine, tunnel),
         managers::networkd(machine),
         managers::network_manager(machine),
         kernel::clock(clock),

@@ -2,7 +2,7 @@
 
 use crate::{finding::Finding, gather::Machine};
 
-/// The devices that a node has once, as `datapath-linux` makes them.
+/// The devices that a node has once, as `datapath-linux` makes them; the last one is the tunnel's.
 const DEVICES: [&str; 3] = ["warren_host", "warren_net", "warren_vxlan"];
 /// What names of our devices begin with: those of the node, and those of endpoints.
 const NODE_PREFIX: &str = "warren_";
@@ -76,9 +76,12 @@ pub(super) fn rp_filter(machine: &Machine) -> Finding {
     )
 }
 
-/// Whether the tunnel's port is ours, or free to become ours.
-pub(super) fn tunnel_port(machine: &Machine, port: u16) -> Finding {
+/// Whether the tunnel's port is ours, or free to become ours, if there is to be a tunnel.
+pub(super) fn tunnel_port(machine: &Machine, port: u16, tunnel: bool) -> Finding {
     const CHECK: &str = "tunnel-port";
+    if !tunnel {
+        return Finding::ok(CHECK, "not used: datapath.mode is native");
+    }
     if machine.udp.is_empty() {
         return Finding::unknown(CHECK, "/proc/net/udp cannot be read", "mount -t proc proc /proc");
     }
@@ -108,8 +111,10 @@ fn holder(line: &str, port: u16) -> Option<&str> {
     words.nth(5)
 }
 
-pub(super) fn devices(machine: &Machine) -> Finding {
+/// Whether the node has all of its devices or none, and nobody else has one by such a name.
+pub(super) fn devices(machine: &Machine, tunnel: bool) -> Finding {
     const CHECK: &str = "devices";
+    let wanted = if tunnel { &DEVICES[..] } else { &DEVICES[..2] };
     if machine.devices.is_none() {
         return Finding::unknown(CHECK, "/proc/net/dev cannot be read", "mount -t proc proc /proc");
     }
@@ -127,9 +132,9 @@ pub(super) fn devices(machine: &Machine) -> Finding {
     }
     match ours.len() {
         0 => Finding::ok(CHECK, "none of ours yet, and none by our names"),
-        count if count < DEVICES.len() => Finding::warn(
+        count if count < wanted.len() => Finding::warn(
             CHECK,
-            format!("only {} of {}", ours.join(" "), DEVICES.join(" ")),
+            format!("only {} of {}", ours.join(" "), wanted.join(" ")),
             "start warrend, which makes what is missing; without it: warrend cleanup",
         ),
         _ => Finding::ok(CHECK, ours.join(" ")),
@@ -210,24 +215,26 @@ mod tests {
         };
         let check = |table: String, devices: &[&str], verdict, seen, remedy| {
             let machine = Machine { udp: vec![HEADING.to_owned(), table], ..with_devices(devices) };
-            expect(tunnel_port(&machine, 8472), verdict, seen, remedy);
+            expect(tunnel_port(&machine, 8472, true), verdict, seen, remedy);
         };
         check(line("2118", 0), &["warren_vxlan"], Ok, "with warren_vxlan", "");
         check(line("2119", 0), &["lo"], Ok, "UDP 8472 is free", "");
         check(line("2118", 0), &["flannel.1"], Fail, "user 0", "ip -d link show type vxlan");
         check(line("2118", 1000), &["lo"], Fail, "a socket of user 1000", "ss -ulpn sport = :8472");
-        expect(tunnel_port(&with_devices(&[]), 8472), Unknown, "/proc/net/udp", "mount");
+        expect(tunnel_port(&with_devices(&[]), 8472, true), Unknown, "/proc/net/udp", "mount");
+        expect(tunnel_port(&with_devices(&[]), 8472, false), Ok, "native", "");
     }
 
     #[test]
     fn names_of_ours() {
         let check = |names: &[&str], verdict, seen, remedy| {
-            expect(devices(&with_devices(names)), verdict, seen, remedy);
+            expect(devices(&with_devices(names), true), verdict, seen, remedy);
         };
         check(&["lo", "eth0"], Ok, "none of ours", "");
         check(&["lo", "warren_host", "warren_net", "warren_vxlan", "wrn1"], Ok, "warren_host warren_net", "");
         check(&["warren_host", "warren_net"], Warn, "only warren_host warren_net of", "start warrend");
         check(&["warren_br0", "lo"], Warn, "named as ours are: warren_br0", "ip link set warren_br0 down");
-        expect(devices(&Machine::default()), Unknown, "/proc/net/dev", "mount");
+        expect(devices(&Machine::default(), true), Unknown, "/proc/net/dev", "mount");
+        expect(devices(&with_devices(&["warren_host", "warren_net"]), false), Ok, "warren_net", "");
     }
 }

@@ -1,16 +1,17 @@
-//! The other nodes, asked by this one: does the tunnel carry packets there and back, and do the clocks agree?
+//! The other nodes, asked by this one: do packets get there and back, by the tunnel where there is one, and do the clocks
+//! agree?
 
 use super::agent::{count, some};
 use crate::{
     finding::Finding,
-    gather::{Answers, Peer},
+    gather::{Answers, Peer, tunnels},
 };
 
 /// From this difference on events and logs of two nodes cannot be put in order; NTP keeps far below it.
 const SKEW_LIMIT_MS: u64 = 1_000;
 
 /// Gossip and the tunnel take the same way under different ports: who is heard by one and not by the other is
-/// kept from us by a rule for the port.
+/// kept from us by a rule for the port. Without a tunnel it is a rule, or a route, for the pods' addresses.
 pub(super) fn tunnel(answers: &Answers) -> Finding {
     const CHECK: &str = "tunnel";
     let peers = match living(CHECK, answers) {
@@ -19,12 +20,24 @@ pub(super) fn tunnel(answers: &Answers) -> Finding {
     };
     let silent: Vec<&Peer> = peers.iter().filter(|peer| !peer.heard.ping).collect();
     let Some(first) = silent.first() else {
-        return Finding::ok(CHECK, format!("{} heard through it", count(peers.len(), "node")));
+        return Finding::ok(CHECK, format!("{} heard by the pods' way", count(peers.len(), "node")));
     };
     let names: Vec<String> =
         silent.iter().map(|peer| format!("{} ({} at {})", peer.node, peer.gateway, peer.underlay)).collect();
     let interface = &answers.status.underlay.interface;
-    let port = answers.base.as_ref().ok().and_then(Option::as_ref).map_or(0, |base| base.tunnel_port);
+    let base = answers.base.as_ref().ok().and_then(Option::as_ref);
+    let remedy = if base.is_none_or(tunnels) {
+        let port = base.map_or(0, |base| base.tunnel_port);
+        format!(
+            "let UDP {port} pass between the nodes in both directions (nft list ruleset; the cloud's security groups), and pings on warren_host; where packets end, on both nodes: tcpdump -ni {interface} udp port {port} and host {}, while: ping {}",
+            first.underlay, first.gateway
+        )
+    } else {
+        format!(
+            "let the pods' addresses pass between the nodes as they are (nft list ruleset; the cloud's security groups and checks of sources), with a route to each node's pod CIDR on the way: ip route get {}; where packets end, on both nodes: tcpdump -ni {interface} host {}, while: ping {}",
+            first.gateway, first.gateway, first.gateway
+        )
+    };
     Finding::fail(
         CHECK,
         format!(
@@ -33,10 +46,7 @@ pub(super) fn tunnel(answers: &Answers) -> Finding {
             count(peers.len(), "node"),
             some(&names)
         ),
-        format!(
-            "let UDP {port} pass between the nodes in both directions (nft list ruleset; the cloud's security groups), and pings on warren_host; where packets end, on both nodes: tcpdump -ni {interface} udp port {port} and host {}, while: ping {}",
-            first.underlay, first.gateway
-        ),
+        remedy,
     )
 }
 
@@ -52,7 +62,7 @@ pub(super) fn path_mtu(answers: &Answers) -> Finding {
     if heard.is_empty() {
         return Finding::unknown(
             CHECK,
-            "no other node is heard through the tunnel",
+            "no other node is heard by the pods' way",
             "see the finding `tunnel`",
         );
     }
@@ -89,7 +99,7 @@ pub(super) fn clock_skew(answers: &Answers) -> Finding {
         return Finding::unknown(
             CHECK,
             format!("none of {} told its time", count(peers.len(), "node")),
-            "compare by hand: date -u on every node; that nodes answer needs the tunnel, and ICMP timestamps let in on warren_host",
+            "compare by hand: date -u on every node; that nodes answer needs the pods' way (`tunnel`), and ICMP timestamps let in on warren_host",
         );
     };
     let apart: Vec<String> = (known.iter())
@@ -161,6 +171,9 @@ mod tests {
             "let UDP 8472 pass",
         );
         check(&[heard(false, 0)], Fail, "1 of 1 node", "tcpdump -ni eth0 udp port 8472 and host 172.30.1.2");
+        let mut native = with(&[heard(false, 0)]);
+        native.base.as_mut().unwrap().as_mut().unwrap().mode = "native".to_owned();
+        expect(tunnel(&native), Fail, "1 of 1 node silent", "ip route get 10.200.2.1");
     }
 
     #[test]

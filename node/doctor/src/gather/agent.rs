@@ -73,7 +73,7 @@ pub(crate) async fn agent(client: &Client) -> Agent {
         // Without a gateway of our own no answer finds its way back.
         Ok(Some(base)) => {
             let nodes = within_limit(client.nodes()).await.map(|listing| listing.items);
-            ask_peers(nodes, base.mtu_bytes).await
+            ask_peers(nodes, base).await
         }
         Ok(None) => Err("the node has no pod CIDR yet".to_owned()),
         Err(error) => Err(error.clone()),
@@ -82,7 +82,7 @@ pub(crate) async fn agent(client: &Client) -> Agent {
 }
 
 /// Asks those whom gossip hears: of the others nobody would know whether the tunnel is to blame.
-async fn ask_peers(nodes: Result<Vec<Node>, String>, mtu_bytes: u32) -> Result<Vec<Peer>, String> {
+async fn ask_peers(nodes: Result<Vec<Node>, String>, base: &BaseRow) -> Result<Vec<Peer>, String> {
     let peer = |node: Node| match node.gateway? {
         IpAddr::V4(gateway) if !node.this_node && node.alive_in_gossip == Some(true) => Some(Peer {
             node: node.name,
@@ -94,7 +94,10 @@ async fn ask_peers(nodes: Result<Vec<Node>, String>, mtu_bytes: u32) -> Result<V
     };
     let mut found: Vec<Peer> = nodes?.into_iter().filter_map(peer).collect();
     let gateways: Vec<Ipv4Addr> = found.iter().map(|peer| peer.gateway).collect();
-    let heard = tokio::task::spawn_blocking(move || peers::ask(&gateways, mtu_bytes))
+    let mtu_bytes = base.mtu_bytes;
+    // Without a tunnel routes lead straight to the other nodes.
+    let device = tunnels(base).then_some(peers::HOST_DEVICE);
+    let heard = tokio::task::spawn_blocking(move || peers::ask(&gateways, device, mtu_bytes))
         .await
         .map_err(|error| format!("asking other nodes: {error}"))?
         .map_err(|error| format!("other nodes cannot be asked from here: {error}"))?;
@@ -102,6 +105,11 @@ async fn ask_peers(nodes: Result<Vec<Node>, String>, mtu_bytes: u32) -> Result<V
         peer.heard = heard.get(&peer.gateway).copied().unwrap_or_default();
     }
     Ok(found)
+}
+
+/// Whether packets to other nodes go through a tunnel.
+pub(crate) fn tunnels(base: &BaseRow) -> bool {
+    base.mode == "tunnel"
 }
 
 async fn within_limit<T>(answer: impl Future<Output = Result<T, ClientError>>) -> Result<T, String> {

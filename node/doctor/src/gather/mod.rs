@@ -6,7 +6,7 @@ mod device;
 mod machine;
 mod peers;
 
-pub(crate) use agent::{Agent, Answers, Peer, agent};
+pub(crate) use agent::{Agent, Answers, Peer, agent, tunnels};
 pub(crate) use clock::{Clock, clock};
 pub(crate) use machine::{Machine, machine};
 #[cfg(test)]

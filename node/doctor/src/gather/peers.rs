@@ -13,8 +13,8 @@ use nix::sys::socket::{
     AddressFamily, SockFlag, SockProtocol, SockType, setsockopt, socket, sockopt::BindToDevice,
 };
 
-/// Where the overlay begins on a node, as `datapath-linux` names it.
-const HOST_DEVICE: &str = "warren_host";
+/// Where the tunnel begins on a node, as `datapath-linux` names it.
+pub(crate) const HOST_DEVICE: &str = "warren_host";
 /// Whoever has not answered is asked again so often: the first packet to a node may wait for its neighbour entry,
 /// and one may be lost.
 const ROUNDS: u32 = 3;
@@ -55,17 +55,24 @@ impl Heard {
 }
 
 /// Asks each address until it has answered, [`ROUNDS`] seconds at the most. Takes that long in vain where some
-/// are silent; blocks the thread. `mtu_bytes` is the longest packet of endpoints, IP header and all.
+/// are silent; blocks the thread. `device`: by which all of it must go; else as the node's routes say. `mtu_bytes` is the
+/// longest packet of endpoints, IP header and all.
 ///
 /// # Errors
 /// When the process may not send such packets (`CAP_NET_RAW`), or there is no `warren_host`.
-pub(crate) fn ask(addresses: &[Ipv4Addr], mtu_bytes: u32) -> io::Result<BTreeMap<Ipv4Addr, Heard>> {
+pub(crate) fn ask(
+    addresses: &[Ipv4Addr],
+    device: Option<&str>,
+    mtu_bytes: u32,
+) -> io::Result<BTreeMap<Ipv4Addr, Heard>> {
     let mut heard: BTreeMap<_, _> = addresses.iter().map(|address| (*address, Heard::default())).collect();
     if heard.is_empty() {
         return Ok(heard);
     }
     let raw = socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Icmp)?;
-    setsockopt(&raw.as_fd(), BindToDevice, &HOST_DEVICE.into())?;
+    if let Some(device) = device {
+        setsockopt(&raw.as_fd(), BindToDevice, &device.into())?;
+    }
     // Not UDP, but sends and receives to and from addresses likewise.
     let socket = UdpSocket::from(raw);
     socket.set_read_timeout(Some(TICK))?;
@@ -220,6 +227,6 @@ mod tests {
 
     #[test]
     fn nobody_to_ask_needs_no_permission() {
-        assert_eq!(ask(&[], 1_450).unwrap(), BTreeMap::new());
+        assert_eq!(ask(&[], None, 1_450).unwrap(), BTreeMap::new());
     }
 }

@@ -71,6 +71,8 @@ drop_reasons! {
     TooBig = 21, "too-big";
     /// Comes from the underlay with the address of a workload that cannot have sent it from there.
     UnderlaySource = 22, "underlay-source";
+    /// To a service that has no backend for it, or through one that is gone.
+    NoBackend = 23, "no-backend";
 }
 
 /// Which way a packet goes, seen from the endpoint.

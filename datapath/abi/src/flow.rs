@@ -162,8 +162,8 @@ pub struct FlowEntry<A = V4> {
     pub rewrite_src_port_be: [u8; 2],
     /// New destination port, with [`flow_flags::REWRITE_DST`]; else zero.
     pub rewrite_dst_port_be: [u8; 2],
-    /// Zero.
-    pub pad: [u8; 4],
+    /// The number of the backend that was chosen for the flow, in both halves; 0: it is no service's.
+    pub backend: u32,
 }
 
 impl<A: Copy> FlowEntry<A> {

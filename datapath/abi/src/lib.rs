@@ -13,6 +13,7 @@ mod counter;
 mod event;
 mod flow;
 mod map;
+mod service;
 
 pub mod identity_number;
 
@@ -20,9 +21,10 @@ pub use counter::{COUNTER_SLOTS, Counter, Direction, DropReason, counter_slot};
 pub use event::{Event, EventKind};
 pub use flow::{FlowAction, FlowEntry, FlowKey, FragmentKey, FragmentPorts, SourceKind, flow_flags};
 pub use map::*;
+pub use service::*;
 
 /// Version of all layouts in this crate, in the configuration map and beside the pins.
-pub const ABI_VERSION: u32 = 2 + cfg!(feature = "next-layout") as u32;
+pub const ABI_VERSION: u32 = 3 + cfg!(feature = "next-layout") as u32;
 
 /// An IPv4 address in network byte order.
 pub type V4 = [u8; 4];

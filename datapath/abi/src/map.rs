@@ -33,6 +33,14 @@ pub mod map_name {
     pub const FLOWS_V4: &str = "WARREN_FLOWS_V4";
     /// LRU hash: [`crate::FragmentKey`] -> [`crate::FragmentPorts`], of translated flows only. The programs' own.
     pub const FRAGMENTS_V4: &str = "WARREN_FRAGS_V4";
+    /// Hash: [`crate::FrontendKey`] -> [`crate::FrontendEntry`].
+    pub const FRONTENDS_V4: &str = "WARREN_FRONT_V4";
+    /// Array: service number -> [`crate::ServiceEntry`].
+    pub const SERVICES: &str = "WARREN_SERVICES";
+    /// Hash: [`crate::SlotsKey`] -> [`crate::SlotBlock`].
+    pub const SLOTS: &str = "WARREN_SLOTS";
+    /// Array: backend number -> [`crate::BackendEntry`].
+    pub const BACKENDS_V4: &str = "WARREN_BACK_V4";
     /// LPM trie: IPv4 prefix -> u32 (1): destinations that are not masqueraded.
     pub const UNMASQUERADED_LPM_V4: &str = "WARREN_UNMASQ_V4";
     /// Array of u32: the epoch of each shard.
@@ -63,12 +71,6 @@ pub const MAX_FLOWS: u32 = 524_288;
 pub const MAX_FRAGMENTS: u32 = 8_192;
 /// Prefixes that are not masqueraded: the fleet's pools, and some settings.
 pub const MAX_UNMASQUERADED: u32 = 1_024;
-/// Service ports, number 0 (none) included: several times the services of a large fleet (10,000).
-pub const MAX_SERVICES: u32 = 65_536;
-/// Members of all service ports, number 0 (none) included.
-pub const MAX_BACKENDS: u32 = 262_144;
-/// Addresses and ports at which services are reached.
-pub const MAX_FRONTENDS: u32 = 131_072;
 /// Bytes of the event ring: a power of two and of pages.
 pub const EVENT_RING_BYTES: u32 = 1 << 20;
 /// Epoch shards, a power of two.

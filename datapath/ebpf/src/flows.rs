@@ -4,7 +4,7 @@ use aya_ebpf::{bindings::BPF_NOEXIST, helpers::bpf_ktime_get_coarse_ns};
 use datapath_abi::{DropReason, EventKind, FlowEntry, FlowKey, V4, epoch_shard_v4, flow_flags::ENDED};
 use datapath_packet::{Halves, Side, TcpState, carry_over, is_current, may_end, opens, tcp_state};
 
-use crate::{atomic, icmp, lookup, maps::FLOWS_V4, packet::Packet, report, rewrite};
+use crate::{atomic, icmp, lookup, maps::FLOWS_V4, packet::Packet, report, rewrite, service};
 
 /// An entry in the table, for packets like the one it was looked up for.
 #[derive(Clone, Copy)]
@@ -55,11 +55,11 @@ pub fn known(packet: &mut Packet, comes_from: impl FnOnce(&FlowEntry) -> bool) -
     let key = &packet.key;
     let flow = Flow(FLOWS_V4.get_ptr_mut(key)?);
     let entry = flow.entry();
-    let holds = comes_from(entry)
-        && is_valid(entry)
-        && !(entry.flags & ENDED != 0 && opens(packet.tcp_flags))
-        && is_whole(&packet.key, entry);
-    if !holds {
+    if entry.flags & ENDED != 0 && opens(packet.tcp_flags) {
+        return None;
+    }
+    if !(comes_from(entry) && is_valid(entry) && is_whole(&packet.key, entry)) {
+        service::note(packet, entry);
         return None;
     }
     packet.src_identity = entry.src_identity;
@@ -89,38 +89,46 @@ fn is_whole(key: &FlowKey<V4>, entry: &FlowEntry) -> bool {
     reverse.is_some_and(|half| half.reverse_key(&reverse_key) == *key)
 }
 
-/// The shards of a packet's addresses and the sum of their epochs.
-///
-/// To be read before any map that the decision is made from: user space changes maps first and epochs
-/// after, so a decision from what was there before a change never outlives it.
+/// The shards of a packet's addresses, and their epochs.
 #[derive(Clone, Copy)]
 pub struct Moment {
     /// Shard of the source.
     pub src_shard: u16,
     /// Shard of the destination.
     pub dst_shard: u16,
-    epoch: u32,
+    /// Of the source's shard.
+    pub src_epoch: u32,
+    /// Of the destination's shard.
+    pub dst_epoch: u32,
 }
 
-impl Moment {
-    /// Now.
-    #[inline(always)]
-    pub fn of(packet: &Packet) -> Self {
-        let src_shard = epoch_shard_v4(packet.key.src) as u16;
-        let dst_shard = epoch_shard_v4(packet.key.dst) as u16;
-        let epoch = lookup::epoch(src_shard).wrapping_add(lookup::epoch(dst_shard));
-        Self { src_shard, dst_shard, epoch }
-    }
+/// Begins to decide about a packet's flow.
+///
+/// Before any map is read that the decision is made from: user space changes maps first and epochs
+/// after, so a decision from what was there before a change never outlives it.
+#[inline(always)]
+pub fn begin(packet: &mut Packet) {
+    packet.moment.src_shard = epoch_shard_v4(packet.key.src) as u16;
+    packet.moment.src_epoch = lookup::epoch(packet.moment.src_shard);
+    go_to(packet, packet.key.dst);
+}
+
+/// Takes another destination for the flow. What the epoch of the source is stays as it was read.
+#[inline(always)]
+pub fn go_to(packet: &mut Packet, dst: V4) {
+    packet.moment.dst_shard = epoch_shard_v4(dst) as u16;
+    packet.moment.dst_epoch = lookup::epoch(packet.moment.dst_shard);
 }
 
 /// Decides about a flow both of whose ends are known. Nothing refuses yet: policy will, here and only here.
 #[inline(always)]
-pub fn decide(packet: &mut Packet, from: &Side, to: &Side, moment: &Moment) -> &'static mut Halves {
+pub fn decide(packet: &mut Packet, from: &Side, to: &Side) -> &'static mut Halves {
     packet.src_identity = from.identity;
     packet.dst_identity = to.identity;
     // SAFETY: this CPU's own. Programs do not interrupt one another on a CPU, and each decides once a run.
     let halves = unsafe { &mut *packet.halves() };
-    *halves = Halves::between(from, to, moment.epoch, now_ns());
+    let epoch = packet.moment.src_epoch.wrapping_add(packet.moment.dst_epoch);
+    *halves = Halves::between(from, to, epoch, now_ns());
     halves
 }
 
@@ -134,8 +142,10 @@ pub fn remember(packet: &Packet, halves: &mut Halves) -> Result<(), DropReason> 
     let (key, reverse_key) = (&packet.key, &halves.forward.reverse_key(&packet.key));
     // SAFETY: as in `Flow::entry`; read before anything is written below.
     let (forward, reverse) = unsafe { (FLOWS_V4.get(key), FLOWS_V4.get(reverse_key)) };
-    // The port of a translated flow was free: nobody may have taken it since.
-    let is_taking = rewrite::is_rewritten(&halves.forward) && reverse.is_none();
+    // The port of a flow with another source was free: nobody may have taken it since. A backend's flow takes none.
+    let is_taking = rewrite::is_rewritten(&halves.forward)
+        && (halves.forward.backend == 0 || rewrite::is_on_both_sides(&halves.forward))
+        && reverse.is_none();
     let is_new = !carry_over(halves, forward, reverse, opens(packet.tcp_flags));
 
     halves.forward.packets += 1;

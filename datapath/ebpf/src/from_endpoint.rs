@@ -10,13 +10,11 @@ use datapath_packet::{
 };
 
 use crate::{
-    deliver,
-    flows::{self, Moment},
-    icmp, lookup,
+    deliver, flows, icmp, lookup,
     masquerade::{self, NO_PORT},
     packet::Packet,
     programs::Verdict,
-    rewrite,
+    rewrite, service,
 };
 
 /// To another endpoint, the tunnel, this node or its routing.
@@ -43,29 +41,78 @@ fn ipv4(packet: &mut Packet, config: &NodeConfig, ethernet: &Ethernet) -> Result
     deliver::flow(packet, config, ip, known, |packet| decide_anew(packet, config, ethernet))
 }
 
-#[inline(never)]
+#[inline(always)]
 fn decide_anew(
     packet: &mut Packet,
     config: &NodeConfig,
     ethernet: &Ethernet,
 ) -> Result<&'static mut Halves, DropReason> {
-    let moment = Moment::of(packet);
+    flows::begin(packet);
     let endpoint = sender(packet, ethernet)?;
     if packet.key.src != endpoint.address_v4 {
         return Err(DropReason::SourceSpoofed);
     }
-    to_destination(packet, config, endpoint, &moment)
+    // Of one that a service leads to itself both sides are translated.
+    if packet.stale.is_on_both_sides && packet.stale.is_reply && !service::turn(packet) {
+        return Err(DropReason::NoTranslation);
+    }
+    decide_for(packet, config, endpoint)
+}
+
+/// What answers a flow whose source is translated, decided as if its endpoint had sent.
+///
+/// # Errors
+/// [`DropReason::NoTranslation`]: there is no such flow (any more). Otherwise those of what its endpoint sends.
+#[inline(always)]
+pub fn as_if_asked(packet: &mut Packet, config: &NodeConfig) -> Result<&'static mut Halves, DropReason> {
+    // By the stack a packet that answers nothing would be refused, and its flow reset: but there may be a half of it
+    // left, which the endpoint's next packet finds.
+    if !service::turn(packet) {
+        return Err(DropReason::NoTranslation);
+    }
+    flows::begin(packet);
+    match lookup::endpoint_of(packet.key.src) {
+        Some(endpoint) => decide_for(packet, config, endpoint),
+        None => {
+            packet.refuse(DropReason::UnknownDestination);
+            service::settle(packet);
+            packet.decided()
+        }
+    }
 }
 
 /// Decides about what the endpoint sends with `packet.key`, of which the source is its own.
+///
+/// # Errors
+/// [`DropReason::NoBackend`], [`DropReason::TunnelPort`], and those of where it goes.
 #[inline(always)]
-pub fn to_destination(
+fn decide_for(
     packet: &mut Packet,
     config: &NodeConfig,
     endpoint: &EndpointEntry,
-    moment: &Moment,
 ) -> Result<&'static mut Halves, DropReason> {
-    let (mut to, is_world) = destination(packet, config, moment.dst_shard)?;
+    // What a backend answers goes to its client, whatever else is reached there.
+    if !packet.stale.is_reply || packet.is_turned {
+        service::translate(packet);
+    }
+    if !packet.is_refused() {
+        decide_directly(packet, config, endpoint);
+    }
+    service::settle(packet);
+    packet.decided()
+}
+
+#[inline(never)]
+fn decide_directly(packet: &mut Packet, config: &NodeConfig, endpoint: &EndpointEntry) {
+    if let Err(reason) = directly(packet, config, endpoint) {
+        packet.refuse(reason);
+    }
+}
+
+/// The same once it is known who gets it.
+#[inline(always)]
+fn directly(packet: &mut Packet, config: &NodeConfig, endpoint: &EndpointEntry) -> Result<(), DropReason> {
+    let (mut to, is_world) = destination(packet, config, packet.moment.dst_shard)?;
     packet.dst_identity = to.identity;
     // To a node's listed address it would be taken for the tunnel's own; to another address of a node as well, once
     // masquerade, or the host's own, has given it this node's address.
@@ -75,11 +122,15 @@ pub fn to_destination(
     {
         return Err(DropReason::TunnelPort);
     }
-    let from = Side::endpoint(endpoint, moment.src_shard);
+    let from = Side::endpoint(endpoint, packet.moment.src_shard);
     let is_masqueraded = is_world
         && masquerade::is_wanted(config, packet.key.dst)
         && !deliver::is_node(packet.key.dst, to.identity);
-    let port_be = if is_masqueraded { masquerade::port_of(packet, config)? } else { NO_PORT };
+    // One that a service leads to itself would answer itself directly: it sees the gateway instead.
+    let is_itself = packet.key.dst == endpoint.address_v4;
+    let source = if is_itself { config.gateway_v4 } else { config.underlay_v4 };
+    let port_be =
+        if is_masqueraded || is_itself { masquerade::port_of(packet, config, source)? } else { NO_PORT };
     let may_pass_the_stack = to.place == Place::Stack && (port_be != NO_PORT || !is_world);
     if may_pass_the_stack
         && config.flags & node_flags::LEGACY_HOST_ROUTING == 0
@@ -87,11 +138,15 @@ pub fn to_destination(
     {
         to.place = Place::Underlay(config.underlay_ifindex);
     }
-    let halves = flows::decide(packet, &from, &to, moment);
+    let halves = flows::decide(packet, &from, &to);
     if port_be != NO_PORT {
-        halves.masquerade(&packet.key, config.underlay_v4, port_be);
+        if is_itself {
+            halves.replace_source(&packet.key, source, port_be);
+        } else {
+            halves.masquerade(&packet.key, source, port_be);
+        }
     }
-    Ok(halves)
+    Ok(())
 }
 
 /// The endpoint behind the interface, if the frame is its own.
@@ -146,5 +201,5 @@ fn arp(packet: &mut Packet, config: &NodeConfig, ethernet: &Ethernet) -> Result<
 #[inline(always)]
 pub fn refuse(packet: &Packet, reason: DropReason) -> Option<Verdict> {
     let config = lookup::config().ok()?;
-    if icmp::refuse(packet, config, reason) { Some(Verdict::Into(packet.ifindex())) } else { None }
+    if service::refuse(packet, config, reason) { Some(Verdict::Into(packet.ifindex())) } else { None }
 }

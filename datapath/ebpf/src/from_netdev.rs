@@ -10,13 +10,7 @@ use datapath_abi::{
 use datapath_packet::{ETHERTYPE_IPV4, Halves, Ipv4, Place, Side, TCP, UDP, comes_from};
 
 use crate::{
-    deliver,
-    flows::{self, Moment},
-    from_endpoint, lookup,
-    maps::FLOWS_V4,
-    masquerade,
-    packet::{Facts, Packet},
-    programs::Verdict,
+    deliver, flows, from_endpoint, lookup, maps::FLOWS_V4, masquerade, packet::Packet, programs::Verdict,
     rewrite,
 };
 
@@ -83,12 +77,13 @@ fn origin(packet: &Packet, is_native: bool) -> u32 {
 /// What comes without a tunnel from behind another node.
 #[inline(never)]
 fn from_another_node(packet: &mut Packet, config: &NodeConfig) -> Result<&'static mut Halves, DropReason> {
-    let moment = Moment::of(packet);
+    flows::begin(packet);
     let endpoint = lookup::endpoint_of(packet.key.dst).ok_or(DropReason::UnknownDestination)?;
     let source = lookup::ipcache(packet.key.src).ok_or(DropReason::UnderlaySource)?;
     let place = Place::Underlay(config.underlay_ifindex);
-    let from = Side::stack(place, source.identity, moment.src_shard, config.host_mac);
-    Ok(flows::decide(packet, &from, &Side::endpoint(endpoint, moment.dst_shard), &moment))
+    let from = Side::stack(place, source.identity, packet.moment.src_shard, config.host_mac);
+    let to = Side::endpoint(endpoint, packet.moment.dst_shard);
+    Ok(flows::decide(packet, &from, &to))
 }
 
 /// Answers to masqueraded flows have a port of ours.
@@ -106,7 +101,7 @@ fn to_this_node(packet: &mut Packet, config: &NodeConfig, ip: &Ipv4) -> Result<V
     if known.is_none() && (packet.is_error || is_the_nodes_own(packet)) {
         return Ok(Verdict::Leave);
     }
-    deliver::flow(packet, config, ip, known, |packet| decide_anew(packet, config))
+    deliver::flow(packet, config, ip, known, |packet| from_endpoint::as_if_asked(packet, config))
 }
 
 /// Whether a packet to a port of the masquerade is for the node itself: nothing is translated to that port, and the
@@ -118,33 +113,4 @@ fn is_the_nodes_own(packet: &Packet) -> bool {
     let entry = unsafe { FLOWS_V4.get(packet.key) };
     entry.is_none_or(|entry| entry.flags & REWRITE_DST == 0)
         && (!matches!(packet.key.protocol, TCP | UDP) || masquerade::has_socket(packet, &packet.key))
-}
-
-/// The flow that the packet answers, decided as if its endpoint had sent.
-#[inline(never)]
-fn decide_anew(packet: &mut Packet, config: &NodeConfig) -> Result<&'static mut Halves, DropReason> {
-    // By the stack a packet that answers nothing would be refused, and its flow reset: but there may be a half of it
-    // left, which the endpoint's next packet finds.
-    // SAFETY: as in `flows::Flow::entry`; read at once.
-    let stale = unsafe { FLOWS_V4.get(packet.key) }.ok_or(DropReason::NoTranslation)?;
-    if stale.flags & REWRITE_DST == 0 {
-        return Err(DropReason::NoTranslation);
-    }
-    let answer = packet.key;
-    packet.key = stale.reverse_key(&answer);
-    let moment = Moment::of(packet);
-    let decided = match lookup::endpoint_of(packet.key.src) {
-        Some(endpoint) => from_endpoint::to_destination(packet, config, endpoint, &moment),
-        None => Err(DropReason::UnknownDestination),
-    };
-    let same = decided.as_ref().is_ok_and(|halves| halves.forward.reverse_key(&packet.key) == answer);
-    packet.key = answer;
-    let facts: &mut Facts = packet;
-    core::mem::swap(&mut facts.src_identity, &mut facts.dst_identity);
-    let halves = decided?;
-    if !same {
-        return Err(DropReason::NoTranslation);
-    }
-    halves.turn();
-    Ok(halves)
 }

@@ -10,10 +10,10 @@ use datapath_packet::{ETHERTYPE_IPV4, Halves, Place, Side, check_sender};
 
 use crate::{
     deliver::{self, TUNNEL_KEY_BYTES},
-    flows::{self, Moment},
-    icmp, lookup,
+    flows, icmp, lookup,
     packet::Packet,
     programs::Verdict,
+    rewrite, service,
 };
 
 /// To an endpoint or to this node, if a member sent it from an address of its own.
@@ -68,26 +68,44 @@ impl Origin {
 #[inline(always)]
 fn ipv4(packet: &mut Packet, config: &NodeConfig, origin: &Origin) -> Result<Verdict, DropReason> {
     let ip = packet.parse_ipv4()?;
+    rewrite::find_ports(packet, ip);
     let (src, is_error) = (packet.key.src, packet.is_error);
     let known = flows::known(packet, |entry| origin.is_source_of(entry, src, is_error));
     deliver::flow(packet, config, ip, known, |packet| decide_anew(packet, config, origin))
 }
 
-#[inline(never)]
+#[inline(always)]
 fn decide_anew(
     packet: &mut Packet,
     config: &NodeConfig,
     origin: &Origin,
 ) -> Result<&'static mut Halves, DropReason> {
-    let moment = Moment::of(packet);
+    decide_directly(packet, config, origin);
+    if !packet.is_refused() {
+        service::settle(packet);
+    }
+    packet.decided()
+}
+
+#[inline(never)]
+fn decide_directly(packet: &mut Packet, config: &NodeConfig, origin: &Origin) {
+    if let Err(reason) = directly(packet, config, origin) {
+        packet.refuse(reason);
+    }
+}
+
+#[inline(always)]
+fn directly(packet: &mut Packet, config: &NodeConfig, origin: &Origin) -> Result<(), DropReason> {
+    flows::begin(packet);
     let node = match lookup::node_at(origin.underlay) {
         Some(node) if node != NODE_SELF => node,
         _ => return Err(DropReason::UnknownNode),
     };
     check_sender(node, lookup::ipcache(packet.key.src), origin.identity)?;
-    let to = destination(packet, config, moment.dst_shard)?;
-    let from = Side::node(node, origin.identity, moment.src_shard);
-    Ok(flows::decide(packet, &from, &to, &moment))
+    let to = destination(packet, config, packet.moment.dst_shard)?;
+    let from = Side::node(node, origin.identity, packet.moment.src_shard);
+    flows::decide(packet, &from, &to);
+    Ok(())
 }
 
 /// One of this node's endpoints or the node itself: nothing goes from tunnel to tunnel.

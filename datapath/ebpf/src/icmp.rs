@@ -6,11 +6,12 @@ use aya_ebpf::{
     helpers::{bpf_skb_adjust_room, bpf_skb_change_tail},
 };
 use datapath_abi::{
-    BUDGET_ERRORS, DropReason, ERRORS_PER_WINDOW, FlowEntry, NodeConfig, V4, flow_flags::REWRITE_SRC,
+    BUDGET_ERRORS, DropReason, ERRORS_PER_WINDOW, FlowEntry, NodeConfig, V4,
+    flow_flags::{REWRITE_DST, REWRITE_SRC},
 };
 use datapath_packet::{
-    ETHERNET_BYTES, Ethernet, IcmpError, Ipv4, Macs, PortPlace, Quote, TCP, Tcp, WirePort, native_checksum,
-    requoted,
+    ETHERNET_BYTES, Ethernet, ICMP, IcmpError, Ipv4, Macs, PortPlace, Quote, TCP, Tcp, WirePort,
+    native_checksum, requoted,
 };
 
 use crate::{flows, maps::FLOWS_V4, packet::Packet, report};
@@ -57,22 +58,21 @@ pub fn is_from_its_end(packet: &Packet) -> bool {
 /// [`DropReason::HelperFailed`].
 #[inline(never)]
 pub fn translate(packet: &Packet, ip: &Ipv4, entry: &FlowEntry) -> Result<(), DropReason> {
+    // The error goes the other way than the quoted packet: its source is the quote's destination.
     let (mut src, mut dst) = (packet.key.src, packet.key.dst);
-    // One side or the other, as in `rewrite::write`. The error goes the other way than the quoted packet: its source is
-    // the quote's destination.
-    let is_source = entry.flags & REWRITE_SRC != 0;
-    if !is_source {
+    if entry.flags & REWRITE_DST != 0 {
         dst = entry.rewrite_dst;
-    } else if is_from_its_end(packet) {
-        // A router on the way keeps its address; what the flow's other end says comes from where the flow does.
+    }
+    // A router on the way keeps its address; what the flow's other end says comes from where the flow does.
+    if entry.flags & REWRITE_SRC != 0 && is_from_its_end(packet) {
         src = entry.rewrite_src;
     }
-    let (address, port_be) = if is_source {
-        (entry.rewrite_src, entry.rewrite_src_port_be)
-    } else {
-        (entry.rewrite_dst, entry.rewrite_dst_port_be)
-    };
-    requote(packet, !is_source, address, port_be)?;
+    if entry.flags & REWRITE_SRC != 0 {
+        requote(packet, false, entry.rewrite_src, entry.rewrite_src_port_be)?;
+    }
+    if entry.flags & REWRITE_DST != 0 {
+        requote(packet, true, entry.rewrite_dst, entry.rewrite_dst_port_be)?;
+    }
     packet.write(ETHERNET_BYTES, ip.with_addresses(src, dst))
 }
 
@@ -137,11 +137,13 @@ fn answer<const QUOTED: usize>(
     let macs = Macs { dst: ethernet.macs.src, src: ethernet.macs.dst };
     packet.write(0, Ethernet { macs, ..ethernet })?;
     let message_bytes = (size_of::<IcmpError>() + QUOTED) as u16;
-    packet.write(ETHERNET_BYTES, Ipv4::icmp(config.gateway_v4, sender, message_bytes))?;
-    let error = match reason {
-        DropReason::TooBig => IcmpError::too_big(packet.mtu_bytes as u16),
-        _ => IcmpError::TIME_EXCEEDED,
+    let (error, src) = match reason {
+        DropReason::TooBig => (IcmpError::too_big(packet.mtu_bytes as u16), config.gateway_v4),
+        // In the name of the service, as a node would that has the address.
+        DropReason::NoBackend => (IcmpError::PORT_UNREACHABLE, packet.key.dst),
+        _ => (IcmpError::TIME_EXCEEDED, config.gateway_v4),
     };
+    packet.write(ETHERNET_BYTES, Ipv4::own(ICMP, src, sender, message_bytes))?;
     packet.write(AT_ERROR, error)?;
     let header = packet.sum::<{ size_of::<IcmpError>() }>(AT_ERROR, 0)?;
     let sum = packet.sum::<QUOTED>(AT_ERROR + size_of::<IcmpError>(), header)?;

@@ -5,7 +5,9 @@ use aya_ebpf::{
     btf_maps::lpm_trie::Key,
     helpers::bpf_fib_lookup,
 };
-use datapath_abi::{ABI_VERSION, DropReason, EndpointEntry, IpcacheEntry, NodeConfig, V4};
+use datapath_abi::{
+    ABI_VERSION, DropReason, EndpointEntry, IpcacheEntry, NODE_NONE, NodeConfig, V4, identity_number,
+};
 
 use crate::{maps, packet::Packet};
 
@@ -47,6 +49,13 @@ pub fn ipcache(address: V4) -> Option<IpcacheEntry> {
         Some(entry) => Some(*entry),
         None => maps::IPCACHE_LPM_V4.get(&Key::new(32, address)).copied(),
     }
+}
+
+/// As [`ipcache`]; an address that is nobody's is behind no node. (Of an `Option` of several words the compiler may spill
+/// what was never written, which the verifier refuses.)
+#[inline(always)]
+pub fn owner(address: V4) -> IpcacheEntry {
+    ipcache(address).unwrap_or(IpcacheEntry { identity: identity_number::UNKNOWN, node: NODE_NONE })
 }
 
 /// Whether what endpoints send there keeps its source.

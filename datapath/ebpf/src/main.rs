@@ -21,7 +21,9 @@ mod masquerade;
 mod packet;
 mod programs;
 mod report;
+mod reset;
 mod rewrite;
+mod service;
 mod to_endpoint;
 mod to_netdev;
 

@@ -5,9 +5,11 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use datapath_abi::{
-    Budget, COUNTER_SLOTS, Counter, EPOCH_SHARDS, EVENT_RING_BYTES, EndpointEntry, Event, FlowEntry, FlowKey,
-    FragmentKey, FragmentPorts, IpcacheEntry, MAX_ENDPOINTS, MAX_FLOWS, MAX_FRAGMENTS, MAX_IPCACHE,
-    MAX_IPCACHE_LPM, MAX_NODES, MAX_UNMASQUERADED, NodeConfig, NodeEntry, V4,
+    BackendEntry, Budget, COUNTER_SLOTS, Counter, EPOCH_SHARDS, EVENT_RING_BYTES, EndpointEntry, Event,
+    FlowEntry, FlowKey, FragmentKey, FragmentPorts, FrontendEntry, FrontendKey, IpcacheEntry, MAX_BACKENDS,
+    MAX_ENDPOINTS, MAX_FLOWS, MAX_FRAGMENTS, MAX_FRONTENDS, MAX_IPCACHE, MAX_IPCACHE_LPM, MAX_NODES,
+    MAX_SERVICES, MAX_SLOT_BLOCKS, MAX_UNMASQUERADED, NodeConfig, NodeEntry, ServiceEntry, SlotBlock,
+    SlotsKey, V4,
 };
 
 use crate::packet::Scratch;
@@ -43,6 +45,19 @@ pub static FLOWS_V4: LruHashMap<FlowKey<V4>, FlowEntry, { MAX_FLOWS as usize }> 
 #[btf_map(name = "WARREN_FRAGS_V4")]
 pub static FRAGMENTS_V4: LruHashMap<FragmentKey<V4>, FragmentPorts, { MAX_FRAGMENTS as usize }> =
     LruHashMap::new();
+
+#[btf_map(name = "WARREN_FRONT_V4")]
+pub static FRONTENDS_V4: HashMap<FrontendKey<V4>, FrontendEntry, { MAX_FRONTENDS as usize }, NO_PREALLOC> =
+    HashMap::new();
+
+#[btf_map(name = "WARREN_SERVICES")]
+pub static SERVICES: Array<ServiceEntry, { MAX_SERVICES as usize }> = Array::new();
+
+#[btf_map(name = "WARREN_SLOTS")]
+pub static SLOTS: HashMap<SlotsKey, SlotBlock, { MAX_SLOT_BLOCKS as usize }, NO_PREALLOC> = HashMap::new();
+
+#[btf_map(name = "WARREN_BACK_V4")]
+pub static BACKENDS_V4: Array<BackendEntry<V4>, { MAX_BACKENDS as usize }> = Array::new();
 
 #[btf_map(name = "WARREN_UNMASQ_V4")]
 pub static UNMASQUERADED_LPM_V4: LpmTrie<V4, u32, { MAX_UNMASQUERADED as usize }> = LpmTrie::new();

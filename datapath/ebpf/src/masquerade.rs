@@ -10,7 +10,7 @@ use aya_ebpf::{
 use datapath_abi::{DropReason, FlowKey, NodeConfig, V4, flow_flags, node_flags};
 use datapath_packet::{TCP, TRIES, UDP, flow_hash, is_answer_to, is_translatable, masquerade_port, opens};
 
-use crate::{lookup, maps::FLOWS_V4, packet::Packet};
+use crate::{lookup, maps::FLOWS_V4, packet::Packet, service};
 
 /// Whether what endpoints send to this address of the world is masqueraded.
 #[inline(always)]
@@ -18,24 +18,29 @@ pub fn is_wanted(config: &NodeConfig, destination: V4) -> bool {
     config.flags & node_flags::MASQUERADE != 0 && !lookup::is_unmasqueraded(destination)
 }
 
+/// The ports of flows that get this node as their source, where masquerade does not say: those of its own default.
+const PORTS: (u16, u16) = (61_000, 65_535);
+
 /// Stands for no port. (Of an `Option` the compiler would spill what was never written, which the verifier refuses.)
 pub const NO_PORT: [u8; 2] = [0; 2];
 
-/// The port for the flow to the world that `packet.key` speaks of: the one that it has, if either half of it is left,
-/// else one that is free. [`NO_PORT`] for an answer to somebody who spoke first, and to the endpoint's own address.
+/// The port for the flow that `packet.key` speaks of, which gets `source` as its source: the one that it has, if either
+/// half of it is left, else one that is free. [`NO_PORT`] for an answer to somebody who spoke first, and to the endpoint's
+/// own address.
 ///
 /// # Errors
 /// [`DropReason::Fragment`], [`DropReason::MasqueradeProtocol`], [`DropReason::MasqueradePorts`].
 #[inline(always)]
-pub fn port_of(packet: &Packet, config: &NodeConfig) -> Result<[u8; 2], DropReason> {
+pub fn port_of(packet: &Packet, config: &NodeConfig, source: V4) -> Result<[u8; 2], DropReason> {
     let key = &packet.key;
     let mut had = NO_PORT;
+    let known_as = if service::is_served(packet) { &packet.asked } else { key };
     // SAFETY: as in `flows::Flow::entry`; read at once.
-    if let Some(old) = unsafe { FLOWS_V4.get(key) }
+    if let Some(old) = unsafe { FLOWS_V4.get(known_as) }
         && !(old.flags & flow_flags::ENDED != 0 && opens(packet.tcp_flags))
     {
         if old.flags & flow_flags::REWRITE_SRC != 0 {
-            if old.rewrite_src == config.underlay_v4 {
+            if old.rewrite_src == source {
                 had = old.rewrite_src_port_be;
             }
         } else if old.flags & flow_flags::REPLY != 0 {
@@ -49,7 +54,7 @@ pub fn port_of(packet: &Packet, config: &NodeConfig) -> Result<[u8; 2], DropReas
     if !is_translatable(key.protocol) || is_reply_or_error {
         return Err(DropReason::MasqueradeProtocol);
     }
-    let port_be = choose(packet, config, had);
+    let port_be = choose(packet, config, source, had);
     if port_be == NO_PORT {
         return Err(DropReason::MasqueradePorts);
     }
@@ -58,11 +63,11 @@ pub fn port_of(packet: &Packet, config: &NodeConfig) -> Result<[u8; 2], DropReas
 
 /// The port that the flow has (`had`, or that of its answering half), or one that is free; else [`NO_PORT`].
 #[inline(never)]
-fn choose(packet: &Packet, config: &NodeConfig, had: [u8; 2]) -> [u8; 2] {
+fn choose(packet: &Packet, config: &NodeConfig, source: V4, had: [u8; 2]) -> [u8; 2] {
     let key = &packet.key;
     let mut answer = FlowKey {
         src: key.dst,
-        dst: config.underlay_v4,
+        dst: source,
         src_port_be: key.dst_port_be,
         dst_port_be: had,
         protocol: key.protocol,
@@ -80,10 +85,14 @@ fn choose(packet: &Packet, config: &NodeConfig, had: [u8; 2]) -> [u8; 2] {
     // looked for at all tries. A new flow takes the first port that is free.
     let is_new = key.protocol != TCP || opens(packet.tcp_flags);
     let hash = flow_hash(key);
+    let (min, max) = match config.masquerade_port_min {
+        0 => PORTS,
+        min => (min, config.masquerade_port_max),
+    };
     let mut free = NO_PORT;
     let mut attempt = 0;
     while attempt < TRIES {
-        let port = masquerade_port(hash, config.masquerade_port_min, config.masquerade_port_max, attempt);
+        let port = masquerade_port(hash, min, max, attempt);
         attempt += 1;
         answer.dst_port_be = port.to_be_bytes();
         let slot = &answer;

@@ -12,7 +12,7 @@ use datapath_packet::{
     ETHERNET_BYTES, Ethernet, Halves, Ipv4, Macs, Start, Tcp, Transport, Wire, is_error, ports,
 };
 
-use crate::maps::SCRATCH;
+use crate::{flows::Moment, maps::SCRATCH};
 
 /// `PACKET_HOST` of `linux/if_packet.h`.
 const PACKET_HOST: u32 = 0;
@@ -52,6 +52,18 @@ pub struct Facts {
     pub mtu_bytes: u32,
     /// What was decided to become of it: a word of `deliver`.
     pub verdict: u64,
+    /// When its flow was decided.
+    pub moment: Moment,
+    /// The backend that was chosen for it.
+    pub service: Service,
+    /// The key of its flow's first direction while that is decided, before it was given a backend's address.
+    pub asked: FlowKey<V4>,
+    /// Its own key while it is decided as if it went the other way.
+    pub answer: FlowKey<V4>,
+    /// Whether it is.
+    pub is_turned: bool,
+    /// What an entry that holds no more says of its flow as a service's.
+    pub stale: Service,
     /// Why it is dropped.
     pub reason: u8,
     /// Where the header behind that of IP begins: at 74 at the most. (A byte, so that the verifier knows a bound.)
@@ -68,6 +80,41 @@ pub struct Facts {
     pub is_rest: bool,
     /// Whether it is an ICMP error, about another packet.
     pub is_error: bool,
+}
+
+/// A flow's backend, and the frontend that its client went to.
+#[derive(Clone, Copy)]
+pub struct Service {
+    /// The backend's number; 0: the flow is no service's, or nothing is known.
+    pub backend: u32,
+    /// The frontend's address.
+    pub frontend: V4,
+    /// The frontend's port.
+    pub frontend_port_be: [u8; 2],
+    /// The backend's port.
+    pub port_be: [u8; 2],
+    /// The backend's address.
+    pub address: V4,
+    /// Whether the packet goes from the backend to the client.
+    pub is_reply: bool,
+    /// Whether both its source and its destination are replaced.
+    pub is_on_both_sides: bool,
+}
+
+const NO_KEY: FlowKey<V4> =
+    FlowKey { src: [0; 4], dst: [0; 4], src_port_be: [0; 2], dst_port_be: [0; 2], protocol: 0, pad: [0; 3] };
+
+impl Service {
+    /// Of a flow that is none's.
+    const NONE: Self = Self {
+        backend: 0,
+        frontend: [0; 4],
+        frontend_port_be: [0; 2],
+        port_be: [0; 2],
+        address: [0; 4],
+        is_reply: false,
+        is_on_both_sides: false,
+    };
 }
 
 impl Deref for Packet {
@@ -94,20 +141,19 @@ impl Packet {
     pub fn new(context: &TcContext, direction: Direction) -> Option<Self> {
         let scratch = SCRATCH.get_ptr_mut(0)?;
         let facts = Facts {
-            key: FlowKey {
-                src: [0; 4],
-                dst: [0; 4],
-                src_port_be: [0; 2],
-                dst_port_be: [0; 2],
-                protocol: 0,
-                pad: [0; 3],
-            },
+            key: NO_KEY,
             src_identity: 0,
             dst_identity: 0,
             outer_src: [0; 4],
             mtu_bytes: 0,
             transport: 0,
             verdict: 0,
+            moment: Moment { src_shard: 0, dst_shard: 0, src_epoch: 0, dst_epoch: 0 },
+            service: Service::NONE,
+            asked: NO_KEY,
+            answer: NO_KEY,
+            is_turned: false,
+            stale: Service::NONE,
             reason: 0,
             direction,
             family: 0,
@@ -119,6 +165,32 @@ impl Packet {
         // SAFETY: a live map value, this CPU's own.
         unsafe { (*scratch).facts = facts };
         Some(Self { skb: context.skb.skb, scratch })
+    }
+
+    /// Notes why the packet is not sent on. Decisions say it so, and not by what they return, lest the verifier follow each
+    /// reason by itself through what comes after.
+    #[inline(always)]
+    pub fn refuse(&mut self, reason: DropReason) {
+        self.reason = reason as u8;
+    }
+
+    /// Whether a reason was noted.
+    #[inline(always)]
+    pub fn is_refused(&self) -> bool {
+        self.reason != 0
+    }
+
+    /// What was decided.
+    ///
+    /// # Errors
+    /// The reason that was noted.
+    #[inline(always)]
+    pub fn decided(&self) -> Result<&'static mut Halves, DropReason> {
+        match self.reason {
+            // SAFETY: this CPU's own. Programs do not interrupt one another on a CPU, and each decides once a run.
+            0 => Ok(unsafe { &mut *self.halves() }),
+            reason => Err(DropReason::from_number(reason).unwrap_or(DropReason::HelperFailed)),
+        }
     }
 
     /// Where the decision about the packet is made.

@@ -30,7 +30,7 @@ pub enum Verdict {
 pub fn from_endpoint(context: TcContext) -> i32 {
     let Some(mut packet) = Packet::new(&context, Direction::Egress) else { return TC_ACT_SHOT };
     match from_endpoint::decide(&mut packet) {
-        Err(reason @ (DropReason::TtlExceeded | DropReason::TooBig)) => {
+        Err(reason @ (DropReason::TtlExceeded | DropReason::TooBig | DropReason::NoBackend)) => {
             report::dropped(&mut packet, reason);
             tell(from_endpoint::refuse(&packet, reason))
         }
@@ -60,8 +60,13 @@ pub fn from_overlay(context: TcContext) -> i32 {
 #[classifier]
 pub fn from_host(context: TcContext) -> i32 {
     let Some(mut packet) = Packet::new(&context, Direction::Egress) else { return TC_ACT_SHOT };
-    let verdict = from_host::decide(&mut packet);
-    finish(&mut packet, verdict)
+    match from_host::decide(&mut packet) {
+        Err(reason @ DropReason::NoBackend) => {
+            report::dropped(&mut packet, reason);
+            tell(from_host::refuse(&packet, reason))
+        }
+        verdict => finish(&mut packet, verdict),
+    }
 }
 
 #[classifier]

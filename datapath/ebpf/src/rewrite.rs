@@ -8,7 +8,7 @@ use datapath_abi::{
     DropReason, FlowEntry, FragmentKey, FragmentPorts, V4,
     flow_flags::{REWRITE_DST, REWRITE_SRC},
 };
-use datapath_packet::{ETHERNET_BYTES, Ipv4, PortPlace, UDP, WirePort};
+use datapath_packet::{ETHERNET_BYTES, Ipv4, PortPlace, SCTP, UDP, WirePort};
 
 use crate::{maps::FRAGMENTS_V4, packet::Packet};
 
@@ -16,6 +16,12 @@ use crate::{maps::FRAGMENTS_V4, packet::Packet};
 #[inline(always)]
 pub fn is_rewritten(entry: &FlowEntry) -> bool {
     entry.flags & (REWRITE_SRC | REWRITE_DST) != 0
+}
+
+/// Whether both their source and their destination are.
+#[inline(always)]
+pub fn is_on_both_sides(entry: &FlowEntry) -> bool {
+    entry.flags & (REWRITE_SRC | REWRITE_DST) == REWRITE_SRC | REWRITE_DST
 }
 
 /// Writes an IP header with the addresses that the entry says, and its ports behind it. Checksums are updated and not
@@ -26,15 +32,16 @@ pub fn is_rewritten(entry: &FlowEntry) -> bool {
 #[inline(never)]
 pub fn write(packet: &Packet, ip: &Ipv4, entry: &FlowEntry) -> Result<(), DropReason> {
     let key = &packet.key;
-    // One side or the other: nothing translates both yet.
-    let is_source = entry.flags & REWRITE_SRC != 0;
-    let (src, dst) = if is_source { (entry.rewrite_src, key.dst) } else { (key.src, entry.rewrite_dst) };
-    if !packet.is_rest {
-        let (old_address, old_port) =
-            if is_source { (key.src, key.src_port_be) } else { (key.dst, key.dst_port_be) };
-        let (new_address, new_port) =
-            if is_source { (src, entry.rewrite_src_port_be) } else { (dst, entry.rewrite_dst_port_be) };
-        change(packet, is_source, (old_address, old_port), (new_address, new_port))?;
+    let (mut src, mut dst) = (key.src, key.dst);
+    if entry.flags & REWRITE_SRC != 0 {
+        src = entry.rewrite_src;
+        let old = (key.src, key.src_port_be);
+        change(packet, true, old, (src, entry.rewrite_src_port_be))?;
+    }
+    if entry.flags & REWRITE_DST != 0 {
+        dst = entry.rewrite_dst;
+        let old = (key.dst, key.dst_port_be);
+        change(packet, false, old, (dst, entry.rewrite_dst_port_be))?;
     }
     packet.write(ETHERNET_BYTES, ip.with_addresses(src, dst))
 }
@@ -48,6 +55,10 @@ fn change(
     (new_address, new_port): (V4, [u8; 2]),
 ) -> Result<(), DropReason> {
     let protocol = packet.key.protocol;
+    // SCTP's checksum covers no addresses, and cannot be changed in part: a port must stay.
+    if packet.is_rest || protocol == SCTP && new_port == old_port {
+        return Ok(());
+    }
     let place = PortPlace::of(protocol, is_source).ok_or(DropReason::MasqueradeProtocol)?;
     let checksum = u32::from(packet.transport) + place.checksum as u32;
     // UDP without a checksum stays without, and 0 as a sum is sent as 0xffff.

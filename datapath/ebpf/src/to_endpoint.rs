@@ -2,17 +2,11 @@
 
 use datapath_abi::{
     DropReason, FlowAction, FlowEntry, IpcacheEntry, NODE_NONE, NODE_SELF, NodeConfig, SourceKind,
-    flow_flags::REWRITE_SRC, identity_number as identity, node_flags,
+    identity_number as identity, node_flags,
 };
 use datapath_packet::{ETHERTYPE_ARP, ETHERTYPE_IPV4, Halves, Place, Side, comes_from};
 
-use crate::{
-    flows::{self, Moment},
-    lookup,
-    maps::FLOWS_V4,
-    packet::Packet,
-    programs::Verdict,
-};
+use crate::{flows, lookup, maps::FLOWS_V4, packet::Packet, programs::Verdict, rewrite};
 
 /// Out of the device, or not.
 #[inline(always)]
@@ -45,7 +39,7 @@ fn ipv4(packet: &mut Packet, config: &NodeConfig) -> Result<Verdict, DropReason>
         }
         return Ok(Verdict::Pass);
     }
-    if answers_translated(packet) {
+    if is_translated(packet) {
         return Ok(Verdict::Pass);
     }
     let halves = decide_anew(packet, config)?;
@@ -66,13 +60,14 @@ fn came_by(config: &NodeConfig, entry: &FlowEntry, ingress: u32) -> bool {
     ingress != 0 && ingress == expected
 }
 
-/// Whether this is the answer to a flow of the endpoint's that is translated: `from_netdev` has given it its address
-/// back and has left it to the stack. It has no entry of its own, and must not get one in the place of its flow's.
+/// Whether this belongs to a flow with the endpoint that was translated before it came here: an answer that `from_netdev`
+/// or `from_overlay` has left to the stack, or what `from_host` hands over of a service's. It has no entry of its own, and
+/// must not get one in the place of its flow's.
 #[inline(never)]
-fn answers_translated(packet: &Packet) -> bool {
+fn is_translated(packet: &Packet) -> bool {
     // SAFETY: as in `flows::Flow::entry`; read at once.
     unsafe { FLOWS_V4.get(packet.key.reverse()) }.is_some_and(|entry| {
-        entry.flags & REWRITE_SRC != 0
+        rewrite::is_rewritten(entry)
             && comes_from(entry, SourceKind::Endpoint, packet.ifindex())
             && flows::is_valid(entry)
     })
@@ -80,7 +75,7 @@ fn answers_translated(packet: &Packet) -> bool {
 
 #[inline(never)]
 fn decide_anew(packet: &mut Packet, config: &NodeConfig) -> Result<&'static mut Halves, DropReason> {
-    let moment = Moment::of(packet);
+    flows::begin(packet);
     let endpoint = lookup::endpoint_at(packet.ifindex())?;
     if packet.key.dst != endpoint.address_v4 {
         return Err(DropReason::UnknownDestination);
@@ -98,7 +93,7 @@ fn decide_anew(packet: &mut Packet, config: &NodeConfig) -> Result<&'static mut 
         Some(_) => (Place::Stack, identity::UNMANAGED),
         None => (Place::Stack, identity::WORLD),
     };
-    let from = Side::stack(place, identity, moment.src_shard, config.host_mac);
-    let to = Side::endpoint(endpoint, moment.dst_shard);
-    Ok(flows::decide(packet, &from, &to, &moment))
+    let from = Side::stack(place, identity, packet.moment.src_shard, config.host_mac);
+    let to = Side::endpoint(endpoint, packet.moment.dst_shard);
+    Ok(flows::decide(packet, &from, &to))
 }

@@ -24,14 +24,18 @@ use crate::{
     rows::BATCH_ENTRIES,
 };
 
-type Answer = Result<(), DatapathError>;
+pub(crate) type Answer = Result<(), DatapathError>;
 
 impl Datapath {
-    /// Carries out the steps in order. Nodes, ipcache entries and routes that follow one another go to the
+    /// Carries out the steps in order. Map entries and routes that follow one another go to the
     /// kernel together; a step that fails is named in the outcome and stops neither its neighbours nor those after
     /// it. Applying a plan twice changes nothing, but that epochs rise.
     pub async fn apply(&mut self, plan: Plan) -> PlanOutcome {
         let mut failures = Vec::new();
+        if let Err(error) = self.slot_tables.clear(&self.maps) {
+            // They are tried again with the next plan; nothing leads there.
+            tracing::warn!(error = error.chain(), "tables that are used no more stay");
+        }
         let runs = plan.ops.chunk_by(|a, b| goes_in_batches(a) && discriminant(a) == discriminant(b));
         // Rows and answers of a run are made whole: not of 100,000 at once.
         for run in runs.flat_map(|run| run.chunks(BATCH_ENTRIES as usize)) {
@@ -45,14 +49,12 @@ impl Datapath {
                 Op::DeleteRoute(_) => self.delete_routes(run).await,
                 Op::PutEndpoint(id, value) => vec![self.put_endpoint(*id, value).await],
                 Op::DeleteEndpoint(id) => vec![self.workshop().delete(*id).await],
-                Op::PutBackend(..)
-                | Op::DeleteBackend(_)
-                | Op::PutService(..)
-                | Op::DeleteService(_)
-                | Op::PutFrontend(..)
-                | Op::DeleteFrontend(_) => {
-                    repeat(run, &DatapathError::Unsupported("services are not in the kernel yet".into()))
-                }
+                Op::PutBackend(..) => self.put_backends(run),
+                Op::DeleteBackend(_) => self.delete_backends(run),
+                Op::PutService(..) => self.put_services(run),
+                Op::DeleteService(_) => self.delete_services(run),
+                Op::PutFrontend(..) => self.put_frontends(run),
+                Op::DeleteFrontend(_) => self.delete_frontends(run),
                 Op::BumpEpochs(scope) => vec![self.bump_epochs(scope)],
             };
             for (op, answer) in run.iter().zip(answers) {
@@ -283,7 +285,7 @@ fn lpm_key(network: Ipv4Network) -> LpmKey<V4> {
     LpmKey { prefix_len: network.prefix().into(), address: network.network().octets() }
 }
 
-fn first_failure(failed: Vec<(usize, DatapathError)>) -> Answer {
+pub(crate) fn first_failure(failed: Vec<(usize, DatapathError)>) -> Answer {
     failed.into_iter().next().map_or(Ok(()), |(_, error)| Err(error))
 }
 
@@ -343,7 +345,7 @@ impl<T> Split<T> {
 }
 
 /// The bytes of an IPv4 address; this version has maps for no other.
-fn v4(address: IpAddr) -> Result<V4, DatapathError> {
+pub(crate) fn v4(address: IpAddr) -> Result<V4, DatapathError> {
     match address {
         IpAddr::V4(address) => Ok(address.octets()),
         IpAddr::V6(_) => Err(DatapathError::Unsupported(format!("IPv6 address {address}"))),

@@ -17,6 +17,7 @@ use crate::{
     maps::{self, Adoption, Loaded, Maps},
     netlink::Netlink,
     pins::Pins,
+    service,
 };
 
 /// The node's maps, programs, devices and routes. One per agent and node namespace; whoever opens it owns them.
@@ -31,6 +32,7 @@ pub struct Datapath {
     pub(crate) netlink: Netlink,
     pub(crate) maps: Maps,
     pub(crate) hooks: Hooks,
+    pub(crate) slot_tables: service::Tables,
     events: Option<events::Ring>,
 }
 
@@ -74,7 +76,8 @@ impl Datapath {
         tracing::info!(
             pin_root = %config.pin_root.display(), ?mode, ?adoption, adopted, carried, late, "datapath open"
         );
-        Ok(Self { config, netlink, maps, hooks, events: Some(events) })
+        let slot_tables = service::Tables::adopt(&maps)?;
+        Ok(Self { config, netlink, maps, hooks, slot_tables, events: Some(events) })
     }
 
     /// Packets and bytes by reason and direction, since the maps were made. Lost events count as packets.

@@ -6,13 +6,13 @@ use std::{
 };
 
 use aya::maps::MapInfo as KernelMapInfo;
-use datapath_abi::{EndpointEntry, IpcacheEntry, LpmKey, V4, map_name, node_flags};
-use datapath_plan::Mac;
+use datapath_abi::{EndpointEntry, IpcacheEntry, LpmKey, V4, map_name, node_flags, service_flags};
+use datapath_plan::{BackendValue, FrontendKind, Mac};
 use ipnetwork::Ipv4Network;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::{datapath::Datapath, error::DatapathError, flows::FlowFilter, object};
+use crate::{datapath::Datapath, error::DatapathError, flows::FlowFilter, object, service};
 
 /// A map of ours.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -83,6 +83,12 @@ impl Datapath {
             map_name::NODE_BY_ADDRESS_V4 => maps.node_by_address_v4.count(|_, _| true)?,
             map_name::FLOWS_V4 => maps.flows_v4.count(|_, _| true)?,
             map_name::UNMASQUERADED_LPM_V4 => maps.unmasqueraded_lpm_v4.count(|_, _| true)?,
+            map_name::FRONTENDS_V4 => maps.frontends_v4.count(|_, _| true)?,
+            map_name::SERVICES => {
+                maps.services.count(|_, entry| entry.flags & service_flags::PRESENT != 0)?
+            }
+            map_name::SLOTS => maps.slots.count(|_, _| true)?,
+            map_name::BACKENDS_V4 => maps.backends_v4.count(|_, entry| entry.service != 0)?,
             map_name::NODES => maps.nodes.count(|_, entry| entry.family != 0)?,
             _ => return Ok(None),
         }))
@@ -134,6 +140,40 @@ impl Datapath {
                     Some((json!(network), json!(value)))
                 })
             }
+            map_name::FRONTENDS_V4 => rows(maps.frontends_v4.dump()?, |key, entry| {
+                let frontend = service::frontend(key)?;
+                let kind = service::kind(entry.kind).map(FrontendKind::word);
+                Some((json!(frontend.to_string()), json!({ "service": entry.service, "kind": kind })))
+            }),
+            map_name::SERVICES => rows(maps.services.dump()?, |key, entry| {
+                let (table, slots) = entry.table();
+                (entry.flags & service_flags::PRESENT != 0).then(|| {
+                    let value = json!({
+                        "table": table,
+                        "slots": slots,
+                        "members": entry.members,
+                        "maglev": entry.flags & service_flags::MAGLEV != 0,
+                        "dsr": entry.flags & service_flags::DSR != 0,
+                        "local": entry.flags & service_flags::LOCAL != 0,
+                        "affinity_seconds": entry.affinity_seconds,
+                    });
+                    (json!(key), value)
+                })
+            }),
+            map_name::SLOTS => rows(maps.slots.dump()?, |key, block| {
+                Some((json!(format!("{} {}", key.table, key.block)), json!(block.slots.to_vec())))
+            }),
+            map_name::BACKENDS_V4 => rows(maps.backends_v4.dump()?, |key, row| {
+                let BackendValue { service, address, port, weight, state } = service::backend(row);
+                let value = json!({
+                    "service": service.0,
+                    "address": address,
+                    "port": port,
+                    "weight": weight,
+                    "state": state.word(),
+                });
+                (row.service != 0).then(|| (json!(key), value))
+            }),
             map_name::NODES => rows(maps.nodes.dump()?, |key, node| {
                 let underlay = Ipv6Addr::from(node.underlay).to_canonical();
                 (node.family != 0)

@@ -54,6 +54,9 @@ pub struct Flow {
     /// Address and port that their destination is replaced by.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub new_destination: Option<SocketAddr>,
+    /// The number of the service's backend that it goes through.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backend: Option<u32>,
     /// Whether this is the direction opposite to the first packet's.
     pub reply: bool,
     /// Packets of this direction.
@@ -229,6 +232,7 @@ pub(crate) fn flow(key: &FlowKey<V4>, entry: &FlowEntry, epochs: &[u32], now_ns:
         to_index: entry.target,
         new_source: rewritten(flow_flags::REWRITE_SRC, entry.rewrite_src, entry.rewrite_src_port_be),
         new_destination: rewritten(flow_flags::REWRITE_DST, entry.rewrite_dst, entry.rewrite_dst_port_be),
+        backend: (entry.backend != 0).then_some(entry.backend),
         reply: entry.flags & flow_flags::REPLY != 0,
         packets: entry.packets,
         bytes: entry.bytes,

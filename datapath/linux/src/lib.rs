@@ -30,6 +30,7 @@ mod pins;
 mod programs;
 mod route;
 mod rows;
+mod service;
 mod sysctl;
 mod table;
 mod underlay;

@@ -7,8 +7,8 @@ use aya::{
     maps::{Map, MapData},
 };
 use datapath_abi::{
-    ABI_VERSION, AbiBytes, EndpointEntry, FlowEntry, FlowKey, IpcacheEntry, LpmKey, NodeConfig, NodeEntry,
-    V4, map_name,
+    ABI_VERSION, AbiBytes, BackendEntry, EndpointEntry, FlowEntry, FlowKey, FrontendEntry, FrontendKey,
+    IpcacheEntry, LpmKey, NodeConfig, NodeEntry, ServiceEntry, SlotBlock, SlotsKey, V4, map_name,
 };
 
 use crate::{
@@ -32,6 +32,10 @@ pub(crate) struct Maps {
     pub nodes: Table<u32, NodeEntry>,
     pub node_by_address_v4: Table<V4, u32>,
     pub flows_v4: Table<FlowKey<V4>, FlowEntry>,
+    pub frontends_v4: Table<FrontendKey<V4>, FrontendEntry>,
+    pub services: Table<u32, ServiceEntry>,
+    pub slots: Table<SlotsKey, SlotBlock>,
+    pub backends_v4: Table<u32, BackendEntry<V4>>,
     pub unmasqueraded_lpm_v4: Table<LpmKey<V4>, u32>,
     pub epochs: Table<u32, u32>,
     pub counters: CounterTable,
@@ -165,6 +169,10 @@ impl Maps {
             nodes: open(ebpf, map_name::NODES)?,
             node_by_address_v4: open(ebpf, map_name::NODE_BY_ADDRESS_V4)?,
             flows_v4: open(ebpf, map_name::FLOWS_V4)?,
+            frontends_v4: open(ebpf, map_name::FRONTENDS_V4)?,
+            services: open(ebpf, map_name::SERVICES)?,
+            slots: open(ebpf, map_name::SLOTS)?,
+            backends_v4: open(ebpf, map_name::BACKENDS_V4)?,
             unmasqueraded_lpm_v4: open(ebpf, map_name::UNMASQUERADED_LPM_V4)?,
             epochs: open(ebpf, map_name::EPOCHS)?,
             counters: CounterTable::open(data(ebpf, map_name::COUNTERS)?)?,

@@ -75,7 +75,7 @@ pub fn load(classifier: &mut SchedClassifier) -> Result<(), ProgramError> {
 }
 
 /// The maps of [`OBJECT`], all of them.
-pub const MAPS: [&str; 15] = [
+pub const MAPS: [&str; 19] = [
     map_name::CONFIG,
     map_name::ENDPOINTS_BY_IFINDEX,
     map_name::ENDPOINTS_V4,
@@ -85,6 +85,10 @@ pub const MAPS: [&str; 15] = [
     map_name::NODE_BY_ADDRESS_V4,
     map_name::FLOWS_V4,
     map_name::FRAGMENTS_V4,
+    map_name::FRONTENDS_V4,
+    map_name::SERVICES,
+    map_name::SLOTS,
+    map_name::BACKENDS_V4,
     map_name::UNMASQUERADED_LPM_V4,
     map_name::EPOCHS,
     map_name::COUNTERS,

@@ -43,6 +43,7 @@ impl Datapath {
         }
         self.observe_nodes(&mut observed)?;
         self.observe_ipcache(&mut observed)?;
+        self.observe_services(&mut observed)?;
         if let Some(host) = links.iter().find(|link| link.name == HOST_DEVICE && link.is_ours()) {
             self.observe_routes(host, &mut observed).await?;
         }

@@ -110,17 +110,35 @@ impl Halves {
     }
 
     /// Gives the forward direction, whose packets have the key `key`, another source: packets of the reverse one
-    /// come to that, from the underlay, and get back the source that there was.
+    /// come to that, and get back the source that there was.
     #[inline(always)]
-    pub fn masquerade(&mut self, key: &FlowKey<V4>, address: V4, port_be: [u8; 2]) {
+    pub fn replace_source(&mut self, key: &FlowKey<V4>, address: V4, port_be: [u8; 2]) {
         self.forward.flags |= flow_flags::REWRITE_SRC;
         self.forward.rewrite_src = address;
         self.forward.rewrite_src_port_be = port_be;
         self.reverse.flags |= flow_flags::REWRITE_DST;
         self.reverse.rewrite_dst = key.src;
         self.reverse.rewrite_dst_port_be = key.src_port_be;
+    }
+
+    /// As [`Self::replace_source`]; packets of the reverse direction come from the underlay.
+    #[inline(always)]
+    pub fn masquerade(&mut self, key: &FlowKey<V4>, address: V4, port_be: [u8; 2]) {
+        self.replace_source(key, address, port_be);
         self.reverse.source_kind = SourceKind::Underlay as u8;
         self.reverse.source = 0;
+    }
+
+    /// Gives the forward direction, whose packets go to a service's frontend, the place of one of its backends as
+    /// destination: packets of the reverse one come from there, and get the frontend as source.
+    #[inline(always)]
+    pub fn serve(&mut self, backend: u32, frontend: (V4, [u8; 2]), place: (V4, [u8; 2])) {
+        self.forward.flags |= flow_flags::REWRITE_DST;
+        (self.forward.rewrite_dst, self.forward.rewrite_dst_port_be) = place;
+        self.forward.backend = backend;
+        self.reverse.flags |= flow_flags::REWRITE_SRC;
+        (self.reverse.rewrite_src, self.reverse.rewrite_src_port_be) = frontend;
+        self.reverse.backend = backend;
     }
 
     /// The same flow, seen from the other direction.
@@ -298,6 +316,37 @@ mod tests {
         let mut plain = to_node();
         assert!(carry_over(&mut plain, Some(&old.forward), None, false));
         assert_eq!(plain.forward.flags, 0, "what is no longer masqueraded is not rewritten");
+    }
+
+    #[test]
+    fn a_flow_of_a_service_is_known_by_its_frontend_and_answered_by_its_backend() {
+        let key = FlowKey {
+            src: [10, 0, 1, 5],
+            dst: [10, 201, 0, 1],
+            src_port_be: [3, 232],
+            dst_port_be: [0, 80],
+            protocol: 6,
+            pad: [0; 3],
+        };
+        let check = |halves: Halves, source: (V4, [u8; 2])| {
+            let out = halves.forward.rewritten(&key);
+            assert_eq!((out.dst, out.dst_port_be, halves.forward.backend), ([10, 0, 2, 7], [31, 144], 9));
+            assert_eq!((out.src, out.src_port_be), source);
+            let back_key = halves.forward.reverse_key(&key);
+            assert_eq!(halves.reverse.reverse_key(&back_key), key);
+            assert_eq!(halves.reverse.backend, 9);
+        };
+        let (frontend, place) = ((key.dst, key.dst_port_be), ([10, 0, 2, 7], [31, 144]));
+        let mut plain = to_node();
+        plain.serve(9, frontend, place);
+        check(plain, (key.src, key.src_port_be));
+        // With another source as well, in either order.
+        let mut first = to_node();
+        first.replace_source(&key, [10, 0, 1, 1], [240, 0]);
+        first.serve(9, frontend, place);
+        check(first, ([10, 0, 1, 1], [240, 0]));
+        plain.replace_source(&key, [10, 0, 1, 1], [240, 0]);
+        assert_eq!(plain, first);
     }
 
     #[test]

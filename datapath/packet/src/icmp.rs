@@ -4,7 +4,7 @@ use datapath_abi::{FlowKey, V4};
 
 use crate::{
     Ipv4, Start, checksum,
-    transport::{ICMP, Transport, ports},
+    transport::{Transport, ports},
     wire,
 };
 
@@ -39,6 +39,7 @@ wire! { IcmpError = 8, Quote = 28 }
 const UNREACHABLE: u8 = 3;
 const TIME_EXCEEDED: u8 = 11;
 const PARAMETER_PROBLEM: u8 = 12;
+const PORT_UNREACHABLE: u8 = 3;
 const FRAGMENTATION_NEEDED: u8 = 4;
 
 /// Whether an ICMP message of this kind is about another packet.
@@ -90,36 +91,20 @@ impl IcmpError {
     pub const TIME_EXCEEDED: Self =
         Self { kind: TIME_EXCEEDED, code: 0, checksum_be: [0; 2], unused: [0; 2], mtu_be: [0; 2] };
 
+    /// "Nobody is at that port": without its checksum.
+    pub const PORT_UNREACHABLE: Self = Self {
+        kind: UNREACHABLE,
+        code: PORT_UNREACHABLE,
+        checksum_be: [0; 2],
+        unused: [0; 2],
+        mtu_be: [0; 2],
+    };
+
     /// "Your packet is longer than `mtu_bytes`": without its checksum.
     #[inline(always)]
     pub const fn too_big(mtu_bytes: u16) -> Self {
         let mtu_be = mtu_bytes.to_be_bytes();
         Self { kind: UNREACHABLE, code: FRAGMENTATION_NEEDED, checksum_be: [0; 2], unused: [0; 2], mtu_be }
-    }
-}
-
-impl Ipv4 {
-    /// The header of an ICMP message of `message_bytes` from `src` to `dst`.
-    #[inline(always)]
-    pub fn icmp(src: V4, dst: V4, message_bytes: u16) -> Self {
-        let mut header = Self {
-            version_length: 0x45,
-            // Internetwork control, as Linux sends its own.
-            tos: 0xc0,
-            total_bytes_be: (message_bytes + 20).to_be_bytes(),
-            id_be: [0; 2],
-            fragment_be: [0x40, 0],
-            ttl: 64,
-            protocol: ICMP,
-            checksum_be: [0; 2],
-            src,
-            dst,
-        };
-        let sum = checksum::sum([[0x45, 0xc0], header.total_bytes_be, header.fragment_be, [64, ICMP]])
-            + checksum::sum(checksum::words(src))
-            + checksum::sum(checksum::words(dst));
-        header.checksum_be = checksum::of(sum);
-        header
     }
 }
 

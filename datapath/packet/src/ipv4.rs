@@ -2,7 +2,7 @@
 
 use datapath_abi::{DropReason, V4};
 
-use crate::{checksum, wire};
+use crate::{checksum, transport::ICMP, wire};
 
 /// The header without its options.
 #[repr(C, align(4))]
@@ -37,6 +37,30 @@ const MORE_FRAGMENTS: u16 = 0x2000;
 const OFFSET_MASK: u16 = 0x1fff;
 
 impl Ipv4 {
+    /// The header of what this node itself sends: `payload_bytes` from `src` to `dst`.
+    #[inline(always)]
+    pub fn own(protocol: u8, src: V4, dst: V4, payload_bytes: u16) -> Self {
+        // Internetwork control for ICMP, as Linux sends its own.
+        let tos = if protocol == ICMP { 0xc0 } else { 0 };
+        let mut header = Self {
+            version_length: 0x45,
+            tos,
+            total_bytes_be: (payload_bytes + 20).to_be_bytes(),
+            id_be: [0; 2],
+            fragment_be: DONT_FRAGMENT.to_be_bytes(),
+            ttl: 64,
+            protocol,
+            checksum_be: [0; 2],
+            src,
+            dst,
+        };
+        let sum = checksum::sum([[0x45, tos], header.total_bytes_be, header.fragment_be, [64, protocol]])
+            + checksum::sum(checksum::words(src))
+            + checksum::sum(checksum::words(dst));
+        header.checksum_be = checksum::of(sum);
+        header
+    }
+
     /// Bytes of the header with its options, 20 to 60, checked against the packet's `available_bytes` after
     /// the Ethernet header (which may have padding behind it).
     ///

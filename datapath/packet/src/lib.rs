@@ -15,6 +15,7 @@ mod ipv4;
 mod lifetime;
 mod masquerade;
 mod overlay;
+mod slot;
 mod tcp;
 mod transport;
 
@@ -26,8 +27,9 @@ pub use ipv4::{Ipv4, is_unicast};
 pub use lifetime::{has_expired, lifetime};
 pub use masquerade::{TRIES, flow_hash, is_answer_to, is_translatable, port as masquerade_port};
 pub use overlay::{check_sender, tunnel_identity};
-pub use tcp::{Tcp, TcpState, flag, may_end, opens, tcp_state};
-pub use transport::{ICMP, PortPlace, Start, TCP, Transport, UDP, WirePort, ports};
+pub use slot::slot_of;
+pub use tcp::{PseudoHeader, Tcp, TcpState, flag, may_end, opens, tcp_state};
+pub use transport::{ICMP, PortPlace, SCTP, Start, TCP, Transport, UDP, WirePort, ports};
 
 /// A header as it is on the wire: what may be read from and written to a packet whole.
 ///

@@ -1,5 +1,7 @@
 //! Where a TCP connection is in its life, as far as the flags of both directions tell.
 
+use datapath_abi::V4;
+
 use crate::{Start, wire};
 
 /// The header without its options (RFC 9293).
@@ -19,6 +21,44 @@ pub struct Tcp {
 }
 
 wire! { Tcp = 20 }
+
+/// What a transport's checksum covers of the IP header (RFC 9293, 3.1).
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PseudoHeader {
+    /// Source.
+    pub src: V4,
+    /// Destination.
+    pub dst: V4,
+    /// Zero.
+    pub zero: u8,
+    /// Protocol.
+    pub protocol: u8,
+    /// Of the transport's header and payload.
+    pub bytes_be: [u8; 2],
+}
+
+wire! { PseudoHeader = 12 }
+
+impl Tcp {
+    /// Where its checksum is.
+    pub const CHECKSUM: usize = 16;
+
+    /// The answer to a segment for a connection that nobody has (RFC 9293, 3.5.2), without its checksum. A segment that
+    /// is a reset itself gets none: look before.
+    #[inline(always)]
+    pub fn reset(&self) -> Self {
+        let Start([a, b, c, d, sequence @ ..]) = self.start;
+        let (sequence_be, acknowledged_be, flags) = if self.flags & flag::ACK != 0 {
+            (self.acknowledged_be, [0; 4], flag::RST)
+        } else {
+            // What opens a connection counts as one byte.
+            ([0; 4], u32::from_be_bytes(sequence).wrapping_add(1).to_be_bytes(), flag::RST | flag::ACK)
+        };
+        let [e, f, g, h] = sequence_be;
+        Self { start: Start([c, d, a, b, e, f, g, h]), acknowledged_be, length: 5 << 4, flags, rest: [0; 6] }
+    }
+}
 
 /// Bits of [`Tcp::flags`].
 pub mod flag {
@@ -90,6 +130,31 @@ mod tests {
         check(SYN | ACK | FIN, SYN | ACK, TcpState::Closing);
         check(SYN | ACK | FIN, SYN | ACK | FIN, TcpState::Closed);
         check(SYN, RST | ACK, TcpState::Closed);
+    }
+
+    #[test]
+    fn a_reset_is_one_that_its_receiver_believes() {
+        let tcp = |flags| Tcp {
+            start: Start([4, 0, 0, 80, 0, 0, 1, 255]),
+            acknowledged_be: [9, 9, 9, 9],
+            length: 0xa0,
+            flags,
+            rest: [1; 6],
+        };
+        let check = |flags, sequence: [u8; 4], acknowledged_be, expected_flags| {
+            let [a, b, c, d] = sequence;
+            let expected = Tcp {
+                start: Start([0, 80, 4, 0, a, b, c, d]),
+                acknowledged_be,
+                length: 0x50,
+                flags: expected_flags,
+                rest: [0; 6],
+            };
+            assert_eq!(tcp(flags).reset(), expected);
+        };
+        check(SYN, [0; 4], [0, 0, 2, 0], RST | ACK);
+        check(ACK, [9, 9, 9, 9], [0; 4], RST);
+        check(SYN | ACK, [9, 9, 9, 9], [0; 4], RST);
     }
 
     #[test]

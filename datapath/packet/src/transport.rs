@@ -28,8 +28,10 @@ pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 /// ICMP's protocol number.
 pub const ICMP: u8 = 1;
+/// SCTP's protocol number.
+pub const SCTP: u8 = 132;
 const DCCP: u8 = 33;
-const SCTP: u8 = 132;
+
 const UDP_LITE: u8 = 136;
 
 const ECHO_REPLY: u8 = 0;

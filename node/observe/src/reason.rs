@@ -98,6 +98,10 @@ pub const fn advice(reason: DropReason) -> Advice {
             "comes from the underlay with the address of a workload that cannot have sent it from there",
             "a forgery; or a node that routes natively in a fleet with a tunnel: see `warren status` on both",
         ),
+        DropReason::NoBackend => (
+            "to a service that has no backend for it, or through one that is gone",
+            "the client was refused: start endpoints with the labels that the service selects, or mend its selector",
+        ),
     };
     Advice { meaning, remedy }
 }

@@ -130,6 +130,17 @@ impl Frame {
         }
     }
 
+    /// The reset that answers this segment.
+    pub fn reset(&self, sequence: u32, acknowledged: u32, ack: bool) -> Self {
+        let mut payload = [&self.payload[2..4], &self.payload[..2]].concat();
+        payload.extend(sequence.to_be_bytes());
+        payload.extend(acknowledged.to_be_bytes());
+        payload.extend([0x50, RST | if ack { ACK } else { 0 }, 0, 0, 0, 0, 0, 0]);
+        let (dst_mac, src_mac) = (self.src_mac, self.dst_mac);
+        let (src, dst, id, ttl, fragment) = (self.dst, self.src, 0, 64, 0x4000);
+        Self { dst_mac, src_mac, src, dst, id, ttl, fragment, payload, ..self.clone() }
+    }
+
     /// An ICMP error about a packet, from somebody on its way (or its receiver) to its sender.
     pub fn error_about(&self, from: V4, kind: u8, code: u8, mtu: u16) -> Self {
         Self { tos: 0, id: 0x1234, ..self.refused(kind, code, mtu, from) }
@@ -222,7 +233,7 @@ impl Frame {
         };
         let (src_port_be, dst_port_be) = match (self.protocol, self.payload.first()) {
             (TCP, _) if self.payload.len() < 20 => ([0, 0], [0, 0]),
-            (TCP | UDP, _) => (word(0), word(2)),
+            (TCP | UDP | SCTP, _) => (word(0), word(2)),
             (ICMP, Some(8)) => (word(4), [0, 0]),
             (ICMP, Some(0)) => ([0, 0], word(4)),
             _ => ([0, 0], [0, 0]),

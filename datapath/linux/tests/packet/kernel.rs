@@ -13,8 +13,9 @@ use aya::{
     programs::{ProgramFd, SchedClassifier, TestRunOptions},
 };
 use datapath_abi::{
-    AbiBytes, COUNTER_SLOTS, Counter, EPOCH_SHARDS, EndpointEntry, Event, FlowEntry, FlowKey, IpcacheEntry,
-    LpmKey, NodeConfig, NodeEntry, V4, map_name,
+    AbiBytes, BackendEntry, COUNTER_SLOTS, Counter, EPOCH_SHARDS, EndpointEntry, Event, FlowEntry, FlowKey,
+    FrontendEntry, FrontendKey, IpcacheEntry, LpmKey, NodeConfig, NodeEntry, ServiceEntry, SlotBlock,
+    SlotsKey, V4, map_name,
 };
 use datapath_linux::object::{self, OBJECT, Program};
 
@@ -102,6 +103,10 @@ fn load_object(object: &[u8]) -> Result<Ebpf, EbpfError> {
             map_name::NODES,
             map_name::FLOWS_V4,
             map_name::FRAGMENTS_V4,
+            map_name::FRONTENDS_V4,
+            map_name::SERVICES,
+            map_name::SLOTS,
+            map_name::BACKENDS_V4,
         ] {
             loader.map_max_entries(name, SMALL);
         }
@@ -255,6 +260,10 @@ impl Kernel {
         self.note_array::<NodeConfig>(&mut written, map_name::CONFIG, 1);
         self.note_array::<NodeEntry>(&mut written, map_name::NODES, SMALL);
         self.note_array::<u32>(&mut written, map_name::EPOCHS, EPOCH_SHARDS);
+        self.note_array::<ServiceEntry>(&mut written, map_name::SERVICES, SMALL);
+        self.note_array::<BackendEntry<V4>>(&mut written, map_name::BACKENDS_V4, SMALL);
+        self.note_hash::<FrontendKey<V4>, FrontendEntry>(&mut written, map_name::FRONTENDS_V4);
+        self.note_hash::<SlotsKey, SlotBlock>(&mut written, map_name::SLOTS);
         self.note_hash::<u32, EndpointEntry>(&mut written, map_name::ENDPOINTS_BY_IFINDEX);
         self.note_hash::<V4, EndpointEntry>(&mut written, map_name::ENDPOINTS_V4);
         self.note_hash::<V4, IpcacheEntry>(&mut written, map_name::IPCACHE_V4);

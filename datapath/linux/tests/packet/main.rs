@@ -16,6 +16,7 @@ mod load;
 mod masquerade;
 mod namespace;
 mod routing;
+mod service;
 mod stack;
 mod to_endpoint;
 mod world;

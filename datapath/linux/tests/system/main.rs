@@ -7,6 +7,7 @@ mod hooks;
 mod opening;
 mod reading;
 mod routing;
+mod services;
 mod stage;
 mod traffic;
 mod underlay;

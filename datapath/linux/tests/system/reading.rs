@@ -9,8 +9,11 @@ use datapath_abi::{EventKind, map_name};
 use datapath_linux::{FlowFilter, object};
 use serde_json::json;
 
-use crate::stage::{
-    Namespace, Stage, address, endpoint, endpoint_ops, foundations, gateway, must, node_with_endpoint,
+use crate::{
+    services::{backend, web},
+    stage::{
+        Namespace, Stage, address, endpoint, endpoint_ops, foundations, gateway, must, node_with_endpoint,
+    },
 };
 
 /// Far beyond every time-out.
@@ -67,6 +70,7 @@ fn every_map_can_be_dumped() {
     stage.play(async || {
         let mut datapath = stage.open().await;
         must(&mut datapath, node_with_endpoint(&workload)).await;
+        must(&mut datapath, web(&[backend(1, address(1, 1))])).await;
         assert!(workload.pings(gateway(1)));
 
         let own = [map_name::EVENTS, map_name::BUDGETS, map_name::SCRATCH, map_name::FRAGMENTS_V4];
@@ -85,6 +89,11 @@ fn every_map_can_be_dumped() {
         assert_eq!(rows(map_name::IPCACHE_LPM_V4), expected);
         let expected = json!([{ "key": 1, "value": { "underlay": "192.0.2.1", "family": 4 } }]);
         assert_eq!(rows(map_name::NODES), expected);
+        let expected = json!([{ "key": "tcp 10.201.0.1 80", "value": { "service": 1, "kind": "virtual" } }]);
+        assert_eq!(rows(map_name::FRONTENDS_V4), expected);
+        let active =
+            json!({ "service": 1, "address": "10.77.1.11", "port": 8080, "weight": 1, "state": "active" });
+        assert_eq!(rows(map_name::BACKENDS_V4), json!([{ "key": 1, "value": active }]));
         assert_eq!(rows(map_name::ENDPOINTS_V4)[0]["value"]["mac"], "02:00:00:01:01:01");
         let unknown = datapath.map_dump("WARREN_NOTHING").expect_err("no such map");
         assert!(unknown.to_string().contains(map_name::IPCACHE_V4), "{unknown}");

@@ -143,7 +143,7 @@ fn agents_come_and_go_without_a_packet_lost() {
 }
 
 /// What a node knows of another one.
-fn other_node(number: u8) -> Vec<Op> {
+pub fn other_node(number: u8) -> Vec<Op> {
     let index = NodeIndex(2);
     let cidr = format!("10.77.{number}.0/24").parse().expect("a CIDR");
     vec![

@@ -132,6 +132,7 @@ mod tests {
             to_index: 2,
             new_source: None,
             new_destination: None,
+            backend: None,
             reply,
             packets,
             bytes: packets * 100,

@@ -138,7 +138,7 @@ impl Fleet {
         let fleet = FleetRecord {
             fleet_id: "f00".to_owned(),
             pools: lab.spec().pools.iter().map(|pool| pool.parse().unwrap()).collect(),
-            service_pools: vec!["10.201.0.0/16".parse().expect("a pool")],
+            service_pools: vec!["172.20.0.0/16".parse().expect("a pool")],
             block_prefix_v4: lab.spec().block_prefix_v4,
             block_prefix_v6: 120,
             tunnel_port: 8472,

@@ -23,8 +23,9 @@ pub use lists::{compacted_list, future_list, many_pages, pinned_pages};
 pub use txns::{conditions, one_winner, refusals, revisions};
 pub use watches::{compacted_watch, future_watch, past_watch, progress, slow_receiver, whole_revisions};
 
-/// The longest that anything may take that a check waits for; a black hole counts as down within 10 s.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+/// The longest that anything may take that a check waits for. A black hole counts as down within 10 s, of which 5 are seen;
+/// whoever waits for it may be without a processor for a while.
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What a check may do to the server, beside asking it. Dropping it ends the server.
 #[async_trait]

@@ -72,7 +72,7 @@ impl Invariant {
 pub fn view(sim: &Sim) -> FleetView {
     let mut view = FleetView::new(sim.schema());
     let page = sim.store.list(&sim.schema().root(), None, None, usize::MAX).expect("now is never compacted");
-    view.apply_list(&page);
+    view.apply_list(page);
     view
 }
 

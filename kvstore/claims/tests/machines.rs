@@ -36,7 +36,7 @@ impl Bench {
 
     fn view(&self) -> FleetView {
         let mut view = FleetView::new(self.schema.clone());
-        view.apply_list(&self.store.list(&self.schema.root(), None, None, usize::MAX).unwrap());
+        view.apply_list(self.store.list(&self.schema.root(), None, None, usize::MAX).unwrap());
         view
     }
 

@@ -6,11 +6,11 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use node_core::Snapshot;
-use tokio::sync::watch;
+use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
 use crate::sealed::{Form, SealError};
@@ -20,17 +20,21 @@ pub const FORM: Form = Form { magic: *b"WRNSNAP\n", version: 5, max_payload_byte
 
 /// Where the node's snapshots go. Only the newest one counts. Writing ends when this is dropped, with the last one.
 pub struct SnapshotKeeper {
-    newest: watch::Sender<Option<Arc<Snapshot>>>,
+    /// What is to be written; taken away by the task, since a large fleet's takes several MB.
+    newest: Arc<Mutex<Option<Box<Snapshot>>>>,
+    news: mpsc::Sender<()>,
 }
 
 impl SnapshotKeeper {
     /// A way to the file, and the task that writes it.
     pub fn new(path: PathBuf) -> (Self, impl Future<Output = ()> + Send) {
-        let (newest, mut news) = watch::channel(None::<Arc<Snapshot>>);
+        // One is enough: it means that there is something.
+        let (news, mut inbox) = mpsc::channel(1);
+        let keeper = Self { newest: Arc::default(), news };
+        let newest = keeper.newest.clone();
         let write = async move {
-            // A value that came before the end is still seen.
-            while news.changed().await.is_ok() {
-                let Some(snapshot) = news.borrow_and_update().clone() else { continue };
+            while inbox.recv().await.is_some() {
+                let Some(snapshot) = lock(&newest).take() else { continue };
                 let target = path.clone();
                 match tokio::task::spawn_blocking(move || FORM.write(&target, &*snapshot, true)).await {
                     Ok(Ok(())) => {}
@@ -41,13 +45,19 @@ impl SnapshotKeeper {
                 }
             }
         };
-        (Self { newest }, write)
+        (keeper, write)
     }
 
     /// Has a snapshot written soon. Returns at once.
     pub fn keep(&self, snapshot: Box<Snapshot>) {
-        self.newest.send_replace(Some(Arc::from(snapshot)));
+        *lock(&self.newest) = Some(snapshot);
+        // Full: the task has not looked yet. Closed: the agent ends.
+        let _ = self.news.try_send(());
     }
+}
+
+fn lock(newest: &Mutex<Option<Box<Snapshot>>>) -> MutexGuard<'_, Option<Box<Snapshot>>> {
+    newest.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What the former agent left; `None` if there is nothing, or nothing that can be used.

@@ -43,7 +43,7 @@ impl StoreState {
 impl Node {
     pub(crate) fn on_kv_update(&mut self, update: KvUpdate) {
         match update {
-            KvUpdate::Listed(page) => self.on_listed(&page),
+            KvUpdate::Listed(page) => self.on_listed(page),
             KvUpdate::Changed { events, .. } if self.store.relisting.is_some() => {
                 self.store.relisting.iter_mut().for_each(|held| held.extend(events.iter().cloned()));
             }
@@ -89,17 +89,18 @@ impl Node {
     }
 
     /// The answer to a list that this node asked for.
-    pub(crate) fn on_relisted(&mut self, page: &ListPage) {
+    pub(crate) fn on_relisted(&mut self, page: ListPage) {
         let mut held = self.store.relisting.take().unwrap_or_default();
-        held.retain(|event| event.mod_revision() > page.revision);
+        let listed = page.revision;
+        held.retain(|event| event.mod_revision() > listed);
         self.on_listed(page);
-        let revision = held.last().map_or(page.revision, KvEvent::mod_revision).max(page.revision);
+        let revision = held.last().map_or(listed, KvEvent::mod_revision).max(listed);
         self.on_kv_update(KvUpdate::Changed { events: held, revision });
     }
 
-    fn on_listed(&mut self, page: &ListPage) {
+    fn on_listed(&mut self, page: ListPage) {
         self.store.relisting = None;
-        let continuity = match self.view.judge(page, self.membership.fleet_id.as_deref()) {
+        let continuity = match self.view.judge(&page, self.membership.fleet_id.as_deref()) {
             Ok(continuity) => continuity,
             Err(other) => {
                 let reason = format!(
@@ -115,7 +116,7 @@ impl Node {
             }
         };
         self.store.suspect = None;
-        self.begin_life(page, &continuity);
+        self.begin_life(&page, &continuity);
         let changes = self.view.follow(page, &continuity, &self.config.node);
         self.reconnected();
         self.on_view_changes(changes);

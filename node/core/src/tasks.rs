@@ -184,7 +184,7 @@ impl Node {
             Task::Collect => {}
             Task::Restore => self.on_restored(&outcome),
             Task::Relist => match outcome {
-                Ok(KvResponse::List(page)) => self.on_relisted(&page),
+                Ok(KvResponse::List(page)) => self.on_relisted(page),
                 _ => {
                     let key = (self.now.monotonic + RELIST_RETRY, self.tasks.number());
                     self.tasks.waiting.insert(key, Task::Relist);

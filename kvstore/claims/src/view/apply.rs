@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use identity::Identity;
 use kvstore_schema::{
-    Key, KeyValue, KvEvent, ListPage, Revision,
+    Key, KeyValue, KvEvent, ListPage, Revision, StoreIdentity,
     key::ParsedKey,
     record::{FleetRecord, Life, Record, RecordError},
 };
@@ -29,25 +29,26 @@ impl FleetView {
 
     /// Makes the view equal to a whole list of the fleet's prefix (all pages together).
     ///
-    /// Returns what changed, in order of keys, also what is gone. Applying it again changes nothing.
-    pub fn apply_list(&mut self, page: &ListPage) -> Vec<ViewChange> {
+    /// Returns what changed, in order of keys, also what is gone. Applying it again changes nothing. The list is taken
+    /// apart on the way: a large fleet's is as large as the view that comes of it.
+    pub fn apply_list(&mut self, page: ListPage) -> Vec<ViewChange> {
         let root = self.schema.root();
         let mut changes = Vec::new();
         let mut before = std::mem::take(&mut self.keys);
         // Also when the same cluster was founded anew while this node was away.
         let replaced = self.store.is_some_and(|known| known != page.store) || page.revision < self.revision;
         let mut listed = BTreeMap::new();
-        for kv in page.entries.iter().filter(|kv| root.contains(&kv.key)) {
+        for kv in page.entries.into_iter().filter(|kv| root.contains(&kv.key)) {
             let known = before.remove(&kv.key);
-            listed.insert(kv.key.clone(), kv.mod_revision);
             let base = self.remembered.get(&kv.key).and_then(Option::as_ref);
             let older = base
                 .or(self.outlived.get(&kv.key))
                 .is_some_and(|older| older.mod_revision == kv.mod_revision);
             // A revision names a value only within one store.
             if (known != Some(kv.mod_revision) && !older) || replaced {
-                self.put_over(kv, &mut changes);
+                self.put_over(&kv, &mut changes);
             }
+            listed.insert(kv.key, kv.mod_revision);
         }
         before.retain(|key, _| replaced || !self.remembered.contains_key(key));
         if replaced {
@@ -67,14 +68,25 @@ impl FleetView {
         changes
     }
 
-    /// Makes an empty view equal to a list that was remembered from a former life. The view answers from it, and
-    /// holds the next list against its store and revision; but it is not complete: what is missing proves nothing.
+    /// Fills an empty view with what was remembered from a former life, in whatever order. The view answers from it,
+    /// and holds the next list against its store and revision; but it is not complete: what is missing proves nothing.
     ///
     /// Values that were not remembered whole have modify revision 0, so that the next list brings them anew.
-    pub fn apply_remembered(&mut self, page: &ListPage, life: Life) -> Vec<ViewChange> {
-        let changes = self.apply_list(page);
-        self.listed = false;
+    pub fn remember(
+        &mut self,
+        store: StoreIdentity,
+        life: Life,
+        revision: Revision,
+        entries: impl Iterator<Item = KeyValue>,
+    ) -> Vec<ViewChange> {
+        let mut changes = Vec::new();
+        for kv in entries {
+            self.put(&kv, &mut changes);
+            self.keys.insert(kv.key, kv.mod_revision);
+        }
+        self.store = Some(store);
         self.life = life;
+        self.revision = revision;
         changes
     }
 

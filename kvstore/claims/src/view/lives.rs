@@ -108,7 +108,7 @@ impl FleetView {
 
     /// Takes a list for what it was judged to be. What `me` owns is taken as the list says: this node knows better
     /// itself what it owns, and will say so. Returns what changed.
-    pub fn follow(&mut self, page: &ListPage, continuity: &Continuity, me: &NodeName) -> Vec<ViewChange> {
+    pub fn follow(&mut self, page: ListPage, continuity: &Continuity, me: &NodeName) -> Vec<ViewChange> {
         let key = self.schema.fleet();
         let listed = page.entries.iter().find(|kv| kv.key == key);
         let life = listed.and_then(|kv| Some(FleetRecord::decode(&kv.value).ok()?.life));
@@ -134,7 +134,7 @@ impl FleetView {
         let same_life =
             life.is_some_and(|life| (life.number, life.founded_on) == (before.number, before.founded_on));
         let deletions = same_life || *continuity == Continuity::FoundedAnew;
-        let changes = self.lay_over(page, older, deletions, me);
+        let changes = self.lay_over(&page, older, deletions, me);
         // Until somebody has founded the next life, and its members have said what they own.
         self.life.restoring |= *continuity != Continuity::FoundedAnew;
         changes

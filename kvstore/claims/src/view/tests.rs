@@ -53,11 +53,11 @@ fn texts(view: &FleetView, changes: Vec<super::ViewChange>) -> Vec<String> {
 fn a_list_says_what_is_new_changed_and_gone_and_twice_nothing() {
     let mut view = view();
     let first = list(vec![kv("identities/refs/256/a", REF, 2), kv("identities/refs/256/b", REF, 3)], 5);
-    let changes = view.apply_list(&first);
+    let changes = view.apply_list(first.clone());
     assert_eq!(texts(&view, changes), ["Put identities/refs/256/a", "Put identities/refs/256/b"]);
-    assert_eq!(view.apply_list(&first), []);
+    assert_eq!(view.apply_list(first), []);
     let second = list(vec![kv("identities/refs/256/b", REF, 7), kv("identities/refs/257/b", REF, 8)], 9);
-    let changes = view.apply_list(&second);
+    let changes = view.apply_list(second);
     assert_eq!(
         texts(&view, changes),
         ["Put identities/refs/256/b", "Put identities/refs/257/b", "Gone identities/refs/256/a"]
@@ -69,7 +69,7 @@ fn a_list_says_what_is_new_changed_and_gone_and_twice_nothing() {
 #[test]
 fn an_event_is_applied_once() {
     let mut view = view();
-    view.apply_list(&list(vec![], 5));
+    view.apply_list(list(vec![], 5));
     let events = [put("identities/refs/256/a", REF, 6), delete("identities/refs/256/a", 7)];
     let changes = view.apply_events(&events);
     assert_eq!(texts(&view, changes), ["Put identities/refs/256/a", "Gone identities/refs/256/a"]);
@@ -82,7 +82,7 @@ fn an_event_is_applied_once() {
 fn a_bad_record_is_rejected_alone_and_the_last_good_one_stays() {
     let mut view = view();
     let good = kv("identities/refs/256/a", REF, 2);
-    view.apply_list(&list(vec![good, kv("identities/refs/3/a", REF, 3), kv("strange", "x", 4)], 5));
+    view.apply_list(list(vec![good, kv("identities/refs/3/a", REF, 3), kv("strange", "x", 4)], 5));
     assert_eq!(view.rejected().len(), 2, "{:?}", view.rejected());
     let changes = view
         .apply_events(&[put("identities/refs/256/a", r#"{"v":2}"#, 6), put("identities/refs/256/b", REF, 6)]);
@@ -99,7 +99,7 @@ fn a_bad_record_is_rejected_alone_and_the_last_good_one_stays() {
 fn an_address_belongs_to_the_owner_of_its_block() {
     let mut view = view();
     let claim = |node: &str| format!(r#"{{"v":1,"node":"{node}","state":"live","token":"t"}}"#);
-    view.apply_list(&list(
+    view.apply_list(list(
         vec![
             kv("cidrs/10.0.0.0-24", &claim("b"), 2),
             kv("endpoints/a/10.0.0.2", ENDPOINT, 3),
@@ -120,7 +120,7 @@ fn an_address_belongs_to_the_owner_of_its_block() {
 #[test]
 fn a_store_that_went_back_or_was_replaced_is_recognised() {
     let mut view = view();
-    view.apply_list(&list(vec![], 5));
+    view.apply_list(list(vec![], 5));
     assert_eq!(view.check_list(&list(vec![], 5)), Ok(()));
     let back = Discontinuity::Backwards { known: Revision(5), now: Revision(4) };
     assert_eq!(view.check_list(&list(vec![], 4)), Err(back));
@@ -133,11 +133,11 @@ fn what_is_remembered_answers_until_the_next_list_and_proves_nothing() {
     let mut view = view();
     let saved = |path, value| KeyValue { mod_revision: Revision::default(), ..kv(path, value, 3) };
     let former = vec![saved("identities/refs/256/a", REF), saved("identities/refs/257/a", REF)];
-    let changes = view.apply_remembered(&list(former, 5), Default::default());
+    let changes = view.remember(StoreIdentity(1), Default::default(), Revision(5), former.into_iter());
     assert_eq!(texts(&view, changes), ["Put identities/refs/256/a", "Put identities/refs/257/a"]);
     assert!(!view.is_complete());
     assert!(view.check_list(&list(vec![], 4)).is_err(), "it is held against what was remembered");
-    let changes = view.apply_list(&list(vec![kv("identities/refs/256/a", REF, 3)], 6));
+    let changes = view.apply_list(list(vec![kv("identities/refs/256/a", REF, 3)], 6));
     assert_eq!(texts(&view, changes), ["Put identities/refs/256/a", "Gone identities/refs/257/a"]);
     assert!(view.is_complete());
 }
@@ -150,9 +150,9 @@ fn a_large_fleet_costs_by_change() {
     let entries: Vec<KeyValue> =
         (0..20_000).map(|index| kv(&path(index), ENDPOINT, i64::from(index) + 2)).collect();
     let page = list(entries, 200_000);
-    assert_eq!(view.apply_list(&page).len(), 20_000);
+    assert_eq!(view.apply_list(page.clone()).len(), 20_000);
     assert_eq!(view.endpoint_count(), 20_000);
-    assert_eq!(view.apply_list(&page), []);
+    assert_eq!(view.apply_list(page), []);
     assert_eq!(view.apply_events(&[delete(&path(7), 200_001)]).len(), 1);
     assert_eq!(view.endpoint_count(), 19_999);
 }

@@ -106,7 +106,7 @@ impl Agent {
         self.incarnation += 1;
         self.collector = collector;
         self.view = FleetView::new(self.schema.clone());
-        self.view.apply_list(page);
+        self.view.apply_list(page.clone());
     }
 
     /// The process ends; requests that were on their way, and its lease, remain.

@@ -312,7 +312,7 @@ impl World {
             self.store.list(&self.schema.root(), None, None, usize::MAX).expect("the newest revision");
         for agent in &mut self.agents {
             let mut fresh = kvstore_claims::FleetView::new(self.schema.clone());
-            fresh.apply_list(&listed);
+            fresh.apply_list(listed.clone());
             let events = self.store.events_since(agent.view.revision().next()).expect("nothing is compacted");
             agent.view.apply_events(&events);
             if !check::same(&agent.view, &fresh) {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use identity::NodeName;
 use ipnetwork::IpNetwork;
 use kvstore_schema::{
-    Key, KeyValue, ListPage, Revision, Schema,
+    Key, KeyValue, Revision, Schema,
     record::{
         CidrRecord, ClaimState, EndpointRecord, IdentityIdRecord, IdentityLabelsRecord, IdentityRefRecord,
         NodeRecord, Record,
@@ -26,8 +26,9 @@ impl Node {
         self.snapshots.restored = true;
         self.store.heard_at = Some(snapshot.heard_at);
         self.membership.fleet_id = Some(snapshot.fleet_id.clone());
-        let page = snapshot.page(self.view.schema());
-        let changes = self.view.apply_remembered(&page, snapshot.life);
+        let schema = self.view.schema().clone();
+        let (store, life, revision) = (snapshot.store, snapshot.life, snapshot.revision);
+        let changes = self.view.remember(store, life, revision, snapshot.entries(&schema));
         self.on_view_changes(changes);
         self.use_remembered_blocks();
     }
@@ -48,15 +49,15 @@ impl Snapshot {
         Ok(())
     }
 
-    /// What it tells of the fleet, as the store would list it. Modify revisions are 0: it does not tell all that
-    /// the records say, so a listing brings each of them anew.
-    fn page(&self, schema: &Schema) -> ListPage {
+    /// What it tells of the fleet, as the store would. Modify revisions are 0: it does not tell all that the records
+    /// say, so a listing brings each of them anew. One after the other: of a large fleet they take 30 MB together.
+    fn entries(&self, schema: &Schema) -> impl Iterator<Item = KeyValue> {
         let labels: BTreeMap<_, _> = self.identities.iter().map(|saved| (saved.id, &saved.labels)).collect();
         let mut blocks: BTreeMap<&NodeName, Vec<IpNetwork>> = BTreeMap::new();
         for claim in self.cidrs.iter().filter(|claim| claim.state == ClaimState::Live) {
             blocks.entry(&claim.node).or_default().push(claim.cidr);
         }
-        let nodes = self.nodes.iter().map(|saved| {
+        let nodes = self.nodes.iter().map(move |saved| {
             let cidrs = blocks.get(&saved.name).cloned().unwrap_or_default();
             node_entry(schema, saved, cidrs)
         });
@@ -71,27 +72,25 @@ impl Snapshot {
             entry(schema.cidr(saved.cidr), &record, saved.epoch)
         });
         let identities = self.identities.iter().flat_map(|saved| self.identity_entries(schema, saved));
-        let records = self.records.iter().flat_map(|(node, records)| {
-            records.iter().map(|saved| {
-                let labels = labels.get(&saved.identity).copied().cloned().unwrap_or_default();
-                let record = EndpointRecord {
-                    name: saved.name.clone(),
-                    identity: saved.identity,
-                    labels_digest: labels.digest(),
-                    labels,
-                    unknown: Default::default(),
-                };
-                entry(schema.endpoint(node, saved.address), &record, Revision::default())
-            })
+        let records =
+            self.records.iter().flat_map(|(node, records)| records.iter().map(move |it| (node, it)));
+        let records = records.map(move |(node, saved)| {
+            let labels = labels.get(&saved.identity).copied().cloned().unwrap_or_default();
+            let record = EndpointRecord {
+                name: saved.name.clone(),
+                identity: saved.identity,
+                labels_digest: labels.digest(),
+                labels,
+                unknown: Default::default(),
+            };
+            entry(schema.endpoint(node, saved.address), &record, Revision::default())
         });
         // Claims on virtual IPs are for writers, who need the store.
-        let services = self.services.iter();
-        let services =
-            services.map(|(name, record)| entry(schema.service(name), record.as_ref(), Revision::default()));
-        let mut entries: Vec<KeyValue> =
-            nodes.chain(cidrs).chain(identities).chain(records).chain(services).collect();
-        entries.sort_by(|a, b| a.key.cmp(&b.key));
-        ListPage { entries, revision: self.revision, store: self.store, more: false }
+        let services = self
+            .services
+            .iter()
+            .map(|(name, record)| entry(schema.service(name), record.as_ref(), Revision::default()));
+        nodes.chain(cidrs).chain(identities).chain(records).chain(services)
     }
 
     fn identity_entries(&self, schema: &Schema, saved: &SavedIdentity) -> impl Iterator<Item = KeyValue> {

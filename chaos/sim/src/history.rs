@@ -199,8 +199,11 @@ impl History {
             70..75 => self.disturb(n),
             75..77 => sim.links.heal(),
             77 => {
-                let host = rng.u8(100..250);
-                sim.readdress(n, [192, 0, 2, host].into());
+                let address = [192, 0, 2, rng.u8(100..250)].into();
+                // Two nodes with one address are another story: one of them is unreachable.
+                if sim.agents.iter().all(|agent| !agent.config.underlay.addresses.contains(&address)) {
+                    sim.readdress(n, address);
+                }
             }
             78..81 if !there => self.start(n),
             81 if !there => {

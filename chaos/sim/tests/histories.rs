@@ -57,7 +57,8 @@ fn a_log_replays_and_a_flipped_bit_is_found() {
         let mut replay = Replay::default();
         let segment = read(bytes).map_err(|error| error.to_string())?;
         segment.entries.into_iter().for_each(|entry| drop(replay.tell(entry)));
-        Ok::<_, String>((replay.events, segment.damaged_at, replay.difference))
+        // With checkpoints: a cut may fall between the first one and the event behind it.
+        Ok::<_, String>((replay.events + replay.checkpoints, segment.damaged_at, replay.difference))
     };
     let bytes = &segments[1];
     let (whole, undamaged, same) = replay(bytes).expect("a segment");

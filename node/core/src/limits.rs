@@ -56,5 +56,9 @@ pub(crate) const DISTURBED_PAUSE: Duration = Duration::from_secs(1);
 /// Endpoint records written in one round; what comes later waits for the next.
 pub(crate) const WRITES_PER_ROUND: usize = 1_024;
 
-/// Unconfirmed endpoint changes gossiped at once: below what `node-facts` can carry (about 1,700).
+/// Unconfirmed endpoint changes gossiped at once: below what `node-facts` can carry (about 1,700), with those below.
 pub(crate) const MAX_PENDING: usize = 1_000;
+
+/// Confirmed endpoint changes gossiped at once while a peer is cut off from the store: some 20 kB of each node that has
+/// so many, and what comes off the end has been told.
+pub(crate) const MAX_TOLD_AGAIN: usize = 64;

@@ -10,13 +10,16 @@ use std::{
 
 use datapath_plan::Generation;
 use kvstore_claims::{ClaimError, EndpointChange, EndpointResult, EndpointWrites};
-use kvstore_schema::{Revision, record::EndpointRecord};
+use kvstore_schema::{
+    Revision,
+    record::{ClaimEpoch, EndpointRecord},
+};
 use node_facts::{CidrFact, NodeFacts, NodeHealth, PendingEndpoint, PendingOp};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     Command, EndpointState,
-    limits::{MAX_PENDING, REFUSED_RETRY, WRITES_PER_ROUND},
+    limits::{MAX_PENDING, MAX_TOLD_AGAIN, REFUSED_RETRY, WRITES_PER_ROUND},
     membership::Phase,
     node::Node,
     tasks::Task,
@@ -37,7 +40,11 @@ pub(crate) struct Records {
     /// Changes that the view does not show yet, for gossip.
     pending: BTreeMap<IpAddr, PendingEndpoint>,
     sequence: u64,
-    /// Rises with every change of `pending`.
+    /// What the store has lately confirmed to be gone: unlike what is there, no record tells of it.
+    removed: BTreeMap<IpAddr, PendingEndpoint>,
+    /// What the store has confirmed and is told again, for peers that are cut off from it.
+    again: Vec<PendingEndpoint>,
+    /// Rises with every change of `pending` and `again`.
     version: u64,
     paused_until: Duration,
     /// What gossip was told last, without the changes, and the version of those.
@@ -107,7 +114,7 @@ impl Node {
             self.records.dirty.remove(&ip);
             // Written is not enough: what leaves gossip is in the store at the revision that is told.
             if !self.records.written.contains_key(&ip) {
-                self.withdraw(ip);
+                self.confirmed(ip);
             }
             return;
         }
@@ -133,8 +140,57 @@ impl Node {
             name: record.name,
             op,
             sequence: self.records.sequence,
+            recorded: None,
         };
+        self.records.removed.remove(&ip);
         self.records.pending.insert(ip, change);
+    }
+
+    /// The store has a change of this node's.
+    fn confirmed(&mut self, ip: IpAddr) {
+        let told = self.records.pending.get(&ip).filter(|told| told.op == PendingOp::Removed);
+        if let Some(told) = told.cloned() {
+            let recorded = Some(self.view.revision().0);
+            self.records.removed.insert(ip, PendingEndpoint { sequence: 0, recorded, ..told });
+            let oldest = self.records.removed.iter().min_by_key(|(_, change)| change.recorded);
+            let oldest = oldest.map(|(ip, _)| *ip);
+            if self.records.removed.len() > MAX_TOLD_AGAIN
+                && let Some(oldest) = oldest
+            {
+                self.records.removed.remove(&oldest);
+            }
+        }
+        self.withdraw(ip);
+        self.tell_again();
+    }
+
+    /// Finds out what the store has confirmed and the one that is cut off for longest cannot have seen. The newest of
+    /// it: what comes off the end was told while it was new. O(this node's endpoints) while somebody is cut off.
+    pub(crate) fn tell_again(&mut self) {
+        let again = self.peers.cut_off_since().map(|since| self.confirmed_since(since)).unwrap_or_default();
+        if again != self.records.again {
+            self.records.again = again;
+            self.records.version += 1;
+        }
+    }
+
+    fn confirmed_since(&self, since: ClaimEpoch) -> Vec<PendingEndpoint> {
+        let life = self.view.life().number;
+        let unseen = |recorded: i64| ClaimEpoch { life, revision: Revision(recorded) } > since;
+        let records = self.view.endpoints().get(&self.config.node).into_iter().flatten();
+        let there = records.filter(|(_, entry)| unseen(entry.modified.0)).map(|(ip, entry)| {
+            let EndpointRecord { name, identity, labels_digest, labels, .. } = entry.record.as_ref().clone();
+            let (op, recorded) = (PendingOp::Added, Some(entry.modified.0));
+            PendingEndpoint { ip: *ip, identity, labels_digest, labels, name, op, sequence: 0, recorded }
+        });
+        let gone =
+            self.records.removed.values().filter(|change| change.recorded.is_some_and(unseen)).cloned();
+        // What has changed since is told as it is now.
+        let settled = |change: &PendingEndpoint| !self.records.pending.contains_key(&change.ip);
+        let mut again: Vec<PendingEndpoint> = there.chain(gone).filter(settled).collect();
+        again.sort_by_key(|change| (std::cmp::Reverse(change.recorded), change.ip));
+        again.truncate(MAX_TOLD_AGAIN);
+        again
     }
 
     /// Takes a change out of gossip: the store has confirmed it, or it never came to be.
@@ -158,6 +214,9 @@ impl Node {
             self.name_by_record(ip);
         }
         self.endpoint_changed(ip);
+        if self.peers.cut_off_since().is_some() {
+            self.tell_again();
+        }
     }
 
     /// Whether the kernel, and what the store had of this node's endpoints, have been seen once.
@@ -169,6 +228,7 @@ impl Node {
     pub(crate) fn write_again(&mut self) {
         self.records.round = None;
         self.records.written.clear();
+        self.records.removed.clear();
         self.records.paused_until = Duration::ZERO;
     }
 
@@ -274,6 +334,7 @@ impl Node {
             health,
             recorded_life: self.view.life().number,
             recorded_revision: self.view.revision().0,
+            cut_off: !self.store.connected,
             pending: Vec::new(),
         };
         // Generation and revision alone are no news: telling each plan to everybody would cost more than it says.
@@ -295,13 +356,14 @@ impl Node {
         }
     }
 
-    /// What the store has not confirmed, the oldest first.
+    /// What the store has not confirmed, the oldest first, and behind it what is told again.
     fn pending_changes(&self) -> Vec<PendingEndpoint> {
         let ours = |ip| self.ipam.own.iter().any(|(cidr, _)| cidr.contains(ip));
         let mut pending: Vec<PendingEndpoint> =
             self.records.pending.values().filter(|change| ours(change.ip)).cloned().collect();
         pending.sort_by_key(|change| change.sequence);
         pending.truncate(MAX_PENDING);
+        pending.extend(self.records.again.iter().filter(|change| ours(change.ip)).cloned());
         pending
     }
 }

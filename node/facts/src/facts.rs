@@ -43,8 +43,12 @@ pub struct NodeFacts {
     /// At this revision of the store, what the node has changed and does not tell as `pending` is in its records:
     /// who has not seen as much of the store yet goes on with what was told before.
     pub recorded_revision: i64,
+    /// It does not hear the store now: all that it knows of it is of `recorded_revision` and before.
+    #[serde(default)]
+    pub cut_off: bool,
     /// Endpoint changes that etcd has not confirmed yet, in the order of `sequence`. A confirmed one
-    /// leaves, so that this stays small whatever the fleet's size.
+    /// leaves, so that this stays small whatever the fleet's size; but while a peer is cut off, the newest of those
+    /// that it cannot have seen are told behind the others.
     #[serde(default)]
     pub pending: Vec<PendingEndpoint>,
 }
@@ -107,8 +111,11 @@ pub struct PendingEndpoint {
     pub name: EndpointName,
     /// Added or removed.
     pub op: PendingOp,
-    /// Counts the node's endpoint changes: a later change of one address has a higher number.
+    /// Counts the node's endpoint changes: a later change of one address has a higher number. 0: etcd has it.
     pub sequence: u64,
+    /// The revision of the store, in the life of `recorded_life`, that has it: who has seen as much knows better.
+    #[serde(default)]
+    pub recorded: Option<i64>,
 }
 
 /// Well-formed facts that break a rule.

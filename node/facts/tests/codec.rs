@@ -21,6 +21,7 @@ fn entry(number: u32) -> PendingEndpoint {
         name: EndpointName::new(&format!("ep-{number}")).unwrap(),
         op: if number.is_multiple_of(3) { PendingOp::Removed } else { PendingOp::Added },
         sequence: u64::from(number),
+        recorded: number.is_multiple_of(5).then_some(i64::from(number)),
     }
 }
 
@@ -35,6 +36,7 @@ fn facts(pending: u32) -> NodeFacts {
         cidrs: vec![CidrFact { cidr: "10.0.0.0/16".parse().unwrap(), life: 0, epoch: 7 }],
         applied_generation: 42,
         recorded_life: 0,
+        cut_off: false,
         recorded_revision: 0,
         health: NodeHealth::Ok,
         pending: (0..pending).map(entry).collect(),

@@ -17,6 +17,7 @@ fn pending(number: u8) -> PendingEndpoint {
         name: EndpointName::new(&format!("e{number}")).unwrap(),
         op: PendingOp::Added,
         sequence: u64::from(number),
+        recorded: None,
     }
 }
 

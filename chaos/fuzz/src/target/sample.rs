@@ -127,6 +127,7 @@ pub fn facts() -> NodeFacts {
         name: endpoint_name("web-1"),
         op,
         sequence,
+        recorded: (sequence == 0).then_some(11),
     };
     NodeFacts {
         fleet_id: "f00".to_owned(),
@@ -138,9 +139,14 @@ pub fn facts() -> NodeFacts {
         cidrs: vec![CidrFact { cidr: network("10.0.1.0/24"), life: 0, epoch: 7 }],
         applied_generation: 12,
         recorded_life: 0,
+        cut_off: true,
         recorded_revision: 12,
         health: NodeHealth::degraded("etcd is away"),
-        pending: vec![change(5, PendingOp::Added, 1), change(6, PendingOp::Removed, 2)],
+        pending: vec![
+            change(5, PendingOp::Added, 1),
+            change(6, PendingOp::Removed, 2),
+            change(7, PendingOp::Added, 0),
+        ],
     }
 }
 

@@ -158,6 +158,7 @@ fn a_member_cannot_take_a_workloads_address_by_calling_it_its_own() {
         cidrs: vec![CidrFact { cidr: "10.0.250.0/24".parse().expect("a block"), life: 0, epoch: 1_000 }],
         applied_generation: 0,
         recorded_life: 0,
+        cut_off: false,
         recorded_revision: 0,
         health: NodeHealth::Ok,
         pending: Vec::new(),

@@ -114,6 +114,7 @@ fn gossip_that_comes_late_does_not_bring_an_endpoint_back() {
         }],
         applied_generation: 0,
         recorded_life: 0,
+        cut_off: false,
         recorded_revision: 0,
         health: node_facts::NodeHealth::Ok,
         pending: vec![node_facts::PendingEndpoint {
@@ -124,6 +125,7 @@ fn gossip_that_comes_late_does_not_bring_an_endpoint_back() {
             name: name("a"),
             op: node_facts::PendingOp::Added,
             sequence: 1,
+            recorded: None,
         }],
     };
     sim.agent(2).hear(late.clone());
@@ -194,5 +196,53 @@ fn a_restart_waits_for_gossip_before_it_forgets_what_only_gossip_told() {
     assert_eq!(known(&sim).expect("told again").identity, identity);
     sim.store_back();
     sim.settle();
+    check::converged(&sim);
+}
+
+/// What is recorded leaves gossip: who comes too late for it, and cannot ask the store, has to be told again.
+#[test]
+fn a_node_that_alone_is_cut_off_from_the_store_hears_what_the_others_record() {
+    let mut sim = Sim::new(3, 41);
+    sim.settle();
+    let (gone, identity) = added(sim.add(1, "gone", "app=a"));
+    let delete = |sim: &mut Sim, endpoint| {
+        assert_eq!(
+            sim.ask(1, Call::EndpointDelete(name(endpoint))),
+            Ok(Reply::EndpointDeleted { existed: true })
+        );
+    };
+    // The watch is gone, and gossip has not gone round yet.
+    sim.gossip = false;
+    sim.agents[2].store_up = false;
+    sim.settle();
+    let (early, _) = added(sim.add(1, "early", "app=a"));
+    delete(&mut sim, "gone");
+    assert!(sim.node(1).endpoints().iter().all(|endpoint| endpoint.recorded));
+    assert_eq!(sim.node(3).lookup(early).expect("the block").identity, identity::Identity::UNKNOWN);
+    sim.gossip = true;
+    sim.advance(Duration::from_secs(3));
+    assert_eq!(sim.node(3).lookup(early).expect("told again").identity, identity);
+    assert_eq!(sim.node(3).lookup(gone).expect("the block").prefix.prefix(), 24, "told again");
+    // Who tells is another agent by now, and the one that is told too.
+    sim.restart(1);
+    sim.advance(Duration::from_secs(3));
+    let (late, _) = added(sim.add(1, "late", "app=a"));
+    sim.reboot(3);
+    sim.advance(Duration::from_secs(15));
+    for address in [early, late] {
+        assert_eq!(sim.node(3).lookup(address).expect("told again").identity, identity);
+    }
+    // Of what has gone since, nothing comes back with the store.
+    delete(&mut sim, "early");
+    sim.gossip = false;
+    delete(&mut sim, "late");
+    sim.agents[2].store_up = true;
+    sim.settle();
+    sim.advance(Duration::from_secs(3));
+    for address in [early, late, gone] {
+        assert_eq!(sim.node(3).lookup(address).expect("the block").prefix.prefix(), 24, "{address} is gone");
+    }
+    sim.gossip = true;
+    sim.advance(Duration::from_secs(11));
     check::converged(&sim);
 }

@@ -15,7 +15,8 @@ impl Node {
         match update {
             GossipUpdate::Facts(facts) => self.on_facts(facts),
             GossipUpdate::Live { node, alive } if node != self.config.node => {
-                self.peers.peers.entry(node).or_default().alive = Some(alive);
+                self.peers.peers.entry(node.clone()).or_default().alive = Some(alive);
+                self.note_cut_off(&node);
             }
             GossipUpdate::Live { .. } => {}
         }
@@ -69,12 +70,48 @@ impl Node {
             }
         }
         for change in facts.pending {
-            if confirmed.get(&change.ip).is_none_or(|sequence| *sequence < change.sequence) {
+            let news = match change.recorded {
+                None => confirmed.get(&change.ip).is_none_or(|sequence| *sequence < change.sequence),
+                Some(at) => {
+                    let recorded = ClaimEpoch { life: facts.recorded_life, revision: Revision(at) };
+                    let news = self.seen() < recorded;
+                    if news {
+                        self.peers.kept.insert((recorded, node.clone(), change.ip));
+                    }
+                    news
+                }
+            };
+            if news {
                 self.desired.addresses.insert(change.ip);
                 self.peers.pending.entry(change.ip).or_default().insert(node.clone(), change);
             }
         }
+        self.note_cut_off(&node);
         self.desired.nodes.insert(node);
+    }
+
+    /// A node may be cut off from the store now, or not any more; then there is something to be told again, or not.
+    pub(super) fn note_cut_off(&mut self, node: &NodeName) {
+        let Some(peer) = self.peers.peers.get_mut(node) else { return };
+        let facts = peer.facts.as_ref().filter(|facts| facts.cut_off && peer.alive != Some(false));
+        let now = facts.map(|facts| ClaimEpoch {
+            life: facts.recorded_life,
+            revision: Revision(facts.recorded_revision),
+        });
+        let before = std::mem::replace(&mut peer.cut_off, now);
+        if before == now {
+            return;
+        }
+        let since = self.peers.cut_off_since();
+        if let Some(before) = before {
+            self.peers.cut_off.remove(&(before, node.clone()));
+        }
+        if let Some(now) = now {
+            self.peers.cut_off.insert((now, node.clone()));
+        }
+        if self.peers.cut_off_since() != since {
+            self.tell_again();
+        }
     }
 
     fn check_facts(&self, facts: &NodeFacts) -> Result<(), String> {
@@ -113,8 +150,10 @@ impl Node {
         let seen = self.seen();
         while self.peers.kept.first().is_some_and(|(at, ..)| *at <= seen) {
             let Some((_, node, ip)) = self.peers.kept.pop_first() else { return };
+            let told = self.peers.pending_at(&node, ip);
             let facts = self.peers.peers.get(&node).and_then(|peer| peer.facts.as_ref());
-            if !facts.is_some_and(|facts| facts.pending.iter().any(|change| change.ip == ip)) {
+            let recorded = told.and_then(|change| change.recorded).is_some();
+            if recorded || !facts.is_some_and(|facts| facts.pending.iter().any(|change| change.ip == ip)) {
                 self.forget_pending(&node, ip);
             }
         }
@@ -133,9 +172,13 @@ impl Node {
 
     /// The store has said something of an endpoint: what gossip said before is confirmed, or out of date.
     pub(crate) fn confirm_pending(&mut self, node: &NodeName, ip: IpAddr) {
-        let Some(sequence) = self.peers.pending_at(node, ip).map(|change| change.sequence) else { return };
+        let Some(told) = self.peers.pending_at(node, ip) else { return };
+        let (sequence, recorded) = (told.sequence, told.recorded);
         self.forget_pending(node, ip);
-        if let Some(peer) = self.peers.peers.get_mut(node) {
+        // One that is told with its revision is known by that.
+        if recorded.is_none()
+            && let Some(peer) = self.peers.peers.get_mut(node)
+        {
             peer.confirmed.insert(ip, sequence);
         }
     }

@@ -41,6 +41,8 @@ struct Peer {
     alive: Option<bool>,
     /// The gossip address that the shell has been told.
     gossiping: Option<SocketAddr>,
+    /// How far it knows the store, while it is cut off from it.
+    cut_off: Option<ClaimEpoch>,
     /// Unconfirmed changes that the store has since confirmed, by the sequence of the last one.
     confirmed: BTreeMap<IpAddr, u64>,
 }
@@ -66,6 +68,8 @@ pub(crate) struct Peers {
     pending: BTreeMap<IpAddr, BTreeMap<NodeName, PendingEndpoint>>,
     /// Changes that gossip tells no more, until the store is known up to the revision that has them.
     kept: BTreeSet<(ClaimEpoch, NodeName, IpAddr)>,
+    /// Who is cut off from the store, and how far they know it.
+    cut_off: BTreeSet<(ClaimEpoch, NodeName)>,
     /// What nodes said before this one knew its fleet's id, the newest of each: gossip says a thing once.
     early: BTreeMap<NodeName, NodeFacts>,
 }
@@ -99,6 +103,11 @@ impl Peers {
     /// All endpoint changes that gossip tells of and the store has not confirmed.
     pub(crate) fn told_endpoints(&self) -> impl Iterator<Item = &PendingEndpoint> {
         self.pending.values().flat_map(BTreeMap::values)
+    }
+
+    /// How far the one that knows least of the store knows it, of those that are cut off from it and seem alive.
+    pub(crate) fn cut_off_since(&self) -> Option<ClaimEpoch> {
+        self.cut_off.first().map(|(since, _)| *since)
     }
 
     /// The owner of a block, as it is used now.
@@ -151,6 +160,7 @@ impl Node {
                 {
                     self.forget_pending(&node, ip);
                 }
+                self.note_cut_off(&node);
             }
         } else {
             self.peers.removed.remove(&node);

@@ -23,6 +23,7 @@ fn facts(node: &str) -> NodeFacts {
         cidrs: vec![],
         applied_generation: 1,
         recorded_life: 0,
+        cut_off: false,
         recorded_revision: 0,
         health: NodeHealth::Ok,
         pending: vec![],

@@ -65,6 +65,7 @@ pub fn facts(name: &str, generation: u64) -> NodeFacts {
         cidrs: vec![CidrFact { cidr: "10.0.0.0/24".parse().unwrap(), life: 0, epoch: 7 }],
         applied_generation: generation,
         recorded_life: 0,
+        cut_off: false,
         recorded_revision: 0,
         health: NodeHealth::Ok,
         pending: vec![],

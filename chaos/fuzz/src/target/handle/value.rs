@@ -230,6 +230,7 @@ pub fn facts(draw: &mut Draw) -> NodeFacts {
                 name: sample::endpoint_name(draw.choose(&["e0", "e1", "far"])),
                 op: if draw.bool() { PendingOp::Added } else { PendingOp::Removed },
                 sequence: draw.i64() as u64,
+                recorded: draw.bool().then(|| draw.i64()),
             }
         })
         .collect();
@@ -243,6 +244,7 @@ pub fn facts(draw: &mut Draw) -> NodeFacts {
         cidrs,
         applied_generation: draw.u64(),
         recorded_life: draw.u64(),
+        cut_off: draw.below(4) == 0,
         recorded_revision: draw.u64() as i64,
         health: NodeHealth::Ok,
         pending,

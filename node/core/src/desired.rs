@@ -200,13 +200,17 @@ impl Node {
         if let Some(base) = self.base() {
             self.reconciler.set_base(base);
         }
+        self.refresh_service_routes();
         self.desired.prefixes.extend(self.peers.owned_cidrs());
     }
 
     fn refresh_prefix(&mut self, cidr: IpNetwork) {
         let entry = self.prefix_entry(cidr);
         self.want_ipcache(cidr, entry.map(|(value, _)| value));
-        let route = entry.and(self.gateway()).and_then(|source| self.route(cidr, source));
+        let route = match self.is_service_route(cidr) {
+            true => self.service_route(),
+            false => entry.and(self.gateway()).and_then(|source| self.route(cidr, source)),
+        };
         let known = self.view.is_complete() || self.reconciler.wanted().routes.contains_key(&cidr);
         if route.is_some() || known {
             self.reconciler.set_route(cidr, route);

@@ -115,6 +115,7 @@ impl Node {
     pub(crate) fn on_fleet_record(&mut self) {
         // Blocks and label sets may wait for the end of a restoration.
         self.ipam.changed = true;
+        self.service_pools_changed();
     }
 
     fn wanted_fleet(&mut self) -> FleetRecord {

@@ -7,6 +7,7 @@ use std::{
 };
 
 use datapath_plan::{Frontend, Protocol, ServiceId, Tables};
+use ipnetwork::IpNetwork;
 use kvstore_schema::service::{
     Algorithm, FixedBackend, ServicePort, ServiceProtocol, ServiceSpec, VirtualIp,
 };
@@ -169,6 +170,37 @@ fn a_service_that_changes_keeps_the_numbers_of_what_stays() {
     put(&mut sim, 1, "web", fixed);
     sim.settle();
     expect(&sim, [("198.51.100.7:80 tcp".to_owned(), vec!["192.0.2.99:8080 7".to_owned()])]);
+}
+
+/// The node's own packets come to the programs by a route: one for a pool, however many services are in it.
+#[test]
+fn virtual_ips_are_routed_while_there_are_services() {
+    let (mut sim, _) = fleet(69);
+    let routed = |sim: &Sim| -> Vec<String> {
+        let routes = &sim.agents[0].kernel.tables().routes;
+        let pod =
+            |prefix: &IpNetwork| "10.0.0.0/16".parse::<IpNetwork>().expect("a pool").contains(prefix.ip());
+        let ours = routes.iter().filter(|(prefix, _)| !pod(prefix));
+        ours.map(|(prefix, route)| {
+            assert_eq!(route.next_hop, None);
+            prefix.to_string()
+        })
+        .collect()
+    };
+    assert_eq!(routed(&sim), Vec::<String>::new());
+    let spec = selecting("app=web", 80);
+    put(&mut sim, 1, "a", spec.clone());
+    put(&mut sim, 1, "b", spec.clone());
+    put(&mut sim, 1, "c", ServiceSpec { virtual_ip: VirtualIp::Address([198, 51, 100, 7].into()), ..spec });
+    sim.settle();
+    assert_eq!(routed(&sim), ["10.201.0.0/16", "198.51.100.7/32"]);
+    assert!(delete(&mut sim, 1, "a"));
+    assert!(delete(&mut sim, 1, "c"));
+    sim.settle();
+    assert_eq!(routed(&sim), ["10.201.0.0/16"]);
+    assert!(delete(&mut sim, 1, "b"));
+    sim.settle();
+    assert_eq!(routed(&sim), Vec::<String>::new());
 }
 
 #[test]

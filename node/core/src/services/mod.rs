@@ -6,6 +6,7 @@
 mod call;
 mod index;
 mod number;
+mod route;
 mod view;
 
 use std::{
@@ -19,6 +20,7 @@ use datapath_plan::{
     ServiceId, ServiceMode, ServiceValue, Tables, TrafficPolicy,
 };
 use identity::{Identity, Labels, ServiceName};
+use ipnetwork::IpNetwork;
 use kvstore_schema::service::{self as schema, ServiceProtocol, ServiceRecord};
 use serde::{Deserialize, Serialize};
 
@@ -37,6 +39,9 @@ pub(crate) struct Services {
     changed: BTreeSet<(ServiceName, PortKey)>,
     /// Backends that are members of nothing any more, but still in the kernel's table.
     left: BTreeSet<BackendId>,
+    /// The route that each service needs, and how many need each.
+    route_of: BTreeMap<ServiceName, IpNetwork>,
+    routes: BTreeMap<IpNetwork, usize>,
     /// Services of which some port or backend got no number.
     crowded: BTreeSet<ServiceName>,
 }
@@ -154,6 +159,7 @@ impl Node {
         let record = self.view.services().get(name).map(|entry| entry.record.clone());
         let selector = record.as_ref().and_then(|record| record.spec.selector.clone());
         self.services.index.select(name, selector);
+        self.use_route(name, record.as_ref().map(|record| record.virtual_ip));
         let wanted: BTreeMap<PortKey, &schema::ServicePort> =
             record.iter().flat_map(|record| &record.spec.ports).map(|port| (key(port), port)).collect();
         for key in self.targets(name).into_iter().map(|(key, _)| key) {

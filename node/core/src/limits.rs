@@ -22,9 +22,10 @@ pub(crate) const CLAIM_RETRY: Duration = Duration::from_secs(30);
 /// Until records are written again after the store refused them for good.
 pub(crate) const REFUSED_RETRY: Duration = Duration::from_secs(30);
 
-/// Between two snapshots while endpoints of this node change, for each endpoint of the fleet: a small fleet's are saved
-/// at once, one of 100,000 every 200 ms (making that one takes 6 ms: `cargo bench -p node-core`). If the agent is killed meanwhile and the store is away, the
-/// next one knows the endpoints, but perhaps not a block or a number that they were the first to use.
+/// Between two snapshots while endpoints of this node or services change, for each endpoint and service of the fleet: a
+/// small fleet's are saved at once, one of 100,000 every 200 ms (making that one takes 6 ms: `cargo bench -p node-core`).
+/// If the agent is killed meanwhile and the store is away, the next one knows the endpoints, but perhaps not a block or a
+/// number that they were the first to use, or a service.
 pub(crate) const PERSIST_OWN_PAUSE_EACH: Duration = Duration::from_micros(2);
 
 /// Between two snapshots while the fleet changes: what is missing in it the store or gossip tells again.

@@ -181,7 +181,11 @@ impl Node {
                 ParsedKey::IdentityLabels(_) | ParsedKey::IdentityRef(..) => {}
                 ParsedKey::Fleet => self.on_fleet_record(),
                 ParsedKey::Alive(_) => {}
-                ParsedKey::Service(name) => drop(self.services.touched.insert(name)),
+                ParsedKey::Service(name) => {
+                    self.services.touched.insert(name);
+                    // Nobody but the store tells of it again.
+                    self.snapshots.own_changed = true;
+                }
                 // A claim says nothing that its service does not say.
                 ParsedKey::Vip(_) => {}
                 // Later issues.

@@ -18,12 +18,12 @@ use crate::{
 pub(crate) struct Snapshots {
     /// This agent began with a snapshot.
     pub restored: bool,
-    /// Endpoints or blocks of this node changed since the last one.
+    /// Endpoints or blocks of this node, or services, changed since the last one.
     pub own_changed: bool,
     /// Anything else changed since the last one.
     pub fleet_changed: bool,
     saved_at: Option<Duration>,
-    /// Until the next one if endpoints of this node change.
+    /// Until the next one if those change.
     own_pause: Duration,
 }
 
@@ -55,8 +55,8 @@ impl Node {
         self.snapshots.own_changed = false;
         self.snapshots.fleet_changed = false;
         self.snapshots.saved_at = Some(self.now.monotonic);
-        let endpoints = u32::try_from(self.view.endpoint_count()).unwrap_or(u32::MAX);
-        self.snapshots.own_pause = PERSIST_OWN_PAUSE_EACH * endpoints;
+        let size = self.view.endpoint_count() + self.view.services().len();
+        self.snapshots.own_pause = PERSIST_OWN_PAUSE_EACH * u32::try_from(size).unwrap_or(u32::MAX);
         self.out.push(Command::Persist(Box::new(snapshot)));
     }
 

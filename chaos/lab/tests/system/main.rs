@@ -16,6 +16,7 @@ mod modes;
 mod probes;
 mod restart;
 mod scenarios;
+mod services;
 mod start;
 mod support;
 mod traffic;

@@ -7,6 +7,7 @@ mod cleanup;
 mod cli;
 pub mod config;
 pub mod endpoints;
+mod heap;
 mod http;
 mod keygen;
 mod lock;
@@ -30,6 +31,7 @@ use cli::Action;
 
 /// The whole program, from its arguments to its exit.
 pub fn main() -> ExitCode {
+    heap::keep_small();
     let matches = cli::command().get_matches();
     match cli::action(&matches).and_then(carry_out) {
         Ok(code) => code,

@@ -26,7 +26,7 @@ pub const BLOCK_SLOTS: u32 = 112;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FrontendKey<A> {
-    /// The address; all zeros: every address of this node.
+    /// The address; all zeros: this node's, of the underlay and as gateway.
     pub address: A,
     /// The port, network byte order.
     pub port_be: [u8; 2],

@@ -5,10 +5,9 @@
 //! translated here, in both directions.
 
 use datapath_abi::{
-    BackendEntry, DropReason, FlowEntry, FlowKey, FrontendKey, IpcacheEntry, NODE_SELF, NodeConfig, SlotsKey,
-    V4,
+    BackendEntry, DropReason, FlowEntry, FlowKey, FrontendKey, NodeConfig, SlotsKey, V4,
     flow_flags::{self, REWRITE_DST},
-    identity_number as identity, service_flags,
+    service_flags,
 };
 use datapath_packet::{Halves, TCP, flow_hash, opens, slot_of};
 
@@ -162,8 +161,9 @@ fn frontend_of(packet: &Packet) -> u32 {
     if service != 0 {
         return service;
     }
-    match lookup::ipcache(key.dst) {
-        Some(IpcacheEntry { node: NODE_SELF, identity: identity::HOST }) => {
+    // A look into the ipcache would cost every flow's first packet some 60 ns.
+    match lookup::config() {
+        Ok(config) if key.dst == config.gateway_v4 || key.dst == config.underlay_v4 => {
             service_at(&FrontendKey { address: [0; 4], ..at })
         }
         _ => 0,

@@ -18,7 +18,10 @@ mod world;
 
 use std::time::Duration;
 
-use datapath_abi::{FlowEntry, FlowKey, NodeConfig, V4, map_name, node_flags};
+use datapath_abi::{
+    BLOCK_SLOTS, BackendEntry, FlowEntry, FlowKey, FrontendEntry, FrontendKey, NodeConfig, ServiceEntry,
+    SlotBlock, SlotsKey, V4, map_name, node_flags, service_flags,
+};
 use datapath_linux::object::Program;
 
 use crate::{
@@ -61,6 +64,7 @@ fn main() {
     for (name, to) in [("from_overlay, endpoint", &A), ("from_overlay, this node", &GATEWAY)] {
         row(&mut kernel, name, Program::FromOverlay, (&R, to), tunnel, behind_tunnel);
     }
+    service_rows(&mut kernel);
     let flags = node_flags::MASQUERADE;
     let config = NodeConfig { flags, underlay_ifindex: namespace::UNDERLAY_IFINDEX, ..CONFIG };
     kernel.set(map_name::CONFIG, &0u32, &config);
@@ -68,6 +72,41 @@ fn main() {
     let host = Frame::ack(&INTERNET, &UNDERLAY).macs([0; 6], [2, 9, 9, 9, 9, 9]).bytes();
     let left = median(|| kernel.time(Program::FromNetdev, &host, None, RUNS));
     println!("{:<28} {:>6} ns", "from_netdev, the node's own", left.saturating_sub(nothing));
+}
+
+/// A flow to a service, whose backend is here or on another node. A run rewrites its packet, as with masquerade.
+fn service_rows(kernel: &mut Kernel) {
+    let frontend = Peer { address: [10, 201, 0, 1], ..INTERNET };
+    let key = FrontendKey { address: frontend.address, port_be: [0, 80], protocol: 6, pad: 0 };
+    kernel.set(map_name::FRONTENDS_V4, &key, &FrontendEntry { service: 1, kind: 0 });
+    let (table, flags) = (1 << 32 | 1, service_flags::PRESENT);
+    kernel.set(map_name::SERVICES, &1u32, &ServiceEntry { table, flags, ..ServiceEntry::default() });
+    let mut slots = [0; BLOCK_SLOTS as usize];
+    slots[0] = 1;
+    kernel.set(map_name::SLOTS, &SlotsKey { table: 1, block: 0 }, &SlotBlock { slots });
+    let frame = Frame::ack(&A, &frontend);
+    let (packet, key) = (frame.bytes(), frame.key());
+    let base = median(|| kernel.time_nothing(&packet, None, 1));
+    for (name, backend) in [("from_endpoint, service here", B), ("from_endpoint, service there", R)] {
+        let (address, port_be) = (backend.address, [31, 144]);
+        let entry = BackendEntry { service: 1, address, port_be, ..BackendEntry::default() };
+        kernel.set(map_name::BACKENDS_V4, &1u32, &entry);
+        let forget = |kernel: &mut Kernel| {
+            let entry = kernel.flow(&key).expect("the flow is known");
+            kernel.remove::<FlowKey<V4>, FlowEntry>(map_name::FLOWS_V4, &key);
+            kernel.remove::<FlowKey<V4>, FlowEntry>(map_name::FLOWS_V4, &entry.reverse_key(&key));
+        };
+        let first = median(|| {
+            let time = kernel.time(Program::FromEndpoint, &packet, None, 1);
+            forget(kernel);
+            time
+        });
+        kernel.events();
+        kernel.time(Program::FromEndpoint, &packet, None, 1);
+        let known = median(|| kernel.time(Program::FromEndpoint, &packet, None, 1));
+        forget(kernel);
+        println!("{name:<28} {:>6} ns {:>6} ns", known.saturating_sub(base), first.saturating_sub(base));
+    }
 }
 
 /// A masqueraded flow and its answers. A run rewrites its packet: each is on one of its own, and times one run.

@@ -73,6 +73,8 @@ drop_reasons! {
     UnderlaySource = 22, "underlay-source";
     /// To a service that has no backend for it, or through one that is gone.
     NoBackend = 23, "no-backend";
+    /// To a service whose source ranges the client is not in.
+    ServiceSource = 24, "service-source";
 }
 
 /// Which way a packet goes, seen from the endpoint.

@@ -24,7 +24,7 @@ pub use map::*;
 pub use service::*;
 
 /// Version of all layouts in this crate, in the configuration map and beside the pins.
-pub const ABI_VERSION: u32 = 3 + cfg!(feature = "next-layout") as u32;
+pub const ABI_VERSION: u32 = 4 + cfg!(feature = "next-layout") as u32;
 
 /// An IPv4 address in network byte order.
 pub type V4 = [u8; 4];

@@ -41,6 +41,13 @@ pub mod map_name {
     pub const SLOTS: &str = "WARREN_SLOTS";
     /// Array: backend number -> [`crate::BackendEntry`].
     pub const BACKENDS_V4: &str = "WARREN_BACK_V4";
+    /// LPM trie: [`crate::Source`] -> u32 (1): where clients outside may be, of services with source ranges.
+    pub const SOURCES_LPM_V4: &str = "WARREN_SRC_V4";
+    /// LRU hash: [`crate::AffinityKey`] -> [`crate::AffinityEntry`]. The programs' own.
+    pub const AFFINITY: &str = "WARREN_AFFINITY";
+    /// Array of u64: a bit for each port at which a frontend is or was ([`crate::service_port_bit`]). What comes from
+    /// outside to other ports is asked nothing more.
+    pub const SERVICE_PORTS: &str = "WARREN_PORTS";
     /// LPM trie: IPv4 prefix -> u32 (1): destinations that are not masqueraded.
     pub const UNMASQUERADED_LPM_V4: &str = "WARREN_UNMASQ_V4";
     /// Array of u32: the epoch of each shard.

@@ -8,8 +8,11 @@
 //! - The epoch of a **backend's** address is raised after its entry has gone or has become another's: its flows carry the
 //!   shards of client and backend. That of a frontend's address after the frontend came: flows that went to it before are
 //!   no service's.
+//! - A frontend's bit in the map of ports is set as long as the frontend is there, and stays: flows that it has made may
+//!   still run. A bit too many costs a lookup.
+//! - Source ranges are written before the service's entry that says that there are any, and go after it.
 
-use crate::{V4, abi_bytes};
+use crate::{LpmKey, V4, abi_bytes};
 
 /// Service ports, number 0 (none) included: several times the services of a large fleet (10,000).
 pub const MAX_SERVICES: u32 = 65_536;
@@ -19,6 +22,10 @@ pub const MAX_BACKENDS: u32 = 262_144;
 pub const MAX_FRONTENDS: u32 = 131_072;
 /// Blocks of all tables: 29 million slots.
 pub const MAX_SLOT_BLOCKS: u32 = 262_144;
+/// Prefixes of all services' source ranges.
+pub const MAX_SOURCES: u32 = 65_536;
+/// Clients that keep their backends, of all services: 5 MB.
+pub const MAX_AFFINITIES: u32 = 65_536;
 /// Slots of a block: with its key and the kernel's own words it takes 512 bytes, which is what the kernel allocates.
 pub const BLOCK_SLOTS: u32 = 112;
 
@@ -66,8 +73,8 @@ pub mod service_flags {
     pub const MAGLEV: u32 = 1 << 1;
     /// Backends answer clients outside themselves.
     pub const DSR: u32 = 1 << 2;
-    /// Clients outside get this node's own backends.
-    pub const LOCAL: u32 = 1 << 3;
+    /// Clients outside must be of its source ranges.
+    pub const SOURCES: u32 = 1 << 3;
 }
 
 /// A service port, by number.
@@ -141,11 +148,69 @@ pub struct BackendEntry<A> {
     pub pad: [u8; 3],
 }
 
+/// Where clients of a service may be, with [`crate::LpmKey`]: the bits of the service's number count, too.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Source<A> {
+    /// The service port's number.
+    pub service: u32,
+    /// The client's address.
+    pub address: A,
+}
+
+/// Bits of [`Source::service`] in a prefix.
+pub const SOURCE_SERVICE_BITS: u32 = 32;
+
+/// A client of a service with affinity.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AffinityKey {
+    /// Its IPv4 address as a number; or, with the top bit set, what tells its network namespace from others.
+    pub client: u64,
+    /// The service port's number.
+    pub service: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// What it got.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AffinityEntry {
+    /// When it last began a flow, `CLOCK_MONOTONIC_COARSE`.
+    pub last_seen_ns: u64,
+    /// The backend's number.
+    pub backend: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// Words of [`crate::map_name::SERVICE_PORTS`]: a bit for each port of TCP, UDP and SCTP.
+pub const SERVICE_PORT_WORDS: u32 = 3 * 1_024;
+
+/// Where the bit of a port is, in host byte order: the word, and the bit in it. A word that there is not for protocols
+/// that have no frontends.
+#[inline(always)]
+pub const fn service_port_bit(protocol: u8, port: u16) -> (u32, u64) {
+    let first = match protocol {
+        6 => 0,
+        17 => 1_024,
+        132 => 2_048,
+        _ => SERVICE_PORT_WORDS,
+    };
+    (first + (port >> 6) as u32, 1 << (port & 63))
+}
+
 abi_bytes! {
+    u64 = 8,
     FrontendKey<V4> = 8,
     FrontendEntry = 8,
     ServiceEntry = 32,
     SlotsKey = 8,
     SlotBlock = 448,
     BackendEntry<V4> = 16,
+    Source<V4> = 8,
+    LpmKey<Source<V4>> = 12,
+    AffinityKey = 16,
+    AffinityEntry = 16,
 }

@@ -5,11 +5,11 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use datapath_abi::{
-    BackendEntry, Budget, COUNTER_SLOTS, Counter, EPOCH_SHARDS, EVENT_RING_BYTES, EndpointEntry, Event,
-    FlowEntry, FlowKey, FragmentKey, FragmentPorts, FrontendEntry, FrontendKey, IpcacheEntry, MAX_BACKENDS,
-    MAX_ENDPOINTS, MAX_FLOWS, MAX_FRAGMENTS, MAX_FRONTENDS, MAX_IPCACHE, MAX_IPCACHE_LPM, MAX_NODES,
-    MAX_SERVICES, MAX_SLOT_BLOCKS, MAX_UNMASQUERADED, NodeConfig, NodeEntry, ServiceEntry, SlotBlock,
-    SlotsKey, V4,
+    AffinityEntry, AffinityKey, BackendEntry, Budget, COUNTER_SLOTS, Counter, EPOCH_SHARDS, EVENT_RING_BYTES,
+    EndpointEntry, Event, FlowEntry, FlowKey, FragmentKey, FragmentPorts, FrontendEntry, FrontendKey,
+    IpcacheEntry, MAX_AFFINITIES, MAX_BACKENDS, MAX_ENDPOINTS, MAX_FLOWS, MAX_FRAGMENTS, MAX_FRONTENDS,
+    MAX_IPCACHE, MAX_IPCACHE_LPM, MAX_NODES, MAX_SERVICES, MAX_SLOT_BLOCKS, MAX_SOURCES, MAX_UNMASQUERADED,
+    NodeConfig, NodeEntry, SERVICE_PORT_WORDS, ServiceEntry, SlotBlock, SlotsKey, Source, V4,
 };
 
 use crate::packet::Scratch;
@@ -58,6 +58,15 @@ pub static SLOTS: HashMap<SlotsKey, SlotBlock, { MAX_SLOT_BLOCKS as usize }, NO_
 
 #[btf_map(name = "WARREN_BACK_V4")]
 pub static BACKENDS_V4: Array<BackendEntry<V4>, { MAX_BACKENDS as usize }> = Array::new();
+
+#[btf_map(name = "WARREN_SRC_V4")]
+pub static SOURCES_LPM_V4: LpmTrie<Source<V4>, u32, { MAX_SOURCES as usize }> = LpmTrie::new();
+
+#[btf_map(name = "WARREN_AFFINITY")]
+pub static AFFINITY: LruHashMap<AffinityKey, AffinityEntry, { MAX_AFFINITIES as usize }> = LruHashMap::new();
+
+#[btf_map(name = "WARREN_PORTS")]
+pub static SERVICE_PORTS: Array<u64, { SERVICE_PORT_WORDS as usize }> = Array::new();
 
 #[btf_map(name = "WARREN_UNMASQ_V4")]
 pub static UNMASQUERADED_LPM_V4: LpmTrie<V4, u32, { MAX_UNMASQUERADED as usize }> = LpmTrie::new();

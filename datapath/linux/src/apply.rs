@@ -290,7 +290,7 @@ pub(crate) fn first_failure(failed: Vec<(usize, DatapathError)>) -> Answer {
 }
 
 /// One failure that is the answer to every step.
-fn repeat(run: &[Op], error: &DatapathError) -> Vec<Answer> {
+pub(crate) fn repeat(run: &[Op], error: &DatapathError) -> Vec<Answer> {
     let text = error.chain();
     run.iter().map(|_| Err(DatapathError::NotReady(text.clone()))).collect()
 }

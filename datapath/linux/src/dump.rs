@@ -6,13 +6,13 @@ use std::{
 };
 
 use aya::maps::MapInfo as KernelMapInfo;
-use datapath_abi::{EndpointEntry, IpcacheEntry, LpmKey, V4, map_name, node_flags, service_flags};
-use datapath_plan::{BackendValue, FrontendKind, Mac};
+use datapath_abi::{EndpointEntry, IpcacheEntry, LpmKey, Source, V4, map_name, node_flags, service_flags};
+use datapath_plan::{BackendValue, FrontendKind, Mac, Protocol};
 use ipnetwork::Ipv4Network;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::{datapath::Datapath, error::DatapathError, flows::FlowFilter, object, service};
+use crate::{datapath::Datapath, error::DatapathError, flows::FlowFilter, object, service, source_range};
 
 /// A map of ours.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -89,6 +89,8 @@ impl Datapath {
             }
             map_name::SLOTS => maps.slots.count(|_, _| true)?,
             map_name::BACKENDS_V4 => maps.backends_v4.count(|_, entry| entry.service != 0)?,
+            map_name::SOURCES_LPM_V4 => maps.sources_lpm_v4.count(|_, _| true)?,
+            map_name::AFFINITY => maps.affinity.count(|_, _| true)?,
             map_name::NODES => maps.nodes.count(|_, entry| entry.family != 0)?,
             _ => return Ok(None),
         }))
@@ -154,7 +156,7 @@ impl Datapath {
                         "members": entry.members,
                         "maglev": entry.flags & service_flags::MAGLEV != 0,
                         "dsr": entry.flags & service_flags::DSR != 0,
-                        "local": entry.flags & service_flags::LOCAL != 0,
+                        "sources": entry.flags & service_flags::SOURCES != 0,
                         "affinity_seconds": entry.affinity_seconds,
                     });
                     (json!(key), value)
@@ -174,6 +176,33 @@ impl Datapath {
                 });
                 (row.service != 0).then(|| (json!(key), value))
             }),
+            map_name::SOURCES_LPM_V4 => {
+                let mut sources = maps.sources_lpm_v4.dump()?;
+                sources.sort_unstable_by_key(|(key, _)| (key.address, key.prefix_len));
+                let row = |(key, value): (LpmKey<Source<V4>>, u32)| {
+                    let range = source_range::range(&key)?;
+                    let key = json!(format!("{} {range}", key.address.service));
+                    Some(MapRow { key, value: json!(value) })
+                };
+                Ok(sources.into_iter().filter_map(row).collect())
+            }
+            map_name::AFFINITY => rows(maps.affinity.dump()?, |key, entry| {
+                let client = match u32::try_from(key.client) {
+                    Ok(address) => json!(Ipv4Addr::from(address)),
+                    Err(_) => json!(format!("{:#x}", key.client)),
+                };
+                let key = json!({ "client": client, "service": key.service });
+                Some((key, json!({ "backend": entry.backend, "last_seen_ns": entry.last_seen_ns })))
+            }),
+            map_name::SERVICE_PORTS => {
+                let ports = maps.service_ports.dump()?.into_iter().flat_map(|(word, bits)| {
+                    (0..64).filter(move |bit| bits >> bit & 1 != 0).map(move |bit| 64 * word + bit)
+                });
+                rows(ports.map(|port| (port, ())).collect(), |port, ()| {
+                    let protocol = Protocol::ALL.get((port >> 16) as usize)?;
+                    Some((json!(format!("{} {}", protocol.word(), port & 0xffff)), json!(1)))
+                })
+            }
             map_name::NODES => rows(maps.nodes.dump()?, |key, node| {
                 let underlay = Ipv6Addr::from(node.underlay).to_canonical();
                 (node.family != 0)

@@ -31,6 +31,7 @@ mod programs;
 mod route;
 mod rows;
 mod service;
+mod source_range;
 mod sysctl;
 mod table;
 mod underlay;

@@ -7,8 +7,9 @@ use aya::{
     maps::{Map, MapData},
 };
 use datapath_abi::{
-    ABI_VERSION, AbiBytes, BackendEntry, EndpointEntry, FlowEntry, FlowKey, FrontendEntry, FrontendKey,
-    IpcacheEntry, LpmKey, NodeConfig, NodeEntry, ServiceEntry, SlotBlock, SlotsKey, V4, map_name,
+    ABI_VERSION, AbiBytes, AffinityEntry, AffinityKey, BackendEntry, EndpointEntry, FlowEntry, FlowKey,
+    FrontendEntry, FrontendKey, IpcacheEntry, LpmKey, NodeConfig, NodeEntry, ServiceEntry, SlotBlock,
+    SlotsKey, Source, V4, map_name,
 };
 
 use crate::{
@@ -36,6 +37,9 @@ pub(crate) struct Maps {
     pub services: Table<u32, ServiceEntry>,
     pub slots: Table<SlotsKey, SlotBlock>,
     pub backends_v4: Table<u32, BackendEntry<V4>>,
+    pub sources_lpm_v4: Table<LpmKey<Source<V4>>, u32>,
+    pub affinity: Table<AffinityKey, AffinityEntry>,
+    pub service_ports: Table<u32, u64>,
     pub unmasqueraded_lpm_v4: Table<LpmKey<V4>, u32>,
     pub epochs: Table<u32, u32>,
     pub counters: CounterTable,
@@ -173,6 +177,9 @@ impl Maps {
             services: open(ebpf, map_name::SERVICES)?,
             slots: open(ebpf, map_name::SLOTS)?,
             backends_v4: open(ebpf, map_name::BACKENDS_V4)?,
+            sources_lpm_v4: open(ebpf, map_name::SOURCES_LPM_V4)?,
+            affinity: open(ebpf, map_name::AFFINITY)?,
+            service_ports: open(ebpf, map_name::SERVICE_PORTS)?,
             unmasqueraded_lpm_v4: open(ebpf, map_name::UNMASQUERADED_LPM_V4)?,
             epochs: open(ebpf, map_name::EPOCHS)?,
             counters: CounterTable::open(data(ebpf, map_name::COUNTERS)?)?,

@@ -75,7 +75,7 @@ pub fn load(classifier: &mut SchedClassifier) -> Result<(), ProgramError> {
 }
 
 /// The maps of [`OBJECT`], all of them.
-pub const MAPS: [&str; 19] = [
+pub const MAPS: [&str; 22] = [
     map_name::CONFIG,
     map_name::ENDPOINTS_BY_IFINDEX,
     map_name::ENDPOINTS_V4,
@@ -89,6 +89,9 @@ pub const MAPS: [&str; 19] = [
     map_name::SERVICES,
     map_name::SLOTS,
     map_name::BACKENDS_V4,
+    map_name::SOURCES_LPM_V4,
+    map_name::AFFINITY,
+    map_name::SERVICE_PORTS,
     map_name::UNMASQUERADED_LPM_V4,
     map_name::EPOCHS,
     map_name::COUNTERS,

@@ -4,19 +4,22 @@ use std::collections::BTreeMap;
 
 use datapath_abi::{
     BLOCK_SLOTS, BackendEntry, FrontendEntry, FrontendKey, ServiceEntry, SlotBlock, SlotsKey, V4,
-    backend_flags, frontend_kind, service_flags,
+    backend_flags, frontend_kind, service_flags, service_port_bit,
 };
 use datapath_plan::{
     Algorithm, BackendId, BackendState, BackendValue, Frontend, FrontendKind, FrontendValue, Observed, Op,
-    Protocol, ServiceId, ServiceMode, ServiceValue, TrafficPolicy,
+    Protocol, ServiceId, ServiceMode, ServiceValue,
     lb::{self, Member},
 };
 
+use ipnetwork::IpNetwork;
+
 use crate::{
-    apply::{Answer, first_failure, v4},
+    apply::{Answer, first_failure, repeat, v4},
     datapath::Datapath,
     error::DatapathError,
     maps::Maps,
+    source_range,
     table::Table,
 };
 
@@ -36,6 +39,7 @@ pub(crate) struct Tables {
 struct Draft {
     words: Vec<u32>,
     entry: ServiceEntry,
+    sources: Vec<source_range::Key>,
     /// A member without an entry.
     missing: Option<BackendId>,
 }
@@ -110,7 +114,29 @@ impl Datapath {
             Op::PutFrontend(frontend, value) => Some(key(frontend).map(|key| (key, leads_to(value)))),
             _ => None,
         });
-        put_each(&self.maps.frontends_v4, rows.collect())
+        let rows: Vec<_> = rows.collect();
+        let keys: Vec<_> = rows.iter().flatten().map(|(key, _)| *key).collect();
+        let answers = put_each(&self.maps.frontends_v4, rows);
+        match self.open_ports(&keys) {
+            Ok(()) => answers,
+            Err(error) => repeat(run, &error),
+        }
+    }
+
+    /// Lets what comes from outside to these ports be looked at.
+    fn open_ports(&self, frontends: &[FrontendKey<V4>]) -> Answer {
+        let mut words: BTreeMap<u32, u64> = BTreeMap::new();
+        for key in frontends {
+            let (word, bit) = service_port_bit(key.protocol, u16::from_be_bytes(key.port_be));
+            *words.entry(word).or_default() |= bit;
+        }
+        for (word, bits) in words {
+            let before = self.maps.service_ports.get(&word)?.unwrap_or_default();
+            if before & bits != bits {
+                self.maps.service_ports.put(&word, &(before | bits))?;
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn delete_frontends(&self, run: &[Op]) -> Vec<Answer> {
@@ -134,12 +160,14 @@ impl Datapath {
             _ => None,
         });
         let drafts: Vec<(ServiceId, Result<Draft, DatapathError>)> =
-            services.map(|(id, value)| (id, self.draft(value))).collect();
-        let mut parts = Vec::new();
-        // Which draft a part belongs to.
-        let mut owners = Vec::new();
+            services.map(|(id, value)| (id, self.draft(id, value))).collect();
+        let (mut parts, mut sources) = (Vec::new(), Vec::new());
+        // Which draft a part or a source range belongs to.
+        let (mut owners, mut source_owners) = (Vec::new(), Vec::new());
         for (place, (_, draft)) in drafts.iter().enumerate() {
             let Ok(draft) = draft else { continue };
+            sources.extend(draft.sources.iter().map(|key| (*key, 1)));
+            source_owners.resize(sources.len(), place);
             let (table, _) = draft.entry.table();
             for (block, words) in (0..).zip(draft.words.chunks(BLOCK)) {
                 let mut slots = [0; BLOCK];
@@ -151,25 +179,46 @@ impl Datapath {
         let failed = self.maps.slots.put_all(&parts).into_iter();
         let mut failed: BTreeMap<usize, DatapathError> =
             failed.map(|(part, error)| (owners[part], error)).collect();
-        let answers = drafts.into_iter().enumerate().map(|(place, (id, draft))| {
-            let draft = draft?;
-            match failed.remove(&place) {
-                // What is there of its table is nobody's.
-                Some(error) => {
-                    self.slot_tables.retire(&draft.entry);
-                    Err(error)
+        let refused = self.maps.sources_lpm_v4.put_all(&sources).into_iter();
+        failed.extend(refused.map(|(source, error)| (source_owners[source], error)));
+        // What was refused goes on as it is.
+        let good = (0..).zip(&drafts).filter(|(_, (_, draft))| draft.is_ok());
+        let good: BTreeMap<usize, u32> = good.map(|(place, (id, _))| (place, id.0)).collect();
+        let mut answers: Vec<Answer> = drafts
+            .into_iter()
+            .enumerate()
+            .map(|(place, (id, draft))| {
+                let draft = draft?;
+                match failed.remove(&place) {
+                    // What is there of its table is nobody's.
+                    Some(error) => {
+                        self.slot_tables.retire(&draft.entry);
+                        Err(error)
+                    }
+                    None => self.switch(id, &draft.entry).and(match draft.missing {
+                        None => Ok(()),
+                        Some(BackendId(id)) => {
+                            Err(DatapathError::NotReady(format!("backend {id} is not there")))
+                        }
+                    }),
                 }
-                None => self.switch(id, &draft.entry).and(match draft.missing {
-                    None => Ok(()),
-                    Some(BackendId(id)) => Err(DatapathError::NotReady(format!("backend {id} is not there"))),
-                }),
+            })
+            .collect();
+        // After the entries were switched.
+        let keep: Vec<_> = sources.iter().map(|(key, _)| *key).collect();
+        let ids = good.values().copied().collect();
+        if let Err(error) = source_range::keep_only(&self.maps, &ids, &keep) {
+            let text = error.chain();
+            for place in good.keys() {
+                answers[*place] = Err(DatapathError::NotReady(text.clone()));
             }
-        });
-        answers.collect()
+        }
+        answers
     }
 
     /// The table of a service port, made of those of its members that are there.
-    fn draft(&mut self, value: &ServiceValue) -> Result<Draft, DatapathError> {
+    fn draft(&mut self, id: ServiceId, value: &ServiceValue) -> Result<Draft, DatapathError> {
+        let sources = source_range::keys(id, &value.source_ranges)?;
         let mut rows = Vec::with_capacity(value.members.len());
         let mut missing = None;
         for id in &value.members {
@@ -186,7 +235,7 @@ impl Datapath {
         let flags = service_flags::PRESENT
             | if value.algorithm == Algorithm::Maglev { service_flags::MAGLEV } else { 0 }
             | if value.mode == ServiceMode::Dsr { service_flags::DSR } else { 0 }
-            | if value.traffic == TrafficPolicy::Local { service_flags::LOCAL } else { 0 };
+            | if value.source_ranges.is_empty() { 0 } else { service_flags::SOURCES };
         let entry = ServiceEntry {
             table,
             digest,
@@ -195,7 +244,7 @@ impl Datapath {
             members: rows.len() as u32,
             pad: 0,
         };
-        Ok(Draft { words, entry, missing })
+        Ok(Draft { words, entry, sources, missing })
     }
 
     /// Lets a service port's flows find another table, or none.
@@ -211,7 +260,13 @@ impl Datapath {
             Op::DeleteService(id) => Some(*id),
             _ => None,
         });
-        ids.map(|id| self.switch(id, &ServiceEntry::default())).collect()
+        let ids: Vec<ServiceId> = ids.collect();
+        let numbers = ids.iter().map(|id| id.0).collect();
+        let answers = ids.into_iter().map(|id| self.switch(id, &ServiceEntry::default())).collect();
+        match source_range::keep_only(&self.maps, &numbers, &[]) {
+            Ok(()) => answers,
+            Err(error) => repeat(run, &error),
+        }
     }
 
     /// Reads services whole. One whose table is not what its members say is left out, and named in `broken`.
@@ -226,18 +281,30 @@ impl Datapath {
         self.maps.slots.for_each(|key, block| {
             parts.insert(*key, *block);
         })?;
+        let mut sources = source_range::observe(&self.maps)?;
+        let ports = self.maps.service_ports.dump()?;
+        let ports: BTreeMap<u32, u64> = ports.into_iter().filter(|(_, bits)| *bits != 0).collect();
         let (tables, broken) = (&mut observed.tables, &mut observed.broken);
         self.maps.services.for_each(|id, entry| {
             if entry.flags & service_flags::PRESENT == 0 {
                 return;
             }
-            match service(entry, &parts, &rows) {
-                Some(value) => drop(tables.services.insert(ServiceId(*id), value)),
+            let ranges = sources.remove(id).unwrap_or_default();
+            // Ranges that nobody looks at are none, and those that are gone let nobody in: either is to be made again.
+            let agree = (entry.flags & service_flags::SOURCES != 0) != ranges.is_empty();
+            match service(entry, ranges, &parts, &rows) {
+                Some(value) if agree => drop(tables.services.insert(ServiceId(*id), value)),
+                Some(_) => {
+                    broken.push(format!("service {id}: its source ranges are not what its entry says"))
+                }
                 None => broken.push(format!("service {id}: its table is not that of its members")),
             }
         })?;
         self.maps.frontends_v4.for_each(|key, entry| {
-            if let (Some(frontend), Some(kind)) = (frontend(key), kind(entry.kind)) {
+            let (word, bit) = service_port_bit(key.protocol, u16::from_be_bytes(key.port_be));
+            // One that is not asked for is not there.
+            let is_asked = ports.get(&word).is_some_and(|bits| bits & bit != 0);
+            if let (Some(frontend), Some(kind), true) = (frontend(key), kind(entry.kind), is_asked) {
                 tables.frontends.insert(frontend, FrontendValue { service: ServiceId(entry.service), kind });
             }
         })?;
@@ -249,6 +316,7 @@ impl Datapath {
 /// What a service's entry says, if its table is whole.
 fn service(
     entry: &ServiceEntry,
+    source_ranges: Vec<IpNetwork>,
     parts: &BTreeMap<SlotsKey, SlotBlock>,
     rows: &BTreeMap<BackendId, BackendEntry<V4>>,
 ) -> Option<ServiceValue> {
@@ -268,7 +336,7 @@ fn service(
         algorithm: if is(service_flags::MAGLEV) { Algorithm::Maglev } else { Algorithm::Random },
         affinity_seconds: entry.affinity_seconds,
         mode: if is(service_flags::DSR) { ServiceMode::Dsr } else { ServiceMode::Snat },
-        traffic: if is(service_flags::LOCAL) { TrafficPolicy::Local } else { TrafficPolicy::Fleet },
+        source_ranges,
         members,
     })
 }

@@ -25,7 +25,7 @@ pub use op::{EpochScope, Op, OpError, OpErrorKind, OpFailure, Plan, PlanOutcome}
 pub use reconciler::{Completed, FIRST_RETRY, Failing, LONGEST_RETRY, Reconciler};
 pub use service::{
     Algorithm, BackendId, BackendState, BackendValue, Frontend, FrontendKind, FrontendValue, Protocol,
-    ServiceId, ServiceMode, ServiceValue, TrafficPolicy,
+    ServiceId, ServiceMode, ServiceValue,
 };
 pub use table::{
     Attachment, EndpointId, EndpointValue, Generation, IpcacheValue, Mac, NextHop, NodeIndex, NodeValue,

@@ -329,7 +329,7 @@ impl Reconciler {
 
     /// Flows that a change of an entry concerns. Nodes are looked up by index with every packet, routes are the
     /// stack's: neither is in a flow. Of the base it is the Ethernet address, which a device made anew changes. A
-    /// service's table decides about new flows only. A frontend makes services' flows of those that went to its
+    /// service's table decides about new flows only, its source ranges about all. A frontend makes services' flows of those that went to its
     /// address as they were; those that it has made so go on with their backends.
     fn concerns(&self, key: &TableKey, epochs: &mut Epochs) {
         match key {
@@ -346,7 +346,18 @@ impl Reconciler {
                     epochs.address(backend.address);
                 }
             }
-            TableKey::Service(_) => {}
+            TableKey::Service(id) => {
+                // Who may not come any more does not go on either. Its clients are of any address.
+                let ranges = |side: &Counted| {
+                    side.tables().services.get(id).map(|service| service.source_ranges.clone())
+                };
+                if let (Some(had), Some(wanted)) = (ranges(&self.applied), ranges(&self.wanted))
+                    && had != wanted
+                    && !wanted.is_empty()
+                {
+                    epochs.scope(&EpochScope::All);
+                }
+            }
             TableKey::Frontend(frontend) if frontend.address.is_unspecified() => {
                 // The addresses of the node that flows from outside its own stack go to.
                 for base in

@@ -2,6 +2,7 @@
 
 use std::{fmt, net::IpAddr};
 
+use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 /// One port of a service on this node. Never 0; two nodes number the fleet's services differently.
@@ -211,26 +212,6 @@ impl ServiceMode {
     }
 }
 
-/// Which backends clients from outside may get.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum TrafficPolicy {
-    /// Any of the fleet.
-    Fleet,
-    /// This node's own.
-    Local,
-}
-
-impl TrafficPolicy {
-    /// The word, as in manifests.
-    pub const fn word(self) -> &'static str {
-        match self {
-            Self::Fleet => "fleet",
-            Self::Local => "local",
-        }
-    }
-}
-
 /// A service port in the kernel: its settings and its table of members.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceValue {
@@ -240,8 +221,8 @@ pub struct ServiceValue {
     pub affinity_seconds: u32,
     /// Whose address backends see.
     pub mode: ServiceMode,
-    /// Which backends clients from outside may get.
-    pub traffic: TrafficPolicy,
+    /// Where clients outside the fleet must be, as networks in ascending order; empty: anywhere.
+    pub source_ranges: Vec<IpNetwork>,
     /// The backends that take new flows, without repetition, in ascending order. All of them are wanted in the
     /// backends' table, too.
     pub members: Vec<BackendId>,
@@ -249,10 +230,14 @@ pub struct ServiceValue {
 
 impl fmt::Display for ServiceValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { algorithm, affinity_seconds, mode, traffic, members } = self;
-        write!(f, "{} {} {}", algorithm.word(), mode.word(), traffic.word())?;
+        let Self { algorithm, affinity_seconds, mode, source_ranges, members } = self;
+        write!(f, "{} {}", algorithm.word(), mode.word())?;
         if *affinity_seconds > 0 {
             write!(f, " affinity {affinity_seconds} s")?;
+        }
+        if !source_ranges.is_empty() {
+            f.write_str(" sources")?;
+            source_ranges.iter().try_for_each(|range| write!(f, " {range}"))?;
         }
         f.write_str(" members")?;
         members.iter().try_for_each(|member| write!(f, " {}", member.0))

@@ -6,7 +6,7 @@ use datapath_plan::{
     Algorithm, BackendId, BackendState, BackendValue, Base, BaseUnderlay, EndpointId, EndpointValue,
     FakeDatapath, Frontend, FrontendKind, FrontendValue, HostRouting, IpcacheValue, LONGEST_RETRY, Mac, Mode,
     NodeIndex, NodeValue, OpErrorKind, Plan, Protocol, Prune, Reconciler, RouteValue, ServiceId, ServiceMode,
-    ServiceValue, TableKey, TrafficPolicy,
+    ServiceValue, TableKey,
 };
 use identity::Identity;
 use ipnetwork::IpNetwork;
@@ -121,7 +121,7 @@ fn set(reconciler: &mut Reconciler, key: TableKey, variant: Option<u8>) {
                 algorithm: Algorithm::Maglev,
                 affinity_seconds: 0,
                 mode: ServiceMode::Snat,
-                traffic: TrafficPolicy::Fleet,
+                source_ranges: Vec::new(),
                 // Of the first one; it may want what is not there.
                 members: if id.0 == 1 { (1..=u32::from(n)).map(BackendId).collect() } else { Vec::new() },
             }),

@@ -4,7 +4,7 @@ use std::{net::IpAddr, time::Duration};
 
 use datapath_plan::{
     Algorithm, BackendId, BackendState, BackendValue, FakeDatapath, Frontend, FrontendKind, FrontendValue,
-    Limits, PlanError, Protocol, Prune, Reconciler, ServiceId, ServiceMode, ServiceValue, TrafficPolicy,
+    Limits, PlanError, Protocol, Prune, Reconciler, ServiceId, ServiceMode, ServiceValue,
 };
 
 const T0: Duration = Duration::ZERO;
@@ -23,7 +23,7 @@ fn service(members: &[u32]) -> Option<ServiceValue> {
         algorithm: Algorithm::Maglev,
         affinity_seconds: 0,
         mode: ServiceMode::Snat,
-        traffic: TrafficPolicy::Fleet,
+        source_ranges: Vec::new(),
         members: members.iter().copied().map(BackendId).collect(),
     })
 }
@@ -59,7 +59,7 @@ fn settled() -> (Reconciler, FakeDatapath) {
         &[
             "put backends 1: service 1 address 10.0.1.2 port 8080 weight 1 active",
             "put backends 2: service 1 address 10.0.2.2 port 8080 weight 1 active",
-            "put services 1: maglev snat fleet members 1 2",
+            "put services 1: maglev snat members 1 2",
             "put frontends tcp 10.201.0.1 80: service 1 virtual",
             "bump epochs of 10.201.0.1",
         ],
@@ -96,8 +96,26 @@ fn a_backend_that_goes_is_first_taken_out_of_the_table() {
     check(
         &mut reconciler,
         &mut kernel,
-        &["put services 1: maglev snat fleet members 1", "delete backends 2", "bump epochs of 10.0.2.2"],
+        &["put services 1: maglev snat members 1", "delete backends 2", "bump epochs of 10.0.2.2"],
     );
+}
+
+/// Whoever may not come any more must not go on either.
+#[test]
+fn narrower_source_ranges_decide_all_flows_again() {
+    let (mut reconciler, mut kernel) = settled();
+    let ranges = |ranges: &[&str]| {
+        let source_ranges = ranges.iter().map(|range| range.parse().expect("a range")).collect();
+        service(&[1, 2]).map(|value| ServiceValue { source_ranges, ..value })
+    };
+    reconciler.set_service(WEB, ranges(&["192.0.2.0/24", "198.51.100.0/24"]));
+    check(
+        &mut reconciler,
+        &mut kernel,
+        &["put services 1: maglev snat sources 192.0.2.0/24 198.51.100.0/24 members 1 2", "bump all epochs"],
+    );
+    reconciler.set_service(WEB, ranges(&[]));
+    check(&mut reconciler, &mut kernel, &["put services 1: maglev snat members 1 2"]);
 }
 
 /// Its flows go on: nothing is decided again.
@@ -112,7 +130,7 @@ fn a_backend_on_the_way_out_disturbs_no_flow() {
         &mut kernel,
         &[
             "put backends 2: service 1 address 10.0.2.2 port 8080 weight 1 terminating",
-            "put services 1: maglev snat fleet members 1",
+            "put services 1: maglev snat members 1",
         ],
     );
 }
@@ -126,7 +144,7 @@ fn another_weight_or_address_makes_the_table_again() {
         &mut kernel,
         &[
             "put backends 2: service 1 address 10.0.2.2 port 8080 weight 3 active",
-            "put services 1: maglev snat fleet members 1 2",
+            "put services 1: maglev snat members 1 2",
         ],
     );
     reconciler.set_backend(BackendId(2), Some(backend("10.0.2.9")));
@@ -135,7 +153,7 @@ fn another_weight_or_address_makes_the_table_again() {
         &mut kernel,
         &[
             "put backends 2: service 1 address 10.0.2.9 port 8080 weight 1 active",
-            "put services 1: maglev snat fleet members 1 2",
+            "put services 1: maglev snat members 1 2",
             "bump epochs of 10.0.2.2",
         ],
     );
@@ -146,7 +164,7 @@ fn another_weight_or_address_makes_the_table_again() {
 fn a_member_that_is_missing_is_added_when_it_comes() {
     let (mut reconciler, mut kernel) = settled();
     reconciler.set_service(WEB, service(&[1, 2, 3]));
-    check(&mut reconciler, &mut kernel, &["put services 1: maglev snat fleet members 1 2 3"]);
+    check(&mut reconciler, &mut kernel, &["put services 1: maglev snat members 1 2 3"]);
     assert_eq!(kernel.tables().services[&WEB].members, [BackendId(1), BackendId(2)]);
     let error = &reconciler.failing().values().next().expect("a failure").error;
     assert_eq!(error.text, "services 1: backend 3 is not there");
@@ -156,7 +174,7 @@ fn a_member_that_is_missing_is_added_when_it_comes() {
         &mut kernel,
         &[
             "put backends 3: service 1 address 10.0.3.2 port 8080 weight 1 active",
-            "put services 1: maglev snat fleet members 1 2 3",
+            "put services 1: maglev snat members 1 2 3",
         ],
     );
     assert_eq!(kernel.tables().services[&WEB].members.len(), 3);

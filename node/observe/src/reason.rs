@@ -102,6 +102,10 @@ pub const fn advice(reason: DropReason) -> Advice {
             "to a service that has no backend for it, or through one that is gone",
             "the client was refused: start endpoints with the labels that the service selects, or mend its selector",
         ),
+        DropReason::ServiceSource => (
+            "from a client outside that is in none of the service's source ranges",
+            "add the client's range to the service's sourceRanges, if it is to be let in",
+        ),
     };
     Advice { meaning, remedy }
 }

@@ -12,7 +12,7 @@ use std::{
 use datapath_abi::map_name;
 use datapath_plan::{
     Algorithm, BackendId, BackendState, BackendValue, Frontend, FrontendKind, FrontendValue, Op, OpErrorKind,
-    Protocol, RouteValue, ServiceId, ServiceMode, ServiceValue, Tables, TrafficPolicy,
+    Protocol, RouteValue, ServiceId, ServiceMode, ServiceValue, Tables,
 };
 
 use crate::{
@@ -48,7 +48,7 @@ fn service(members: Vec<BackendId>) -> ServiceValue {
         algorithm: Algorithm::Maglev,
         affinity_seconds: 0,
         mode: ServiceMode::Snat,
-        traffic: TrafficPolicy::Fleet,
+        source_ranges: Vec::new(),
         members,
     }
 }
@@ -83,10 +83,20 @@ fn services_are_read_as_they_were_made() {
         // More members than a block of slots has room for.
         let many: Vec<_> = (1..=200).map(|id| backend(id, Ipv4Addr::new(10, 77, 2, id as u8))).collect();
         let mut ops = web(&many);
-        ops.push(Op::PutService(ServiceId(2), ServiceValue { affinity_seconds: 60, ..service(vec![]) }));
+        let ranges = ["192.0.2.0/24", "198.51.100.7/32"].map(|range| range.parse().expect("a range"));
+        let guarded = ServiceValue { affinity_seconds: 60, source_ranges: ranges.into(), ..service(vec![]) };
+        ops.push(Op::PutService(ServiceId(2), guarded.clone()));
         must(&mut datapath, ops.clone()).await;
         let observed = datapath.observe().await.expect("observe");
         assert_eq!((observed.tables, observed.broken), (tables(&ops), vec![]));
+
+        // One range less, and what says so.
+        let narrowed = ServiceValue { source_ranges: ranges[1..].into(), ..guarded };
+        *ops.last_mut().expect("steps") = Op::PutService(ServiceId(2), narrowed);
+        must(&mut datapath, ops.clone()).await;
+        assert_eq!(datapath.observe().await.expect("observe").tables, tables(&ops));
+        assert_eq!(datapath.map_dump(map_name::SOURCES_LPM_V4).expect("rows").len(), 1);
+        must(&mut datapath, vec![]).await;
 
         // What was replaced goes with the next plan.
         let blocks = |datapath: &datapath_linux::Datapath| {
@@ -125,6 +135,10 @@ fn services_are_read_as_they_were_made() {
         must(&mut next, vec![]).await;
         assert_eq!(next.observe().await.expect("observe").tables, Tables::default());
         assert_eq!(blocks(&next), Some(0));
+        assert_eq!(next.map_dump(map_name::SOURCES_LPM_V4).expect("rows").len(), 0);
+        // Flows may outlive a frontend: what comes to its port is still looked at.
+        let ports = next.map_dump(map_name::SERVICE_PORTS).expect("rows");
+        assert_eq!(ports.iter().map(|row| &row.key).collect::<Vec<_>>(), ["tcp 80"]);
     });
 }
 

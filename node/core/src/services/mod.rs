@@ -17,7 +17,7 @@ use std::{
 
 use datapath_plan::{
     Algorithm, BackendId, BackendState, BackendValue, Frontend, FrontendKind, FrontendValue, Protocol,
-    ServiceId, ServiceMode, ServiceValue, Tables, TrafficPolicy,
+    ServiceId, ServiceMode, ServiceValue, Tables,
 };
 use identity::{Identity, Labels, ServiceName};
 use ipnetwork::IpNetwork;
@@ -334,7 +334,7 @@ fn service_value(service: &Service, port: &Port) -> ServiceValue {
         },
         affinity_seconds: 0,
         mode: ServiceMode::Snat,
-        traffic: TrafficPolicy::Fleet,
+        source_ranges: Vec::new(),
         members,
     }
 }

@@ -8,7 +8,8 @@ use std::{
 
 use datapath_plan::{EndpointId, FakeDatapath, Plan, TableKey, Tables};
 use kvstore_schema::{
-    Condition, Key, KvEvent, KvFailure, KvOp, KvOutcome, KvRequest, LeaseId, ListPage, Revision, Schema, Txn,
+    Condition, Key, KvEvent, KvFailure, KvOp, KvOutcome, KvRequest, LeaseId, ListPage, Revision, Schema,
+    StoreIdentity, Txn,
 };
 use kvstore_store::{MemState, WriteFate, WriteFates};
 use node_core::{
@@ -101,8 +102,8 @@ pub struct Agent {
     observe: bool,
     lease: Option<Lease>,
     wake_at: Option<Duration>,
-    /// Up to where the watch has delivered; `None`: a listing comes first.
-    watched: Option<Revision>,
+    /// Up to where the watch has delivered, and of which store; `None`: a listing comes first.
+    watched: Option<(StoreIdentity, Revision)>,
     silent_since: Option<Duration>,
     said_lost: bool,
     verbose: bool,
@@ -218,6 +219,13 @@ impl Agent {
         self.watched = None;
     }
 
+    /// Breaks the watch; it goes on from where it was.
+    pub fn break_watch(&mut self) {
+        if self.node.is_some() {
+            self.lose("the connection broke");
+        }
+    }
+
     /// Requests that are on their way to the store, to arrive whatever becomes of this machine.
     pub(crate) fn requests(&mut self) -> Vec<KvRequest> {
         let mut requests: Vec<KvRequest> =
@@ -277,7 +285,6 @@ impl Agent {
 
     fn lose(&mut self, why: &str) {
         self.said_lost = true;
-        self.watched = None;
         self.events.push_back(Event::Kv(KvUpdate::Lost(why.to_owned())));
     }
 
@@ -285,7 +292,7 @@ impl Agent {
         match (self.store_hangs, self.store_up, self.watched) {
             (true, ..) => false,
             (_, true, None) => true,
-            (_, true, Some(at)) => self.said_lost || at < store.revision(),
+            (_, true, Some((of, at))) => self.said_lost || of != store.identity() || at != store.revision(),
             (_, false, _) => !self.said_lost,
         }
     }
@@ -387,12 +394,21 @@ impl Agent {
         if !self.store_up {
             return self.lose("no route to it");
         }
-        self.said_lost = false;
-        let Some(events) = self.watched.and_then(|at| store.events_since(at.next()).ok()) else {
+        let lost = std::mem::take(&mut self.said_lost);
+        let goes_on =
+            |(of, at): &(StoreIdentity, Revision)| *of == store.identity() && *at <= store.revision();
+        let watched = self.watched.filter(goes_on);
+        let events = watched.and_then(|(_, at)| Some((at, store.events_since(at.next()).ok()?)));
+        let Some((at, events)) = events else {
             let page = self.list(store);
-            self.watched = Some(page.revision);
+            self.watched = Some((store.identity(), page.revision));
             return self.events.push_back(Event::Kv(KvUpdate::Listed(page)));
         };
+        if lost {
+            // That it goes on is said at once, whenever something changes.
+            let update = KvUpdate::Changed { events: Vec::new(), revision: at };
+            return self.events.push_back(Event::Kv(update));
+        }
         // Whole revisions, at least one; more often than not all.
         let mut revisions: Vec<Revision> = events.iter().map(|event| event.mod_revision()).collect();
         revisions.dedup();
@@ -401,7 +417,7 @@ impl Agent {
             _ => store.revision(),
         };
         let events = events.into_iter().filter(|event| event.mod_revision() <= revision).collect();
-        self.watched = Some(revision);
+        self.watched = Some((store.identity(), revision));
         self.events.push_back(Event::Kv(KvUpdate::Changed { events, revision }));
     }
 

@@ -59,6 +59,8 @@ pub enum Bug {
     RecordedLifeLost,
     /// A store that is founded anew counts as whole at once.
     SettledAtOnce,
+    /// Nobody marks the store.
+    Unmarked,
 }
 
 /// All of them.
@@ -81,13 +83,14 @@ pub const ALL: [Bug; 16] = [
     Bug::AmbiguousIsDone,
 ];
 
-/// Those that only show when the store is lost.
-pub const OF_LIVES: [Bug; 5] = [
-    Bug::RestoreOverAnything,
-    Bug::CopiedNumberStays,
-    Bug::ClaimAgeLost,
-    Bug::RecordedLifeLost,
-    Bug::SettledAtOnce,
+/// Those that only show when the store is lost, each with the history to look at first: it was found there.
+pub const OF_LIVES: [(Bug, u64); 6] = [
+    (Bug::RestoreOverAnything, 51),
+    (Bug::CopiedNumberStays, 51),
+    (Bug::ClaimAgeLost, 0),
+    (Bug::RecordedLifeLost, 1),
+    (Bug::SettledAtOnce, 0),
+    (Bug::Unmarked, 8),
 ];
 
 impl Bug {
@@ -118,6 +121,9 @@ impl Bug {
             let moves =
                 txn.then.iter().any(|op| matches!(op, KvOp::Put { key, .. } if is(key, "identities/id")));
             txn.then.retain(|op| !matches!(op, KvOp::Delete(key) if moves && is(key, "identities/id")));
+        }
+        if self == Self::Unmarked {
+            txn.then.retain(|op| !matches!(op, KvOp::Put { key, .. } if *key == schema.mark()));
         }
         for op in &mut txn.then {
             let KvOp::Put { key, value, .. } = op else { continue };

@@ -106,8 +106,10 @@ pub(crate) fn one_owner_in_store(view: &FleetView) -> Checked {
     Ok(())
 }
 
-/// P3 in what nodes believe: no address is in two kernels, no block is two nodes' own, and no number means two things.
-pub(crate) fn one_owner_among_nodes(agents: &[Agent]) -> Checked {
+/// P3 in what nodes believe: no address is in two kernels, no block is two nodes' own, no number means two things, and no
+/// label set has two numbers. `given_up`: whether the store has another number for the labels of this one since a while ago,
+/// which nodes that bear it hear of one after the other.
+pub(crate) fn one_owner_among_nodes(agents: &[Agent], given_up: impl Fn(Identity) -> bool) -> Checked {
     let mut addresses: BTreeMap<IpAddr, &str> = BTreeMap::new();
     let mut numbers: BTreeMap<Identity, String> = BTreeMap::new();
     let mut labels: BTreeMap<String, Identity> = BTreeMap::new();
@@ -141,7 +143,8 @@ pub(crate) fn one_owner_among_nodes(agents: &[Agent]) -> Checked {
                 format!("identity {identity} means {text} on {me}, elsewhere {other:?}")
             })?;
             let other = labels.insert(text.clone(), identity);
-            Invariant::OneOwner.holds(other.is_none_or(|other| other == identity), || {
+            let known = |other| other == identity || given_up(other) || given_up(identity);
+            Invariant::OneOwner.holds(other.is_none_or(known), || {
                 format!("{text} has identity {identity} on {me}, elsewhere {other:?}")
             })?;
         }

@@ -72,6 +72,11 @@ impl Truth {
         self.touched.insert(subject, now);
     }
 
+    /// Whether the store has had another number for the labels of this one lately.
+    pub fn is_given_up(&self, number: Identity, now: Duration, lag: Duration) -> bool {
+        !self.quiet(Subject::Number(number), now, lag)
+    }
+
     /// Whether nothing was done to it by name for so long that everybody must have heard.
     fn quiet(&self, subject: Subject, now: Duration, lag: Duration) -> bool {
         self.touched.get(&subject).is_none_or(|at| *at + lag < now)

@@ -140,7 +140,7 @@ fn plan(view: &FleetView, key: &Key, base: Option<Revision>) -> Plan {
         }
         ParsedKey::IdentityRef(number, node) => reference(view, key, base, *number, node),
         ParsedKey::Endpoint(node, ip) => endpoint(view, key, base, node, *ip),
-        ParsedKey::Fleet | ParsedKey::Alive(_) => None,
+        ParsedKey::Fleet | ParsedKey::Alive(_) | ParsedKey::Mark => None,
     };
     planned.unwrap_or(Plan::Over)
 }

@@ -107,6 +107,8 @@ pub enum ParsedKey {
     Policy(String),
     /// `keyring`
     Keyring,
+    /// `mark`
+    Mark,
 }
 
 /// A key under the fleet's prefix that is none of ours.
@@ -141,6 +143,11 @@ impl Schema {
     /// The fleet's own record.
     pub fn fleet(&self) -> Key {
         self.key(format_args!("fleet"))
+    }
+
+    /// The store's mark.
+    pub fn mark(&self) -> Key {
+        self.key(format_args!("mark"))
     }
 
     /// A node's record.
@@ -229,6 +236,7 @@ impl Schema {
         let parsed = match parts.as_slice() {
             ["fleet"] => ParsedKey::Fleet,
             ["keyring"] => ParsedKey::Keyring,
+            ["mark"] => ParsedKey::Mark,
             ["nodes", name] => ParsedKey::Node(node(name)?),
             ["alive", name] => ParsedKey::Alive(node(name)?),
             ["cidrs", text] => {

@@ -114,7 +114,7 @@ macro_rules! json_anywhere {
 json_anywhere! {
     FleetRecord NodeRecord AliveRecord CidrRecord
     IdentityLabelsRecord IdentityIdRecord IdentityRefRecord EndpointRecord
-    ServiceRecord ServiceSpec VipRecord
+    ServiceRecord ServiceSpec VipRecord MarkRecord
 }
 
 /// Fields of a newer version, kept as they are.
@@ -165,6 +165,34 @@ pub struct FleetRecord {
     /// Fields of newer versions.
     #[serde(flatten)]
     pub unknown: Unknown,
+}
+
+/// `mark`: random, and replaced a while after other records have changed. A store that does not know the last mark that a node
+/// has seen is not the store that it saw, whatever its revision.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(remote = "Self")]
+pub struct MarkRecord {
+    /// 128 random bits in hexadecimal.
+    pub mark: String,
+    /// Those before it, the latest first; at most [`MarkRecord::MAX_BEFORE`].
+    pub before: Vec<FormerMark>,
+    /// Fields of newer versions.
+    #[serde(flatten)]
+    pub unknown: Unknown,
+}
+
+/// A mark that the store had.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FormerMark {
+    /// It.
+    pub mark: String,
+    /// The modify revision of its record.
+    pub revision: Revision,
+}
+
+impl MarkRecord {
+    /// How many are told: of some minutes on a fleet that always changes. Whoever was away for longer cannot tell.
+    pub const MAX_BEFORE: usize = 16;
 }
 
 /// `nodes/<node>`: written by the node, removed by an operator.
@@ -346,6 +374,14 @@ impl Record for NodeRecord {
     }
 }
 impl Record for AliveRecord {}
+impl Record for MarkRecord {
+    fn validate(&self) -> Result<(), RecordError> {
+        if self.before.len() > Self::MAX_BEFORE {
+            return Err(RecordError::Invalid(format!("names {} former marks", self.before.len())));
+        }
+        Ok(())
+    }
+}
 impl Record for CidrRecord {}
 impl Record for IdentityLabelsRecord {
     fn validate(&self) -> Result<(), RecordError> {

@@ -19,6 +19,7 @@ fn every_key_has_one_text() {
     };
     let id = Identity::FLEET_MIN;
     check(schema.fleet(), "fleet", ParsedKey::Fleet);
+    check(schema.mark(), "mark", ParsedKey::Mark);
     check(schema.node(&node), "nodes/n1", ParsedKey::Node(node.clone()));
     check(schema.alive(&node), "alive/n1", ParsedKey::Alive(node.clone()));
     for (cidr, text) in [("10.1.2.0/24", "cidrs/10.1.2.0-24"), ("fd00::/64", "cidrs/fd00::-64")] {

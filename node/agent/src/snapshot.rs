@@ -16,7 +16,7 @@ use tracing::{error, info, warn};
 use crate::sealed::{Form, SealError};
 
 /// 100,000 endpoints take 3 MB, so the longest is of a fleet of a few million.
-pub const FORM: Form = Form { magic: *b"WRNSNAP\n", version: 5, max_payload_bytes: 128 << 20 };
+pub const FORM: Form = Form { magic: *b"WRNSNAP\n", version: 6, max_payload_bytes: 128 << 20 };
 
 /// Where the node's snapshots go. Only the newest one counts. Writing ends when this is dropped, with the last one.
 pub struct SnapshotKeeper {
@@ -110,6 +110,7 @@ mod tests {
             store: StoreIdentity(7),
             revision: Revision(42),
             life: Default::default(),
+            mark: None,
             heard_at: std::time::Duration::from_secs(7),
             nodes: vec![SavedNode {
                 name: "n1".parse().unwrap(),

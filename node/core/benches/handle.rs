@@ -128,6 +128,7 @@ fn snapshot() -> Snapshot {
         store: StoreIdentity(1),
         revision: Revision(2),
         life: Default::default(),
+        mark: None,
         heard_at: Duration::ZERO,
         nodes: (0..NODES).map(node).collect(),
         cidrs: (0..NODES).map(cidr).collect(),

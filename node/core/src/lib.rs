@@ -13,6 +13,7 @@ mod event;
 mod identities;
 mod ipam;
 mod limits;
+mod mark;
 mod membership;
 mod node;
 mod peers;

@@ -42,6 +42,10 @@ pub(crate) const RESTORE_GRACE: Duration = Duration::from_secs(30);
 /// After the store was founded anew: until the fleet may claim again what is free, if nothing is left to be written.
 pub(crate) const SETTLE_AFTER: Duration = Duration::from_secs(60);
 
+/// From a change of a record to the store's next mark, and half as long again as a rule: an older copy from within that time may not be
+/// known for one. One write for the whole fleet, however much changes.
+pub(crate) const MARK_AFTER: Duration = Duration::from_secs(10);
+
 /// Until a list that was asked for and did not come is asked for again.
 pub(crate) const RELIST_RETRY: Duration = Duration::from_secs(1);
 

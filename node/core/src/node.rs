@@ -17,6 +17,7 @@ use crate::{
     identities::Identities,
     ipam::Ipam,
     limits::ENDPOINT_WAIT,
+    mark::Marking,
     membership::{Membership, Phase},
     peers::Peers,
     records::Records,
@@ -47,6 +48,7 @@ pub struct Node {
     pub(crate) view: FleetView,
     pub(crate) store: StoreState,
     pub(crate) tasks: Tasks,
+    pub(crate) marking: Marking,
     pub(crate) membership: Membership,
     pub(crate) underlay: Underlay,
     /// How often this node has changed its addresses since the start: tells which of a record and a fact is newer.
@@ -106,6 +108,7 @@ impl Node {
             view: FleetView::new(schema),
             store: StoreState::default(),
             tasks: Tasks::default(),
+            marking: Marking::default(),
             membership: Membership::default(),
             underlay: config.underlay.clone(),
             moves: 0,
@@ -171,6 +174,7 @@ impl Node {
         self.pursue_blocks();
         self.pursue_identities();
         self.collect();
+        self.pursue_mark();
         // Before the kernel has been read its numbers are not known, and would be given out anew.
         if self.audit.observed {
             self.refresh_desired();
@@ -236,8 +240,8 @@ impl Node {
             return;
         }
         self.collect_at = self.now.monotonic + self.collect_pause();
-        if self.membership.phase != Phase::Joined || !self.store.connected || self.audit.trusted != Some(true)
-        {
+        let known = self.store.connected && !self.marking.is_doubted();
+        if self.membership.phase != Phase::Joined || !known || self.audit.trusted != Some(true) {
             return;
         }
         let draw = self.rng.u64(..);
@@ -266,6 +270,7 @@ impl Node {
             Some(self.membership.retry_at),
             self.store.restoring.as_ref().and_then(Restoring::next_wake),
             self.store.restoring.as_ref().map(Restoring::settle_at),
+            self.marking.next_wake(),
             Some(self.collect_at),
         ];
         // What is due and was not done waits for something else than time.

@@ -50,13 +50,16 @@ impl Node {
             // Nobody of ours deletes the fleet's record: the store is being emptied, or another fleet makes room. Nothing
             // is deleted on its word; a list tells what is left.
             KvUpdate::Changed { events, .. } if self.fleet_moves(&events) => {
-                self.store.relisting = Some(events);
-                self.ask(KvRequest::List(self.view.schema().root()), Task::Relist);
+                self.relist(events);
             }
             KvUpdate::Changed { events, revision }
                 if self.store.suspect.is_none() && self.view.is_listed() =>
             {
+                let resumed = !self.store.connected;
                 self.reconnected();
+                if resumed {
+                    self.doubt_store();
+                }
                 let changes = self.view.apply_events(&events);
                 self.view.apply_progress(revision);
                 self.on_view_changes(changes);
@@ -76,7 +79,14 @@ impl Node {
         }
     }
 
-    /// Whether the fleet's record is deleted, or, of a store that is not believed, changed in any way.
+    /// Asks for the whole prefix; `events`: changes that wait for it.
+    pub(crate) fn relist(&mut self, events: Vec<KvEvent>) {
+        self.store.relisting = Some(events);
+        self.ask(KvRequest::List(self.view.schema().root()), Task::Relist);
+    }
+
+    /// Whether the fleet's record is deleted, or, of a store that is not believed, changed in any way; or whether another
+    /// member has founded the store anew, which this node took for the one that it knew.
     fn fleet_moves(&self, events: &[KvEvent]) -> bool {
         let key = self.view.schema().fleet();
         let mut concerned = events.iter().filter(|event| *event.key() == key);
@@ -85,7 +95,10 @@ impl Node {
         }
         self.view.is_listed()
             && self.membership.fleet_id.is_some()
-            && concerned.any(|event| matches!(event, KvEvent::Delete { .. }))
+            && concerned.any(|event| match event {
+                KvEvent::Delete { .. } => true,
+                KvEvent::Put(fleet) => !self.view.life().restoring && self.begins_life(fleet),
+            })
     }
 
     /// The answer to a list that this node asked for.
@@ -116,6 +129,7 @@ impl Node {
             }
         };
         self.store.suspect = None;
+        self.doubt_ends();
         self.begin_life(&page, &continuity);
         let changes = self.view.follow(page, &continuity, &self.config.node);
         self.reconnected();
@@ -161,6 +175,9 @@ impl Node {
                 continue;
             }
             self.snapshots.fleet_changed |= !matches!(key, ParsedKey::Alive(_));
+            if !matches!(key, ParsedKey::Alive(_) | ParsedKey::Mark) {
+                self.mark_later();
+            }
             let gone = kind == ChangeKind::Gone;
             match key {
                 ParsedKey::Node(node) if node == self.config.node => self.on_own_record(gone),
@@ -181,6 +198,7 @@ impl Node {
                 ParsedKey::IdentityLabels(_) | ParsedKey::IdentityRef(..) => {}
                 ParsedKey::Fleet => self.on_fleet_record(),
                 ParsedKey::Alive(_) => {}
+                ParsedKey::Mark => self.on_mark(),
                 ParsedKey::Service(name) => {
                     self.services.touched.insert(name);
                     // Nobody but the store tells of it again.

@@ -31,6 +31,8 @@ pub(crate) enum Task {
     Restore,
     /// The whole prefix.
     Relist,
+    /// The store's mark and life; which question.
+    Mark(u64),
     Remove(NodeName, CallId),
 }
 
@@ -64,6 +66,12 @@ impl Node {
         self.tasks.in_flight.insert(id, task);
         self.counters.kv_requests += 1;
         self.out.push(Command::Kv(id, request));
+    }
+
+    /// Has a task asked again after a while.
+    pub(crate) fn ask_later(&mut self, after: Duration, task: Task) {
+        let key = (self.now.monotonic + after, self.tasks.number());
+        self.tasks.waiting.insert(key, task);
     }
 
     /// Sends again what has waited long enough. Not while the store is away: another one may come back, which only its
@@ -120,6 +128,7 @@ impl Node {
             Task::PutService(_, machine) => request(machine),
             Task::DeleteService(_, machine) => request(machine),
             Task::Relist => Some(KvRequest::List(self.view.schema().root())),
+            Task::Mark(number) => self.marking.is_open(*number).then(|| self.mark_reading()),
             Task::Collect | Task::Restore | Task::Remove(..) => None,
         };
         if let Some(request) = request {
@@ -185,11 +194,9 @@ impl Node {
             Task::Restore => self.on_restored(&outcome),
             Task::Relist => match outcome {
                 Ok(KvResponse::List(page)) => self.on_relisted(page),
-                _ => {
-                    let key = (self.now.monotonic + RELIST_RETRY, self.tasks.number());
-                    self.tasks.waiting.insert(key, Task::Relist);
-                }
+                _ => self.ask_later(RELIST_RETRY, Task::Relist),
             },
+            Task::Mark(number) => self.on_mark_read(number, outcome),
             Task::Remove(node, call) => match outcome {
                 Ok(KvResponse::Txn(answer)) => self.on_removed(&node, call, Ok(answer.succeeded)),
                 Ok(KvResponse::List(_)) => {
@@ -211,8 +218,7 @@ impl Node {
         match machine.on_outcome(outcome, &self.view, draw) {
             Step::Ask(request) => self.ask(request, again(machine)),
             Step::Wait { after, .. } => {
-                let key = (self.now.monotonic + after, self.tasks.number());
-                self.tasks.waiting.insert(key, again(machine));
+                self.ask_later(after, again(machine));
             }
             Step::Done(output) => return Some(Ok(output)),
             Step::Failed(error) => return Some(Err(error)),

@@ -196,6 +196,7 @@ pub fn snapshot() -> Snapshot {
         store: StoreIdentity(1),
         life: Default::default(),
         revision: Revision(42),
+        mark: None,
         heard_at: std::time::Duration::from_secs(1_700_000_000),
         nodes: vec![saved("n1", 1), saved("n2", 2)],
         cidrs: vec![block("n1", "10.0.0.0/24"), block("n2", "10.0.1.0/24")],

@@ -43,6 +43,7 @@ fn key(bytes: &[u8]) {
     let again = match schema.parse(&key) {
         Err(_) | Ok(ParsedKey::Policy(_) | ParsedKey::Keyring) => return,
         Ok(ParsedKey::Fleet) => schema.fleet(),
+        Ok(ParsedKey::Mark) => schema.mark(),
         Ok(ParsedKey::Node(node)) => schema.node(&node),
         Ok(ParsedKey::Alive(node)) => schema.alive(&node),
         Ok(ParsedKey::Cidr(cidr)) => {
@@ -70,6 +71,7 @@ fn key_seeds() -> Vec<Vec<u8>> {
         "services/web",
         "vips/10.201.0.5",
         "keyring",
+        "mark",
     ];
     let labels = format!("identities/labels/{digest}");
     texts.into_iter().chain(more).chain([labels.as_str()]).map(|text| text.as_bytes().to_vec()).collect()

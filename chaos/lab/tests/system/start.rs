@@ -113,6 +113,7 @@ impl Fleet {
             store: StoreIdentity(1),
             life: Default::default(),
             revision: Revision(2),
+            mark: None,
             heard_at: SystemTime::UNIX_EPOCH.elapsed().unwrap(),
             nodes,
             cidrs,

@@ -1,9 +1,14 @@
 //! Stories of a store that is emptied, restored or replaced under a fleet that runs: nothing leaves a kernel, nobody is
 //! started again, and the records are whole afterwards.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::Duration,
+};
 
 use datapath_plan::Tables;
+use identity::Identity;
 use kvstore_claims::FleetView;
 use kvstore_schema::{
     Key, KvOp, Revision, StoreIdentity, Txn,
@@ -11,7 +16,7 @@ use kvstore_schema::{
     service::{ServiceSpec, VirtualIp},
 };
 use kvstore_store::MemState;
-use node_core::{Call, EndpointView, Expected, NodeConfig, Reply};
+use node_core::{Call, EndpointView, Expected, Node, NodeConfig, Reply};
 
 use chaos_sim::{Agent, Sim, added, check, config, name};
 
@@ -217,6 +222,51 @@ fn an_old_copy_is_brought_up_to_date() {
     }
 }
 
+/// A copy under the same cluster id, written to by others until its revision has passed what the nodes know.
+#[test]
+fn a_copy_whose_revision_has_passed_is_known_by_its_mark() {
+    for seed in 140..150 {
+        for reconnect in [Agent::relist, Agent::break_watch] {
+            let mut sim = fleet(seed);
+            let copy = sim.store.clone();
+            // Nothing but what is new: in the copy it is as if deleted.
+            added(sim.add(3, "new", "app=new"));
+            sim.advance(Duration::from_secs(30));
+            let (before, stored) = (kernels(&sim), content(&check::view(&sim)));
+            let away = seed % 2 == 0;
+            if away {
+                sim.halt(3);
+            }
+            sim.restore_and_pass(copy);
+            sim.agents.iter_mut().for_each(reconnect);
+            nothing_leaves(&mut sim, &before, Duration::from_secs(5));
+            let warnings = sim.node(1).status().warnings;
+            assert!(warnings.iter().any(|text| text.contains("its members write again")), "{warnings:?}");
+            nothing_leaves(&mut sim, &before, WHOLE);
+            if away {
+                sim.restart(3);
+                nothing_leaves(&mut sim, &before, WHOLE);
+            }
+            is_whole(&sim, &stored);
+        }
+    }
+}
+
+#[test]
+fn a_watch_that_breaks_and_goes_on_is_no_loss() {
+    let mut sim = fleet(151);
+    for round in 0..5 {
+        added(sim.add(1, &format!("e{round}"), "app=web"));
+        sim.advance(Duration::from_secs(60));
+        sim.agents.iter_mut().for_each(Agent::break_watch);
+        sim.settle();
+    }
+    let view = check::view(&sim);
+    assert_eq!(view.life().number, 0);
+    assert!(view.mark().is_some_and(|mark| mark.record.before.len() >= 4), "{:?}", view.mark());
+    check::converged(&sim);
+}
+
 /// A copy of the time when `app=own1` had another number; it was collected since, and the label set has a new one on two
 /// nodes.
 fn renumbered(seed: u64) -> (Sim, MemState) {
@@ -249,6 +299,40 @@ fn a_label_set_keeps_the_number_that_it_has_whatever_an_old_copy_says() {
         check::converged(&sim);
         sim.advance(config(1).quarantine * 3);
         is_whole(&sim, &stored);
+    }
+}
+
+/// Somebody who knows nothing else has taken the copy's number: the others, who find that, take it too.
+#[test]
+fn a_number_of_a_copy_that_somebody_uses_by_now_is_taken_by_all() {
+    for seed in 160..170 {
+        let (mut sim, copy) = renumbered(seed);
+        let numbers = |sim: &Sim| -> BTreeSet<Option<Identity>> {
+            let endpoints =
+                sim.agents.iter().filter_map(|agent| agent.node.as_ref()).flat_map(Node::endpoints);
+            let ours = endpoints.filter(|endpoint| endpoint.labels.to_string().contains("app=own1"));
+            ours.map(|endpoint| endpoint.identity).collect()
+        };
+        let later = numbers(&sim);
+        sim.store_away();
+        sim.gossip = false;
+        sim.settle();
+        sim.store.restore(copy);
+        sim.join(config(4));
+        sim.settle();
+        let (_, former) = added(sim.add(4, "again", "app=own1"));
+        assert!(!later.contains(&Some(former)));
+        sim.store_back();
+        sim.gossip = true;
+        sim.agents.iter_mut().for_each(Agent::relist);
+        sim.settle();
+        sim.advance(WHOLE);
+        check::converged(&sim);
+        assert_eq!(numbers(&sim), [Some(former)].into(), "one number");
+        sim.advance(config(1).quarantine * 3);
+        let view = check::view(&sim);
+        assert!(later.iter().flatten().all(|number| !view.identities().contains_key(number)), "collected");
+        check::converged(&sim);
     }
 }
 
@@ -297,7 +381,9 @@ fn a_half_that_is_cut_off_finds_its_records_when_it_comes_back() {
         assert_eq!(content(&check::view(&sim)), stored);
         if gossip {
             // Recorded at a revision that the half which is cut off has long seen, in another life.
+            sim.agents[0].store_up = false;
             let (address, identity) = added(sim.add(1, "other", "app=web"));
+            sim.agents[0].store_up = true;
             sim.advance(Duration::from_secs(10));
             let known =
                 sim.agents[2].kernel.tables().ipcache.get(&address.into()).map(|entry| entry.identity);

@@ -199,6 +199,7 @@ impl FleetView {
             ParsedKey::Vip(address) => drop(self.vips.insert(*address, entry(kv)?)),
             ParsedKey::Policy(name) => drop(self.policies.insert(name.clone(), raw(kv))),
             ParsedKey::Keyring => self.keyring = Some(raw(kv)),
+            ParsedKey::Mark => self.mark = Some(entry(kv)?),
         }
         Ok(())
     }
@@ -230,6 +231,7 @@ impl FleetView {
             ParsedKey::Vip(address) => drop(self.vips.remove(address)),
             ParsedKey::Policy(name) => drop(self.policies.remove(name)),
             ParsedKey::Keyring => self.keyring = None,
+            ParsedKey::Mark => self.mark = None,
         }
         changes.push(ViewChange { key, kind: ChangeKind::Gone });
     }

@@ -40,6 +40,34 @@ pub struct OtherFleet {
     pub known: String,
 }
 
+/// What in a list is older than what the view knows.
+struct Age {
+    /// All up to this revision; `None`: the store's revision has passed what the view knows, or its revisions are others.
+    older: Option<Revision>,
+    /// What was there before members knew the store for a copy; `None`: not known.
+    found_on: Option<Revision>,
+    /// Up to where the copy is the store that the view knows, as far as its marks tell.
+    common: Option<Revision>,
+}
+
+impl Age {
+    /// Of a record that was written at a revision. `had`: the revision that the view has.
+    fn is_older(&self, written: Revision, had: Option<Revision>) -> bool {
+        match self.older {
+            Some(older) => written <= older,
+            None => {
+                self.found_on.is_some_and(|found_on| written <= found_on)
+                    && (self.common.is_some_and(|common| written <= common)
+                        || had.is_some_and(|had| written < had))
+            }
+        }
+    }
+}
+
+fn find<'a>(page: &'a ListPage, key: &Key) -> Option<&'a KeyValue> {
+    page.entries.iter().find(|kv| kv.key == *key)
+}
+
 impl FleetView {
     /// The life of the store that this view was made from.
     pub fn life(&self) -> Life {
@@ -75,10 +103,7 @@ impl FleetView {
     pub fn judge(&self, page: &ListPage, fleet_id: Option<&str>) -> Result<Continuity, OtherFleet> {
         let Some(known) = fleet_id else { return Ok(Continuity::Same) };
         let behind = self.check_list(page).err().map(|why| why.to_string());
-        let key = self.schema.fleet();
-        let Some(found) = page.entries.iter().find(|kv| kv.key == key) else {
-            return Ok(Continuity::Emptied);
-        };
+        let Some(found) = find(page, &self.schema.fleet()) else { return Ok(Continuity::Emptied) };
         let record = match FleetRecord::decode(&found.value) {
             Ok(record) => record,
             // A record that cannot be read is rejected alone, like any other; of a store that is new to us it is all
@@ -102,6 +127,9 @@ impl FleetView {
             (_, None) if record.life.founded_on != self.life.founded_on => Continuity::Older(
                 "the store was founded anew by a member that did not know of the last time".to_owned(),
             ),
+            (_, None) if !self.is_marked_by(find(page, &self.schema.mark())) => Continuity::Older(
+                "the store does not know the mark that it had (restored from a backup?)".to_owned(),
+            ),
             (_, None) => Continuity::Same,
         })
     }
@@ -109,45 +137,42 @@ impl FleetView {
     /// Takes a list for what it was judged to be. What `me` owns is taken as the list says: this node knows better
     /// itself what it owns, and will say so. Returns what changed.
     pub fn follow(&mut self, page: ListPage, continuity: &Continuity, me: &NodeName) -> Vec<ViewChange> {
-        let key = self.schema.fleet();
-        let listed = page.entries.iter().find(|kv| kv.key == key);
+        let listed = find(&page, &self.schema.fleet());
         let life = listed.and_then(|kv| Some(FleetRecord::decode(&kv.value).ok()?.life));
         let restoring = life.is_some_and(|life| life.restoring);
         let before = self.life;
-        // Up to which revision the list is older than what the view knows.
-        let older = match continuity {
+        let (mut older, mut found_on) = (None, Some(page.revision));
+        match continuity {
             // The first list after a start from what was remembered.
-            Continuity::Same if restoring && !self.listed && self.store.is_some() => None,
+            Continuity::Same if restoring && !self.listed && self.store.is_some() => found_on = None,
             Continuity::Same => return self.apply_list(page),
             // Whoever was away for so long has nothing to tell of others.
             Continuity::FoundedAnew if !restoring => return self.apply_list(page),
-            Continuity::FoundedAnew => life
-                .filter(|life| life.number == before.number + 1 && self.revision > life.founded_on)
-                .map(|life| life.founded_on),
-            Continuity::Emptied => Some(page.revision).filter(|now| self.revision > *now),
+            Continuity::FoundedAnew => {
+                let next = life.filter(|life| life.number == before.number + 1);
+                found_on = next.map(|life| life.founded_on);
+                older = found_on.filter(|found_on| self.revision > *found_on);
+            }
+            Continuity::Emptied => older = found_on.filter(|now| self.revision > *now),
             Continuity::Older(_) => {
                 let former = life.is_some_and(|life| life.number < before.number);
-                Some(page.revision).filter(|now| former || self.revision > *now)
+                older = found_on.filter(|now| former || self.revision > *now);
             }
-        };
+        }
+        let common = self.common_history(find(&page, &self.schema.mark()));
+        let age = Age { older, found_on, common };
         // What a life lacks of a former one's may never have been written again: only within one is it deleted.
         let same_life =
             life.is_some_and(|life| (life.number, life.founded_on) == (before.number, before.founded_on));
         let deletions = same_life || *continuity == Continuity::FoundedAnew;
-        let changes = self.lay_over(&page, older, deletions, me);
+        let changes = self.lay_over(&page, &age, deletions, me);
         // Until somebody has founded the next life, and its members have said what they own.
         self.life.restoring |= *continuity != Continuity::FoundedAnew;
         changes
     }
 
     /// The list, with what the view knows laid over it.
-    fn lay_over(
-        &mut self,
-        page: &ListPage,
-        older: Option<Revision>,
-        deletions: bool,
-        me: &NodeName,
-    ) -> Vec<ViewChange> {
+    fn lay_over(&mut self, page: &ListPage, age: &Age, deletions: bool, me: &NodeName) -> Vec<ViewChange> {
         let root = self.schema.root();
         let mut changes = Vec::new();
         self.date_claims();
@@ -160,8 +185,8 @@ impl FleetView {
             self.keys.insert(kv.key.clone(), kv.mod_revision);
             let parsed = self.schema.parse(&kv.key).ok();
             let ours = parsed.as_ref().is_none_or(|key| self.says_itself(key, kv, me));
-            if ours || older.is_none_or(|older| kv.mod_revision > older) {
-                if had != Some(kv.mod_revision) || replaced || older.is_none() {
+            if ours || !age.is_older(kv.mod_revision, had) {
+                if had != Some(kv.mod_revision) || replaced || age.older.is_none() {
                     self.put(kv, &mut changes);
                 }
                 continue;
@@ -218,7 +243,7 @@ impl FleetView {
     /// Whether only this node has a say in a key, or nobody remembers it.
     fn is_own(&self, key: &ParsedKey, me: &NodeName) -> bool {
         match key {
-            ParsedKey::Alive(_) => true,
+            ParsedKey::Alive(_) | ParsedKey::Mark => true,
             ParsedKey::Node(node) | ParsedKey::Endpoint(node, _) | ParsedKey::IdentityRef(_, node) => {
                 node == me
             }
@@ -268,6 +293,7 @@ impl FleetView {
             ParsedKey::Vip(address) => self.vips.contains_key(address),
             ParsedKey::Policy(name) => self.policies.contains_key(name),
             ParsedKey::Keyring => self.keyring.is_some(),
+            ParsedKey::Mark => self.mark.is_some(),
         }
     }
 

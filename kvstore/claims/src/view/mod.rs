@@ -20,7 +20,7 @@ use kvstore_schema::{
     key::ParsedKey,
     record::{
         AliveRecord, CidrRecord, EndpointRecord, FleetRecord, IdentityIdRecord, IdentityLabelsRecord,
-        IdentityRefRecord, Life, NodeRecord,
+        IdentityRefRecord, Life, MarkRecord, NodeRecord,
     },
     service::{ServiceRecord, VipRecord},
 };
@@ -131,6 +131,7 @@ pub struct FleetView {
     vips: BTreeMap<IpAddr, Entry<VipRecord>>,
     policies: BTreeMap<String, RawEntry>,
     keyring: Option<RawEntry>,
+    pub(crate) mark: Option<Entry<MarkRecord>>,
 }
 
 impl FleetView {
@@ -161,6 +162,7 @@ impl FleetView {
             vips: BTreeMap::new(),
             policies: BTreeMap::new(),
             keyring: None,
+            mark: None,
         }
     }
 }

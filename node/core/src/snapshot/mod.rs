@@ -18,7 +18,7 @@ use identity::{EndpointName, FleetName, Identity, Labels, NodeName, ServiceName}
 use ipnetwork::IpNetwork;
 use kvstore_schema::{
     Revision, StoreIdentity,
-    record::{ClaimEpoch, ClaimState, Life},
+    record::{ClaimEpoch, ClaimState, Life, MarkRecord},
     service::ServiceRecord,
 };
 use serde::{Deserialize, Serialize};
@@ -44,6 +44,8 @@ pub struct Snapshot {
     pub revision: Revision,
     /// When the store last said something, since 1970.
     pub heard_at: Duration,
+    /// Its mark, and the revision of that.
+    pub mark: Option<(MarkRecord, Revision)>,
     /// All nodes of the fleet, this one too.
     pub nodes: Vec<SavedNode>,
     /// All claims on pod CIDRs.

@@ -90,7 +90,12 @@ impl Snapshot {
             .services
             .iter()
             .map(|(name, record)| entry(schema.service(name), record.as_ref(), Revision::default()));
-        nodes.chain(cidrs).chain(identities).chain(records).chain(services)
+        // Whole, unlike the others: its revision counts.
+        let mark = self.mark.iter().map(|(record, revision)| KeyValue {
+            mod_revision: *revision,
+            ..entry(schema.mark(), record, Revision::default())
+        });
+        nodes.chain(cidrs).chain(identities).chain(records).chain(services).chain(mark)
     }
 
     fn identity_entries(&self, schema: &Schema, saved: &SavedIdentity) -> impl Iterator<Item = KeyValue> {

@@ -113,6 +113,7 @@ impl Node {
             store: self.view.store()?,
             life: self.view.life(),
             revision: self.view.revision(),
+            mark: self.view.mark().map(|entry| (entry.record.clone(), entry.modified)),
             heard_at: self.store.heard_at.unwrap_or_default(),
             nodes: nodes.collect(),
             cidrs: cidrs.chain(lost).collect(),

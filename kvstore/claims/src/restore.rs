@@ -163,7 +163,7 @@ fn identity(view: &FleetView, number: Identity, digest: &LabelDigest) -> Option<
     let (id_key, labels_key) = (view.schema().identity_id(number), view.schema().identity_labels(digest));
     let mut piece = together(
         view,
-        [
+        vec![
             (id_key, by_number.record.encode(), by_number.modified),
             (labels_key, by_labels.record.encode(), by_labels.modified),
         ],
@@ -193,9 +193,9 @@ fn identity(view: &FleetView, number: Identity, digest: &LabelDigest) -> Option<
     Some(Plan::Write(piece))
 }
 
-/// Two records that are there together or not at all: what is remembered of them is written, and the other is still what
+/// Records that are there together or not at all: what is remembered of them is written, and the others are still what
 /// the view says. Each with its key, value and revision in the view.
-fn together(view: &FleetView, halves: [(Key, Arc<[u8]>, Revision); 2]) -> Piece {
+fn together(view: &FleetView, halves: Vec<(Key, Arc<[u8]>, Revision)>) -> Piece {
     let mut piece = Piece { conditions: Vec::new(), ops: Vec::new() };
     for (key, value, modified) in halves {
         match view.remembered.get(&key) {
@@ -214,17 +214,25 @@ fn together(view: &FleetView, halves: [(Key, Arc<[u8]>, Revision); 2]) -> Piece 
 fn service(view: &FleetView, name: &ServiceName) -> Option<Plan> {
     let entry = view.services().get(name)?;
     let address = entry.record.virtual_ip;
-    let vip = view.vips().get(&address).filter(|vip| vip.record.service == *name)?;
-    let key = view.schema().service(name);
+    let (key, vip_key) = (view.schema().service(name), view.schema().vip(address));
+    let vip = view.vips().get(&address);
+    if vip.is_some_and(|vip| vip.record.service != *name) {
+        return None;
+    }
     let copied = view.remembered.get(&key).and_then(Option::as_ref);
     let copied = copied.and_then(|kv| Some(ServiceRecord::decode(&kv.value).ok()?.virtual_ip));
-    let mut piece = together(
-        view,
-        [
-            (key, entry.record.encode(), entry.modified),
-            (view.schema().vip(address), vip.record.encode(), vip.modified),
-        ],
-    );
+    let service = (key, entry.record.encode(), entry.modified);
+    let mut piece = match vip {
+        Some(vip) => together(view, vec![service, (vip_key, vip.record.encode(), vip.modified)]),
+        // A snapshot tells of the service alone.
+        None => {
+            let fresh = VipRecord { service: name.clone(), unknown: Default::default() };
+            let mut piece = together(view, vec![service]);
+            piece.conditions.push(Condition::Absent(vip_key.clone()));
+            piece.ops.push(put(vip_key, &fresh));
+            piece
+        }
+    };
     if let Some(former) = copied.and_then(|former| view.outlived.get(&view.schema().vip(former))) {
         piece.conditions.push(Condition::ModRevision(former.key.clone(), former.mod_revision));
         piece.ops.push(KvOp::Delete(former.key.clone()));

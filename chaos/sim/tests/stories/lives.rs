@@ -222,6 +222,39 @@ fn an_old_copy_is_brought_up_to_date() {
     }
 }
 
+/// All agents were away when it happened: they know what their snapshots tell.
+#[test]
+fn a_fleet_that_starts_beside_a_store_that_was_lost_makes_it_whole() {
+    for seed in 170..176 {
+        let mut sim = fleet(seed);
+        let copy = sim.store.clone();
+        added(sim.add(3, "new", "app=new"));
+        sim.advance(Duration::from_secs(30));
+        // Policies are in no snapshot.
+        let but_policies = |view: &FleetView| -> Vec<String> {
+            content(view).into_iter().filter(|line| !line.contains("guard")).collect()
+        };
+        let (before, stored) = (kernels(&sim), but_policies(&check::view(&sim)));
+        let emptied = seed % 2 == 0;
+        for n in 1..=3 {
+            sim.halt(n);
+        }
+        if emptied {
+            empty(&mut sim, 2);
+        } else {
+            sim.store.restore(copy);
+        }
+        for n in 1..=3 {
+            sim.restart(n);
+        }
+        nothing_leaves(&mut sim, &before, WHOLE);
+        check::converged(&sim);
+        let view = check::view(&sim);
+        assert_eq!(but_policies(&view), stored);
+        assert_eq!(view.policies().len(), usize::from(!emptied));
+    }
+}
+
 /// A copy under the same cluster id, written to by others until its revision has passed what the nodes know.
 #[test]
 fn a_copy_whose_revision_has_passed_is_known_by_its_mark() {

@@ -270,11 +270,13 @@ impl FleetView {
             ParsedKey::Vip(address) => {
                 let service =
                     VipRecord::decode(&kv.value).ok().and_then(|vip| self.services.get(&vip.service));
-                deletions || service.is_some_and(|entry| entry.record.virtual_ip != *address)
+                service.map_or(deletions, |entry| entry.record.virtual_ip != *address)
             }
             ParsedKey::IdentityRef(number, _) => {
-                deletions || self.outlived.contains_key(&self.schema.identity_id(*number))
+                (deletions && self.listed) || self.outlived.contains_key(&self.schema.identity_id(*number))
             }
+            // A snapshot does not tell of them, nor of others' references.
+            ParsedKey::Policy(_) | ParsedKey::Keyring => deletions && self.listed,
             _ => deletions,
         }
     }

@@ -23,8 +23,8 @@ use crate::{
     truth::{Me, Subject, Truth},
 };
 
-/// The most steps of one `settle`: a fleet that is not quiet by then will never be.
-const MAX_STEPS: usize = 300_000;
+/// The most steps of one `settle`, for each node: a fleet that is not quiet by then will never be.
+const MAX_STEPS_PER_NODE: usize = 10_000;
 /// The most that anybody can be behind: faults of a history are healed before.
 const LAG: Duration = Duration::from_secs(900);
 /// After its start, an agent hears of everybody within this, if gossip goes.
@@ -172,7 +172,7 @@ impl Sim {
 
     /// As [`Sim::settle`], without a panic.
     pub(crate) fn quiet(&mut self) -> Checked {
-        for _ in 0..MAX_STEPS {
+        for _ in 0..MAX_STEPS_PER_NODE * self.agents.len() {
             if !self.step()? {
                 return Ok(());
             }

@@ -4,7 +4,10 @@ use std::{fmt, net::IpAddr};
 
 use identity::{Identity, Labels, NodeName, ServiceName};
 use ipnetwork::IpNetwork;
-use kvstore_schema::{Key, Revision};
+use kvstore_schema::{
+    Key, Revision,
+    service::{EVERY_NODE, NODE_PORTS, ServiceClaim, ServiceProtocol},
+};
 
 /// One setting that is different here and in the fleet's record.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -137,17 +140,41 @@ pub enum ClaimError {
         /// The one that is there.
         found: Option<Revision>,
     },
-    /// A virtual IP belongs to another service.
-    #[error("address {address} belongs to service {owner}; use another one, or virtualIp: auto")]
-    AddressTaken {
-        /// The address.
-        address: IpAddr,
+    /// An address or port belongs to another service.
+    #[error("{claim} belongs to service {owner}; use another one{}", or_auto(claim))]
+    Taken {
+        /// What is wanted.
+        claim: ServiceClaim,
         /// Whose it is.
         owner: ServiceName,
     },
-    /// A virtual IP lies where endpoints get their addresses.
+    /// A port of the nodes is one that the agents use themselves.
+    #[error("{claim} is the fleet's own, for {what}; use another one")]
+    PortOfAgents {
+        /// What is wanted.
+        claim: ServiceClaim,
+        /// What it is for.
+        what: &'static str,
+    },
+    /// No node port is free.
+    #[error("no node port is free for {protocol}: services have all {}; delete some", NODE_PORTS.len())]
+    NodePortsExhausted {
+        /// The protocol.
+        protocol: ServiceProtocol,
+    },
+    /// An external address lies where virtual IPs come from.
     #[error(
-        "address {address} lies in pool {pool}, where endpoints get theirs; use one outside the fleet's pools, or virtualIp: auto"
+        "address {address} lies in service pool {pool}, where virtual IPs come from; name it as the service's virtualIp, or use one outside"
+    )]
+    AddressOfServices {
+        /// The address.
+        address: IpAddr,
+        /// The pool.
+        pool: IpNetwork,
+    },
+    /// An address lies where endpoints get theirs.
+    #[error(
+        "address {address} lies in pool {pool}, where endpoints get theirs; use one outside the fleet's pools (virtualIp: auto finds one)"
     )]
     AddressOfEndpoints {
         /// The address.
@@ -155,8 +182,10 @@ pub enum ClaimError {
         /// The pool.
         pool: IpNetwork,
     },
-    /// A virtual IP is a node's address.
-    #[error("address {address} is node {node}'s; use another one, or virtualIp: auto")]
+    /// An address is a node's.
+    #[error(
+        "address {address} is node {node}'s; use another one (virtualIp: auto finds one), or nodePort, which every node's addresses have"
+    )]
     AddressOfNode {
         /// The address.
         address: IpAddr,
@@ -180,6 +209,17 @@ pub enum ClaimError {
     /// The store answered something else than what was asked: a bug in the carrier.
     #[error("the store's answer does not fit the request: {0}")]
     Protocol(String),
+}
+
+/// What finds a free one.
+fn or_auto(claim: &ServiceClaim) -> &'static str {
+    match claim {
+        ServiceClaim::VirtualIp(_) => ", or virtualIp: auto",
+        ServiceClaim::Frontend { address: EVERY_NODE, port, .. } if NODE_PORTS.contains(port) => {
+            ", or nodePort: auto"
+        }
+        ServiceClaim::Frontend { .. } => "",
+    }
 }
 
 fn join<T: fmt::Display>(items: &[T]) -> String {

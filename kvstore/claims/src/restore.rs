@@ -9,14 +9,15 @@ use kvstore_schema::{
     Condition, Key, KeyValue, KvOp, KvRequest, Revision, Txn,
     key::ParsedKey,
     record::{ClaimState, IdentityLabelsRecord, Record},
-    service::{ServiceRecord, VipRecord},
+    service::{ServiceClaim, ServiceClaimRecord, ServiceRecord},
 };
 use serde::{Deserialize, Serialize};
 use std::{net::IpAddr, sync::Arc};
 
 use crate::{FleetView, ViewChange, machine::put};
 
-/// Conditions and operations of one request at the most: below etcd's 128 operations.
+/// Conditions and operations of one request at the most: below etcd's 128 operations, and as many as the largest piece has
+/// (99: a service that has replaced all its claims, `MAX_FRONTENDS` and its address).
 const MOST_OPS: usize = 100;
 
 /// Plans one request after the other. One per agent.
@@ -122,10 +123,10 @@ fn plan(view: &FleetView, key: &Key, base: Option<Revision>) -> Plan {
         ParsedKey::Node(node) => view.nodes().get(node).map(|entry| alone(put(key.clone(), &entry.record))),
         ParsedKey::Cidr(cidr) => view.cidrs().get(cidr).map(|claim| alone(put(key.clone(), &claim.record))),
         ParsedKey::Service(name) => service(view, name),
-        ParsedKey::Vip(address) => {
-            let owner = view.vips().get(address).map(|vip| &vip.record.service);
+        ParsedKey::ServiceClaim(claim) => {
+            let owner = view.service_claims().get(claim).map(|entry| &entry.record.service);
             let has_it = |name: &&ServiceName| {
-                view.services().get(*name).is_some_and(|service| service.record.virtual_ip == *address)
+                view.services().get(*name).is_some_and(|service| service.record.claims().contains(claim))
             };
             owner.filter(has_it).and_then(|name| service(view, name))
         }
@@ -193,11 +194,11 @@ fn identity(view: &FleetView, number: Identity, digest: &LabelDigest) -> Option<
     Some(Plan::Write(piece))
 }
 
-/// Records that are there together or not at all: what is remembered of them is written, and the others are still what
-/// the view says. Each with its key, value and revision in the view.
-fn together(view: &FleetView, halves: Vec<(Key, Arc<[u8]>, Revision)>) -> Piece {
+/// Records that are there together or not at all: what is remembered of them is written, and the others are still what the
+/// view says. Each with its key, value and revision in the view.
+fn together(view: &FleetView, parts: Vec<(Key, Arc<[u8]>, Revision)>) -> Piece {
     let mut piece = Piece { conditions: Vec::new(), ops: Vec::new() };
-    for (key, value, modified) in halves {
+    for (key, value, modified) in parts {
         match view.remembered.get(&key) {
             Some(base) => {
                 piece.conditions.push(unchanged(&key, base.as_ref().map(|kv| kv.mod_revision)));
@@ -209,35 +210,53 @@ fn together(view: &FleetView, halves: Vec<(Key, Arc<[u8]>, Revision)>) -> Piece 
     piece
 }
 
-/// A service and the claim on its address are written in one piece; the claim that an older copy has for it goes with it.
-/// `None`: its address is another service's by now.
+/// A service and its claims are written in one piece; claims that an older copy has for it go with it. `None`: one of them
+/// is another service's by now.
 fn service(view: &FleetView, name: &ServiceName) -> Option<Plan> {
     let entry = view.services().get(name)?;
-    let address = entry.record.virtual_ip;
-    let (key, vip_key) = (view.schema().service(name), view.schema().vip(address));
-    let vip = view.vips().get(&address);
-    if vip.is_some_and(|vip| vip.record.service != *name) {
-        return None;
+    let key = view.schema().service(name);
+    let claims = entry.record.claims();
+    let mut parts = vec![(key.clone(), entry.record.encode(), entry.modified)];
+    let mut fresh = Vec::new();
+    for claim in &claims {
+        let claim_key = view.schema().service_claim(claim);
+        match view.service_claims().get(claim) {
+            Some(there) if there.record.service != *name => return None,
+            Some(there) => parts.push((claim_key, there.record.encode(), there.modified)),
+            // A snapshot tells of the service alone.
+            None => fresh.push(claim_key),
+        }
+    }
+    let mut piece = together(view, parts);
+    for claim_key in fresh {
+        let claimed = ServiceClaimRecord { service: name.clone(), unknown: Default::default() };
+        piece.conditions.push(Condition::Absent(claim_key.clone()));
+        piece.ops.push(put(claim_key, &claimed));
     }
     let copied = view.remembered.get(&key).and_then(Option::as_ref);
-    let copied = copied.and_then(|kv| Some(ServiceRecord::decode(&kv.value).ok()?.virtual_ip));
-    let service = (key, entry.record.encode(), entry.modified);
-    let mut piece = match vip {
-        Some(vip) => together(view, vec![service, (vip_key, vip.record.encode(), vip.modified)]),
-        // A snapshot tells of the service alone.
-        None => {
-            let fresh = VipRecord { service: name.clone(), unknown: Default::default() };
-            let mut piece = together(view, vec![service]);
-            piece.conditions.push(Condition::Absent(vip_key.clone()));
-            piece.ops.push(put(vip_key, &fresh));
-            piece
-        }
-    };
-    if let Some(former) = copied.and_then(|former| view.outlived.get(&view.schema().vip(former))) {
-        piece.conditions.push(Condition::ModRevision(former.key.clone(), former.mod_revision));
-        piece.ops.push(KvOp::Delete(former.key.clone()));
-    }
+    let copied = copied.and_then(|kv| Some(ServiceRecord::decode(&kv.value).ok()?.claims()));
+    let former = copied.into_iter().flatten().filter(|claim| !claims.contains(claim));
+    give_back(view, name, former, &mut piece);
     Some(Plan::Write(piece))
+}
+
+/// Takes claims that a service has in an older copy out of it.
+fn give_back(
+    view: &FleetView,
+    name: &ServiceName,
+    claims: impl Iterator<Item = ServiceClaim>,
+    piece: &mut Piece,
+) {
+    for claim in claims {
+        let there = view.outlived.get(&view.schema().service_claim(&claim));
+        let its = |kv: &&KeyValue| {
+            ServiceClaimRecord::decode(&kv.value).is_ok_and(|record| record.service == *name)
+        };
+        if let Some(kv) = there.filter(its) {
+            piece.conditions.push(Condition::ModRevision(kv.key.clone(), kv.mod_revision));
+            piece.ops.push(KvOp::Delete(kv.key.clone()));
+        }
+    }
 }
 
 fn reference(
@@ -283,12 +302,14 @@ fn endpoint(
 
 /// Takes out of an older copy what had been deleted since; `None`: something else comes first.
 fn delete(view: &FleetView, kv: &KeyValue) -> Option<Piece> {
-    let mut conditions = vec![Condition::ModRevision(kv.key.clone(), kv.mod_revision)];
-    let mut ops = vec![KvOp::Delete(kv.key.clone())];
+    let mut piece = Piece {
+        conditions: vec![Condition::ModRevision(kv.key.clone(), kv.mod_revision)],
+        ops: vec![KvOp::Delete(kv.key.clone())],
+    };
     match view.schema().parse(&kv.key) {
-        Ok(ParsedKey::Node(node)) => conditions.push(Condition::Absent(view.schema().alive(&node))),
+        Ok(ParsedKey::Node(node)) => piece.conditions.push(Condition::Absent(view.schema().alive(&node))),
         Ok(ParsedKey::IdentityId(number)) => {
-            conditions.push(Condition::RangeEmpty(view.schema().identity_refs(number)));
+            piece.conditions.push(Condition::RangeEmpty(view.schema().identity_refs(number)));
         }
         // Never before the number that it points to: that would be without its labels.
         Ok(ParsedKey::IdentityLabels(_)) => {
@@ -299,27 +320,22 @@ fn delete(view: &FleetView, kv: &KeyValue) -> Option<Piece> {
                 Some(None) => None,
                 None => view.identities().get(&number).map(|entry| entry.modified),
             };
-            conditions.push(unchanged(&key, base));
+            piece.conditions.push(unchanged(&key, base));
         }
         Ok(ParsedKey::Service(name)) => {
-            let address = ServiceRecord::decode(&kv.value).ok()?.virtual_ip;
-            let claims =
-                |vip: &&KeyValue| VipRecord::decode(&vip.value).is_ok_and(|claim| claim.service == name);
-            if let Some(vip) = view.outlived.get(&view.schema().vip(address)).filter(claims) {
-                conditions.push(Condition::ModRevision(vip.key.clone(), vip.mod_revision));
-                ops.push(KvOp::Delete(vip.key.clone()));
-            }
+            let claims = ServiceRecord::decode(&kv.value).ok()?.claims();
+            give_back(view, &name, claims.into_iter(), &mut piece);
         }
-        // It goes with its service's record, unless that has another address or is gone.
-        Ok(ParsedKey::Vip(_)) => {
-            let name = VipRecord::decode(&kv.value).ok()?.service;
+        // It goes with its service's record, unless that has given it up or is gone.
+        Ok(ParsedKey::ServiceClaim(_)) => {
+            let name = ServiceClaimRecord::decode(&kv.value).ok()?.service;
             let key = view.schema().service(&name);
             if view.outlived.contains_key(&key) || view.is_remembered(&key) {
                 return None;
             }
-            conditions.push(unchanged(&key, view.services().get(&name).map(|entry| entry.modified)));
+            piece.conditions.push(unchanged(&key, view.services().get(&name).map(|entry| entry.modified)));
         }
         _ => {}
     }
-    Some(Piece { conditions, ops })
+    Some(piece)
 }

@@ -8,7 +8,7 @@ use kvstore_claims::{
 use kvstore_schema::{
     KvFailure, KvOp, KvRequest, Revision, Schema, StoreIdentity, Txn,
     record::{FleetRecord, NodeRecord, Record},
-    service::{ServiceSpec, VipRecord},
+    service::{NodePort, ServiceClaim, ServiceClaimRecord, ServiceSpec},
 };
 use kvstore_store::MemState;
 
@@ -86,20 +86,19 @@ impl Bench {
         self.run(ServiceRemoval::start(&self.schema, name(service), Expected::Any))
     }
 
-    /// `address=service` of every claim, and the services: they say the same.
+    /// `claim=service` of every claim, and the services: they say the same.
     fn claims(&self) -> Vec<String> {
         let view = self.view();
-        let of_services: Vec<String> = view
-            .services()
-            .iter()
-            .map(|(name, entry)| format!("{}={name}", entry.record.virtual_ip))
-            .collect();
+        let mut of_services = Vec::new();
+        for (name, entry) in view.services() {
+            of_services.extend(entry.record.claims().iter().map(|claim| format!("{claim}={name}")));
+        }
+        of_services.sort();
+        let claims = view.service_claims().iter();
         let mut claims: Vec<String> =
-            view.vips().iter().map(|(address, vip)| format!("{address}={}", vip.record.service)).collect();
+            claims.map(|(claim, entry)| format!("{claim}={}", entry.record.service)).collect();
         claims.sort();
-        let mut sorted = of_services;
-        sorted.sort();
-        assert_eq!(claims, sorted, "claims and services differ");
+        assert_eq!(claims, of_services, "claims and services differ");
         claims
     }
 }
@@ -138,7 +137,7 @@ fn a_service_keeps_its_address_until_it_goes() {
     assert_eq!(bench.write("web", spec("auto", 80)).unwrap(), (Unchanged, first.clone()));
     assert_eq!(bench.write("web", spec("auto", 81)).unwrap(), (Changed, first.clone()));
     assert_eq!(bench.write("web", spec("192.0.2.77", 81)).unwrap(), (Changed, "192.0.2.77".to_owned()));
-    assert_eq!(bench.claims(), ["192.0.2.77=web"]);
+    assert_eq!(bench.claims(), ["address 192.0.2.77=web"]);
     assert_eq!(bench.delete("web"), Ok(true));
     assert_eq!(bench.delete("web"), Ok(false));
     assert_eq!(bench.claims(), Vec::<String>::new());
@@ -243,16 +242,17 @@ fn a_deletion_that_is_repeated_spares_the_successor() {
 #[test]
 fn a_claim_without_its_service_goes_to_the_next_of_its_name() {
     let mut bench = Bench::new();
-    let vip = VipRecord { service: name("web"), unknown: Default::default() };
+    let vip = ServiceClaimRecord { service: name("web"), unknown: Default::default() };
     let put = |key, value| KvOp::Put { key, value, lease: None };
-    let claim = put(bench.schema.vip("192.0.2.77".parse().unwrap()), vip.encode());
+    let claim = ServiceClaim::VirtualIp("192.0.2.77".parse().unwrap());
+    let claim = put(bench.schema.service_claim(&claim), vip.encode());
     let broken = put(bench.schema.service(&name("web")), b"{}".as_slice().into());
     bench.store.execute(&KvRequest::Txn(Txn::new().then(claim).then(broken))).unwrap();
     let error = bench.write("web", spec("192.0.2.77", 80)).unwrap_err().to_string();
     assert!(error.contains("services/web stands in the way and cannot be read"), "{error}");
     assert_eq!(bench.delete("web"), Ok(true));
     assert_eq!(bench.write("web", spec("192.0.2.77", 80)).unwrap().0, Created);
-    assert_eq!(bench.claims(), ["192.0.2.77=web"]);
+    assert_eq!(bench.claims(), ["address 192.0.2.77=web"]);
 }
 
 #[test]
@@ -272,4 +272,184 @@ fn a_fleet_gets_the_service_pools_of_the_first_node_that_has_some() {
     let error = join(&mut bench, &["10.202.0.0/16"]).unwrap_err().to_string();
     assert!(error.contains("service_pools: here 10.202.0.0/16, fleet 10.201.0.0/16"), "{error}");
     assert_eq!(bench.write("web", spec("auto", 80)).unwrap().0, Created);
+}
+
+/// A service of port 80; `fields`: more of its port; `outside`: more of its spec.
+fn outside(fields: &str, outside: &str) -> ServiceSpec {
+    let json = format!(r#"{{"selector":{{}},"ports":[{{"port":80{fields}}}]{outside}}}"#);
+    let spec: ServiceSpec = serde_json::from_str(&json).unwrap();
+    spec.validate().unwrap();
+    spec.normalised()
+}
+
+#[test]
+fn ports_and_addresses_for_clients_outside_have_one_service() {
+    let mut bench = Bench::new();
+    let (_, vip) = bench
+        .write("a", outside(r#","nodePort":30080,"hostPort":8080"#, r#","externalIps":["198.51.100.7"]"#))
+        .unwrap();
+    let all = |vip: &str| {
+        let mut all = [vip, "node port 30080/tcp", "host port 8080/tcp", "198.51.100.7:80/tcp"]
+            .map(|claim| format!("{claim}=a"));
+        all.sort();
+        all
+    };
+    assert_eq!(bench.claims(), all(&format!("address {vip}")));
+    let old = Bench::new().view();
+    let mut refused = |spec: ServiceSpec, expected: &str| {
+        let view = bench.view();
+        // The one knows of the first service, the other meets it.
+        for view in [&view, &old] {
+            let started = ServiceWrite::start(view, name("b"), spec.clone(), Expected::Any);
+            let error = bench.run_with(started, view, |_, _| false).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    };
+    let node_port = "node port 30080/tcp belongs to service a; use another one, or nodePort: auto";
+    refused(outside(r#","nodePort":30080"#, ""), node_port);
+    refused(outside(r#","hostPort":8080"#, ""), "host port 8080/tcp belongs to service a; use another one");
+    refused(
+        outside("", r#","externalIps":["198.51.100.7"]"#),
+        "198.51.100.7:80/tcp belongs to service a; use",
+    );
+    let vip_of_a = format!(r#","externalIps":["{vip}"]"#);
+    let error = bench.write("b", outside("", &vip_of_a)).unwrap_err().to_string();
+    assert!(error.contains(&format!("address {vip} belongs to service a")), "{error}");
+
+    // What is not the same is free.
+    bench
+        .write("b", outside(r#","nodePort":30080,"protocol":"udp""#, r#","externalIps":["198.51.100.7"]"#))
+        .unwrap();
+    assert_eq!(bench.delete("b"), Ok(true));
+    assert_eq!(bench.claims(), all(&format!("address {vip}")));
+    // What is not wanted any more is given back, what is wanted beside is taken.
+    let more = outside(r#","nodePort":"auto","hostPort":8081"#, r#","externalIps":["198.51.100.8"]"#);
+    assert_eq!(bench.write("a", more).unwrap(), (Changed, vip.clone()));
+    let mut expected =
+        [&*format!("address {vip}"), "node port 30080/tcp", "host port 8081/tcp", "198.51.100.8:80/tcp"]
+            .map(|claim| format!("{claim}=a"));
+    expected.sort();
+    assert_eq!(bench.claims(), expected);
+    assert_eq!(bench.delete("a"), Ok(true));
+    assert_eq!(bench.claims(), Vec::<String>::new());
+}
+
+#[test]
+fn what_the_fleet_uses_itself_is_no_services() {
+    let mut bench = Bench::new();
+    let mut refused = |spec: ServiceSpec, expected: &str| {
+        let error = bench.write("a", spec).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    };
+    let udp = r#","protocol":"udp","hostPort":"#;
+    refused(
+        outside(&format!("{udp}8472"), ""),
+        "host port 8472/udp is the fleet's own, for the tunnel; use another",
+    );
+    refused(
+        outside(&format!("{udp}7946"), ""),
+        "host port 7946/udp is the fleet's own, for gossip; use another",
+    );
+    let external = |address: &str| outside("", &format!(r#","externalIps":["{address}"]"#));
+    refused(external("192.0.2.1"), "address 192.0.2.1 is node n1's; use another one");
+    refused(external("10.0.3.4"), "address 10.0.3.4 lies in pool 10.0.0.0/16, where endpoints get theirs");
+    refused(external("10.201.0.2"), "address 10.201.0.2 lies in service pool 10.201.0.0/30");
+    bench.write("a", outside(r#","hostPort":8472"#, "")).unwrap();
+}
+
+/// One address is not one service's whole and another's in part, whoever comes first and whatever the views say.
+#[test]
+fn an_address_is_whole_or_in_parts() {
+    let mut bench = Bench::new();
+    let old = bench.view();
+    bench.write("a", outside("", r#","externalIps":["198.51.100.7"]"#)).unwrap();
+    let error = bench.write("b", spec("198.51.100.7", 80)).unwrap_err().to_string();
+    assert!(error.contains("198.51.100.7:80/tcp belongs to service a"), "{error}");
+    let started = ServiceWrite::start(&old, name("b"), spec("198.51.100.7", 80), Expected::Any);
+    let view = bench.view();
+    // The view catches up while it is asked again and again.
+    let error = bench.run_with(started, &view, |_, _| false).unwrap_err().to_string();
+    assert!(error.contains("198.51.100.7:80/tcp belongs to service a"), "{error}");
+    bench.delete("a").unwrap();
+    bench.write("b", spec("198.51.100.7", 80)).unwrap();
+    let started = ServiceWrite::start(
+        &old,
+        name("a"),
+        outside("", r#","externalIps":["198.51.100.7"]"#),
+        Expected::Any,
+    );
+    let error = bench.run_with(started, &old, |_, _| false).unwrap_err().to_string();
+    assert!(error.contains("address 198.51.100.7 belongs to service b"), "{error}");
+    bench.claims();
+}
+
+#[test]
+fn node_ports_are_found_kept_and_given_back() {
+    let mut bench = Bench::new();
+    let auto = || outside(r#","nodePort":"auto""#, "");
+    let given = |bench: &Bench, service: &str| {
+        bench.view().services()[&name(service)]
+            .record
+            .node_ports
+            .iter()
+            .map(|it| it.node_port)
+            .collect::<Vec<_>>()
+    };
+    bench.write("a", auto()).unwrap();
+    let first = given(&bench, "a");
+    assert!(kvstore_schema::service::NODE_PORTS.contains(&first[0]));
+    // Changed otherwise, and made anew: the same.
+    let random = ServiceSpec { algorithm: kvstore_schema::service::Algorithm::Random, ..auto() };
+    assert_eq!(bench.write("a", random).unwrap().0, Changed);
+    assert_eq!(given(&bench, "a"), first);
+    bench.delete("a").unwrap();
+    bench.write("a", auto()).unwrap();
+    assert_eq!(given(&bench, "a"), first);
+    // Another has the place of its name: the next one, also when that is not known yet.
+    bench.delete("a").unwrap();
+    let old = bench.view();
+    bench.write("b", outside(&format!(r#","nodePort":{}"#, first[0]), "")).unwrap();
+    let started = ServiceWrite::start(&old, name("a"), auto(), Expected::Any);
+    let written = bench.run_with(started, &old, |_, _| false).unwrap();
+    assert_eq!(written.record.node_ports[0].node_port, first[0] + 1);
+    // Several ports of one service get several, beside those that it names.
+    bench.delete("a").unwrap();
+    let mut spec = auto();
+    spec.ports = ["x", "y", "z"]
+        .map(|it| kvstore_schema::service::ServicePort {
+            name: Some(it.to_owned()),
+            port: u16::from(it.as_bytes()[0]),
+            ..auto().ports[0].clone()
+        })
+        .to_vec();
+    bench.write("a", spec.clone()).unwrap();
+    let three = given(&bench, "a");
+    bench.delete("a").unwrap();
+    spec.ports[2].node_port = Some(NodePort::Number(three[0]));
+    spec.validate().unwrap();
+    bench.write("a", spec).unwrap();
+    let mut numbers = given(&bench, "a");
+    assert_eq!((numbers[1], numbers[2]), (three[1], three[0]));
+    numbers.sort_unstable();
+    numbers.dedup();
+    assert_eq!(numbers.len(), 3);
+    bench.claims();
+}
+
+/// The largest change is one transaction that etcd takes.
+#[test]
+fn all_claims_of_a_service_are_replaced_in_one_transaction() {
+    let mut bench = Bench::new();
+    let many = |net: u8| {
+        let addresses: Vec<String> = (1..=48).map(|last| format!(r#""198.51.{net}.{last}""#)).collect();
+        outside("", &format!(r#","virtualIp":"192.0.{net}.99","externalIps":[{}]"#, addresses.join(",")))
+    };
+    bench.write("a", many(100)).unwrap();
+    let (_, request) = ServiceWrite::start(&bench.view(), name("a"), many(101), Expected::Any);
+    let KvRequest::Txn(txn) = request else { panic!("a transaction") };
+    for count in [txn.conditions.len(), txn.then.len(), txn.otherwise.len()] {
+        assert!(count <= Txn::MAX_OPS, "{count}");
+    }
+    assert_eq!(bench.write("a", many(101)).unwrap().0, Changed);
+    assert_eq!(bench.claims().len(), 49);
 }

@@ -6,6 +6,8 @@ use identity::{FleetName, Identity, LabelDigest, NodeName, ServiceName};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
+use crate::service::{ServiceClaim, ServiceProtocol};
+
 /// The version of the key layout, in every key.
 pub const LAYOUT: &str = "v1";
 
@@ -101,8 +103,8 @@ pub enum ParsedKey {
     Endpoint(NodeName, IpAddr),
     /// `services/<name>`
     Service(ServiceName),
-    /// `vips/<address>`
-    Vip(IpAddr),
+    /// `vips/<address>`, `frontends/<address>/<protocol>/<port>`
+    ServiceClaim(ServiceClaim),
     /// `policies/<name>`
     Policy(String),
     /// `keyring`
@@ -205,9 +207,19 @@ impl Schema {
         self.key(format_args!("services/{name}"))
     }
 
-    /// Whose a virtual IP is.
-    pub fn vip(&self, address: IpAddr) -> Key {
-        self.key(format_args!("vips/{address}"))
+    /// Whose something is that one service alone has.
+    pub fn service_claim(&self, claim: &ServiceClaim) -> Key {
+        match claim {
+            ServiceClaim::VirtualIp(address) => self.key(format_args!("vips/{address}")),
+            ServiceClaim::Frontend { address, protocol, port } => {
+                self.key(format_args!("frontends/{address}/{protocol}/{port}"))
+            }
+        }
+    }
+
+    /// All claims on single ports of an address.
+    pub fn frontends_of(&self, address: IpAddr) -> Prefix {
+        self.prefix(format_args!("frontends/{address}/"))
     }
 
     /// Takes a key apart.
@@ -259,7 +271,17 @@ impl Schema {
             ["services", name] => {
                 ParsedKey::Service(ServiceName::new(name).map_err(|error| fail(&error.to_string()))?)
             }
-            ["vips", ip] => ParsedKey::Vip(address(ip)?),
+            ["vips", ip] => ParsedKey::ServiceClaim(ServiceClaim::VirtualIp(address(ip)?)),
+            ["frontends", ip, word, number] => {
+                let known = ServiceProtocol::ALL.into_iter().find(|protocol| protocol.word() == *word);
+                let protocol = known.ok_or_else(|| fail("not a protocol"))?;
+                let port = number.parse().map_err(|_| fail("not a port"))?;
+                let claim = ServiceClaim::Frontend { address: address(ip)?, protocol, port };
+                if self.service_claim(&claim) != *key {
+                    return Err(fail("the port is not in its canonical form"));
+                }
+                ParsedKey::ServiceClaim(claim)
+            }
             ["policies", name] => ParsedKey::Policy((*name).to_owned()),
             _ => return Err(fail("no record has this form")),
         };

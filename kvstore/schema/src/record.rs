@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de, de::Deserializ
 
 use crate::{
     Revision,
-    service::{ServiceRecord, ServiceSpec, VipRecord},
+    service::{ServiceClaimRecord, ServiceRecord, ServiceSpec},
 };
 
 /// The record version that this code writes and the only one that it reads.
@@ -114,7 +114,7 @@ macro_rules! json_anywhere {
 json_anywhere! {
     FleetRecord NodeRecord AliveRecord CidrRecord
     IdentityLabelsRecord IdentityIdRecord IdentityRefRecord EndpointRecord
-    ServiceRecord ServiceSpec VipRecord MarkRecord
+    ServiceRecord ServiceSpec ServiceClaimRecord MarkRecord
 }
 
 /// Fields of a newer version, kept as they are.

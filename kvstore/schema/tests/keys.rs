@@ -1,7 +1,11 @@
 //! Keys: what is put together comes apart again, and nothing else does.
 
 use identity::{Identity, Labels};
-use kvstore_schema::{Key, Prefix, Schema, key::ParsedKey};
+use kvstore_schema::{
+    Key, Prefix, Schema,
+    key::ParsedKey,
+    service::{ServiceClaim, ServiceProtocol},
+};
 
 fn schema() -> Schema {
     Schema::new(&"prod".parse().unwrap())
@@ -34,7 +38,15 @@ fn every_key_has_one_text() {
     check(schema.endpoint(&node, ip), "endpoints/n1/10.1.2.3", ParsedKey::Endpoint(node.clone(), ip));
     let web: identity::ServiceName = "web".parse().unwrap();
     check(schema.service(&web), "services/web", ParsedKey::Service(web.clone()));
-    check(schema.vip(ip), "vips/10.1.2.3", ParsedKey::Vip(ip));
+    let frontend = ServiceClaim::Frontend { address: ip, protocol: ServiceProtocol::Udp, port: 53 };
+    for (claim, text) in [
+        (ServiceClaim::VirtualIp(ip), "vips/10.1.2.3"),
+        (frontend, "frontends/10.1.2.3/udp/53"),
+        (ServiceClaim::of_nodes(ServiceProtocol::Tcp, 30_080), "frontends/0.0.0.0/tcp/30080"),
+    ] {
+        check(schema.service_claim(&claim), text, ParsedKey::ServiceClaim(claim));
+    }
+    assert!(schema.frontends_of(ip).contains(&schema.service_claim(&frontend)));
 }
 
 #[test]
@@ -72,6 +84,10 @@ fn strange_keys_are_refused() {
         "services/web/v2",
         "vips/010.1.2.3",
         "vips/web",
+        "frontends/10.1.2.3/tcp/080",
+        "frontends/10.1.2.3/tcp/65536",
+        "frontends/10.1.2.3/icmp/8",
+        "frontends/10.1.2.3/tcp",
     ] {
         refused(text);
     }

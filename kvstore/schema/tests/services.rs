@@ -2,7 +2,7 @@
 
 use kvstore_schema::{
     record::Record,
-    service::{ServiceRecord, ServiceSpec, VipRecord, VirtualIp},
+    service::{NodePortGiven, ServiceClaimRecord, ServiceProtocol, ServiceRecord, ServiceSpec, VirtualIp},
 };
 
 fn spec(json: &str) -> ServiceSpec {
@@ -20,12 +20,21 @@ fn what_is_left_out_is_filled_in() {
     };
     check(
         r#"{"ports":[{"port":80}],"selector":{"matchLabels":{"app":"web"}}}"#,
-        r#"{"virtualIp":"auto","ports":[{"protocol":"tcp","port":80,"targetPort":80}],"selector":{"matchLabels":{"app":"web"}},"algorithm":"maglev"}"#,
+        r#"{"virtualIp":"auto","ports":[{"protocol":"tcp","port":80,"targetPort":80}],"selector":{"matchLabels":{"app":"web"}},"algorithm":"maglev","trafficPolicy":"fleet","mode":"snat","topology":"any"}"#,
     );
     check(
         r#"{"virtualIp":"10.201.0.9","algorithm":"random","ports":[{"name":"dns","protocol":"udp","port":53,"targetPort":5353},
             {"name":"dns-tcp","port":53}],"backends":[{"address":"192.0.2.9"},{"address":"192.0.2.8","port":5300,"weight":7}]}"#,
-        r#"{"virtualIp":"10.201.0.9","ports":[{"name":"dns","protocol":"udp","port":53,"targetPort":5353},{"name":"dns-tcp","protocol":"tcp","port":53,"targetPort":53}],"backends":[{"address":"192.0.2.8","port":5300,"weight":7},{"address":"192.0.2.9","weight":1}],"algorithm":"random"}"#,
+        r#"{"virtualIp":"10.201.0.9","ports":[{"name":"dns","protocol":"udp","port":53,"targetPort":5353},{"name":"dns-tcp","protocol":"tcp","port":53,"targetPort":53}],"backends":[{"address":"192.0.2.8","port":5300,"weight":7},{"address":"192.0.2.9","weight":1}],"algorithm":"random","trafficPolicy":"fleet","mode":"snat","topology":"any"}"#,
+    );
+    check(
+        r#"{"selector":{},"ports":[{"port":80,"nodePort":"auto","hostPort":8080}],"externalIps":["198.51.100.8","198.51.100.7"],
+            "affinity":{},"trafficPolicy":"local","sourceRanges":["203.0.113.0/24","192.0.2.1","192.0.2.1/32"],"mode":"dsr","topology":"zone"}"#,
+        r#"{"virtualIp":"auto","ports":[{"protocol":"tcp","port":80,"targetPort":80,"nodePort":"auto","hostPort":8080}],"selector":{},"algorithm":"maglev","externalIps":["198.51.100.7","198.51.100.8"],"affinity":{"by":"clientIp","timeoutSeconds":10800},"trafficPolicy":"local","sourceRanges":["192.0.2.1/32","203.0.113.0/24"],"mode":"dsr","topology":"zone"}"#,
+    );
+    check(
+        r#"{"selector":{},"ports":[{"port":80,"protocol":"sctp","name":"s"},{"port":81,"nodePort":30080,"name":"a"}],"affinity":{"timeoutSeconds":60}}"#,
+        r#"{"virtualIp":"auto","ports":[{"name":"s","protocol":"sctp","port":80,"targetPort":80},{"name":"a","protocol":"tcp","port":81,"targetPort":81,"nodePort":30080}],"selector":{},"algorithm":"maglev","affinity":{"by":"clientIp","timeoutSeconds":60},"trafficPolicy":"fleet","mode":"snat","topology":"any"}"#,
     );
 }
 
@@ -71,43 +80,103 @@ fn every_mistake_is_named_with_its_place() {
 }
 
 #[test]
+fn mistakes_about_clients_outside_are_named_with_their_place() {
+    let check = |fields: &str, expected: &[&str]| {
+        let json = format!(r#"{{"selector":{{}},{fields}}}"#);
+        assert_eq!(spec(&json).validate().unwrap_err().0, expected, "{json}");
+    };
+    check(
+        r#""ports":[{"port":1,"name":"a","nodePort":80},{"port":2,"name":"b","nodePort":30001,"hostPort":30002},
+            {"port":3,"name":"c","nodePort":30001,"hostPort":0},{"port":4,"name":"d","hostPort":443},
+            {"port":5,"name":"e","hostPort":443},{"port":5,"name":"f","protocol":"udp","hostPort":443,"nodePort":30001}]"#,
+        &[
+            "spec.ports[0].nodePort: 80 is out of range; use 30000 to 32767, or auto",
+            "spec.ports[1].hostPort: 30002 is one of the node ports (30000 to 32767); use another",
+            "spec.ports[2].nodePort: 30001/tcp is there twice",
+            "spec.ports[2].hostPort: 0 is none; use 1 to 65535",
+            "spec.ports[4].hostPort: 443/tcp is there twice",
+        ],
+    );
+    check(
+        r#""ports":[{"port":1}],"virtualIp":"192.0.2.1","externalIps":["192.0.2.1","224.0.0.1","fd00::1","192.0.2.1"],
+            "sourceRanges":["192.0.2.1/24","fd00::/8"],"affinity":{"timeoutSeconds":86401}"#,
+        &[
+            "spec.externalIps[0]: 192.0.2.1 is the virtualIp",
+            "spec.externalIps[1]: 224.0.0.1 is no address of one machine that others reach",
+            "spec.externalIps[2]: not there yet: IPv6 (fd00::1)",
+            "spec.externalIps[3]: 192.0.2.1 is there twice",
+            "spec.externalIps[3]: 192.0.2.1 is the virtualIp",
+            "spec.sourceRanges[0]: 192.0.2.1/24 has host bits set; write 192.0.2.0/24",
+            "spec.sourceRanges[1]: not there yet: IPv6 (fd00::/8)",
+            "spec.affinity.timeoutSeconds: 86401 is out of range; use 1 to 86400",
+        ],
+    );
+    check(
+        r#""ports":[{"port":1,"targetPort":2,"protocol":"sctp","nodePort":"auto"}]"#,
+        &[
+            "spec.ports[0].targetPort: SCTP keeps its port: the backends' must be the same",
+            "spec.ports[0].protocol: not there yet: SCTP of clients outside the fleet; leave out nodePort, hostPort and externalIps",
+        ],
+    );
+    let many: Vec<String> = (0..49).map(|last| format!("\"192.0.2.{last}\"")).collect();
+    check(
+        &format!(r#""ports":[{{"port":1}}],"externalIps":[{}]"#, many.join(",")),
+        &[
+            "spec: has 49 node ports, host ports and ports of external addresses; at most 48 are allowed: make several services",
+        ],
+    );
+}
+
+#[test]
 fn what_is_not_there_yet_or_not_known_is_refused() {
     let check = |field: &str, expected: &str| {
         let json = format!(r#"{{"selector":{{}},"ports":[{{"port":80}}],{field}}}"#);
         let error = serde_json::from_str::<ServiceSpec>(&json).unwrap_err().to_string();
         assert!(error.contains(expected), "{field}: {error}");
     };
-    for field in
-        ["externalIps", "affinity", "trafficPolicy", "sourceRanges", "mode", "healthCheck", "topology"]
-    {
-        check(&format!(r#""{field}":null"#), &format!("not there yet: {field}"));
-    }
+    check(r#""healthCheck":null"#, "not there yet: healthCheck");
     check(r#""colour":"red""#, "unknown field `colour`");
     check(r#""virtualIp":"none""#, "virtualIp \"none\" is not valid: use auto, or an address");
     check(r#""algorithm":"best""#, "unknown variant `best`, expected `maglev` or `random`");
-    for field in ["nodePort", "hostPort"] {
-        let json = format!(r#"{{"selector":{{}},"ports":[{{"port":80,"{field}":30080}}]}}"#);
+    check(r#""mode":"ipip""#, "unknown variant `ipip`, expected `snat` or `dsr`");
+    check(r#""topology":"rack""#, "unknown variant `rack`, expected one of `any`, `zone`, `node`");
+    check(r#""trafficPolicy":"cluster""#, "unknown variant `cluster`, expected `fleet` or `local`");
+    check(r#""sourceRanges":["here"]"#, "invalid address: here");
+    check(r#""affinity":{"timeout":3}"#, "unknown field `timeout`, expected `by` or `timeoutSeconds`");
+    for (port, expected) in [
+        (r#""nodePort":"some""#, "nodePort \"some\" is not valid: use auto, or a number"),
+        (r#""nodePort":70000"#, "not a whole number from 0 to 65535"),
+        (r#""nodePort":-1"#, "not a whole number from 0 to 65535"),
+        (r#""nodePort":{}"#, "expected auto, or a number"),
+    ] {
+        let json = format!(r#"{{"selector":{{}},"ports":[{{"port":80,{port}}}]}}"#);
         let error = serde_json::from_str::<ServiceSpec>(&json).unwrap_err().to_string();
-        assert!(error.contains(&format!("not there yet: {field}")), "{error}");
+        assert!(error.contains(expected), "{error}");
     }
 }
 
 #[test]
 fn golden_records() {
     let record = ServiceRecord {
-        spec: spec(r#"{"ports":[{"port":80}],"selector":{}}"#).normalised(),
+        spec: spec(
+            r#"{"ports":[{"port":80,"nodePort":"auto"}],"selector":{},"externalIps":["198.51.100.7"]}"#,
+        )
+        .normalised(),
         virtual_ip: "10.201.0.5".parse().unwrap(),
+        node_ports: vec![NodePortGiven { protocol: ServiceProtocol::Tcp, port: 80, node_port: 30_080 }],
         unknown: Default::default(),
     };
-    let golden = r#"{"v":1,"spec":{"virtualIp":"auto","ports":[{"protocol":"tcp","port":80,"targetPort":80}],"selector":{},"algorithm":"maglev"},"virtual_ip":"10.201.0.5"}"#;
+    let golden = r#"{"v":1,"spec":{"virtualIp":"auto","ports":[{"protocol":"tcp","port":80,"targetPort":80,"nodePort":"auto"}],"selector":{},"algorithm":"maglev","externalIps":["198.51.100.7"],"trafficPolicy":"fleet","mode":"snat","topology":"any"},"virtual_ip":"10.201.0.5","node_ports":[{"protocol":"tcp","port":80,"node_port":30080}]}"#;
     assert_eq!(std::str::from_utf8(&record.encode()).unwrap(), golden);
-    assert_eq!(ServiceRecord::decode(golden.as_bytes()), Ok(record));
-    let vip = VipRecord { service: "web".parse().unwrap(), unknown: Default::default() };
-    assert_eq!(std::str::from_utf8(&vip.encode()).unwrap(), r#"{"v":1,"service":"web"}"#);
-    assert_eq!(VipRecord::decode(&vip.encode()), Ok(vip));
+    assert_eq!(ServiceRecord::decode(golden.as_bytes()), Ok(record.clone()));
+    let claims: Vec<String> = record.claims().iter().map(ToString::to_string).collect();
+    assert_eq!(claims, ["address 10.201.0.5", "node port 30080/tcp", "198.51.100.7:80/tcp"]);
+    let claim = ServiceClaimRecord { service: "web".parse().unwrap(), unknown: Default::default() };
+    assert_eq!(std::str::from_utf8(&claim.encode()).unwrap(), r#"{"v":1,"service":"web"}"#);
+    assert_eq!(ServiceClaimRecord::decode(&claim.encode()), Ok(claim));
 }
 
-/// An agent that does not know `sourceRanges` must not serve the service to everybody.
+/// An agent that did not know `sourceRanges`, say, would serve the service to everybody.
 #[test]
 fn a_record_with_a_field_of_a_newer_version_in_its_spec_is_rejected_alone() {
     let check = |text: &str, expected: &str| {
@@ -115,8 +184,8 @@ fn a_record_with_a_field_of_a_newer_version_in_its_spec_is_rejected_alone() {
         assert!(error.contains(expected), "{error}");
     };
     check(
-        r#"{"v":1,"spec":{"ports":[{"port":80}],"selector":{},"sourceRanges":["192.0.2.0/24"]},"virtual_ip":"10.201.0.5"}"#,
-        "not there yet: sourceRanges",
+        r#"{"v":1,"spec":{"ports":[{"port":80}],"selector":{},"onlyFor":["192.0.2.0/24"]},"virtual_ip":"10.201.0.5"}"#,
+        "unknown field `onlyFor`",
     );
     check(
         r#"{"v":1,"spec":{"ports":[{"port":80}],"selector":{},"virtualIp":"10.201.0.6"},"virtual_ip":"10.201.0.5"}"#,
@@ -124,5 +193,18 @@ fn a_record_with_a_field_of_a_newer_version_in_its_spec_is_rejected_alone() {
     );
     check(r#"{"v":1,"spec":{"ports":[{"port":80}],"selector":{}},"virtual_ip":"fd00::5"}"#, "IPv6");
     check(r#"{"v":1,"spec":{"ports":[],"selector":{}},"virtual_ip":"10.201.0.5"}"#, "spec.ports: has 0");
+    let given = |given: &str, expected: &str| {
+        check(
+            &format!(
+                r#"{{"v":1,"spec":{{"ports":[{{"port":80,"nodePort":30080}}],"selector":{{}}}},"virtual_ip":"10.201.0.5","node_ports":[{given}]}}"#
+            ),
+            expected,
+        );
+    };
+    given("", "node port of 80/tcp: none is given");
+    given(r#"{"protocol":"udp","port":80,"node_port":30080}"#, "node port of 80/tcp: none is given");
+    given(r#"{"protocol":"tcp","port":80,"node_port":30081}"#, "30081 is given, 30080 wanted");
+    let right = r#"{"protocol":"tcp","port":80,"node_port":30080}"#;
+    given(&format!("{right},{right}"), "node port 30080 is given, and not wanted");
     assert_eq!(VirtualIp::try_from("10.0.0.1".to_owned()), Ok(VirtualIp::Address([10, 0, 0, 1].into())));
 }

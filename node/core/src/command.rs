@@ -6,7 +6,7 @@ use datapath_plan::{EndpointId, Plan};
 use identity::{EndpointName, Identity};
 use ipnetwork::IpNetwork;
 use kvstore_claims::ServiceOutcome;
-use kvstore_schema::{Condition, Key, KvRequest, Revision};
+use kvstore_schema::{Condition, Key, KvRequest, Revision, service::NodePortGiven};
 use node_facts::NodeFacts;
 use serde::{Deserialize, Serialize};
 
@@ -83,6 +83,8 @@ pub enum Reply {
         outcome: ServiceOutcome,
         /// Its address.
         virtual_ip: std::net::IpAddr,
+        /// The node ports of its ports.
+        node_ports: Vec<NodePortGiven>,
         /// Its modify revision.
         revision: Revision,
     },

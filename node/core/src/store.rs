@@ -205,7 +205,7 @@ impl Node {
                     self.snapshots.own_changed = true;
                 }
                 // A claim says nothing that its service does not say.
-                ParsedKey::Vip(_) => {}
+                ParsedKey::ServiceClaim(_) => {}
                 // Later issues.
                 ParsedKey::Policy(_) | ParsedKey::Keyring => {}
             }

@@ -9,7 +9,7 @@ use kvstore_schema::{
         AliveRecord, CidrRecord, ClaimState, EndpointRecord, FleetRecord, IdentityIdRecord,
         IdentityLabelsRecord, IdentityRefRecord, NodeRecord,
     },
-    service::{ServiceRecord, ServiceSpec, VipRecord},
+    service::{NodePortGiven, ServiceClaimRecord, ServiceProtocol, ServiceRecord, ServiceSpec},
 };
 use node_core::{SavedCidr, SavedEndpoint, SavedIdentity, SavedNode, SavedRecord, Snapshot};
 use node_facts::{CidrFact, NodeFacts, NodeHealth, PendingEndpoint, PendingOp};
@@ -101,7 +101,8 @@ pub fn endpoint_record() -> EndpointRecord {
 }
 
 pub fn service_spec() -> ServiceSpec {
-    let json = r#"{"ports":[{"name":"http","port":80,"targetPort":8080},{"name":"dns","protocol":"udp","port":53}],
+    let json = r#"{"ports":[{"name":"http","port":80,"targetPort":8080,"nodePort":"auto","hostPort":8080},{"name":"dns","protocol":"udp","port":53}],
+        "externalIps":["198.51.100.7"],"affinity":{"timeoutSeconds":60},"sourceRanges":["203.0.113.0/24"],"trafficPolicy":"local","mode":"dsr","topology":"zone",
         "selector":{"matchLabels":{"app":"web"},"matchExpressions":[{"key":"version","operator":"In","values":["1","2"]}]}}"#;
     serde_json::from_str::<ServiceSpec>(json).expect("a spec").normalised()
 }
@@ -110,12 +111,13 @@ pub fn service_record() -> ServiceRecord {
     ServiceRecord {
         spec: service_spec(),
         virtual_ip: "10.201.0.5".parse().expect("an address"),
+        node_ports: vec![NodePortGiven { protocol: ServiceProtocol::Tcp, port: 80, node_port: 30_080 }],
         unknown: Default::default(),
     }
 }
 
-pub fn vip_record() -> VipRecord {
-    VipRecord { service: "web".parse().expect("a name"), unknown: Default::default() }
+pub fn service_claim_record() -> ServiceClaimRecord {
+    ServiceClaimRecord { service: "web".parse().expect("a name"), unknown: Default::default() }
 }
 
 pub fn facts() -> NodeFacts {

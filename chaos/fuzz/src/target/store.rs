@@ -8,7 +8,7 @@ use kvstore_schema::{
         AliveRecord, CidrRecord, EndpointRecord, FleetRecord, IdentityIdRecord, IdentityLabelsRecord,
         IdentityRefRecord, NodeRecord, Record,
     },
-    service::{ServiceRecord, VipRecord},
+    service::{ServiceClaimRecord, ServiceRecord},
 };
 use kvstore_store::MemState;
 
@@ -55,7 +55,7 @@ fn key(bytes: &[u8]) {
         Ok(ParsedKey::IdentityRef(id, node)) => schema.identity_ref(id, &node),
         Ok(ParsedKey::Endpoint(node, ip)) => schema.endpoint(&node, ip),
         Ok(ParsedKey::Service(name)) => schema.service(&name),
-        Ok(ParsedKey::Vip(address)) => schema.vip(address),
+        Ok(ParsedKey::ServiceClaim(claim)) => schema.service_claim(&claim),
     };
     assert_eq!(again, key, "one thing has two keys");
 }
@@ -70,6 +70,7 @@ fn key_seeds() -> Vec<Vec<u8>> {
         "endpoints/n1/fd00::5",
         "services/web",
         "vips/10.201.0.5",
+        "frontends/0.0.0.0/tcp/30080",
         "keyring",
         "mark",
     ];
@@ -92,6 +93,9 @@ pub const RECORD_VALUE: Target = Target {
         "\"pools\":",
         "\"spec\":{",
         "\"targetPort\":0",
+        "\"nodePort\":30080",
+        "\"node_ports\":[{",
+        "\"sctp\"",
         "\"matchExpressions\":[{",
         "16777216",
         "-1",
@@ -116,7 +120,7 @@ fn value(bytes: &[u8]) {
         b'5' => check::<IdentityIdRecord>(bytes),
         b'6' => check::<IdentityRefRecord>(bytes),
         b'8' => check::<ServiceRecord>(bytes),
-        b'9' => check::<VipRecord>(bytes),
+        b'9' => check::<ServiceClaimRecord>(bytes),
         _ => check::<EndpointRecord>(bytes),
     }
 }
@@ -132,7 +136,7 @@ fn value_seeds() -> Vec<Vec<u8>> {
         sample::identity_ref_record().encode(),
         sample::endpoint_record().encode(),
         sample::service_record().encode(),
-        sample::vip_record().encode(),
+        sample::service_claim_record().encode(),
     ];
     values.iter().zip(b'0'..).map(|(value, kind)| [&[kind], &value[..]].concat()).collect()
 }

@@ -71,8 +71,8 @@ fn content(view: &FleetView) -> Vec<String> {
     });
     let policies = view.policies().iter().map(|(name, e)| format!("{name} {:?}", e.record));
     let services = view.services().iter().map(|(name, e)| format!("{name} {:?}", e.record));
-    let vips = view.vips().iter().map(|(address, e)| format!("{address} {}", e.record.service));
-    let users = policies.chain(services).chain(vips);
+    let claims = view.service_claims().iter().map(|(claim, e)| format!("{claim} {}", e.record.service));
+    let users = policies.chain(services).chain(claims);
     nodes.chain(cidrs).chain(labels).chain(numbers).chain(refs).chain(endpoints).chain(users).collect()
 }
 

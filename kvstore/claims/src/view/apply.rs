@@ -196,7 +196,7 @@ impl FleetView {
                 let service = Entry { record: Arc::new(record), created, modified };
                 self.services.insert(name.clone(), service);
             }
-            ParsedKey::Vip(address) => drop(self.vips.insert(*address, entry(kv)?)),
+            ParsedKey::ServiceClaim(claim) => drop(self.service_claims.insert(*claim, entry(kv)?)),
             ParsedKey::Policy(name) => drop(self.policies.insert(name.clone(), raw(kv))),
             ParsedKey::Keyring => self.keyring = Some(raw(kv)),
             ParsedKey::Mark => self.mark = Some(entry(kv)?),
@@ -228,7 +228,7 @@ impl FleetView {
                 }
             }
             ParsedKey::Service(name) => drop(self.services.remove(name)),
-            ParsedKey::Vip(address) => drop(self.vips.remove(address)),
+            ParsedKey::ServiceClaim(claim) => drop(self.service_claims.remove(claim)),
             ParsedKey::Policy(name) => drop(self.policies.remove(name)),
             ParsedKey::Keyring => self.keyring = None,
             ParsedKey::Mark => self.mark = None,

@@ -12,7 +12,7 @@ use kvstore_schema::{
     record::{
         CidrRecord, ClaimEpoch, ClaimState, FleetRecord, IdentityIdRecord, IdentityLabelsRecord, Life, Record,
     },
-    service::VipRecord,
+    service::ServiceClaimRecord,
 };
 
 use super::{Entry, FleetView, ViewChange};
@@ -266,11 +266,11 @@ impl FleetView {
                 let labels = self.identity_labels.get(&record.labels.digest());
                 labels.is_some_and(|entry| entry.record.id != *number)
             }),
-            // That of a service which has another address since.
-            ParsedKey::Vip(address) => {
-                let service =
-                    VipRecord::decode(&kv.value).ok().and_then(|vip| self.services.get(&vip.service));
-                service.map_or(deletions, |entry| entry.record.virtual_ip != *address)
+            // That of a service which has given it up since.
+            ParsedKey::ServiceClaim(claim) => {
+                let owner = ServiceClaimRecord::decode(&kv.value).ok().map(|record| record.service);
+                let service = owner.and_then(|owner| self.services.get(&owner));
+                service.map_or(deletions, |entry| !entry.record.claims().contains(claim))
             }
             ParsedKey::IdentityRef(number, _) => {
                 (deletions && self.listed) || self.outlived.contains_key(&self.schema.identity_id(*number))
@@ -292,7 +292,7 @@ impl FleetView {
             ParsedKey::IdentityRef(number, node) => self.refs(*number).contains_key(node),
             ParsedKey::Endpoint(node, ip) => self.endpoints.get(node).is_some_and(|ips| ips.contains_key(ip)),
             ParsedKey::Service(name) => self.services.contains_key(name),
-            ParsedKey::Vip(address) => self.vips.contains_key(address),
+            ParsedKey::ServiceClaim(claim) => self.service_claims.contains_key(claim),
             ParsedKey::Policy(name) => self.policies.contains_key(name),
             ParsedKey::Keyring => self.keyring.is_some(),
             ParsedKey::Mark => self.mark.is_some(),
@@ -364,23 +364,26 @@ impl FleetView {
             Some(None) => return self.forget(key, changes),
             Some(Some(kv)) => self.put(&kv, changes),
         }
-        // The other half of a number or service that was left out because this half had another meaning.
-        let half = match self.schema.parse(key) {
+        // What belongs to a number or service and was left out because this part had another meaning.
+        let parts: Vec<Key> = match self.schema.parse(key) {
             Ok(ParsedKey::IdentityLabels(digest)) => {
                 let entry = self.identity_labels.get(&digest);
-                entry.map(|entry| self.schema.identity_id(entry.record.id))
+                entry.map(|entry| self.schema.identity_id(entry.record.id)).into_iter().collect()
             }
             Ok(ParsedKey::IdentityId(number)) => {
-                let entry = self.identities.get(&number);
-                entry.map(|entry| self.schema.identity_labels(&entry.record.labels.digest()))
+                let labels = self.identities.get(&number).map(|entry| entry.record.labels.digest());
+                labels.map(|labels| self.schema.identity_labels(&labels)).into_iter().collect()
             }
             Ok(ParsedKey::Service(name)) => {
-                self.services.get(&name).map(|entry| self.schema.vip(entry.record.virtual_ip))
+                let claims = self.services.get(&name).map(|entry| entry.record.claims());
+                claims.iter().flatten().map(|claim| self.schema.service_claim(claim)).collect()
             }
-            _ => None,
+            _ => Vec::new(),
         };
-        if let Some(kv) = half.and_then(|key| self.outlived.remove(&key)) {
-            self.put(&kv, changes);
+        for key in parts {
+            if let Some(kv) = self.outlived.remove(&key) {
+                self.put(&kv, changes);
+            }
         }
     }
 

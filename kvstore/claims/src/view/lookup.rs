@@ -14,7 +14,7 @@ use kvstore_schema::{
         AliveRecord, CidrRecord, ClaimState, EndpointRecord, FleetRecord, IdentityIdRecord,
         IdentityLabelsRecord, IdentityRefRecord, NodeRecord,
     },
-    service::{ServiceRecord, VipRecord},
+    service::{ServiceClaim, ServiceClaimRecord, ServiceRecord},
 };
 
 use super::{Entry, FleetView, RawEntry, Rejected};
@@ -147,9 +147,9 @@ impl FleetView {
         &self.services
     }
 
-    /// Virtual IPs that are taken.
-    pub fn vips(&self) -> &BTreeMap<IpAddr, Entry<VipRecord>> {
-        &self.vips
+    /// Addresses and ports that services have.
+    pub fn service_claims(&self) -> &BTreeMap<ServiceClaim, Entry<ServiceClaimRecord>> {
+        &self.service_claims
     }
 
     /// Policies as their manifests' bytes.

@@ -22,7 +22,7 @@ use kvstore_schema::{
         AliveRecord, CidrRecord, EndpointRecord, FleetRecord, IdentityIdRecord, IdentityLabelsRecord,
         IdentityRefRecord, Life, MarkRecord, NodeRecord,
     },
-    service::{ServiceRecord, VipRecord},
+    service::{ServiceClaim, ServiceClaimRecord, ServiceRecord},
 };
 use serde::{Deserialize, Serialize};
 
@@ -128,7 +128,7 @@ pub struct FleetView {
     endpoints: BTreeMap<NodeName, BTreeMap<IpAddr, Entry<Arc<EndpointRecord>>>>,
     endpoint_count: usize,
     services: BTreeMap<ServiceName, Entry<Arc<ServiceRecord>>>,
-    vips: BTreeMap<IpAddr, Entry<VipRecord>>,
+    service_claims: BTreeMap<ServiceClaim, Entry<ServiceClaimRecord>>,
     policies: BTreeMap<String, RawEntry>,
     keyring: Option<RawEntry>,
     pub(crate) mark: Option<Entry<MarkRecord>>,
@@ -159,7 +159,7 @@ impl FleetView {
             endpoints: BTreeMap::new(),
             endpoint_count: 0,
             services: BTreeMap::new(),
-            vips: BTreeMap::new(),
+            service_claims: BTreeMap::new(),
             policies: BTreeMap::new(),
             keyring: None,
             mark: None,

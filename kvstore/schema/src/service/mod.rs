@@ -3,16 +3,24 @@
 //! A field that this agent does not know refuses the whole: a service that is served without its source ranges, say,
 //! would be open to everybody. Such a record is rejected alone, and what was known of the service before stays.
 
+mod choice;
+mod claim;
 mod record;
 mod rules;
 
 use std::{fmt, net::IpAddr};
 
 use identity::Selector;
+use ipnetwork::IpNetwork;
 use serde::{Deserialize, Deserializer, Serialize, de};
 
-pub use record::{ServiceRecord, VipRecord};
-pub use rules::{MAX_FIXED_BACKENDS, MAX_SERVICE_PORTS, MAX_WEIGHT, SpecError};
+pub use choice::{Affinity, AffinityBy, Algorithm, Mode, NodePort, Topology, TrafficPolicy, VirtualIp};
+pub use claim::{EVERY_NODE, ServiceClaim, ServiceClaimRecord};
+pub use record::{NodePortGiven, ServiceRecord};
+pub use rules::{
+    MAX_FIXED_BACKENDS, MAX_FRONTENDS, MAX_SERVICE_PORTS, MAX_SOURCE_RANGES, MAX_WEIGHT, NODE_PORTS,
+    SpecError,
+};
 
 /// A service as wanted. [`ServiceSpec::normalised`] fills in what was left out.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -32,27 +40,27 @@ pub struct ServiceSpec {
     /// How a flow's backend is chosen.
     #[serde(default)]
     pub algorithm: Algorithm,
-    /// Addresses that clients outside the fleet use.
-    #[serde(default, skip_serializing, deserialize_with = "not_yet::external_ips")]
-    pub external_ips: NotYet,
+    /// Addresses that clients outside the fleet use, with the same ports; their network sends them to the nodes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub external_ips: Vec<IpAddr>,
     /// One client, one backend.
-    #[serde(default, skip_serializing, deserialize_with = "not_yet::affinity")]
-    pub affinity: NotYet,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub affinity: Option<Affinity>,
     /// Which backends clients outside the fleet get.
-    #[serde(default, skip_serializing, deserialize_with = "not_yet::traffic_policy")]
-    pub traffic_policy: NotYet,
-    /// Who may use it.
-    #[serde(default, skip_serializing, deserialize_with = "not_yet::source_ranges")]
-    pub source_ranges: NotYet,
+    #[serde(default)]
+    pub traffic_policy: TrafficPolicy,
+    /// Where clients outside the fleet may come from; anywhere, if there is none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub source_ranges: Vec<IpNetwork>,
     /// How answers reach clients outside the fleet.
-    #[serde(default, skip_serializing, deserialize_with = "not_yet::mode")]
-    pub mode: NotYet,
+    #[serde(default)]
+    pub mode: Mode,
     /// How backends are asked whether they are well.
     #[serde(default, skip_serializing, deserialize_with = "not_yet::health_check")]
     pub health_check: NotYet,
     /// Which backends are preferred.
-    #[serde(default, skip_serializing, deserialize_with = "not_yet::topology")]
-    pub topology: NotYet,
+    #[serde(default)]
+    pub topology: Topology,
 }
 
 /// One port of a service.
@@ -71,11 +79,11 @@ pub struct ServicePort {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_port: Option<u16>,
     /// A port of every node's own addresses.
-    #[serde(default, skip_serializing, deserialize_with = "not_yet::node_port")]
-    pub node_port: NotYet,
-    /// A port of the nodes that have backends.
-    #[serde(default, skip_serializing, deserialize_with = "not_yet::host_port")]
-    pub host_port: NotYet,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_port: Option<NodePort>,
+    /// A port of the own addresses of those nodes that have backends, for these alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_port: Option<u16>,
 }
 
 impl ServicePort {
@@ -112,59 +120,27 @@ pub enum ServiceProtocol {
     Tcp,
     /// UDP
     Udp,
+    /// SCTP, whose ports cannot be changed on the way.
+    Sctp,
+}
+
+impl ServiceProtocol {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Tcp, Self::Udp, Self::Sctp];
+
+    /// The word, as in manifests and keys.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Sctp => "sctp",
+        }
+    }
 }
 
 impl fmt::Display for ServiceProtocol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Tcp => "tcp",
-            Self::Udp => "udp",
-        })
-    }
-}
-
-/// How a flow's backend is chosen. Nodes agree on it either way.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Algorithm {
-    /// By consistent hashing: few flows move when a backend comes or goes.
-    #[default]
-    Maglev,
-    /// Evenly.
-    Random,
-}
-
-/// A service's own address. Text form: `auto`, or the address.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub enum VirtualIp {
-    /// A free one of the fleet's service pools, kept for as long as the service is there.
-    #[default]
-    Auto,
-    /// This one.
-    Address(IpAddr),
-}
-
-impl TryFrom<String> for VirtualIp {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        match text.as_str() {
-            "auto" => Ok(Self::Auto),
-            other => other
-                .parse()
-                .map(Self::Address)
-                .map_err(|_| format!("virtualIp {other:?} is not valid: use auto, or an address")),
-        }
-    }
-}
-
-impl From<VirtualIp> for String {
-    fn from(wanted: VirtualIp) -> Self {
-        match wanted {
-            VirtualIp::Auto => "auto".to_owned(),
-            VirtualIp::Address(address) => address.to_string(),
-        }
+        f.write_str(self.word())
     }
 }
 
@@ -185,14 +161,6 @@ mod not_yet {
     }
 
     refuse! {
-        external_ips "externalIps" "workloads and nodes reach a service by its virtual IP";
-        node_port "nodePort" "workloads and nodes reach a service by its virtual IP";
-        host_port "hostPort" "workloads and nodes reach a service by its virtual IP";
-        affinity "affinity" "each flow chooses its backend for itself";
-        traffic_policy "trafficPolicy" "every flow may get any backend of the fleet";
-        source_ranges "sourceRanges" "everybody in the fleet may use a service";
-        mode "mode" "answers go back the way that the flow came";
         health_check "healthCheck" "every endpoint that is attached counts as well";
-        topology "topology" "every flow may get any backend of the fleet";
     }
 }

@@ -1,15 +1,25 @@
 //! Which specs make sense, and their one form.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{collections::BTreeSet, net::IpAddr, ops::RangeInclusive};
 
 use identity::check_name;
+use ipnetwork::IpNetwork;
 
-use super::{FixedBackend, ServiceSpec, VirtualIp};
+use super::{FixedBackend, NodePort, ServicePort, ServiceProtocol, ServiceSpec, VirtualIp};
 
 /// The most ports of one service: each is a table of backends in every kernel.
 pub const MAX_SERVICE_PORTS: usize = 64;
 /// The most backends that one service lists; more than that are a fleet's, and found by labels.
 pub const MAX_FIXED_BACKENDS: usize = 512;
+/// The most ports of nodes and external addresses of one service, each port of each address counted: a change that replaces
+/// all of them by others is still one transaction of etcd (128 operations), and is written again in one piece after a loss.
+pub const MAX_FRONTENDS: usize = 48;
+/// The most source ranges of one service: each is an entry of a table in every kernel.
+pub const MAX_SOURCE_RANGES: usize = 128;
+/// The ports of nodes that services may have, as in Kubernetes; below those that Linux gives to connections (32768-60999).
+pub const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
+/// The longest that a client may be silent, as in Kubernetes: a day.
+const MAX_AFFINITY_SECONDS: u32 = 86_400;
 /// The greatest weight: finer shares than a thousandth show in no table of backends.
 pub const MAX_WEIGHT: u16 = 1_000;
 
@@ -30,6 +40,7 @@ impl ServiceSpec {
         }
         self.check_ports(&mut mistakes);
         self.check_backends(&mut mistakes);
+        self.check_outside(&mut mistakes);
         if mistakes.is_empty() { Ok(()) } else { Err(SpecError(mistakes)) }
     }
 
@@ -39,6 +50,7 @@ impl ServiceSpec {
         }
         let mut seen = BTreeSet::new();
         let mut names = BTreeSet::new();
+        let mut of_nodes = BTreeSet::new();
         for (index, port) in self.ports.iter().enumerate() {
             let mut wrong = |text: String| mistakes.push(format!("spec.ports[{index}].{text}"));
             if port.port == 0 {
@@ -64,6 +76,74 @@ impl ServiceSpec {
                 }
                 None => {}
             }
+            check_node_ports(port, &mut of_nodes, &mut wrong);
+            if port.protocol == ServiceProtocol::Sctp {
+                self.check_sctp(port, &mut wrong);
+            }
+        }
+    }
+
+    /// Its checksum cannot be changed in part, so the programs change no port.
+    fn check_sctp(&self, port: &ServicePort, wrong: &mut impl FnMut(String)) {
+        let other = |target: Option<u16>| target.is_some_and(|target| target != port.port);
+        if other(port.target_port) || self.backends.iter().any(|backend| other(backend.port)) {
+            wrong("targetPort: SCTP keeps its port: the backends' must be the same".to_owned());
+        }
+        if port.node_port.is_some() || port.host_port.is_some() || !self.external_ips.is_empty() {
+            wrong(
+                "protocol: not there yet: SCTP of clients outside the fleet; leave out nodePort, hostPort and externalIps"
+                    .to_owned(),
+            );
+        }
+    }
+
+    /// What concerns clients outside the fleet.
+    fn check_outside(&self, mistakes: &mut Vec<String>) {
+        let mut seen = BTreeSet::new();
+        for (index, address) in self.external_ips.iter().enumerate() {
+            let place = format!("spec.externalIps[{index}]");
+            mistakes.extend(check_address(&place, *address));
+            if !seen.insert(*address) {
+                mistakes.push(format!("{place}: {address} is there twice"));
+            }
+            if self.virtual_ip == VirtualIp::Address(*address) {
+                mistakes.push(format!("{place}: {address} is the virtualIp"));
+            }
+        }
+        let of_nodes = |port: &ServicePort| {
+            usize::from(port.node_port.is_some()) + usize::from(port.host_port.is_some())
+        };
+        let frontends = self.ports.iter().map(|port| of_nodes(port) + self.external_ips.len());
+        let frontends: usize = frontends.sum();
+        if frontends > MAX_FRONTENDS {
+            mistakes.push(format!(
+                "spec: has {frontends} node ports, host ports and ports of external addresses; at most {MAX_FRONTENDS} are \
+                 allowed: make several services"
+            ));
+        }
+        if self.source_ranges.len() > MAX_SOURCE_RANGES {
+            mistakes.push(format!(
+                "spec.sourceRanges: has {}; at most {MAX_SOURCE_RANGES} are allowed",
+                self.source_ranges.len()
+            ));
+        }
+        for (index, range) in self.source_ranges.iter().enumerate() {
+            let place = format!("spec.sourceRanges[{index}]");
+            let network = range.network();
+            if let IpNetwork::V6(_) = range {
+                mistakes.push(format!("{place}: not there yet: IPv6 ({range})"));
+            } else if range.ip() != network {
+                mistakes
+                    .push(format!("{place}: {range} has host bits set; write {network}/{}", range.prefix()));
+            }
+        }
+        if let Some(affinity) = self.affinity
+            && !(1..=MAX_AFFINITY_SECONDS).contains(&affinity.timeout_seconds)
+        {
+            mistakes.push(format!(
+                "spec.affinity.timeoutSeconds: {} is out of range; use 1 to {MAX_AFFINITY_SECONDS}",
+                affinity.timeout_seconds
+            ));
         }
     }
 
@@ -107,7 +187,35 @@ impl ServiceSpec {
             port.target_port.get_or_insert(port.port);
         }
         self.backends.sort();
+        self.external_ips.sort_unstable();
+        self.source_ranges.sort_unstable();
+        self.source_ranges.dedup();
         self
+    }
+}
+
+/// `seen`: the ports of nodes that the service has already.
+fn check_node_ports(
+    port: &ServicePort,
+    seen: &mut BTreeSet<(ServiceProtocol, u16)>,
+    wrong: &mut impl FnMut(String),
+) {
+    let (first, last) = (NODE_PORTS.start(), NODE_PORTS.end());
+    if let Some(NodePort::Number(number)) = port.node_port {
+        if !NODE_PORTS.contains(&number) {
+            wrong(format!("nodePort: {number} is out of range; use {first} to {last}, or auto"));
+        } else if !seen.insert((port.protocol, number)) {
+            wrong(format!("nodePort: {number}/{} is there twice", port.protocol));
+        }
+    }
+    if let Some(number) = port.host_port {
+        if number == 0 {
+            wrong("hostPort: 0 is none; use 1 to 65535".to_owned());
+        } else if NODE_PORTS.contains(&number) {
+            wrong(format!("hostPort: {number} is one of the node ports ({first} to {last}); use another"));
+        } else if !seen.insert((port.protocol, number)) {
+            wrong(format!("hostPort: {number}/{} is there twice", port.protocol));
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use identity::ServiceName;
 use kvstore_claims::{ClaimError, Expected, ServiceRemoval, ServiceWrite, ServiceWritten};
-use kvstore_schema::service::ServiceSpec;
+use kvstore_schema::service::{ServiceRecord, ServiceSpec};
 
 use crate::{CallErrorKind, CallId, Reply, node::Node, tasks::Task};
 
@@ -17,6 +17,10 @@ impl Node {
     ) {
         if let Err(error) = spec.validate() {
             return self.refuse(call, CallErrorKind::Invalid, error.to_string());
+        }
+        if !spec.source_ranges.is_empty() {
+            let text = "not there yet: sourceRanges (everybody may use a service); leave it out".to_owned();
+            return self.refuse(call, CallErrorKind::Invalid, text);
         }
         if self.can_write(call, "written") {
             let (machine, request) = ServiceWrite::start(&self.view, name, spec.normalised(), expected);
@@ -58,8 +62,8 @@ impl Node {
     pub(crate) fn on_service_written(&mut self, call: CallId, end: Result<ServiceWritten, ClaimError>) {
         match end {
             Ok(ServiceWritten { outcome, record, revision }) => {
-                let virtual_ip = record.virtual_ip;
-                self.reply(call, Ok(Reply::ServiceWritten { outcome, virtual_ip, revision }));
+                let ServiceRecord { virtual_ip, node_ports, .. } = record;
+                self.reply(call, Ok(Reply::ServiceWritten { outcome, virtual_ip, node_ports, revision }));
             }
             Err(error) => self.refuse(call, kind(&error), error.to_string()),
         }
@@ -75,11 +79,16 @@ impl Node {
 
 fn kind(error: &ClaimError) -> CallErrorKind {
     match error {
-        ClaimError::ServiceChanged { .. }
-        | ClaimError::AddressTaken { .. }
-        | ClaimError::BadRecord { .. } => CallErrorKind::Conflict,
-        ClaimError::AddressOfEndpoints { .. } | ClaimError::AddressOfNode { .. } => CallErrorKind::Invalid,
-        ClaimError::ServicePoolExhausted { .. } => CallErrorKind::Exhausted,
+        ClaimError::ServiceChanged { .. } | ClaimError::Taken { .. } | ClaimError::BadRecord { .. } => {
+            CallErrorKind::Conflict
+        }
+        ClaimError::AddressOfEndpoints { .. }
+        | ClaimError::AddressOfServices { .. }
+        | ClaimError::AddressOfNode { .. }
+        | ClaimError::PortOfAgents { .. } => CallErrorKind::Invalid,
+        ClaimError::ServicePoolExhausted { .. } | ClaimError::NodePortsExhausted { .. } => {
+            CallErrorKind::Exhausted
+        }
         _ => CallErrorKind::Unavailable,
     }
 }

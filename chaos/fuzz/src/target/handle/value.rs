@@ -14,7 +14,10 @@ use kvstore_schema::{
         AliveRecord, CidrRecord, ClaimState, EndpointRecord, FleetRecord, IdentityIdRecord,
         IdentityLabelsRecord, IdentityRefRecord, NodeRecord, Record,
     },
-    service::{FixedBackend, ServiceRecord, ServiceSpec, VipRecord, VirtualIp},
+    service::{
+        FixedBackend, NodePort, NodePortGiven, ServiceClaim, ServiceClaimRecord, ServiceProtocol,
+        ServiceRecord, ServiceSpec, Topology, TrafficPolicy, VirtualIp,
+    },
 };
 use node_core::{Expected, Underlay};
 use node_facts::{CidrFact, NodeFacts, NodeHealth, PendingEndpoint, PendingOp};
@@ -111,7 +114,7 @@ pub fn record(draw: &mut Draw, schema: &Schema) -> (Key, Arc<[u8]>) {
         6 => schema.identity_ref(identity(draw), &owner),
         7 | 8 => schema.endpoint(&owner, address(draw)),
         9 => schema.service(&service_name(draw)),
-        10 => schema.vip(address(draw)),
+        10 => schema.service_claim(&service_claim(draw)),
         _ => Key::from_raw(format!("{}{}", schema.root(), String::from_utf8_lossy(draw.bytes()))),
     };
     (key, value(draw, value_kind, owner))
@@ -153,9 +156,16 @@ fn value(draw: &mut Draw, kind: usize, owner: NodeName) -> Arc<[u8]> {
         }
         9 => {
             let (spec, virtual_ip) = (service_spec(draw), address(draw));
-            ServiceRecord { spec, virtual_ip, ..sample::service_record() }.encode()
+            let wanting = spec.ports.iter().filter(|port| port.node_port.is_some());
+            let node_ports = wanting.map(|port| NodePortGiven {
+                protocol: port.protocol,
+                port: port.port,
+                node_port: 30_000 + port.port,
+            });
+            let node_ports = node_ports.collect();
+            ServiceRecord { spec, virtual_ip, node_ports, ..sample::service_record() }.encode()
         }
-        10 => VipRecord { service: service_name(draw), ..sample::vip_record() }.encode(),
+        10 => ServiceClaimRecord { service: service_name(draw), ..sample::service_claim_record() }.encode(),
         _ => draw.bytes().into(),
     }
 }
@@ -166,6 +176,15 @@ pub fn service_name(draw: &mut Draw) -> ServiceName {
 
 pub fn expected(draw: &mut Draw) -> Expected {
     if draw.one_in(3) { Expected::Revision(revision(draw)) } else { Expected::Any }
+}
+
+fn service_claim(draw: &mut Draw) -> ServiceClaim {
+    let (address, port) = (address(draw), 30_000 + u16::from(draw.byte()));
+    match draw.below(3) {
+        0 => ServiceClaim::VirtualIp(address),
+        1 => ServiceClaim::of_nodes(ServiceProtocol::Tcp, port),
+        _ => ServiceClaim::Frontend { address, protocol: ServiceProtocol::Udp, port },
+    }
 }
 
 /// Specs of all kinds, some of which make no sense.
@@ -180,6 +199,13 @@ pub fn service_spec(draw: &mut Draw) -> ServiceSpec {
     }
     if draw.one_in(3) {
         spec.virtual_ip = VirtualIp::Address(address(draw));
+    }
+    spec.external_ips = draw.bool().then(|| address(draw)).into_iter().collect();
+    spec.traffic_policy = *draw.choose(&[&TrafficPolicy::Fleet, &TrafficPolicy::Local]);
+    spec.topology = *draw.choose(&[&Topology::Any, &Topology::Zone, &Topology::Node]);
+    for one in &mut spec.ports {
+        one.node_port = *draw.choose(&[&None, &Some(NodePort::Auto), &Some(NodePort::Number(30_080))]);
+        one.host_port = draw.bool().then_some(port);
     }
     spec
 }

@@ -1,0 +1,284 @@
+//! Services: a record, and the claims on its address and ports, always written together.
+//!
+//! Anybody's agent may write them: there is no owner but the record itself. Claims change only in a transaction that also
+//! changes `services/<name>` under its modify revision, so that one comparison fences all.
+
+mod pick;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use identity::ServiceName;
+use kvstore_schema::{
+    Condition, KeyValue, KvOp, KvRequest, Revision, Schema, Txn, TxnResponse,
+    service::{ServiceClaim, ServiceClaimRecord, ServiceRecord, ServiceSpec, VirtualIp},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    ClaimError, Entry, FleetView,
+    machine::{Machine, Next, Protocol, decode, got, or_failed, put},
+};
+
+/// What must be there before a service is written or deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Expected {
+    /// Whatever there is.
+    Any,
+    /// This revision of it.
+    Revision(Revision),
+}
+
+/// What came of writing a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum ServiceOutcome {
+    /// It is new.
+    Created,
+    /// It has changed.
+    Changed,
+    /// It was so already.
+    Unchanged,
+}
+
+/// A service as it is in the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceWritten {
+    /// What was done.
+    pub outcome: ServiceOutcome,
+    /// Its record.
+    pub record: ServiceRecord,
+    /// The record's modify revision.
+    pub revision: Revision,
+}
+
+/// Writes a service. Ends in [`ClaimError::ServiceChanged`] when another revision is there than expected, and in
+/// [`ClaimError::Taken`] when an address or port that it wants belongs to another.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ServiceWrite {
+    schema: Schema,
+    name: ServiceName,
+    spec: ServiceSpec,
+    expected: Expected,
+    /// Claims of others that the view does not know of yet.
+    taken: BTreeSet<ServiceClaim>,
+    /// Claims of this service that have lost their record, each at this revision.
+    orphans: BTreeMap<ServiceClaim, Revision>,
+    /// The transaction asked last.
+    asked: Option<Asked>,
+}
+
+/// What a transaction would write, and what it would make of the service.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Asked {
+    record: ServiceRecord,
+    outcome: ServiceOutcome,
+    /// Claims that it reads if it comes to nothing, in this order: those that must be free.
+    looked_at: Vec<ServiceClaim>,
+}
+
+impl ServiceWrite {
+    /// `spec`: normalised and valid. The answer says whether anything changed: writing the same again does not.
+    pub fn start(
+        view: &FleetView,
+        name: ServiceName,
+        spec: ServiceSpec,
+        expected: Expected,
+    ) -> (Machine<Self>, KvRequest) {
+        let mut this = Self {
+            schema: view.schema().clone(),
+            name,
+            spec,
+            expected,
+            taken: BTreeSet::new(),
+            orphans: BTreeMap::new(),
+            asked: None,
+        };
+        let txn =
+            this.guess(view).unwrap_or_else(|| Txn::new().then(KvOp::Get(this.schema.service(&this.name))));
+        Machine::begin(this, txn)
+    }
+
+    /// The write, if what the view knows is all that there is. What says that nothing is to be done, or cannot be, is
+    /// looked at first: the view may be behind.
+    fn guess(&mut self, view: &FleetView) -> Option<Txn> {
+        let known = view.services().get(&self.name).map(|entry| Entry {
+            record: entry.record.as_ref().clone(),
+            created: entry.created,
+            modified: entry.modified,
+        });
+        if known.as_ref().is_some_and(|known| known.record.spec == self.spec) {
+            return None;
+        }
+        self.check(known.as_ref().map(|known| known.modified)).ok()?;
+        let record = self.resolve(known.as_ref(), view).ok()?;
+        Some(self.write(known, record))
+    }
+
+    fn decide(&mut self, answer: &TxnResponse, view: &FleetView) -> Result<Next<ServiceWritten>, ClaimError> {
+        let asked = self.asked.take();
+        if let (true, Some(Asked { record, outcome, .. })) = (answer.succeeded, &asked) {
+            let (record, outcome) = (record.clone(), *outcome);
+            return Ok(Next::Done(ServiceWritten { outcome, record, revision: answer.revision }));
+        }
+        let found = got(answer, 0)?.map(entry).transpose()?;
+        if let Some(Asked { record, outcome, looked_at }) = asked {
+            // It was carried out, though its answer got lost.
+            if let Some(there) = found.as_ref().filter(|there| there.record == record) {
+                return Ok(Next::Done(ServiceWritten { outcome, record, revision: there.modified }));
+            }
+            for (index, claim) in looked_at.into_iter().enumerate() {
+                if let Some(there) = got(answer, index + 1)? {
+                    self.met(there, claim)?;
+                }
+            }
+        }
+        self.check(found.as_ref().map(|entry| entry.modified))?;
+        if let Some(there) = found.as_ref().filter(|there| there.record.spec == self.spec) {
+            let (record, revision) = (there.record.clone(), there.modified);
+            return Ok(Next::Done(ServiceWritten { outcome: ServiceOutcome::Unchanged, record, revision }));
+        }
+        let record = self.resolve(found.as_ref(), view)?;
+        Ok(Next::Ask(self.write(found, record)))
+    }
+
+    /// Somebody has the claim already.
+    fn met(&mut self, there: &KeyValue, claim: ServiceClaim) -> Result<(), ClaimError> {
+        let owner = decode::<ServiceClaimRecord>(there)?.service;
+        if owner == self.name {
+            self.orphans.insert(claim, there.mod_revision);
+        } else if self.names(&claim) {
+            return Err(ClaimError::Taken { claim, owner });
+        } else {
+            self.taken.insert(claim);
+        }
+        Ok(())
+    }
+
+    fn check(&self, found: Option<Revision>) -> Result<(), ClaimError> {
+        match self.expected {
+            Expected::Any => Ok(()),
+            Expected::Revision(wanted) if found == Some(wanted) => Ok(()),
+            Expected::Revision(wanted) => {
+                Err(ClaimError::ServiceChanged { service: self.name.clone(), wanted, found })
+            }
+        }
+    }
+
+    /// Fenced by what is there of the service, and by everything that it does not have yet being free.
+    fn write(&mut self, found: Option<Entry<ServiceRecord>>, mut record: ServiceRecord) -> Txn {
+        let key = self.schema.service(&self.name);
+        let (unchanged, before, outcome) = match found {
+            Some(there) => {
+                let before = there.record.claims();
+                record.unknown = there.record.unknown;
+                (Condition::ModRevision(key.clone(), there.modified), before, ServiceOutcome::Changed)
+            }
+            None => (Condition::Absent(key.clone()), Vec::new(), ServiceOutcome::Created),
+        };
+        let claims = record.claims();
+        let mut txn = Txn::new().when(unchanged).then(put(key.clone(), &record)).otherwise(KvOp::Get(key));
+        let mut looked_at = Vec::new();
+        let claimed = ServiceClaimRecord { service: self.name.clone(), unknown: Default::default() };
+        for claim in claims.iter().filter(|claim| !before.contains(claim)) {
+            let key = self.schema.service_claim(claim);
+            let free = match self.orphans.get(claim) {
+                Some(revision) => Condition::ModRevision(key.clone(), *revision),
+                None => Condition::Absent(key.clone()),
+            };
+            txn = txn.when(free).then(put(key.clone(), &claimed)).otherwise(KvOp::Get(key));
+            looked_at.push(*claim);
+        }
+        // A whole address is nobody's in part.
+        if !before.contains(&ServiceClaim::VirtualIp(record.virtual_ip)) {
+            txn = txn.when(Condition::RangeEmpty(self.schema.frontends_of(record.virtual_ip)));
+        }
+        for address in &record.spec.external_ips {
+            let claim = ServiceClaim::VirtualIp(*address);
+            let key = self.schema.service_claim(&claim);
+            txn = txn.when(Condition::Absent(key.clone())).otherwise(KvOp::Get(key));
+            looked_at.push(claim);
+        }
+        for claim in before.iter().filter(|claim| !claims.contains(claim)) {
+            txn = txn.then(KvOp::Delete(self.schema.service_claim(claim)));
+        }
+        self.asked = Some(Asked { record, outcome, looked_at });
+        txn
+    }
+
+    /// Whether the spec wants exactly this.
+    fn names(&self, claim: &ServiceClaim) -> bool {
+        match claim {
+            ServiceClaim::VirtualIp(address) => {
+                self.spec.virtual_ip == VirtualIp::Address(*address)
+                    || self.spec.external_ips.contains(address)
+            }
+            ServiceClaim::Frontend { .. } => pick::names_frontend(&self.spec, claim),
+        }
+    }
+}
+
+impl Protocol for ServiceWrite {
+    type Output = ServiceWritten;
+
+    fn on_answer(&mut self, answer: &TxnResponse, view: &FleetView, _draw: u64) -> Next<ServiceWritten> {
+        or_failed(self.decide(answer, view))
+    }
+}
+
+/// Deletes a service and gives back what it has claimed. One that is not there is no error.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ServiceRemoval {
+    schema: Schema,
+    name: ServiceName,
+    expected: Expected,
+    /// The create revision of what is being deleted.
+    asked: Option<Revision>,
+}
+
+impl ServiceRemoval {
+    /// The answer: whether it was there.
+    pub fn start(schema: &Schema, name: ServiceName, expected: Expected) -> (Machine<Self>, KvRequest) {
+        let this = Self { schema: schema.clone(), name, expected, asked: None };
+        let txn = Txn::new().then(KvOp::Get(this.schema.service(&this.name)));
+        Machine::begin(this, txn)
+    }
+
+    fn decide(&mut self, answer: &TxnResponse) -> Result<Next<bool>, ClaimError> {
+        if answer.succeeded && self.asked.is_some() {
+            return Ok(Next::Done(true));
+        }
+        let Some(found) = got(answer, 0)? else { return Ok(Next::Done(self.asked.is_some())) };
+        if self.asked.is_some_and(|created| created != found.create_revision) {
+            // It is gone, and somebody has made another of its name since.
+            return Ok(Next::Done(true));
+        }
+        if let Expected::Revision(wanted) = self.expected
+            && wanted != found.mod_revision
+        {
+            let found = Some(found.mod_revision);
+            return Err(ClaimError::ServiceChanged { service: self.name.clone(), wanted, found });
+        }
+        let key = found.key.clone();
+        let mut txn = Txn::new()
+            .when(Condition::ModRevision(key.clone(), found.mod_revision))
+            .then(KvOp::Delete(key.clone()))
+            .otherwise(KvOp::Get(key));
+        // A record that cannot be read names no claims: they stay for the next service of the name.
+        for claim in decode::<ServiceRecord>(found).iter().flat_map(ServiceRecord::claims) {
+            txn = txn.then(KvOp::Delete(self.schema.service_claim(&claim)));
+        }
+        self.asked = Some(found.create_revision);
+        Ok(Next::Ask(txn))
+    }
+}
+
+impl Protocol for ServiceRemoval {
+    type Output = bool;
+
+    fn on_answer(&mut self, answer: &TxnResponse, _view: &FleetView, _draw: u64) -> Next<bool> {
+        or_failed(self.decide(answer))
+    }
+}
+
+fn entry(kv: &KeyValue) -> Result<Entry<ServiceRecord>, ClaimError> {
+    Ok(Entry { record: decode(kv)?, created: kv.create_revision, modified: kv.mod_revision })
+}

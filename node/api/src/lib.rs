@@ -22,7 +22,7 @@ pub use datapath::{CounterRow, FlowRow, HookUser, MapDump, MapSummary};
 pub use endpoint::{AttachmentKind, Endpoint, EndpointAdd, EndpointAdded, EndpointDeleted, EndpointState};
 pub use error::{ApiError, ErrorKind};
 pub use fleet::{CidrReleased, Identity, IdentityState, IpEntry, IpSource, Node, NodeRemoved};
-pub use kvstore_schema::service::ServiceProtocol;
+pub use kvstore_schema::service::{Mode, ServiceProtocol, TrafficPolicy};
 pub use manifest::{ApiVersion, Kind, MAX_MANIFEST_BYTES, Manifest, ManifestError, Metadata};
 pub use needs::{CAPABILITIES, Capability};
 pub use node_observe::{EventFilter, FlowEvent, PartyFilter, Protocol, Verdict};

@@ -124,7 +124,7 @@ mod tests {
         let manifests = Manifest::parse_all(&text).unwrap();
         let names: Vec<&str> = manifests.iter().map(|manifest| manifest.metadata.name.as_str()).collect();
         assert_eq!(names, ["web", "db"]);
-        let golden = "apiVersion: warren/v1\nkind: Service\nmetadata:\n  name: web\nspec:\n  virtualIp: auto\n  ports:\n  - protocol: tcp\n    port: 80\n    targetPort: 80\n  selector:\n    matchLabels:\n      app: web\n  algorithm: maglev\n";
+        let golden = "apiVersion: warren/v1\nkind: Service\nmetadata:\n  name: web\nspec:\n  virtualIp: auto\n  ports:\n  - protocol: tcp\n    port: 80\n    targetPort: 80\n  selector:\n    matchLabels:\n      app: web\n  algorithm: maglev\n  trafficPolicy: fleet\n  mode: snat\n  topology: any\n";
         assert_eq!(manifests[0].to_yaml(), golden);
         for manifest in &manifests {
             assert_eq!(Manifest::parse_all(&manifest.to_yaml()), Ok(vec![manifest.clone()]));
@@ -141,11 +141,16 @@ mod tests {
             assert!(found.starts_with(expected), "{text:?} says {found}");
         };
         let spec = |lines: &str| format!("{HEAD}{lines}");
-        check(&spec("  affinity: {}\n"), "line 6, column 13: not there yet: affinity (each flow");
+        check(&spec("  healthCheck: {}\n"), "line 6, column 16: not there yet: healthCheck (every endpoint");
+        check(
+            &spec("  selector: {}\n  ports: [{port: 80, nodePort: some}]\n"),
+            "line 7, column 32: nodePort \"some\" is not valid: use auto, or a number",
+        );
         check(
             &spec("  selector: {}\n  ports: [{port: 80, nodePort: 3}]\n"),
-            "line 7, column 32: not there yet: nodePort",
+            "line 1: service web: spec.ports[0].nodePort: 3 is out of range; use 30000 to 32767, or auto",
         );
+        check(&spec("  sourceRanges: [here]\n"), "line 6, column 18: invalid address: here");
         check(
             &spec("  colour: 1\n"),
             "line 6, column 3: unknown field `colour`, expected one of virtualIp, ",

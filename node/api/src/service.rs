@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use identity::{EndpointName, NodeName, ServiceName};
-use kvstore_schema::service::{ServiceProtocol, ServiceSpec};
+use kvstore_schema::service::{NodePortGiven, ServiceProtocol, ServiceSpec};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -42,6 +42,9 @@ pub struct ServiceWritten {
     /// Its address.
     #[schema(value_type = String)]
     pub virtual_ip: IpAddr,
+    /// The port of nodes that each port got which wants one.
+    #[schema(value_type = Vec<Object>)]
+    pub node_ports: Vec<NodePortGiven>,
     /// Its revision in etcd.
     pub revision: i64,
 }
@@ -81,6 +84,8 @@ pub struct ServicePortStatus {
     pub protocol: ServiceProtocol,
     /// The port that clients use.
     pub port: u16,
+    /// The port of nodes that clients outside the fleet use.
+    pub node_port: Option<u16>,
     /// Its number in this node's kernel.
     pub id: Option<u32>,
     /// Who answers.

@@ -63,6 +63,7 @@ fn service(schema: &Schema, number: u32, port: u16, revision: i64) -> KeyValue {
     let record = ServiceRecord {
         spec: spec.normalised(),
         virtual_ip: address([11, 201, 0, 1], number).into(),
+        node_ports: Vec::new(),
         unknown: Default::default(),
     };
     kv(schema.service(&format!("s{number}").parse().expect("a name")), record.encode(), revision)

@@ -23,7 +23,7 @@ pub(crate) enum Task {
     Acquire(LabelDigest, Machine<IdentityAcquire>),
     Release(LabelDigest, Machine<IdentityRelease>),
     Write(Machine<EndpointWrites>),
-    PutService(CallId, Machine<ServiceWrite>),
+    PutService(CallId, Box<Machine<ServiceWrite>>),
     DeleteService(CallId, Machine<ServiceRemoval>),
     /// Nobody waits for it: the view shows what came of it.
     Collect,
@@ -181,7 +181,8 @@ impl Node {
                 }
             }
             Task::PutService(call, machine) => {
-                if let Some(end) = self.step_of_call(call, machine, outcome, Task::PutService) {
+                let task = |call, machine| Task::PutService(call, Box::new(machine));
+                if let Some(end) = self.step_of_call(call, *machine, outcome, task) {
                     self.on_service_written(call, end);
                 }
             }

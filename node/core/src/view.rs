@@ -330,6 +330,8 @@ pub struct ServicePortView {
     pub protocol: ServiceProtocol,
     /// The port that clients use.
     pub port: u16,
+    /// The port of nodes that clients outside the fleet use.
+    pub node_port: Option<u16>,
     /// Its number in this node's kernel; none before the kernel has been read, or when all are taken.
     pub id: Option<ServiceId>,
     /// Its backends, by address and port.

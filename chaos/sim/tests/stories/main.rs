@@ -9,5 +9,6 @@ mod nodes;
 mod reserve;
 mod routing;
 mod services;
+mod services_outside;
 mod snapshot;
 mod store;

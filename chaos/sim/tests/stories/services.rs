@@ -16,7 +16,7 @@ use node_core::{Call, CallErrorKind, Expected, Reply, ServiceOutcome};
 use chaos_sim::{Sim, added, check, name};
 
 /// A service of one TCP port, whose backends listen on 8080.
-fn selecting(labels: &str, port: u16) -> ServiceSpec {
+pub fn selecting(labels: &str, port: u16) -> ServiceSpec {
     ServiceSpec {
         ports: vec![one(None, ServiceProtocol::Tcp, port, 8080)],
         selector: Some(identity::Selector {
@@ -33,12 +33,12 @@ fn one(name: Option<&str>, protocol: ServiceProtocol, port: u16, target: u16) ->
         protocol,
         port,
         target_port: Some(target),
-        node_port: Default::default(),
-        host_port: Default::default(),
+        node_port: None,
+        host_port: None,
     }
 }
 
-fn put(sim: &mut Sim, n: usize, service: &str, spec: ServiceSpec) -> (ServiceOutcome, IpAddr) {
+pub fn put(sim: &mut Sim, n: usize, service: &str, spec: ServiceSpec) -> (ServiceOutcome, IpAddr) {
     let name = service.parse().expect("a name");
     match sim.ask(n, Call::ServicePut { name, spec, expected: Expected::Any }) {
         Ok(Reply::ServiceWritten { outcome, virtual_ip, .. }) => (outcome, virtual_ip),
@@ -46,7 +46,7 @@ fn put(sim: &mut Sim, n: usize, service: &str, spec: ServiceSpec) -> (ServiceOut
     }
 }
 
-fn delete(sim: &mut Sim, n: usize, service: &str) -> bool {
+pub fn delete(sim: &mut Sim, n: usize, service: &str) -> bool {
     let name = service.parse().expect("a name");
     match sim.ask(n, Call::ServiceDelete { name, expected: Expected::Any }) {
         Ok(Reply::ServiceDeleted { existed }) => existed,

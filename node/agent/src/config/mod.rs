@@ -9,7 +9,10 @@ mod value;
 use std::{collections::BTreeMap, fmt, fmt::Write as _, path::Path};
 
 use identity::LabelPattern;
-use kvstore_schema::record::{FleetRecord, Record};
+use kvstore_schema::{
+    record::{FleetRecord, Record},
+    service::NODE_PORTS,
+};
 
 pub use section::{Config, DatapathSection, EtcdSection, LogSection, MasqueradeSection};
 pub use settings::SETTINGS;
@@ -177,6 +180,12 @@ fn check_together(config: &Config, places: &BTreeMap<&str, String>, mistakes: &m
     let PortRange { first, last } = config.masquerade.ports;
     if config.masquerade.enabled && last - first < LEAST_PORTS - 1 {
         wrong("masquerade.ports", format!("{first}-{last} are too few: give at least {LEAST_PORTS}"));
+    }
+    let (first_node_port, last_node_port) = (*NODE_PORTS.start(), *NODE_PORTS.end());
+    if config.masquerade.enabled && first <= last_node_port && last >= first_node_port {
+        let text =
+            format!("{first}-{last} meets the node ports of services, {first_node_port}-{last_node_port}");
+        wrong("masquerade.ports", text + ": use others");
     }
     for (name, port) in [("fleet.tunnel_port", config.fleet.tunnel_port), ("gossip.port", config.gossip.port)]
     {

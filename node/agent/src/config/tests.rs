@@ -84,6 +84,10 @@ fn rules_between_settings() {
          /etc/warren/warren.toml: masquerade.ports: 8000-9000 holds 8473, which is gossip.port: use others",
     );
     check(
+        "[masquerade]\nports = \"32767-40000\"",
+        "/etc/warren/warren.toml: masquerade.ports: 32767-40000 meets the node ports of services, 30000-32767: use others",
+    );
+    check(
         "[masquerade]\nports = \"9-1\"\nenabled = 1",
         "/etc/warren/warren.toml: masquerade.enabled: expected true or false, found integer\n\
          /etc/warren/warren.toml: masquerade.ports: \"9-1\" is no range of ports: use first-last, as 61000-65535",

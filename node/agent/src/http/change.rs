@@ -87,9 +87,9 @@ pub async fn service_put(
     let name = service_name(&name)?;
     let expected = expected(request.revision);
     match app.core.call(Call::ServicePut { name: name.clone(), spec: request.spec, expected }).await? {
-        Reply::ServiceWritten { outcome, virtual_ip, revision } => {
+        Reply::ServiceWritten { outcome, virtual_ip, node_ports, revision } => {
             let outcome = convert::service_outcome(outcome);
-            Ok(Json(ServiceWritten { name, outcome, virtual_ip, revision: revision.0 }))
+            Ok(Json(ServiceWritten { name, outcome, virtual_ip, node_ports, revision: revision.0 }))
         }
         other => Err(unexpected(other)),
     }

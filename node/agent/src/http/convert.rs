@@ -121,6 +121,7 @@ fn service_port(view: core::ServicePortView) -> wire::ServicePortStatus {
         name: view.name,
         protocol: view.protocol,
         port: view.port,
+        node_port: view.node_port,
         id: view.id.map(|id| id.0),
         backends: view.backends.into_iter().map(backend).collect(),
     }

@@ -434,8 +434,9 @@ pub fn services() -> Listing<node_api::Service> {
                 {"address":"192.0.2.9","port":53,"weight":7,"state":"active","node":null,"endpoint":null}]},
                 {"name":"tcp","protocol":"tcp","port":53,"id":3,"backends":[]}]},
         {"name":"web","virtual_ip":"10.201.0.5","revision":7,
-            "spec":{"ports":[{"port":80,"targetPort":8080}],"selector":{"matchLabels":{"app":"web"}}},
-            "ports":[{"name":null,"protocol":"tcp","port":80,"id":1,"backends":[
+            "spec":{"ports":[{"port":80,"targetPort":8080,"nodePort":"auto","hostPort":8080}],"selector":{"matchLabels":{"app":"web"}},
+                "externalIps":["198.51.100.7"],"trafficPolicy":"local","mode":"dsr","sourceRanges":["203.0.113.0/24","192.0.2.1/32"]},
+            "ports":[{"name":null,"protocol":"tcp","port":80,"node_port":30517,"id":1,"backends":[
                 {"address":"10.200.1.5","port":8080,"weight":1,"state":"active","node":"n1","endpoint":"web-1"},
                 {"address":"10.200.2.7","port":8080,"weight":1,"state":"active","node":"n2","endpoint":"web-2"}]}]}],"total":2}"#;
     serde_json::from_str(json).expect("services")

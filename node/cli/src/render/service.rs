@@ -1,6 +1,8 @@
 //! Services, and what came of manifests.
 
-use node_api::{BackendState, Listing, Service, ServiceOutcome, ServicePortStatus, ServiceWritten};
+use node_api::{
+    BackendState, Listing, Mode, Service, ServiceOutcome, ServicePortStatus, ServiceWritten, TrafficPolicy,
+};
 
 use super::{Style, table::table};
 use crate::manifest::{Deleted, Difference};
@@ -12,7 +14,10 @@ pub fn applied(listing: &Listing<ServiceWritten>, _: Style) -> String {
             ServiceOutcome::Changed => "changed",
             ServiceOutcome::Unchanged => "unchanged",
         };
-        format!("service {} {what}: virtual IP {}\n", written.name, written.virtual_ip)
+        let ports = written.node_ports.iter();
+        let ports: String =
+            ports.map(|it| format!(", node port {} for {}/{}", it.node_port, it.port, it.protocol)).collect();
+        format!("service {} {what}: virtual IP {}{ports}\n", written.name, written.virtual_ip)
     };
     listing.items.iter().map(line).collect()
 }
@@ -53,6 +58,32 @@ fn frontend(service: &Service, port: &ServicePortStatus) -> String {
     format!("{}:{}/{}{name}", service.virtual_ip, port.port, port.protocol)
 }
 
+/// Where clients outside the fleet reach it beside the virtual IP: `node port 30080, host port 80, 198.51.100.7`.
+fn outside(service: &Service, port: &ServicePortStatus) -> String {
+    let wanted = service.spec.ports.iter().find(|it| (it.protocol, it.port) == (port.protocol, port.port));
+    let node_port = port.node_port.map(|number| format!("node port {number}"));
+    let host_port = wanted.and_then(|wanted| wanted.host_port).map(|number| format!("host port {number}"));
+    let external = service.spec.external_ips.iter().map(|address| format!("{address}:{}", port.port));
+    let all: Vec<String> = node_port.into_iter().chain(host_port).chain(external).collect();
+    if all.is_empty() { "-".to_owned() } else { all.join(", ") }
+}
+
+/// What clients outside the fleet get of it, where that is not all from everywhere.
+fn settings(service: &Service) -> String {
+    let mut text = String::new();
+    if service.spec.traffic_policy == TrafficPolicy::Local {
+        text += "; backends of the node only";
+    }
+    if service.spec.mode == Mode::Dsr {
+        text += "; answered by the backend's node";
+    }
+    if !service.spec.source_ranges.is_empty() {
+        let ranges: Vec<String> = service.spec.source_ranges.iter().map(ToString::to_string).collect();
+        text += &format!("; for {} only", ranges.join(", "));
+    }
+    text
+}
+
 const fn state_word(state: BackendState) -> &'static str {
     match state {
         BackendState::Active => "active",
@@ -68,17 +99,21 @@ pub fn services(listing: &Listing<Service>, _: Style) -> String {
                 0 => "none: clients are refused".to_owned(),
                 active => format!("{active} active"),
             };
-            rows.push([service.name.to_string(), frontend(service, port), backends]);
+            rows.push([service.name.to_string(), frontend(service, port), outside(service, port), backends]);
         }
     }
     let total = rows.len();
-    table(["SERVICE", "FRONTEND", "BACKENDS"], rows, total, "services")
+    table(["SERVICE", "FRONTEND", "OUTSIDE", "BACKENDS"], rows, total, "services")
 }
 
 pub fn service(service: &Service, _: Style) -> String {
     let mut text = String::new();
     for port in &service.ports {
         text += &format!("{} {}\n", service.name, frontend(service, port));
+        let outside = outside(service, port);
+        if outside != "-" {
+            text += &format!("  outside: {outside}{}\n", settings(service));
+        }
         let rows: Vec<[String; 5]> = port
             .backends
             .iter()

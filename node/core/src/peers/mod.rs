@@ -127,6 +127,11 @@ impl Peers {
         self.peers.get(node)?.reach.tunnel
     }
 
+    /// The blocks of a node, this one too.
+    pub(crate) fn owned_by(&self, node: &NodeName) -> Vec<IpNetwork> {
+        self.owners.iter().filter(|(_, owner)| *owner == node).map(|(cidr, _)| *cidr).collect()
+    }
+
     /// The owners of all blocks, this node among them.
     pub(crate) fn owners(&self) -> impl Iterator<Item = &NodeName> {
         self.owners.values()
@@ -165,6 +170,7 @@ impl Node {
         } else {
             self.peers.removed.remove(&node);
         }
+        self.note_zone(&node);
         self.desired.nodes.insert(node);
     }
 

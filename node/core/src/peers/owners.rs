@@ -20,6 +20,7 @@ impl Node {
             Some(owner) => drop(self.peers.owners.insert(cidr, owner.clone())),
             None => drop(self.peers.owners.remove(&cidr)),
         }
+        self.services_of_block_moved(cidr);
         // Whose records count inside has changed, and whose own addresses.
         let last = cidr.broadcast();
         self.desired.addresses.extend(self.peers.by_address.range(cidr.network()..=last).map(|(ip, _)| *ip));

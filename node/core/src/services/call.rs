@@ -18,13 +18,9 @@ impl Node {
         if let Err(error) = spec.validate() {
             return self.refuse(call, CallErrorKind::Invalid, error.to_string());
         }
-        if !spec.source_ranges.is_empty() {
-            let text = "not there yet: sourceRanges (everybody may use a service); leave it out".to_owned();
-            return self.refuse(call, CallErrorKind::Invalid, text);
-        }
         if self.can_write(call, "written") {
             let (machine, request) = ServiceWrite::start(&self.view, name, spec.normalised(), expected);
-            self.ask(request, Task::PutService(call, machine));
+            self.ask(request, Task::PutService(call, Box::new(machine)));
         }
     }
 

@@ -64,6 +64,14 @@ impl Index {
         group.into_iter().flat_map(|group| &group.addresses).map(|address| (*address).into()).collect()
     }
 
+    /// The services that select some address of a range.
+    pub(crate) fn selecting_between(&self, first: Ipv4Addr, last: Ipv4Addr) -> BTreeSet<ServiceName> {
+        let identities: BTreeSet<Identity> =
+            self.identities.range(first..=last).map(|(_, identity)| *identity).collect();
+        let groups = identities.iter().filter_map(|identity| self.groups.get(identity));
+        groups.flat_map(|group| group.services.iter().cloned()).collect()
+    }
+
     fn leave(&mut self, address: Ipv4Addr, identity: Identity) -> BTreeSet<ServiceName> {
         self.identities.remove(&address);
         let Some(group) = self.groups.get_mut(&identity) else { return BTreeSet::new() };

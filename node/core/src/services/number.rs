@@ -1,8 +1,11 @@
 //! Numbers of service ports and backends in this node's kernel: those that are there are taken over by what they mean.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
-use datapath_plan::{BackendId, Frontend, ServiceId, Tables};
+use datapath_plan::{BackendId, Frontend, FrontendKind, ServiceId, Tables};
 use serde::{Deserialize, Serialize};
 
 use super::v4;
@@ -15,6 +18,8 @@ pub(crate) struct Numbers {
     last_backend: u32,
     /// Backends that the kernel had at the start, and nobody has asked for since.
     adopted: BTreeMap<(ServiceId, Ipv4Addr, u16), BackendId>,
+    /// Service ports that the kernel had at the start, and virtual IPs led to.
+    adopted_virtual: BTreeSet<ServiceId>,
 }
 
 impl Numbers {
@@ -25,6 +30,8 @@ impl Numbers {
             .iter()
             .filter_map(|(id, value)| Some(((value.service, v4(value.address)?, value.port), *id)));
         self.adopted = backends.collect();
+        let frontends = tables.frontends.values().filter(|value| value.kind == FrontendKind::Virtual);
+        self.adopted_virtual = frontends.map(|value| value.service).collect();
     }
 
     /// The backends of a service port that the kernel had at the start.
@@ -37,10 +44,22 @@ impl Numbers {
 
 impl Node {
     /// The number of the service port that is reached so: the kernel's, or the next one that nothing refers to.
-    pub(super) fn number_service(&mut self, frontend: Frontend) -> Option<ServiceId> {
+    pub(super) fn number_service(
+        &mut self,
+        frontends: &BTreeMap<Frontend, FrontendKind>,
+    ) -> Option<ServiceId> {
         let (wanted, applied) = (self.reconciler.wanted(), self.reconciler.applied());
-        let adopted = applied.frontends.get(&frontend).map(|value| value.service);
-        if let Some(id) = adopted.filter(|id| id.0 > 0 && !wanted.services.contains_key(id)) {
+        // A virtual IP leads to its own service's number; by other frontends only numbers without one are known again.
+        let adopted = |kind: FrontendKind| {
+            let fits = |id: &ServiceId| {
+                let own =
+                    kind == FrontendKind::Virtual || !self.services.numbers.adopted_virtual.contains(id);
+                id.0 > 0 && own && !wanted.services.contains_key(id)
+            };
+            let same = frontends.iter().filter(move |(_, it)| **it == kind);
+            same.filter_map(|(it, _)| Some(applied.frontends.get(it)?.service)).find(fits)
+        };
+        if let Some(id) = FrontendKind::ALL.into_iter().find_map(adopted) {
             return Some(id);
         }
         let free = next(self.services.numbers.last_service, ServiceId::LAST.0, |id| {

@@ -1,7 +1,7 @@
 //! Routes by which the node's own packets to virtual IPs come to the programs: one for each service pool in use, and one
-//! for each virtual IP that lies in none.
+//! for each address of a service that lies in none.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use datapath_plan::RouteValue;
 use identity::ServiceName;
@@ -23,30 +23,28 @@ impl Node {
         }
     }
 
-    /// Notes what a service needs from now on, and no more what it needed before.
-    pub(super) fn use_route(&mut self, name: &ServiceName, virtual_ip: Option<IpAddr>) {
-        let wanted = virtual_ip.map(|address| self.pool_of(address));
-        let before = match wanted {
-            Some(wanted) => self.services.route_of.insert(name.clone(), wanted),
-            None => self.services.route_of.remove(name),
+    /// Notes which addresses a service has from now on; the routes to others are needed no more.
+    pub(super) fn use_routes(&mut self, name: &ServiceName, addresses: BTreeSet<IpAddr>) {
+        let wanted: BTreeSet<IpNetwork> =
+            addresses.into_iter().map(|address| self.pool_of(address)).collect();
+        let before = match wanted.is_empty() {
+            false => self.services.routes_of.insert(name.clone(), wanted.clone()),
+            true => self.services.routes_of.remove(name),
         };
-        if before == wanted {
-            return;
-        }
-        if let Some(wanted) = wanted {
-            let users = self.services.routes.entry(wanted).or_default();
+        let before = before.unwrap_or_default();
+        for route in wanted.difference(&before) {
+            let users = self.services.routes.entry(*route).or_default();
             *users += 1;
             if *users == 1 {
-                self.reconciler.set_route(wanted, self.service_route());
+                self.reconciler.set_route(*route, self.service_route());
             }
         }
-        if let Some(before) = before
-            && let Some(users) = self.services.routes.get_mut(&before)
-        {
+        for route in before.difference(&wanted) {
+            let Some(users) = self.services.routes.get_mut(route) else { continue };
             *users -= 1;
             if *users == 0 {
-                self.services.routes.remove(&before);
-                self.reconciler.set_route(before, None);
+                self.services.routes.remove(route);
+                self.reconciler.set_route(*route, None);
             }
         }
     }

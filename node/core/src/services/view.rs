@@ -6,7 +6,7 @@ use identity::ServiceName;
 use kvstore_claims::Entry;
 use kvstore_schema::service::ServiceRecord;
 
-use super::{Port, key};
+use super::{Port, Scope, port::key};
 use crate::{BackendView, ServicePortView, ServiceView, node::Node};
 
 impl Node {
@@ -22,13 +22,14 @@ impl Node {
 
     fn service_view(&self, name: &ServiceName, entry: &Entry<Arc<ServiceRecord>>) -> ServiceView {
         let service = self.services.services.get(name);
-        let port = |wanted| service.and_then(|service| service.ports.get(&key(wanted)));
+        let port = |wanted| service.and_then(|service| service.ports.get(&key(wanted, Scope::Fleet)));
         let ports = entry.record.spec.ports.iter().map(|wanted| {
             let port = port(wanted);
             ServicePortView {
                 name: wanted.name.clone(),
                 protocol: wanted.protocol,
                 port: wanted.port,
+                node_port: entry.record.node_port(wanted),
                 id: port.map(|port| port.id),
                 backends: port.map(|port| self.backend_views(port)).unwrap_or_default(),
             }

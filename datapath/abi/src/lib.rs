@@ -14,6 +14,7 @@ mod event;
 mod flow;
 mod map;
 mod service;
+mod socket;
 
 pub mod identity_number;
 
@@ -22,6 +23,7 @@ pub use event::{Event, EventKind};
 pub use flow::{FlowAction, FlowEntry, FlowKey, FragmentKey, FragmentPorts, SourceKind, flow_flags};
 pub use map::*;
 pub use service::*;
+pub use socket::*;
 
 /// Version of all layouts in this crate, in the configuration map and beside the pins.
 pub const ABI_VERSION: u32 = 4 + cfg!(feature = "next-layout") as u32;

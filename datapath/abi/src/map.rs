@@ -48,6 +48,10 @@ pub mod map_name {
     /// Array of u64: a bit for each port at which a frontend is or was ([`crate::service_port_bit`]). What comes from
     /// outside to other ports is asked nothing more.
     pub const SERVICE_PORTS: &str = "WARREN_PORTS";
+    /// Hash: cookie of a network namespace (u64) -> [`crate::NamespaceEntry`].
+    pub const NAMESPACES: &str = "WARREN_NETNS";
+    /// LRU hash: [`crate::SocketKey`] -> [`crate::SocketEntry`]. The programs' own.
+    pub const SOCKETS_V4: &str = "WARREN_SOCK_V4";
     /// LPM trie: IPv4 prefix -> u32 (1): destinations that are not masqueraded.
     pub const UNMASQUERADED_LPM_V4: &str = "WARREN_UNMASQ_V4";
     /// Array of u32: the epoch of each shard.

@@ -24,6 +24,8 @@ mod report;
 mod reset;
 mod rewrite;
 mod service;
+mod sock;
+mod sock_choice;
 mod to_endpoint;
 mod to_netdev;
 

@@ -8,8 +8,9 @@ use datapath_abi::{
     AffinityEntry, AffinityKey, BackendEntry, Budget, COUNTER_SLOTS, Counter, EPOCH_SHARDS, EVENT_RING_BYTES,
     EndpointEntry, Event, FlowEntry, FlowKey, FragmentKey, FragmentPorts, FrontendEntry, FrontendKey,
     IpcacheEntry, MAX_AFFINITIES, MAX_BACKENDS, MAX_ENDPOINTS, MAX_FLOWS, MAX_FRAGMENTS, MAX_FRONTENDS,
-    MAX_IPCACHE, MAX_IPCACHE_LPM, MAX_NODES, MAX_SERVICES, MAX_SLOT_BLOCKS, MAX_SOURCES, MAX_UNMASQUERADED,
-    NodeConfig, NodeEntry, SERVICE_PORT_WORDS, ServiceEntry, SlotBlock, SlotsKey, Source, V4,
+    MAX_IPCACHE, MAX_IPCACHE_LPM, MAX_NODES, MAX_SERVICES, MAX_SLOT_BLOCKS, MAX_SOCKETS, MAX_SOURCES,
+    MAX_UNMASQUERADED, NamespaceEntry, NodeConfig, NodeEntry, SERVICE_PORT_WORDS, ServiceEntry, SlotBlock,
+    SlotsKey, SocketEntry, SocketKey, Source, V4,
 };
 
 use crate::packet::Scratch;
@@ -67,6 +68,14 @@ pub static AFFINITY: LruHashMap<AffinityKey, AffinityEntry, { MAX_AFFINITIES as 
 
 #[btf_map(name = "WARREN_PORTS")]
 pub static SERVICE_PORTS: Array<u64, { SERVICE_PORT_WORDS as usize }> = Array::new();
+/// Some more than endpoints: the node's own, and those that are about to go.
+#[btf_map(name = "WARREN_NETNS")]
+pub static NAMESPACES: HashMap<u64, NamespaceEntry, { 2 * MAX_ENDPOINTS as usize }, NO_PREALLOC> =
+    HashMap::new();
+
+#[btf_map(name = "WARREN_SOCK_V4")]
+pub static SOCKETS_V4: LruHashMap<SocketKey<V4>, SocketEntry<V4>, { MAX_SOCKETS as usize }> =
+    LruHashMap::new();
 
 #[btf_map(name = "WARREN_UNMASQ_V4")]
 pub static UNMASQUERADED_LPM_V4: LpmTrie<V4, u32, { MAX_UNMASQUERADED as usize }> = LpmTrie::new();

@@ -105,7 +105,7 @@ fn fill(event: *mut Event, packet: &Packet, key: &FlowKey<V4>, kind: EventKind) 
 
 /// The IPv4-mapped form (RFC 4291, 2.5.5.2).
 #[inline(always)]
-fn mapped(address: V4) -> V6 {
+pub fn mapped(address: V4) -> V6 {
     let [a, b, c, d] = address;
     [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
 }

@@ -5,7 +5,7 @@
 //! translated here, in both directions.
 
 use datapath_abi::{
-    BackendEntry, DropReason, FlowEntry, FlowKey, FrontendKey, NodeConfig, SlotsKey, V4,
+    BackendEntry, DropReason, FlowEntry, FlowKey, FrontendKey, NodeConfig, ServiceEntry, SlotsKey, V4,
     flow_flags::{self, REWRITE_DST},
     service_flags,
 };
@@ -170,8 +170,9 @@ fn frontend_of(packet: &Packet) -> u32 {
     }
 }
 
+/// The service port at exactly this address; 0: none.
 #[inline(always)]
-fn service_at(frontend: &FrontendKey<V4>) -> u32 {
+pub fn service_at(frontend: &FrontendKey<V4>) -> u32 {
     // SAFETY: as in `lookup::endpoint_at`; the number is copied.
     match unsafe { FRONTENDS_V4.get(frontend) } {
         Some(entry) => entry.service,
@@ -197,6 +198,12 @@ fn backend_of(packet: &Packet, service: u32) -> u32 {
     // What opens a flow has the same hash on all nodes and each time: a flow that was forgotten comes to the same backend
     // as long as the table is the same.
     let hash = if entry.affinity_seconds == 0 { flow_hash(&packet.key) } else { client_hash(packet) };
+    backend_in_slot(entry, hash)
+}
+
+/// The backend in the slot of a hash; 0: none.
+#[inline(always)]
+pub fn backend_in_slot(entry: &ServiceEntry, hash: u32) -> u32 {
     // One word: the number of a table and the count of another would not fit.
     let (table, slots) = entry.table();
     let (block, place) = slot_of(hash, slots);
@@ -214,8 +221,9 @@ fn client_hash(packet: &Packet) -> u32 {
     flow_hash(&FlowKey { src_port_be: [0; 2], ..packet.key })
 }
 
+/// A backend by number.
 #[inline(always)]
-fn backend_at(backend: u32) -> Option<&'static BackendEntry<V4>> {
+pub fn backend_at(backend: u32) -> Option<&'static BackendEntry<V4>> {
     BACKENDS_V4.get(backend)
 }
 

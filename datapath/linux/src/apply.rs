@@ -63,11 +63,17 @@ impl Datapath {
                 }
             }
         }
+        self.sockets.end_orphans(&self.maps, &plan.ops);
         PlanOutcome { generation: plan.generation, failures }
     }
 
     fn workshop(&mut self) -> Workshop<'_> {
-        Workshop { netlink: &self.netlink, maps: &self.maps, hooks: &mut self.hooks }
+        Workshop {
+            netlink: &self.netlink,
+            maps: &self.maps,
+            hooks: &mut self.hooks,
+            sockets: &mut self.sockets,
+        }
     }
 
     async fn put_base(&mut self, base: &Base) -> Answer {

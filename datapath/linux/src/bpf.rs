@@ -1,16 +1,23 @@
-//! The map commands of bpf(2), one entry or many at a time.
+//! The commands of bpf(2) on maps, one entry or many at a time, and on links to cgroups.
 //!
 //! aya has no batch commands; with them a table of 100,000 entries is written three times and read eight
 //! times as fast as entry by entry. Having raw commands for those anyway, all map access goes through here,
-//! and aya keeps loading, pinning and attaching.
+//! and aya keeps loading, pinning and attaching; but for links to cgroups, which it cannot give another program.
 
 use std::{
+    ffi::CString,
     io,
     mem::{MaybeUninit, size_of},
-    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
 };
 
-use aya_obj::generated::{bpf_attr, bpf_btf_info, bpf_cmd, bpf_map_info, bpf_prog_info};
+use aya_obj::generated::{
+    bpf_attach_type, bpf_attr, bpf_btf_info, bpf_cmd, bpf_link_info, bpf_map_info, bpf_prog_info,
+};
 
 /// What older kernels answer when a map type has no batch commands (not in libc: it is internal to the kernel).
 pub(crate) const ENOTSUPP: i32 = 524;
@@ -265,4 +272,67 @@ fn describe<T>(object: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
     attributes.info.info = std::ptr::from_mut(info) as u64;
     // SAFETY: `info` has that many bytes; where it points to buffers, they are as long as it says.
     unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attributes) }.map(drop)
+}
+
+/// What the kernel says of a link to a cgroup.
+pub(crate) struct CgroupLink {
+    pub program_id: u32,
+    /// Inode of the cgroup; 0 when it has gone.
+    pub cgroup_id: u64,
+}
+
+/// Asks a link to a cgroup.
+pub(crate) fn cgroup_link(link: BorrowedFd<'_>) -> io::Result<CgroupLink> {
+    // SAFETY: plain integers; zero is valid.
+    let mut info: bpf_link_info = unsafe { MaybeUninit::zeroed().assume_init() };
+    describe(link, &mut info)?;
+    // SAFETY: integers, of which the kernel wrote those of this kind of link; others read as numbers too.
+    let cgroup_id = unsafe { info.__bindgen_anon_1.cgroup.cgroup_id };
+    Ok(CgroupLink { program_id: info.prog_id, cgroup_id })
+}
+
+/// Attaches a program to a cgroup, beside others; it works there as long as the link or a pin of it lives.
+pub(crate) fn create_link(
+    program: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+    attach_type: bpf_attach_type,
+) -> io::Result<OwnedFd> {
+    let mut attributes = attributes();
+    attributes.link_create.__bindgen_anon_1.prog_fd = program.as_raw_fd() as u32;
+    attributes.link_create.__bindgen_anon_2.target_fd = cgroup.as_raw_fd() as u32;
+    attributes.link_create.attach_type = attach_type as u32;
+    // SAFETY: numbers only.
+    let fd = unsafe { bpf(bpf_cmd::BPF_LINK_CREATE, &mut attributes) }?;
+    // SAFETY: the kernel made this descriptor for us just now.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Gives a link another program, with no moment without one.
+pub(crate) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attributes = attributes();
+    attributes.link_update.link_fd = link.as_raw_fd() as u32;
+    attributes.link_update.__bindgen_anon_1.new_prog_fd = program.as_raw_fd() as u32;
+    // SAFETY: numbers only.
+    unsafe { bpf(bpf_cmd::BPF_LINK_UPDATE, &mut attributes) }.map(drop)
+}
+
+/// Pins an object.
+pub(crate) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attributes = attributes();
+    attributes.__bindgen_anon_4.pathname = path.as_ptr() as u64;
+    attributes.__bindgen_anon_4.bpf_fd = object.as_raw_fd() as u32;
+    // SAFETY: the path ends with a zero and outlives the call.
+    unsafe { bpf(bpf_cmd::BPF_OBJ_PIN, &mut attributes) }.map(drop)
+}
+
+/// Opens what is pinned there.
+pub(crate) fn pinned(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attributes = attributes();
+    attributes.__bindgen_anon_4.pathname = path.as_ptr() as u64;
+    // SAFETY: as in `pin`.
+    let fd = unsafe { bpf(bpf_cmd::BPF_OBJ_GET, &mut attributes) }?;
+    // SAFETY: the kernel made this descriptor for us just now.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }

@@ -19,13 +19,20 @@ pub struct LinuxConfig {
     pub pin_root: PathBuf,
     /// The protocol number of our routes; others' are never touched.
     pub route_protocol: u8,
+    /// Services at the socket; `None`: only packet by packet.
+    pub sockets: Option<SocketConfig>,
     /// Attach by clsact also where the kernel has TCX: for tests of what older kernels get.
     pub force_clsact: bool,
 }
 
 impl Default for LinuxConfig {
     fn default() -> Self {
-        Self { pin_root: DEFAULT_PIN_ROOT.into(), route_protocol: WARREN_ROUTE_PROTOCOL, force_clsact: false }
+        Self {
+            pin_root: DEFAULT_PIN_ROOT.into(),
+            route_protocol: WARREN_ROUTE_PROTOCOL,
+            sockets: None,
+            force_clsact: false,
+        }
     }
 }
 
@@ -34,6 +41,15 @@ impl LinuxConfig {
     pub fn at(pin_root: impl AsRef<Path>) -> Self {
         Self { pin_root: pin_root.as_ref().into(), ..Self::default() }
     }
+}
+
+/// How services are translated at the socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SocketConfig {
+    /// A folder of a cgroup2: the processes in it and below it, in the node's and the endpoints' network namespaces.
+    pub cgroup: PathBuf,
+    /// Whether TCP connections to a backend that is gone are reset, as UDP sockets are ended.
+    pub ends_tcp: bool,
 }
 
 /// Which of the node's addresses other nodes send tunnel packets to.

@@ -18,6 +18,7 @@ use crate::{
     netlink::Netlink,
     pins::Pins,
     service,
+    sockets::Sockets,
 };
 
 /// The node's maps, programs, devices and routes. One per agent and node namespace; whoever opens it owns them.
@@ -33,6 +34,7 @@ pub struct Datapath {
     pub(crate) maps: Maps,
     pub(crate) hooks: Hooks,
     pub(crate) slot_tables: service::Tables,
+    pub(crate) sockets: Sockets,
     events: Option<events::Ring>,
 }
 
@@ -77,7 +79,8 @@ impl Datapath {
             pin_root = %config.pin_root.display(), ?mode, ?adoption, adopted, carried, late, "datapath open"
         );
         let slot_tables = service::Tables::adopt(&maps)?;
-        Ok(Self { config, netlink, maps, hooks, slot_tables, events: Some(events) })
+        let sockets = Sockets::open(config.sockets.as_ref(), &mut hooks, &maps)?;
+        Ok(Self { config, netlink, maps, hooks, slot_tables, sockets, events: Some(events) })
     }
 
     /// Packets and bytes by reason and direction, since the maps were made. Lost events count as packets.

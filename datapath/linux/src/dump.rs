@@ -1,12 +1,15 @@
 //! The maps as rows that people and `jq` can read, sorted.
 
 use std::{
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddrV4},
     path::Path,
 };
 
 use aya::maps::MapInfo as KernelMapInfo;
-use datapath_abi::{EndpointEntry, IpcacheEntry, LpmKey, Source, V4, map_name, node_flags, service_flags};
+use datapath_abi::{
+    EndpointEntry, IpcacheEntry, LpmKey, Source, V4, map_name, namespace_kind, node_flags, service_flags,
+    socket_kind,
+};
 use datapath_plan::{BackendValue, FrontendKind, Mac, Protocol};
 use ipnetwork::Ipv4Network;
 use serde::Serialize;
@@ -91,6 +94,8 @@ impl Datapath {
             map_name::BACKENDS_V4 => maps.backends_v4.count(|_, entry| entry.service != 0)?,
             map_name::SOURCES_LPM_V4 => maps.sources_lpm_v4.count(|_, _| true)?,
             map_name::AFFINITY => maps.affinity.count(|_, _| true)?,
+            map_name::NAMESPACES => maps.namespaces.count(|_, _| true)?,
+            map_name::SOCKETS_V4 => maps.sockets_v4.count(|_, _| true)?,
             map_name::NODES => maps.nodes.count(|_, entry| entry.family != 0)?,
             _ => return Ok(None),
         }))
@@ -203,6 +208,30 @@ impl Datapath {
                     Some((json!(format!("{} {}", protocol.word(), port & 0xffff)), json!(1)))
                 })
             }
+            map_name::NAMESPACES => rows(maps.namespaces.dump()?, |cookie, entry| {
+                let is_node = entry.kind == namespace_kind::NODE;
+                let value = json!({
+                    "endpoint": (!is_node).then_some(entry.endpoint),
+                    "inode": entry.inode,
+                    "address": (!is_node).then(|| Ipv4Addr::from(entry.address_v4)),
+                });
+                Some((json!(cookie), value))
+            }),
+            map_name::SOCKETS_V4 => rows(maps.sockets_v4.dump()?, |key, entry| {
+                let place = |address, port_be| {
+                    SocketAddrV4::new(Ipv4Addr::from(address), u16::from_be_bytes(port_be))
+                };
+                let kind = if key.kind == socket_kind::BACKEND { "backend" } else { "frontend" };
+                let other = if key.kind == socket_kind::BACKEND { "frontend" } else { "backend" };
+                let value = json!({
+                    other: place(entry.address, entry.port_be),
+                    "protocol": entry.protocol,
+                    "service": entry.service,
+                    "number": entry.backend,
+                    "namespace": entry.namespace,
+                });
+                Some((json!({ "socket": key.cookie, kind: place(key.address, key.port_be) }), value))
+            }),
             map_name::NODES => rows(maps.nodes.dump()?, |key, node| {
                 let underlay = Ipv6Addr::from(node.underlay).to_canonical();
                 (node.family != 0)

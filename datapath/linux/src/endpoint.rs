@@ -23,7 +23,9 @@ use crate::{
     maps::Maps,
     namespace::{self, Namespace},
     netlink::{Link, Netlink},
-    route, sysctl,
+    route,
+    sockets::Sockets,
+    sysctl,
 };
 
 /// What an endpoint's making needs.
@@ -31,6 +33,7 @@ pub(crate) struct Workshop<'a> {
     pub netlink: &'a Netlink,
     pub maps: &'a Maps,
     pub hooks: &'a mut Hooks,
+    pub sockets: &'a mut Sockets,
 }
 
 impl Workshop<'_> {
@@ -84,6 +87,7 @@ impl Workshop<'_> {
                 let place =
                     Place { id, name: &name, interface: &inner.name, namespace: &namespace, inside: &inside };
                 place.prepare_inside(value, base).await?;
+                self.sockets.put(self.maps, id, value.address, &namespace)?;
             }
         }
         self.raise(&outer).await
@@ -149,6 +153,7 @@ impl Workshop<'_> {
     ) -> Result<(), DatapathError> {
         let outer = self.finish_outside(place.id, place.name, value, base).await?;
         place.prepare_inside(value, base).await?;
+        self.sockets.put(self.maps, place.id, value.address, place.namespace)?;
         self.raise(&outer).await?;
         place.inside.wait_running(place.interface).await
     }
@@ -220,7 +225,8 @@ impl Workshop<'_> {
             Ok(_) => Ok(()),
             Err(error) => Err(error),
         };
-        device.and(self.hooks.detach(&name)).and(self.clear_maps(id, None))
+        let sockets = self.sockets.forget(self.maps, id);
+        device.and(self.hooks.detach(&name)).and(self.clear_maps(id, None)).and(sockets)
     }
 }
 

@@ -19,7 +19,7 @@ use datapath_abi::map_name;
 use nix::net::if_::if_nametoindex;
 
 use crate::{
-    bpf, clsact,
+    bpf, cgroup, clsact,
     device::{ENDPOINT_PREFIX, HOST_DEVICE, VXLAN_DEVICE},
     error::DatapathError,
     netlink::{Link, Netlink},
@@ -88,8 +88,8 @@ pub(crate) const UNDERLAY_PROGRAMS: &[Program] = &[Program::FromNetdev, Program:
 /// The loaded programs, and where they are attached.
 #[derive(Debug)]
 pub(crate) struct Hooks {
-    ebpf: Ebpf,
-    pins: Pins,
+    pub ebpf: Ebpf,
+    pub pins: Pins,
     pub mode: AttachMode,
 }
 
@@ -180,6 +180,9 @@ impl Hooks {
         match self.mode {
             AttachMode::Tcx => {
                 for name in pins::names(&self.pins.links())? {
+                    if cgroup::is_pin(&name) {
+                        continue;
+                    }
                     let fail = |error: LinkError| DatapathError::program(&name, "ask the link of", error);
                     let pinned = PinnedLink::from_pin(self.pins.links().join(&name)).map_err(fail)?;
                     let program_id = FdLink::from(pinned).info().map_err(fail)?.program_id();

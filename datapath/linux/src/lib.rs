@@ -7,6 +7,7 @@
 mod apply;
 mod bpf;
 mod btf;
+mod cgroup;
 mod cleanup;
 mod clsact;
 mod config;
@@ -31,6 +32,8 @@ mod programs;
 mod route;
 mod rows;
 mod service;
+mod sock_diag;
+mod sockets;
 mod source_range;
 mod sysctl;
 mod table;
@@ -41,8 +44,9 @@ mod watch;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 
+pub use cgroup::cgroup_root;
 pub use cleanup::{CleanupStep, cleanup};
-pub use config::{DEFAULT_PIN_ROOT, LinuxConfig, UnderlayChoice, WARREN_ROUTE_PROTOCOL};
+pub use config::{DEFAULT_PIN_ROOT, LinuxConfig, SocketConfig, UnderlayChoice, WARREN_ROUTE_PROTOCOL};
 pub use counters::{Count, CounterKind, Counters};
 pub use datapath::Datapath;
 pub use device::{ENDPOINT_PREFIX, GROUP as DEVICE_GROUP, HOST_DEVICE, NET_DEVICE, VXLAN_DEVICE};

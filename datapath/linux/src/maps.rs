@@ -8,8 +8,8 @@ use aya::{
 };
 use datapath_abi::{
     ABI_VERSION, AbiBytes, AffinityEntry, AffinityKey, BackendEntry, EndpointEntry, FlowEntry, FlowKey,
-    FrontendEntry, FrontendKey, IpcacheEntry, LpmKey, NodeConfig, NodeEntry, ServiceEntry, SlotBlock,
-    SlotsKey, Source, V4, map_name,
+    FrontendEntry, FrontendKey, IpcacheEntry, LpmKey, NamespaceEntry, NodeConfig, NodeEntry, ServiceEntry,
+    SlotBlock, SlotsKey, SocketEntry, SocketKey, Source, V4, map_name,
 };
 
 use crate::{
@@ -40,6 +40,8 @@ pub(crate) struct Maps {
     pub sources_lpm_v4: Table<LpmKey<Source<V4>>, u32>,
     pub affinity: Table<AffinityKey, AffinityEntry>,
     pub service_ports: Table<u32, u64>,
+    pub namespaces: Table<u64, NamespaceEntry>,
+    pub sockets_v4: Table<SocketKey<V4>, SocketEntry<V4>>,
     pub unmasqueraded_lpm_v4: Table<LpmKey<V4>, u32>,
     pub epochs: Table<u32, u32>,
     pub counters: CounterTable,
@@ -180,6 +182,8 @@ impl Maps {
             sources_lpm_v4: open(ebpf, map_name::SOURCES_LPM_V4)?,
             affinity: open(ebpf, map_name::AFFINITY)?,
             service_ports: open(ebpf, map_name::SERVICE_PORTS)?,
+            namespaces: open(ebpf, map_name::NAMESPACES)?,
+            sockets_v4: open(ebpf, map_name::SOCKETS_V4)?,
             unmasqueraded_lpm_v4: open(ebpf, map_name::UNMASQUERADED_LPM_V4)?,
             epochs: open(ebpf, map_name::EPOCHS)?,
             counters: CounterTable::open(data(ebpf, map_name::COUNTERS)?)?,

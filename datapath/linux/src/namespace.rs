@@ -4,6 +4,7 @@
 use std::{
     fs::File,
     io,
+    mem::size_of,
     os::{
         fd::{AsRawFd, FromRawFd, IntoRawFd},
         unix::fs::MetadataExt,
@@ -12,10 +13,18 @@ use std::{
     thread,
 };
 
-use nix::sched::{CloneFlags, setns};
+use nix::{
+    sched::{CloneFlags, setns},
+    sys::socket::{AddressFamily, SockFlag, SockType, socket},
+};
 use rtnetlink::sys::{Socket, TokioSocket, protocols::NETLINK_ROUTE};
 
 use crate::{error::DatapathError, netlink::Netlink};
+
+/// The calling thread's.
+const OWN: &str = "/proc/thread-self/ns/net";
+/// `asm-generic/socket.h`, since Linux 5.14; not in libc for all systems.
+const SO_NETNS_COOKIE: libc::c_int = 71;
 
 nix::ioctl_none_bad!(ns_get_nstype, nix::request_code_none!(0xb7, 0x3));
 
@@ -26,6 +35,40 @@ pub(crate) fn paths() -> Vec<PathBuf> {
     let is_process = |name: &str| name.bytes().all(|byte| byte.is_ascii_digit());
     let processes = entries("/proc").filter(|entry| entry.file_name().to_str().is_some_and(is_process));
     named.chain(processes.map(|entry| entry.path().join("ns/net"))).collect()
+}
+
+/// What tells a network namespace from all others of this boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Mark {
+    /// The kernel's, never used again.
+    pub cookie: u64,
+    /// Of its file.
+    pub inode: u32,
+}
+
+/// Of the node's own namespace: the calling thread's.
+pub(crate) fn own_mark() -> Result<Mark, DatapathError> {
+    mark_here().map_err(|source| DatapathError::file("ask for the cookie of", OWN, source))
+}
+
+fn mark_here() -> io::Result<Mark> {
+    let any = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    let (mut cookie, mut length) = (0u64, size_of::<u64>() as libc::socklen_t);
+    // SAFETY: the option is a number of eight bytes, and there is room for it.
+    let failed = unsafe {
+        libc::getsockopt(
+            any.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if failed != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let inode = u32::try_from(std::fs::metadata(OWN)?.ino()).map_err(io::Error::other)?;
+    Ok(Mark { cookie, inode })
 }
 
 /// A network namespace that was there when it was opened; kept alive by this handle.
@@ -49,7 +92,7 @@ impl Namespace {
         if kind != Ok(libc::CLONE_NEWNET) {
             return Err(gone("is no network namespace".into()));
         }
-        let own_path = Path::new("/proc/thread-self/ns/net");
+        let own_path = Path::new(OWN);
         let own =
             std::fs::metadata(own_path).map_err(|source| DatapathError::file("look at", own_path, source))?;
         let there = file.metadata().map_err(|error| gone(error.to_string()))?;
@@ -67,22 +110,31 @@ impl Namespace {
         self.file.as_raw_fd()
     }
 
-    /// A netlink connection inside. The socket is opened by a thread of its own, since setns(2) is per thread and
-    /// a worker of the runtime must never change its namespace.
+    /// Runs something inside, on a thread of its own: setns(2) is per thread, and a worker of the runtime must never
+    /// change its namespace.
+    pub(crate) fn enter<T: Send>(&self, run: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+        thread::scope(|scope| {
+            let inside = || {
+                setns(&self.file, CloneFlags::CLONE_NEWNET)?;
+                run()
+            };
+            scope.spawn(inside).join().unwrap_or_else(|_| Err(io::Error::other("the thread inside panicked")))
+        })
+    }
+
+    /// By what the kernel and the file system tell it from others.
+    pub(crate) fn mark(&self) -> Result<Mark, DatapathError> {
+        self.enter(mark_here)
+            .map_err(|source| DatapathError::file("ask for the cookie of", &self.path, source))
+    }
+
+    /// A netlink connection inside.
     pub(crate) fn netlink(&self) -> Result<Netlink, DatapathError> {
         let fail = |source: io::Error| DatapathError::Netlink {
             operation: format!("open netlink in {}", self.path.display()),
             source,
         };
-        let opened = thread::scope(|scope| {
-            let open = || -> io::Result<Socket> {
-                setns(&self.file, CloneFlags::CLONE_NEWNET)?;
-                Socket::new(NETLINK_ROUTE)
-            };
-            scope.spawn(open).join()
-        });
-        let socket =
-            opened.unwrap_or_else(|_| Err(io::Error::other("the opening thread panicked"))).map_err(fail)?;
+        let socket = self.enter(|| Socket::new(NETLINK_ROUTE)).map_err(fail)?;
         // SAFETY: the descriptor is a netlink socket that nobody else owns.
         Netlink::over(unsafe { TokioSocket::from_raw_fd(socket.into_raw_fd()) })
     }

@@ -52,6 +52,38 @@ impl Program {
     }
 }
 
+/// A program at sockets in [`OBJECT`]; it belongs to a cgroup and not to a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum SocketProgram {
+    /// connect(2): a frontend becomes a backend.
+    Connect,
+    /// sendmsg(2) with an address: the same, for one datagram.
+    SendMsg,
+    /// recvmsg(2): the backend becomes the frontend.
+    RecvMsg,
+    /// getpeername(2): the same.
+    GetPeerName,
+    /// The end of a socket: nothing more is known of it.
+    Release,
+}
+
+impl SocketProgram {
+    /// All of them, in the order in which they are attached: who can connect must be able to ask.
+    pub const ALL: [Self; 5] =
+        [Self::GetPeerName, Self::RecvMsg, Self::Release, Self::Connect, Self::SendMsg];
+
+    /// Its name in the object.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Connect => "sock_connect4",
+            Self::SendMsg => "sock_sendmsg4",
+            Self::RecvMsg => "sock_recvmsg4",
+            Self::GetPeerName => "sock_getpeername4",
+            Self::Release => "sock_release",
+        }
+    }
+}
+
 /// Attempts at loading a program: as many as libbpf makes.
 const LOAD_ATTEMPTS: u32 = 5;
 
@@ -61,9 +93,25 @@ const LOAD_ATTEMPTS: u32 = 5;
 /// # Errors
 /// As [`SchedClassifier::load`].
 pub fn load(classifier: &mut SchedClassifier) -> Result<(), ProgramError> {
+    persist(|| classifier.load())
+}
+
+/// As [`load`], for a program at sockets.
+///
+/// # Errors
+/// As [`CgroupSockAddr::load`].
+pub fn load_socket(program: &mut aya::programs::Program) -> Result<(), ProgramError> {
+    persist(|| match program {
+        aya::programs::Program::CgroupSockAddr(program) => program.load(),
+        aya::programs::Program::CgroupSock(program) => program.load(),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    })
+}
+
+fn persist(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
     let mut attempt = 1;
     loop {
-        match classifier.load() {
+        match load() {
             Err(ProgramError::LoadError { io_error, .. })
                 if io_error.kind() == io::ErrorKind::WouldBlock && attempt < LOAD_ATTEMPTS =>
             {
@@ -75,7 +123,7 @@ pub fn load(classifier: &mut SchedClassifier) -> Result<(), ProgramError> {
 }
 
 /// The maps of [`OBJECT`], all of them.
-pub const MAPS: [&str; 22] = [
+pub const MAPS: [&str; 24] = [
     map_name::CONFIG,
     map_name::ENDPOINTS_BY_IFINDEX,
     map_name::ENDPOINTS_V4,
@@ -92,6 +140,8 @@ pub const MAPS: [&str; 22] = [
     map_name::SOURCES_LPM_V4,
     map_name::AFFINITY,
     map_name::SERVICE_PORTS,
+    map_name::NAMESPACES,
+    map_name::SOCKETS_V4,
     map_name::UNMASQUERADED_LPM_V4,
     map_name::EPOCHS,
     map_name::COUNTERS,
@@ -113,7 +163,9 @@ mod tests {
         let object = aya_obj::Object::parse(OBJECT).expect("the object parses");
 
         let mut programs: Vec<_> = object.programs.keys().map(String::as_str).collect();
-        let mut expected: Vec<_> = Program::ALL.iter().map(|program| program.name()).collect();
+        let at_sockets = SocketProgram::ALL.iter().map(|program| program.name());
+        let mut expected: Vec<_> =
+            Program::ALL.iter().map(|program| program.name()).chain(at_sockets).collect();
         programs.sort_unstable();
         expected.sort_unstable();
         assert_eq!(programs, expected);

@@ -8,7 +8,7 @@ use crate::{
     datapath::Datapath,
     error::DatapathError,
     hook::{AttachMode, UNDERLAY_PROGRAMS, programs_of},
-    object::Program,
+    object::{Program, SocketProgram},
 };
 
 /// A program and the devices where it is at work.
@@ -16,9 +16,9 @@ use crate::{
 pub struct ProgramInfo {
     /// Its name in the object.
     pub name: String,
-    /// How it is attached: `tcx` or `clsact`.
+    /// How it is attached: `tcx`, `clsact` or `cgroup`.
     pub hook: &'static str,
-    /// The devices, sorted.
+    /// The devices, sorted; of one at sockets its cgroup.
     pub devices: Vec<String>,
 }
 
@@ -52,6 +52,20 @@ impl Datapath {
             devices.sort();
             ProgramInfo { name: name.to_owned(), hook, devices }
         };
-        Ok(devices.into_iter().map(info).collect())
+        let mut programs: Vec<ProgramInfo> = devices.into_iter().map(info).collect();
+        if let Some(wanted) = &self.config.sockets {
+            let at = self.sockets.cgroup.as_ref();
+            programs.extend(SocketProgram::ALL.iter().map(|program| {
+                ProgramInfo {
+                    name: program.name().to_owned(),
+                    hook: "cgroup",
+                    devices: at
+                        .filter(|_| self.hooks.is_at_sockets(*program, &wanted.cgroup))
+                        .map(|cgroup| vec![cgroup.display().to_string()])
+                        .unwrap_or_default(),
+                }
+            }));
+        }
+        Ok(programs)
     }
 }

@@ -10,14 +10,14 @@ use std::{
 use aya::{
     Ebpf, EbpfError, EbpfLoader, Pod, TestRun,
     maps::{Array, HashMap, LpmTrie, Map, PerCpuArray, ProgramArray, RingBuf, lpm_trie::Key},
-    programs::{ProgramFd, SchedClassifier, TestRunOptions},
+    programs::{ProgramFd, ProgramInfo, SchedClassifier, TestRunOptions},
 };
 use datapath_abi::{
     AbiBytes, BackendEntry, COUNTER_SLOTS, Counter, EPOCH_SHARDS, EndpointEntry, Event, FlowEntry, FlowKey,
     FrontendEntry, FrontendKey, IpcacheEntry, LpmKey, NodeConfig, NodeEntry, ServiceEntry, SlotBlock,
     SlotsKey, V4, map_name,
 };
-use datapath_linux::object::{self, OBJECT, Program};
+use datapath_linux::object::{self, OBJECT, Program, SocketProgram};
 
 /// What only tests load: see `datapath/ebpf/src/test.rs`.
 static TEST_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("WARREN_BPF_TEST_OBJECT"));
@@ -107,6 +107,8 @@ fn load_object(object: &[u8]) -> Result<Ebpf, EbpfError> {
             map_name::SERVICES,
             map_name::SLOTS,
             map_name::BACKENDS_V4,
+            map_name::NAMESPACES,
+            map_name::SOCKETS_V4,
         ] {
             loader.map_max_entries(name, SMALL);
         }
@@ -123,6 +125,13 @@ impl Kernel {
     /// The program, loaded.
     pub fn load(&mut self, program: Program) -> &mut SchedClassifier {
         load(&mut self.ebpf, program.name())
+    }
+
+    /// Loads a program at sockets; what the kernel says of it.
+    pub fn load_socket(&mut self, program: SocketProgram) -> ProgramInfo {
+        let loaded = self.ebpf.program_mut(program.name()).expect("the object has the program");
+        object::load_socket(loaded).unwrap_or_else(|error| panic!("{}: {error}", program.name()));
+        loaded.info().expect("it is loaded")
     }
 
     /// Writes an entry.

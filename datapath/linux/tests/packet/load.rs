@@ -1,7 +1,7 @@
 //! The kernel's verifier takes every program, with room to grow.
 
 use aya::programs::SchedClassifier;
-use datapath_linux::object::Program;
+use datapath_linux::object::{Program, SocketProgram};
 
 use crate::kernel::kernel_or_skip;
 
@@ -14,6 +14,12 @@ fn verifier_takes_every_program() {
     for program in Program::ALL {
         let classifier: &mut SchedClassifier = kernel.load(program);
         let info = classifier.info().expect("a loaded program has an id");
+        let instructions = info.verified_instruction_count().expect("since Linux 5.16");
+        println!("{}: {instructions} verified instructions", program.name());
+        assert!(instructions < MAX_VERIFIED_INSTRUCTIONS, "{}: {instructions}", program.name());
+    }
+    for program in SocketProgram::ALL {
+        let info = kernel.load_socket(program);
         let instructions = info.verified_instruction_count().expect("since Linux 5.16");
         println!("{}: {instructions} verified instructions", program.name());
         assert!(instructions < MAX_VERIFIED_INSTRUCTIONS, "{}: {instructions}", program.name());

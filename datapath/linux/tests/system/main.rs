@@ -1,6 +1,7 @@
 //! The datapath against the real kernel, each test in namespaces and with pins of its own.
 
 mod applying;
+mod cgroup;
 mod cleaning;
 mod damage;
 mod hooks;
@@ -8,6 +9,7 @@ mod opening;
 mod reading;
 mod routing;
 mod services;
+mod sockets;
 mod stage;
 mod traffic;
 mod underlay;

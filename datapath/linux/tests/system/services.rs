@@ -24,12 +24,12 @@ use crate::{
 };
 
 /// Where the service is reached.
-const VIP: Ipv4Addr = Ipv4Addr::new(10, 201, 0, 1);
-const PORT: u16 = 80;
+pub const VIP: Ipv4Addr = Ipv4Addr::new(10, 201, 0, 1);
+pub const PORT: u16 = 80;
 /// Where its backends listen.
-const BACKEND_PORT: u16 = 8080;
+pub const BACKEND_PORT: u16 = 8080;
 /// Longer than any answer takes here, also on a slow machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A backend of the service port over TCP (number 1); [`web`] gives that over UDP (number 2) one of its own.
 pub fn backend(id: u32, address: Ipv4Addr) -> (BackendId, BackendValue) {
@@ -58,7 +58,7 @@ pub fn web(backends: &[(BackendId, BackendValue)]) -> Vec<Op> {
     of_protocol(ServiceId(1), Protocol::Tcp, backends)
 }
 
-fn of_protocol(id: ServiceId, protocol: Protocol, backends: &[(BackendId, BackendValue)]) -> Vec<Op> {
+pub fn of_protocol(id: ServiceId, protocol: Protocol, backends: &[(BackendId, BackendValue)]) -> Vec<Op> {
     let takes_new = |(_, value): &&(BackendId, BackendValue)| value.state == BackendState::Active;
     let members = backends.iter().filter(takes_new).map(|(id, _)| *id).collect();
     let frontend = Frontend { address: VIP.into(), port: PORT, protocol };
@@ -164,7 +164,7 @@ fn a_member_that_is_not_there_is_told_and_the_others_serve() {
 }
 
 /// Answers in a namespace, over TCP and UDP, with the address that it was asked from; until it is told to end.
-fn answers<'scope>(
+pub fn answers<'scope>(
     scope: &'scope thread::Scope<'scope, '_>,
     workload: &Namespace,
     at: Ipv4Addr,
@@ -216,7 +216,7 @@ fn ask(stream: &mut (impl Read + Write)) -> (IpAddr, SocketAddr) {
     parse(&line)
 }
 
-fn parse(line: &[u8]) -> (IpAddr, SocketAddr) {
+pub fn parse(line: &[u8]) -> (IpAddr, SocketAddr) {
     let line = std::str::from_utf8(line).expect("text");
     let (who, from) = line.trim().split_once(' ').expect("two words");
     (who.parse().expect("an address"), from.parse().expect("an address and a port"))
@@ -362,7 +362,7 @@ fn endpoints_and_the_node_reach_a_service_of_two_nodes() {
     });
 }
 
-struct EndAtLast<'a>(&'a AtomicBool);
+pub struct EndAtLast<'a>(pub &'a AtomicBool);
 
 impl Drop for EndAtLast<'_> {
     fn drop(&mut self) {

@@ -1,0 +1,207 @@
+//! Services at the socket, as far as user space is needed: whose network namespaces there are, and the end of sockets
+//! whose backend is gone.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    fs, io,
+    net::IpAddr,
+    os::unix::fs::MetadataExt,
+    path::PathBuf,
+};
+
+use datapath_abi::{NamespaceEntry, SocketEntry, SocketKey, V4, namespace_kind, socket_kind};
+use datapath_plan::{EndpointId, Op};
+
+use crate::{
+    apply::{Answer, first_failure},
+    config::SocketConfig,
+    error::DatapathError,
+    hook::Hooks,
+    maps::Maps,
+    namespace::{self, Mark, Namespace},
+    sock_diag,
+};
+
+/// What the node does for sockets. One per datapath.
+#[derive(Debug)]
+pub(crate) struct Sockets {
+    /// Where the programs are at work; `None`: nowhere, and services are translated packet by packet.
+    pub cgroup: Option<PathBuf>,
+    ends_tcp: bool,
+    /// Cookies of the endpoints' namespaces, as in the map.
+    namespaces: BTreeMap<EndpointId, u64>,
+    /// Backends may have gone since sockets were last looked at.
+    is_due: bool,
+}
+
+type Note = (SocketKey<V4>, SocketEntry<V4>);
+
+impl Sockets {
+    /// Puts the programs to work where they are wanted, or takes them off. What keeps them from working is a warning:
+    /// the path of packets does the same.
+    pub(crate) fn open(
+        config: Option<&SocketConfig>,
+        hooks: &mut Hooks,
+        maps: &Maps,
+    ) -> Result<Self, DatapathError> {
+        let mut namespaces = BTreeMap::new();
+        let mut former = Vec::new();
+        maps.namespaces.for_each(|cookie, entry| match entry.kind {
+            namespace_kind::ENDPOINT => drop(namespaces.insert(EndpointId(entry.endpoint), *cookie)),
+            _ => former.push(*cookie),
+        })?;
+        let mut sockets = Self {
+            cgroup: None,
+            ends_tcp: config.is_some_and(|config| config.ends_tcp),
+            namespaces,
+            is_due: true,
+        };
+        let Some(config) = config else {
+            hooks.detach_sockets()?;
+            return Ok(sockets);
+        };
+        let mut attach = || {
+            let own = namespace::own_mark()?;
+            let entry =
+                NamespaceEntry { kind: namespace_kind::NODE, inode: own.inode, ..NamespaceEntry::default() };
+            maps.namespaces.put(&own.cookie, &entry)?;
+            former.retain(|cookie| *cookie != own.cookie);
+            first_failure(maps.namespaces.delete_all(&former))?;
+            hooks.attach_sockets(&config.cgroup)
+        };
+        match attach() {
+            Ok(()) => sockets.cgroup = Some(config.cgroup.clone()),
+            Err(error) => tracing::warn!(
+                cgroup = %config.cgroup.display(), error = error.chain(),
+                "services are not translated at the socket, only packet by packet"
+            ),
+        }
+        Ok(sockets)
+    }
+
+    /// From now on the sockets in an endpoint's namespace are translated.
+    pub(crate) fn put(
+        &mut self,
+        maps: &Maps,
+        id: EndpointId,
+        address: IpAddr,
+        namespace: &Namespace,
+    ) -> Answer {
+        let IpAddr::V4(address_v4) = address else { return Ok(()) };
+        let Mark { cookie, inode } = match namespace.mark() {
+            Ok(mark) => mark,
+            Err(error) => {
+                // As before Linux 5.14.
+                tracing::debug!(%id, error = error.chain(), "an endpoint's namespace has no cookie");
+                return Ok(());
+            }
+        };
+        if self.namespaces.get(&id).is_some_and(|former| *former != cookie) {
+            self.forget(maps, id)?;
+        }
+        let entry = NamespaceEntry {
+            kind: namespace_kind::ENDPOINT,
+            endpoint: id.0,
+            inode,
+            address_v4: address_v4.octets(),
+        };
+        maps.namespaces.put(&cookie, &entry)?;
+        self.namespaces.insert(id, cookie);
+        Ok(())
+    }
+
+    /// From now on they are not.
+    pub(crate) fn forget(&mut self, maps: &Maps, id: EndpointId) -> Answer {
+        if let Some(cookie) = self.namespaces.get(&id) {
+            maps.namespaces.delete(cookie)?;
+            self.namespaces.remove(&id);
+        }
+        Ok(())
+    }
+
+    /// Ends the sockets whose backend has gone, if any may have since the last time: of UDP, whose owners would not
+    /// notice; of TCP where that is wanted. What they are known by goes with them.
+    pub(crate) fn end_orphans(&mut self, maps: &Maps, ops: &[Op]) {
+        let is_of_backend = |op: &Op| matches!(op, Op::PutBackend(..) | Op::DeleteBackend(_));
+        self.is_due |= ops.iter().any(is_of_backend);
+        if !self.is_due {
+            return;
+        }
+        match self.orphans(maps).and_then(|orphans| self.end(maps, &orphans)) {
+            Ok(()) => self.is_due = false,
+            // With the next plan again.
+            Err(error) => tracing::warn!(error = error.chain(), "sockets of backends that are gone go on"),
+        }
+    }
+
+    /// What is known of sockets that go where no backend is any more, and that are to end.
+    fn orphans(&self, maps: &Maps) -> Result<Vec<Note>, DatapathError> {
+        let mut orphans = Vec::new();
+        for (key, entry) in maps.sockets_v4.dump()? {
+            if i32::from(entry.protocol) == libc::IPPROTO_TCP && !self.ends_tcp {
+                continue;
+            }
+            let place = match key.kind {
+                socket_kind::BACKEND => (key.address, key.port_be),
+                _ => (entry.address, entry.port_be),
+            };
+            let backend = maps.backends_v4.get(&entry.backend)?.unwrap_or_default();
+            if (backend.service, (backend.address, backend.port_be)) != (entry.service, place) {
+                orphans.push((key, entry));
+            }
+        }
+        Ok(orphans)
+    }
+
+    fn end(&self, maps: &Maps, orphans: &[Note]) -> Answer {
+        let mut sockets: BTreeMap<(u64, u8), HashSet<u64>> = BTreeMap::new();
+        for (key, entry) in orphans.iter().filter(|(key, _)| key.kind == socket_kind::BACKEND) {
+            sockets.entry((entry.namespace, entry.protocol)).or_default().insert(key.cookie);
+        }
+        for ((cookie, protocol), sockets) in &sockets {
+            match end_in(maps, *cookie, *protocol, sockets)? {
+                Some(ended) => {
+                    tracing::info!(protocol, ended, "sockets of backends that are gone have ended")
+                }
+                None => {
+                    tracing::debug!(protocol, "the namespace of sockets whose backend is gone is not found")
+                }
+            }
+        }
+        let keys: Vec<SocketKey<V4>> = orphans.iter().map(|(key, _)| *key).collect();
+        first_failure(maps.sockets_v4.delete_all(&keys))
+    }
+}
+
+/// Ends sockets in the namespace with a cookie; `None` if it has gone, or no path leads there.
+fn end_in(
+    maps: &Maps,
+    cookie: u64,
+    protocol: u8,
+    sockets: &HashSet<u64>,
+) -> Result<Option<usize>, DatapathError> {
+    let Some(entry) = maps.namespaces.get(&cookie)? else { return Ok(None) };
+    let end = || sock_diag::end(protocol, sockets);
+    let ended = if entry.kind == namespace_kind::NODE {
+        end()
+    } else {
+        let there =
+            |path: &PathBuf| fs::metadata(path).is_ok_and(|found| found.ino() == u64::from(entry.inode));
+        let Some(path) = namespace::paths().into_iter().find(there) else { return Ok(None) };
+        // One that went in this moment has no sockets.
+        let Ok(namespace) = Namespace::open(&path) else { return Ok(None) };
+        namespace.enter(end)
+    };
+    match ended {
+        Ok(ended) => Ok(Some(ended)),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EOPNOTSUPP)) => {
+            tracing::warn!(%error, protocol, "this kernel ends no sockets (modprobe udp_diag): clients of backends that are gone notice by themselves");
+            Ok(Some(0))
+        }
+        Err(source) => Err(failed(source)),
+    }
+}
+
+fn failed(source: io::Error) -> DatapathError {
+    DatapathError::Netlink { operation: "end sockets of backends that are gone".into(), source }
+}

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use datapath_linux::{Underlay, UnderlayChoice};
+use datapath_linux::{SocketConfig, Underlay, UnderlayChoice, cgroup_root};
 use datapath_plan::{HostRouting, Masquerade, Mode};
 use ipnetwork::IpNetwork;
 use kvstore_etcd::EtcdStore;
@@ -11,6 +11,7 @@ use node_core::{DatapathConfig, NativeRoutes, NodeConfig, SavedEndpoint, Snapsho
 use node_gossip::{Gossip, GossipConfig, Keyring};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 use crate::{
     check,
@@ -55,6 +56,18 @@ pub fn underlay_choice(config: &Config) -> UnderlayChoice {
         (None, Some(interface)) => UnderlayChoice::Interface(interface.clone()),
         (None, None) => UnderlayChoice::Towards(check::literal_addresses(&config.etcd.endpoints)),
     }
+}
+
+/// Services at the socket, where that is wanted and can be.
+pub fn sockets(section: &DatapathSection) -> Option<SocketConfig> {
+    if !section.socket_lb {
+        return None;
+    }
+    let cgroup = section.cgroup.clone().or_else(cgroup_root);
+    if cgroup.is_none() {
+        warn!("cgroup2 is not mounted: services are translated packet by packet only");
+    }
+    cgroup.map(|cgroup| SocketConfig { cgroup, ends_tcp: section.socket_lb_ends_tcp })
 }
 
 /// The store, and the tasks that it needs.

@@ -133,7 +133,10 @@ impl Parts {
         let metrics_listener = http::bind_metrics(config.http.metrics_listen).await?;
         let store = parts::store(config, &stop, &mut tasks)?;
         let gossip = parts::gossip(config, machine, &underlay, &core, &stop, &mut tasks).await?;
-        let linux = LinuxConfig::at(&config.datapath.pin_root);
+        let linux = LinuxConfig {
+            sockets: parts::sockets(&config.datapath),
+            ..LinuxConfig::at(&config.datapath.pin_root)
+        };
         let kernel =
             Kernel::start(linux, core.clone(), metrics.clone()).await.context("open the datapath")?;
 

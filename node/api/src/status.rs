@@ -138,9 +138,9 @@ pub struct MapFill {
 pub struct ProgramStatus {
     /// Its name.
     pub name: String,
-    /// The devices that it is attached to.
+    /// The devices that it is attached to; of a program at sockets its cgroup.
     pub devices: Vec<String>,
-    /// The hook: `tcx` or `clsact`.
+    /// The hook: `tcx`, `clsact` or `cgroup`.
     pub hook: String,
 }
 

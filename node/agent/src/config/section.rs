@@ -90,6 +90,10 @@ pub struct DatapathSection {
     pub native_routes: NativeRoutesKind,
     /// `None`: what the underlay carries.
     pub mtu_bytes: Option<u16>,
+    pub socket_lb: bool,
+    /// `None`: where cgroup2 is mounted.
+    pub cgroup: Option<PathBuf>,
+    pub socket_lb_ends_tcp: bool,
 }
 
 /// `[masquerade]`
@@ -192,6 +196,9 @@ impl Default for Config {
                 host_routing: HostRoutingKind::Bpf,
                 native_routes: NativeRoutesKind::Direct,
                 mtu_bytes: None,
+                socket_lb: true,
+                cgroup: None,
+                socket_lb_ends_tcp: false,
             },
             // Above what Linux gives to connections by default (32768-60999).
             masquerade: MasqueradeSection {

@@ -101,6 +101,10 @@ settings! {
     "datapath.host_routing" datapath.host_routing "How packets get to this node's endpoints: \"bpf\" (straight), or \"legacy\" (by the node's stack and its netfilter).";
     "datapath.mtu_bytes" datapath.mtu_bytes "MTU of endpoints; what the underlay carries if not set, and never more.";
 
+    "datapath.socket_lb" datapath.socket_lb "Whether services are translated where a process connects, and not packet by packet; needs cgroup2.";
+    "datapath.cgroup" datapath.cgroup "Folder of a cgroup2: for processes in it and below it; where cgroup2 is mounted if not set.";
+    "datapath.socket_lb_ends_tcp" datapath.socket_lb_ends_tcp "Whether TCP connections to a backend that was removed are ended as well; UDP sockets always are.";
+
     "masquerade.enabled" masquerade.enabled "Whether endpoints reach what is outside the fleet with this node's underlay address.";
     "masquerade.ports" masquerade.ports "Ports for that, as first-last; kept from the node's own sockets (ip_local_reserved_ports).";
     "masquerade.exclude" masquerade.exclude "Destinations that see endpoints' own addresses, besides the fleet's pools.";

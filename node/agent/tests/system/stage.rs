@@ -70,7 +70,8 @@ impl Stage {
     fn configuration(&self) -> String {
         format!(
             "store = \"memory\"\n[node]\nname = \"node\"\nmachine_id = \"{name}\"\nstate_dir = \"{folder}/state\"\n\
-             run_dir = \"{folder}/run\"\n[datapath]\npin_root = \"{pins}\"\nunderlay_address = \"192.0.2.10\"\n",
+             run_dir = \"{folder}/run\"\n[datapath]\npin_root = \"{pins}\"\nunderlay_address = \"192.0.2.10\"\n\
+             socket_lb = false\n",
             name = self.name,
             folder = self.folder.path().display(),
             pins = self.pin_root().display(),

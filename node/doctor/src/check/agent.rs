@@ -15,7 +15,7 @@ pub const FULL_MAP_PERCENT: u64 = 90;
 const SHOWN: usize = 4;
 
 /// What is asked of an agent that answers, beside whether it does.
-const NAMES: [&str; 16] = [
+const NAMES: [&str; 17] = [
     "node",
     "warnings",
     "store",
@@ -29,6 +29,7 @@ const NAMES: [&str; 16] = [
     "clock-skew",
     "mtu",
     "hooks",
+    "sockets",
     "maps",
     "plan",
     "state",
@@ -70,6 +71,7 @@ fn answered(answers: &Answers) -> Vec<Finding> {
         peers::clock_skew(answers),
         mtu(answers),
         hooks::hooks(&answers.hooks),
+        hooks::sockets(&status.programs),
         maps(&status.maps, &status.apply.full),
         plan(&status.apply),
         state(&answers.diff),

@@ -1,6 +1,6 @@
 //! Who else has programs or filters where ours are: they may drop or redirect packets before ours see them.
 
-use node_api::HookUser;
+use node_api::{HookUser, ProgramStatus};
 
 use super::agent::some;
 use crate::finding::Finding;
@@ -34,6 +34,27 @@ pub(super) fn hooks(users: &Result<Vec<HookUser>, String>) -> Finding {
     )
 }
 
+/// Whether services are translated where processes connect.
+pub(super) fn sockets(programs: &[ProgramStatus]) -> Finding {
+    const CHECK: &str = "sockets";
+    let at_sockets = || programs.iter().filter(|program| program.hook == "cgroup");
+    let idle: Vec<String> = at_sockets()
+        .filter(|program| program.devices.is_empty())
+        .map(|program| program.name.clone())
+        .collect();
+    match at_sockets().flat_map(|program| &program.devices).next() {
+        _ if !idle.is_empty() => Finding::warn(
+            CHECK,
+            format!("not at work: {}; services are translated packet by packet", some(&idle)),
+            "the agent's log says why: journalctl -u warrend | grep \"at the socket\"; then restart warrend",
+        ),
+        None => Finding::ok(CHECK, "services are translated packet by packet"),
+        Some(cgroup) => {
+            Finding::ok(CHECK, format!("services are translated where processes of {cgroup} connect"))
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -51,6 +72,21 @@ mod tests {
             program_id: (name != "matchall").then_some(17),
             ours,
         }
+    }
+
+    #[test]
+    fn programs_at_sockets_are_at_work_or_not() {
+        let program = |name: &str, hook: &str, devices: &[&str]| ProgramStatus {
+            name: name.to_owned(),
+            hook: hook.to_owned(),
+            devices: devices.iter().map(|device| (*device).to_owned()).collect(),
+        };
+        let packets = program("from_endpoint", "tcx", &[]);
+        let works = program("sock_connect4", "cgroup", &["/sys/fs/cgroup"]);
+        let idle = program("sock_recvmsg4", "cgroup", &[]);
+        expect(sockets(std::slice::from_ref(&packets)), Ok, "packet by packet", "");
+        expect(sockets(&[packets.clone(), works.clone()]), Ok, "/sys/fs/cgroup connect", "");
+        expect(sockets(&[packets, works, idle]), Warn, "not at work: sock_recvmsg4", "journalctl");
     }
 
     #[test]

@@ -70,7 +70,7 @@ pub(super) fn cgroup2(machine: &Machine) -> Finding {
         None => no_mounts(CHECK),
         Some(places) if places.is_empty() => Finding::warn(
             CHECK,
-            "no cgroup2 is mounted: nothing can be hooked at sockets",
+            "no cgroup2 is mounted: services are translated packet by packet, not at sockets",
             "boot with systemd.unified_cgroup_hierarchy=1, or: mkdir -p /run/warren/cgroup && mount -t cgroup2 none /run/warren/cgroup",
         ),
         Some(places) => Finding::ok(CHECK, format!("mounted at {}", places.join(" "))),

@@ -1,5 +1,5 @@
 //! One cgroup for each machine of a lab: whatever a machine started can be found and killed, also when the
-//! process that started it is gone.
+//! process that started it is gone. What `exec` runs on a node or its endpoints is in one below the node's.
 
 use std::{
     fs,
@@ -47,7 +47,7 @@ pub fn lab_folder(lab: &LabName) -> Result<PathBuf> {
     Ok(labs_folder()?.join(lab.as_str()))
 }
 
-/// Makes a machine's cgroup, or takes the one that is there.
+/// Makes a machine's cgroup, or one below it, or takes the one that is there.
 ///
 /// # Errors
 /// When the folder cannot be made.

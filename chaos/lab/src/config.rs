@@ -1,9 +1,14 @@
 //! The configuration of one agent of a lab.
 
-use crate::{Lab, spec::underlay_address};
+use anyhow::Result;
+
+use crate::{Lab, cgroup, spec::underlay_address};
 
 /// Renders a node's configuration.
-pub fn render(lab: &Lab, node: &str) -> String {
+///
+/// # Errors
+/// When cgroup2 is not mounted.
+pub fn render(lab: &Lab, node: &str) -> Result<String> {
     let spec = lab.spec();
     let folder = lab.name().folder().join(node);
     let store = if spec.etcd == 0 { "memory" } else { "etcd" };
@@ -21,7 +26,8 @@ pub fn render(lab: &Lab, node: &str) -> String {
     } else {
         format!("[etcd]\nendpoints = {}\n\n", values(&spec.etcd_endpoints()))
     };
-    format!(
+    let cgroup = cgroup::lab_folder(lab.name())?.join(node);
+    Ok(format!(
         "# Written by warren-lab.\n\
          store = {store}\n\n\
          [node]\n\
@@ -40,7 +46,8 @@ pub fn render(lab: &Lab, node: &str) -> String {
          seeds = {seeds}\n\n\
          [datapath]\n\
          pin_root = {pins}\n\
-         underlay_interface = \"eth0\"\n\n\
+         underlay_interface = \"eth0\"\n\
+         cgroup = {cgroup}\n\n\
          [log]\n\
          level = \"info\"\n",
         store = text(&store),
@@ -53,6 +60,7 @@ pub fn render(lab: &Lab, node: &str) -> String {
         block = spec.block_prefix_v4,
         key = text(&lab.key_path().display()),
         seeds = values(&seeds),
+        cgroup = text(&cgroup.display()),
         pins = text(&lab.pin_path(node).display()),
-    )
+    ))
 }

@@ -161,7 +161,7 @@ impl Lab {
         self.write_key()?;
         for node in self.spec.node_names() {
             let path = self.config_path(&node);
-            fs::write(&path, config::render(self, &node))
+            fs::write(&path, config::render(self, &node)?)
                 .with_context(|| format!("write {}", path.display()))?;
         }
         Ok(())
@@ -259,7 +259,9 @@ impl Lab {
     pub fn command(&self, target: &str, program: impl AsRef<Path>) -> Result<Command> {
         let (inside, node) = self.find_namespace(target)?;
         let mut command = Command::new(program.as_ref());
-        process::enter(&mut command, &inside, Some(&cgroup::create(&self.name, "exec")?))?;
+        // Below the node's: what its programs do at sockets they do to its processes, and to no others.
+        let group = node.as_ref().map_or_else(|| "exec".to_owned(), |node| format!("{node}/exec"));
+        process::enter(&mut command, &inside, Some(&cgroup::create(&self.name, &group)?))?;
         if let Some(node) = node {
             command.env("WARREN_SOCKET", self.socket_path(&node));
         }

@@ -17,6 +17,7 @@ mod probes;
 mod restart;
 mod scenarios;
 mod services;
+mod sockets;
 mod start;
 mod support;
 mod traffic;

@@ -23,12 +23,12 @@ use node_api::{Listing, Service, StateDiff};
 use crate::support::{SOON, TestLab};
 
 /// What one connection may take. Nothing is lost here: it only ends a test that has failed.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Connections of which shares are judged.
 const MANY: usize = 300;
 
-const MANIFEST: &str = "\
+pub const MANIFEST: &str = "\
 apiVersion: warren/v1
 kind: Service
 metadata:
@@ -42,14 +42,14 @@ spec:
 ";
 
 /// A workload that tells whoever comes its own name and the address that it sees, by TCP and UDP.
-struct Server {
+pub struct Server {
     listener: TcpListener,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Server {
-    fn start(endpoint: &Endpoint) -> Self {
+    pub fn start(endpoint: &Endpoint) -> Self {
         let (listener, datagrams) = namespace::inside(&endpoint.namespace, || {
             Ok((TcpListener::bind("0.0.0.0:8080")?, UdpSocket::bind("0.0.0.0:5353")?))
         })
@@ -142,7 +142,7 @@ fn exchange(to: SocketAddr) -> Result<(String, IpAddr)> {
     bail!("no answer from {to}")
 }
 
-fn answer(text: &str) -> Result<(String, IpAddr)> {
+pub fn answer(text: &str) -> Result<(String, IpAddr)> {
     let (name, address) = text.split_once(' ').with_context(|| format!("{text:?} is no answer"))?;
     Ok((name.to_owned(), address.parse()?))
 }
@@ -164,7 +164,7 @@ fn counts(
 }
 
 /// Until a node knows a service with this many backends at each port.
-fn wait_backends(lab: &TestLab, node: &str, expected: usize) {
+pub fn wait_backends(lab: &TestLab, node: &str, expected: usize) {
     wait::until(&format!("{expected} backends on {node}"), SOON, || {
         let listing = ask(lab.api(node).services())?;
         let found: Vec<usize> =
@@ -177,7 +177,7 @@ fn wait_backends(lab: &TestLab, node: &str, expected: usize) {
     .unwrap();
 }
 
-fn no_differences(lab: &TestLab, node: &str) {
+pub fn no_differences(lab: &TestLab, node: &str) {
     let diff: StateDiff = lab.warren_json(node, &["state", "diff"]);
     assert_eq!(diff.differences, Vec::<String>::new(), "{node}");
 }
@@ -252,7 +252,7 @@ fn a_service_is_reached_from_workloads_and_nodes_with_backends_on_two_nodes() {
 }
 
 /// Applies the manifest, twice, and answers the virtual IP.
-fn apply(lab: &TestLab, path: &str) -> IpAddr {
+pub fn apply(lab: &TestLab, path: &str) -> IpAddr {
     let (code, stdout, stderr) = lab.warren("n1", &["diff", "-f", path]);
     assert_eq!((code, stderr.as_str()), (1, ""), "{stdout}");
     let (code, stdout, stderr) = lab.warren("n1", &["apply", "-f", path]);

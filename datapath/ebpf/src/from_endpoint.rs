@@ -12,6 +12,7 @@ use datapath_packet::{
 use crate::{
     deliver, flows, icmp, lookup,
     masquerade::{self, NO_PORT},
+    outside,
     packet::Packet,
     programs::Verdict,
     rewrite, service,
@@ -52,6 +53,10 @@ fn decide_anew(
     if packet.key.src != endpoint.address_v4 {
         return Err(DropReason::SourceSpoofed);
     }
+    if packet.stale.is_reply && packet.stale.is_from_outside {
+        outside::as_if_asked(packet, config);
+        return packet.decided();
+    }
     // Of one that a service leads to itself both sides are translated.
     if packet.stale.is_on_both_sides && packet.stale.is_reply && !service::turn(packet) {
         return Err(DropReason::NoTranslation);
@@ -59,34 +64,12 @@ fn decide_anew(
     decide_for(packet, config, endpoint)
 }
 
-/// What answers a flow whose source is translated, decided as if its endpoint had sent.
-///
-/// # Errors
-/// [`DropReason::NoTranslation`]: there is no such flow (any more). Otherwise those of what its endpoint sends.
-#[inline(always)]
-pub fn as_if_asked(packet: &mut Packet, config: &NodeConfig) -> Result<&'static mut Halves, DropReason> {
-    // By the stack a packet that answers nothing would be refused, and its flow reset: but there may be a half of it
-    // left, which the endpoint's next packet finds.
-    if !service::turn(packet) {
-        return Err(DropReason::NoTranslation);
-    }
-    flows::begin(packet);
-    match lookup::endpoint_of(packet.key.src) {
-        Some(endpoint) => decide_for(packet, config, endpoint),
-        None => {
-            packet.refuse(DropReason::UnknownDestination);
-            service::settle(packet);
-            packet.decided()
-        }
-    }
-}
-
 /// Decides about what the endpoint sends with `packet.key`, of which the source is its own.
 ///
 /// # Errors
 /// [`DropReason::NoBackend`], [`DropReason::TunnelPort`], and those of where it goes.
 #[inline(always)]
-fn decide_for(
+pub fn decide_for(
     packet: &mut Packet,
     config: &NodeConfig,
     endpoint: &EndpointEntry,
@@ -201,5 +184,9 @@ fn arp(packet: &mut Packet, config: &NodeConfig, ethernet: &Ethernet) -> Result<
 #[inline(always)]
 pub fn refuse(packet: &Packet, reason: DropReason) -> Option<Verdict> {
     let config = lookup::config().ok()?;
-    if service::refuse(packet, config, reason) { Some(Verdict::Into(packet.ifindex())) } else { None }
+    if service::refuse(packet, config.gateway_v4, reason) {
+        Some(Verdict::Into(packet.ifindex()))
+    } else {
+        None
+    }
 }

@@ -129,7 +129,7 @@ fn directly(packet: &mut Packet, config: &NodeConfig) -> Result<(), DropReason> 
 #[inline(always)]
 pub fn refuse(packet: &Packet, reason: DropReason) -> Option<Verdict> {
     let config = lookup::config().ok()?;
-    if !service::refuse(packet, config, reason) {
+    if !service::refuse(packet, config.gateway_v4, reason) {
         return None;
     }
     packet.write_macs(config.host_mac, TUNNEL_SRC_MAC).ok()?;

@@ -1,17 +1,17 @@
 //! What comes by the underlay interface without a tunnel: ingress.
 //!
-//! Nearly all of it is the node's own business, and is left alone: not even counted. Ours are answers to masqueraded
-//! flows, errors about them, and what comes for endpoints where there is no tunnel.
+//! Nearly all of it is the node's own business, and is left alone: not even counted. Ours are answers to translated
+//! flows, errors about them, what clients outside send to services, and what comes for endpoints where there is no tunnel.
 
 use datapath_abi::{
     DropReason, FlowAction, FlowEntry, NODE_NONE, NODE_SELF, NodeConfig, SourceKind, flow_flags::REWRITE_DST,
     identity_number as identity, node_flags,
 };
-use datapath_packet::{ETHERTYPE_IPV4, Halves, Ipv4, Place, Side, TCP, UDP, comes_from};
+use datapath_packet::{ETHERTYPE_IPV4, Halves, Ipv4, Place, Side, TCP, UDP, comes_from, opens};
 
 use crate::{
-    deliver, flows, from_endpoint, lookup, maps::FLOWS_V4, masquerade, packet::Packet, programs::Verdict,
-    rewrite,
+    deliver, flows, from_endpoint, lookup, maps::FLOWS_V4, masquerade, outside, packet::Packet,
+    programs::Verdict, rewrite, service,
 };
 
 /// To an endpoint, or left to the stack.
@@ -24,10 +24,10 @@ pub fn decide(packet: &mut Packet) -> Result<Verdict, DropReason> {
         _ => return Ok(Verdict::Leave),
     }
     let Ok(ip) = packet.parse_ipv4() else { return Ok(Verdict::Leave) };
-    if ip.dst == config.underlay_v4 {
-        to_this_node(packet, config, ip)
-    } else {
+    if ip.dst != config.underlay_v4 && lookup::endpoint_of(ip.dst).is_some() {
         to_an_endpoint(packet, config, ip)
+    } else {
+        to_the_node_or_a_service(packet, config, ip)
     }
 }
 
@@ -35,9 +35,6 @@ pub fn decide(packet: &mut Packet) -> Result<Verdict, DropReason> {
 /// has no tunnel. Then it is believed by its address, if that is behind another node: this is all that there is.
 #[inline(always)]
 fn to_an_endpoint(packet: &mut Packet, config: &NodeConfig, ip: &Ipv4) -> Result<Verdict, DropReason> {
-    if lookup::endpoint_of(packet.key.dst).is_none() {
-        return Ok(Verdict::Leave);
-    }
     let is_native = config.flags & node_flags::NATIVE != 0;
     let passes_the_stack = is_native && config.flags & node_flags::LEGACY_HOST_ROUTING == 0;
     let is_direct = |entry: &FlowEntry| {
@@ -86,31 +83,84 @@ fn from_another_node(packet: &mut Packet, config: &NodeConfig) -> Result<&'stati
     Ok(flows::decide(packet, &from, &to))
 }
 
-/// Answers to masqueraded flows have a port of ours.
+/// Answers to translated flows have a port of ours, frontends have theirs. What has neither is asked nothing more, and ports
+/// are told by one look into a small array: this is where all of the node's own traffic comes by.
 #[inline(always)]
-fn to_this_node(packet: &mut Packet, config: &NodeConfig, ip: &Ipv4) -> Result<Verdict, DropReason> {
-    let is_answer =
-        |entry: &FlowEntry| entry.flags & REWRITE_DST != 0 && comes_from(entry, SourceKind::Underlay, 0);
+fn to_the_node_or_a_service(
+    packet: &mut Packet,
+    config: &NodeConfig,
+    ip: &Ipv4,
+) -> Result<Verdict, DropReason> {
     rewrite::find_ports(packet, ip);
-    let port = u16::from_be_bytes(packet.key.dst_port_be);
-    let is_ours = config.masquerade_port_min <= port && port <= config.masquerade_port_max && port != 0;
-    if !is_ours && !packet.is_error {
+    let is_answer = ip.dst == config.underlay_v4 && masquerade::is_port(config, packet.key.dst_port_be);
+    let is_asked = lookup::is_service_port(packet.key.protocol, packet.key.dst_port_be);
+    if !is_answer && !is_asked && !packet.is_error {
         return Ok(Verdict::Leave);
     }
-    let known = flows::known(packet, is_answer);
-    if known.is_none() && (packet.is_error || is_the_nodes_own(packet)) {
+    let is_ours = |entry: &FlowEntry| {
+        (entry.flags & REWRITE_DST != 0 || entry.backend != 0) && comes_from(entry, SourceKind::Underlay, 0)
+    };
+    let known = flows::known(packet, is_ours);
+    if known.is_none() && is_left(packet, is_answer, is_asked) {
         return Ok(Verdict::Leave);
     }
-    deliver::flow(packet, config, ip, known, |packet| from_endpoint::as_if_asked(packet, config))
+    deliver::flow(packet, config, ip, known, |packet| decide_anew(packet, config))
+}
+
+/// Whether a packet whose flow is not known is the stack's. Otherwise it is noted which service port it goes to, if any.
+#[inline(never)]
+fn is_left(packet: &mut Packet, is_answer: bool, is_asked: bool) -> bool {
+    if packet.is_error {
+        return true;
+    }
+    if is_asked {
+        service::find_or_keep(packet);
+        if packet.port_number != 0 {
+            // A connection that the node has made itself, from a port that became a service's.
+            return !opens(packet.tcp_flags) && masquerade::has_connection(packet, &packet.key);
+        }
+    }
+    !is_answer || is_the_nodes_own(packet)
+}
+
+#[inline(always)]
+fn decide_anew(packet: &mut Packet, config: &NodeConfig) -> Result<&'static mut Halves, DropReason> {
+    if packet.port_number != 0 {
+        return outside::decide_anew(packet, config);
+    }
+    // By the stack a packet that answers nothing would be refused, and its flow reset: but there may be a half of it
+    // left, which the next packet of who began it finds.
+    if !service::turn(packet) {
+        return Err(DropReason::NoTranslation);
+    }
+    flows::begin(packet);
+    match lookup::endpoint_of(packet.key.src) {
+        Some(endpoint) => from_endpoint::decide_for(packet, config, endpoint),
+        None if packet.stale.is_from_outside => {
+            outside::decide_turned(packet, config);
+            packet.decided()
+        }
+        None => {
+            packet.refuse(DropReason::UnknownDestination);
+            service::settle(packet);
+            packet.decided()
+        }
+    }
 }
 
 /// Whether a packet to a port of the masquerade is for the node itself: nothing is translated to that port, and the
 /// node has a socket there. The node's sockets have no ports in the range, unless somebody bound one by name; before
 /// there was a masquerade the kernel may have given one to a connection that still is.
-#[inline(never)]
+#[inline(always)]
 fn is_the_nodes_own(packet: &Packet) -> bool {
     // SAFETY: as in `flows::Flow::entry`; read at once.
     let entry = unsafe { FLOWS_V4.get(packet.key) };
     entry.is_none_or(|entry| entry.flags & REWRITE_DST == 0)
         && (!matches!(packet.key.protocol, TCP | UDP) || masquerade::has_socket(packet, &packet.key))
+}
+
+/// Tells a client outside why its packet goes no further: in the name of whom it was for.
+#[inline(always)]
+pub fn refuse(packet: &Packet, reason: DropReason) -> Option<Verdict> {
+    if service::refuse(packet, packet.key.dst, reason) { Some(Verdict::Out(packet.ifindex())) } else { None }
 }

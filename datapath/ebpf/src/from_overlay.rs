@@ -1,109 +1,125 @@
 //! What other nodes send: `warren_vxlan`, ingress. "This came from node n as identity i" is in one place:
-//! [`Origin`].
+//! [`read_origin`].
 
 use aya_ebpf::{bindings::bpf_tunnel_key, helpers::bpf_skb_get_tunnel_key};
 use datapath_abi::{
-    DropReason, FlowEntry, IpcacheEntry, NODE_SELF, NodeConfig, SourceKind, TUNNEL_DST_MAC, TUNNEL_SRC_MAC,
-    V4, identity_number as identity,
+    DropReason, FlowEntry, IpcacheEntry, NODE_NONE, NODE_SELF, NodeConfig, SourceKind, TUNNEL_DST_MAC,
+    TUNNEL_SRC_MAC, V4, identity_number as identity,
 };
-use datapath_packet::{ETHERTYPE_IPV4, Halves, Place, Side, check_sender};
+use datapath_packet::{ETHERTYPE_IPV4, Place, Side, check_sender, comes_from};
 
 use crate::{
     deliver::{self, TUNNEL_KEY_BYTES},
-    flows, icmp, lookup,
+    flows, icmp, lookup, masquerade, outside,
     packet::Packet,
     programs::Verdict,
     rewrite, service,
 };
 
-/// To an endpoint or to this node, if a member sent it from an address of its own.
+/// To an endpoint or to this node, if a member sent it from an address of its own; out by the underlay, if it answers a
+/// client outside.
 #[inline(always)]
 pub fn decide(packet: &mut Packet) -> Result<Verdict, DropReason> {
     let config = lookup::config()?;
-    let origin = Origin::of(packet)?;
-    packet.outer_src = origin.underlay;
-    packet.src_identity = origin.identity;
+    read_origin(packet);
+    if packet.is_refused() {
+        return Err(DropReason::HelperFailed);
+    }
+    packet.src_identity = packet.vni;
     match packet.ethernet()?.ethertype_be {
-        ETHERTYPE_IPV4 => ipv4(packet, config, &origin),
+        ETHERTYPE_IPV4 => ipv4(packet, config),
         _ => Err(DropReason::UnsupportedProtocol),
     }
 }
 
-/// Where a tunnel packet says that it comes from.
-struct Origin {
-    underlay: V4,
-    identity: u32,
+/// Notes where a tunnel packet says that it comes from.
+#[inline(never)]
+fn read_origin(packet: &mut Packet) {
+    // SAFETY: integers and byte arrays only.
+    let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
+    // SAFETY: the key is larger than the size given.
+    if unsafe { bpf_skb_get_tunnel_key(packet.skb(), &mut key, TUNNEL_KEY_BYTES, 0) } != 0 {
+        return packet.refuse(DropReason::HelperFailed);
+    }
+    // SAFETY: written by the helper; without `BPF_F_TUNINFO_IPV6` it answers for IPv4 only.
+    packet.outer_src = unsafe { key.__bindgen_anon_1.remote_ipv4 }.to_be_bytes();
+    packet.vni = key.tunnel_id;
 }
 
-impl Origin {
-    #[inline(always)]
-    fn of(packet: &Packet) -> Result<Self, DropReason> {
-        // SAFETY: integers and byte arrays only.
-        let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
-        // SAFETY: the key is larger than the size given.
-        if unsafe { bpf_skb_get_tunnel_key(packet.skb(), &mut key, TUNNEL_KEY_BYTES, 0) } != 0 {
-            return Err(DropReason::HelperFailed);
-        }
-        // SAFETY: written by the helper; without `BPF_F_TUNINFO_IPV6` it answers for IPv4 only.
-        let underlay = unsafe { key.__bindgen_anon_1.remote_ipv4 }.to_be_bytes();
-        Ok(Self { underlay, identity: key.tunnel_id })
-    }
+/// Whether the entry was made for packets from there: the node's address is looked up for every packet, so that one that
+/// left or moved is noticed.
+///
+/// An error about the flow may come from elsewhere behind that node, which is then what is checked.
+#[inline(always)]
+fn is_source_of(origin: (V4, u32), entry: &FlowEntry, src: V4, is_error: bool) -> bool {
+    let (underlay, vni) = origin;
+    entry.source_kind == SourceKind::Node as u8
+        && lookup::underlay_of(entry.source) == Some(underlay)
+        && if is_error { may_send(entry.source, src, vni) } else { entry.src_identity == vni }
+}
 
-    /// Whether the entry was made for packets from there: the node's address is looked up for every packet, so
-    /// that one that left or moved is noticed.
-    ///
-    /// An error about the flow may come from elsewhere behind that node, which is then what is checked.
-    #[inline(always)]
-    fn is_source_of(&self, entry: &FlowEntry, src: V4, is_error: bool) -> bool {
-        entry.source_kind == SourceKind::Node as u8
-            && lookup::underlay_of(entry.source) == Some(self.underlay)
-            && if is_error {
-                check_sender(entry.source, lookup::ipcache(src), self.identity).is_ok()
-            } else {
-                entry.src_identity == self.identity
-            }
-    }
+/// Inline it would take room from the deepest chain of calls.
+#[inline(never)]
+fn may_send(node: u32, src: V4, vni: u32) -> bool {
+    check_sender(node, lookup::ipcache(src), vni).is_ok()
 }
 
 #[inline(always)]
-fn ipv4(packet: &mut Packet, config: &NodeConfig, origin: &Origin) -> Result<Verdict, DropReason> {
+fn ipv4(packet: &mut Packet, config: &NodeConfig) -> Result<Verdict, DropReason> {
     let ip = packet.parse_ipv4()?;
     rewrite::find_ports(packet, ip);
-    let (src, is_error) = (packet.key.src, packet.is_error);
-    let known = flows::known(packet, |entry| origin.is_source_of(entry, src, is_error));
-    deliver::flow(packet, config, ip, known, |packet| decide_anew(packet, config, origin))
-}
-
-#[inline(always)]
-fn decide_anew(
-    packet: &mut Packet,
-    config: &NodeConfig,
-    origin: &Origin,
-) -> Result<&'static mut Halves, DropReason> {
-    decide_directly(packet, config, origin);
-    if !packet.is_refused() {
-        service::settle(packet);
-    }
-    packet.decided()
+    let (origin, src, is_error) = ((packet.outer_src, packet.vni), packet.key.src, packet.is_error);
+    let known = flows::known(packet, |entry| is_source_of(origin, entry, src, is_error));
+    deliver::flow(packet, config, ip, known, |packet| {
+        decide_anew(packet, config);
+        packet.decided()
+    })
 }
 
 #[inline(never)]
-fn decide_directly(packet: &mut Packet, config: &NodeConfig, origin: &Origin) {
-    if let Err(reason) = directly(packet, config, origin) {
+fn decide_anew(packet: &mut Packet, config: &NodeConfig) {
+    flows::begin(packet);
+    let node = sender(packet);
+    if packet.is_refused() {
+        return;
+    }
+    if packet.stale.is_reply && packet.stale.is_from_outside {
+        outside::as_if_asked(packet, config);
+        // Its backend may have gone to another node.
+        if packet.decided().is_ok_and(|halves| !comes_from(&halves.forward, SourceKind::Node, node)) {
+            packet.refuse(DropReason::InnerSource);
+        }
+        return;
+    }
+    decide_directly(packet, config, node);
+    if !packet.is_refused() {
+        service::settle(packet);
+    }
+}
+
+/// The member that sent the packet, if it may send that.
+#[inline(never)]
+fn sender(packet: &mut Packet) -> u32 {
+    let node = lookup::node_at(packet.outer_src).unwrap_or(NODE_NONE);
+    if node == NODE_NONE || node == NODE_SELF {
+        packet.refuse(DropReason::UnknownNode);
+    } else if let Err(reason) = check_sender(node, lookup::ipcache(packet.key.src), packet.vni) {
+        packet.refuse(reason);
+    }
+    node
+}
+
+#[inline(never)]
+fn decide_directly(packet: &mut Packet, config: &NodeConfig, node: u32) {
+    if let Err(reason) = directly(packet, config, node) {
         packet.refuse(reason);
     }
 }
 
 #[inline(always)]
-fn directly(packet: &mut Packet, config: &NodeConfig, origin: &Origin) -> Result<(), DropReason> {
-    flows::begin(packet);
-    let node = match lookup::node_at(origin.underlay) {
-        Some(node) if node != NODE_SELF => node,
-        _ => return Err(DropReason::UnknownNode),
-    };
-    check_sender(node, lookup::ipcache(packet.key.src), origin.identity)?;
+fn directly(packet: &mut Packet, config: &NodeConfig, node: u32) -> Result<(), DropReason> {
     let to = destination(packet, config, packet.moment.dst_shard)?;
-    let from = Side::node(node, origin.identity, packet.moment.src_shard);
+    let from = Side::node(node, packet.vni, packet.moment.src_shard);
     flows::decide(packet, &from, &to);
     Ok(())
 }
@@ -115,6 +131,12 @@ fn destination(packet: &Packet, config: &NodeConfig, shard: u16) -> Result<Side,
         return Ok(Side::endpoint(endpoint, shard));
     }
     match lookup::ipcache(packet.key.dst) {
+        // An answer to a client outside, half of whose flow is gone: the stack would refuse it, and the backend would end it.
+        Some(IpcacheEntry { node: NODE_SELF, identity: identity::HOST })
+            if packet.key.dst == config.gateway_v4 && masquerade::is_answer_to_nobody(packet, config) =>
+        {
+            Err(DropReason::NoTranslation)
+        }
         Some(IpcacheEntry { node: NODE_SELF, identity: identity::HOST }) => {
             Ok(Side::stack(Place::Host, identity::HOST, shard, config.host_mac))
         }
@@ -126,7 +148,7 @@ fn destination(packet: &Packet, config: &NodeConfig, shard: u16) -> Result<Side,
 #[inline(always)]
 pub fn refuse(packet: &Packet, reason: DropReason) -> Option<Verdict> {
     let config = lookup::config().ok()?;
-    if !icmp::refuse(packet, config, reason) {
+    if !icmp::refuse(packet, config.gateway_v4, reason) {
         return None;
     }
     packet.write_macs(TUNNEL_DST_MAC, TUNNEL_SRC_MAC).ok()?;

@@ -6,7 +6,7 @@ use aya_ebpf::{
     helpers::{bpf_skb_adjust_room, bpf_skb_change_tail},
 };
 use datapath_abi::{
-    BUDGET_ERRORS, DropReason, ERRORS_PER_WINDOW, FlowEntry, NodeConfig, V4,
+    BUDGET_ERRORS, DropReason, ERRORS_PER_WINDOW, FlowAction, FlowEntry, V4,
     flow_flags::{REWRITE_DST, REWRITE_SRC},
 };
 use datapath_packet::{
@@ -63,8 +63,10 @@ pub fn translate(packet: &Packet, ip: &Ipv4, entry: &FlowEntry) -> Result<(), Dr
     if entry.flags & REWRITE_DST != 0 {
         dst = entry.rewrite_dst;
     }
-    // A router on the way keeps its address; what the flow's other end says comes from where the flow does.
-    if entry.flags & REWRITE_SRC != 0 && is_from_its_end(packet) {
+    // A router on the way keeps its address; what the flow's other end says comes from where the flow does. What leaves the
+    // node has no other source: the next node would refuse it, and nobody outside knows it.
+    let leaves = entry.action == FlowAction::Tunnel as u8 || entry.action == FlowAction::Underlay as u8;
+    if entry.flags & REWRITE_SRC != 0 && (leaves || is_from_its_end(packet)) {
         src = entry.rewrite_src;
     }
     if entry.flags & REWRITE_SRC != 0 {
@@ -92,10 +94,10 @@ fn requote(packet: &Packet, is_source: bool, address: V4, port_be: [u8; 2]) -> R
     packet.write(usize::from(packet.transport) + CHECKSUM, WirePort(sum))
 }
 
-/// Makes an ICMP error of a packet that goes no further, from the gateway to its sender. False, with the packet of no
+/// Makes an ICMP error of a packet that goes no further, from `own` to its sender. False, with the packet of no
 /// further use, if it deserves none (RFC 1122, 3.2.2), or this node has sent enough of them for now.
 #[inline(never)]
-pub fn refuse(packet: &Packet, config: &NodeConfig, reason: DropReason) -> bool {
+pub fn refuse(packet: &Packet, own: V4, reason: DropReason) -> bool {
     /// A header without options: what is quoted has a fixed length.
     const PLAIN: usize = ETHERNET_BYTES + size_of::<Ipv4>();
     if packet.is_rest || packet.is_error || usize::from(packet.transport) != PLAIN {
@@ -111,16 +113,16 @@ pub fn refuse(packet: &Packet, config: &NodeConfig, reason: DropReason) -> bool 
     // The kernel lets nothing be cut off before the place of a checksum that is still to be computed: of TCP the whole
     // header is quoted.
     if quote.ip.protocol == TCP {
-        answer::<{ size_of::<Ipv4>() + size_of::<Tcp>() }>(packet, config, reason, quote.ip.src).is_ok()
+        answer::<{ size_of::<Ipv4>() + size_of::<Tcp>() }>(packet, own, reason, quote.ip.src).is_ok()
     } else {
-        answer::<{ size_of::<Quote>() }>(packet, config, reason, quote.ip.src).is_ok()
+        answer::<{ size_of::<Quote>() }>(packet, own, reason, quote.ip.src).is_ok()
     }
 }
 
 #[inline(always)]
 fn answer<const QUOTED: usize>(
     packet: &Packet,
-    config: &NodeConfig,
+    own: V4,
     reason: DropReason,
     sender: V4,
 ) -> Result<(), DropReason> {
@@ -138,10 +140,10 @@ fn answer<const QUOTED: usize>(
     packet.write(0, Ethernet { macs, ..ethernet })?;
     let message_bytes = (size_of::<IcmpError>() + QUOTED) as u16;
     let (error, src) = match reason {
-        DropReason::TooBig => (IcmpError::too_big(packet.mtu_bytes as u16), config.gateway_v4),
+        DropReason::TooBig => (IcmpError::too_big(packet.mtu_bytes as u16), own),
         // In the name of the service, as a node would that has the address.
         DropReason::NoBackend => (IcmpError::PORT_UNREACHABLE, packet.key.dst),
-        _ => (IcmpError::TIME_EXCEEDED, config.gateway_v4),
+        _ => (IcmpError::TIME_EXCEEDED, own),
     };
     packet.write(ETHERNET_BYTES, Ipv4::own(ICMP, src, sender, message_bytes))?;
     packet.write(AT_ERROR, error)?;

@@ -7,6 +7,7 @@ use aya_ebpf::{
 };
 use datapath_abi::{
     ABI_VERSION, DropReason, EndpointEntry, IpcacheEntry, NODE_NONE, NodeConfig, V4, identity_number,
+    service_port_bit,
 };
 
 use crate::{maps, packet::Packet};
@@ -56,6 +57,13 @@ pub fn ipcache(address: V4) -> Option<IpcacheEntry> {
 #[inline(always)]
 pub fn owner(address: V4) -> IpcacheEntry {
     ipcache(address).unwrap_or(IpcacheEntry { identity: identity_number::UNKNOWN, node: NODE_NONE })
+}
+
+/// Whether a frontend is, or was, at a port of some address.
+#[inline(always)]
+pub fn is_service_port(protocol: u8, port_be: [u8; 2]) -> bool {
+    let (word, bit) = service_port_bit(protocol, u16::from_be_bytes(port_be));
+    maps::SERVICE_PORTS.get(word).is_some_and(|bits| bits & bit != 0)
 }
 
 /// Whether what endpoints send there keeps its source.

@@ -7,6 +7,7 @@
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![cfg_attr(target_arch = "bpf", allow(internal_features), feature(asm_experimental_arch, core_intrinsics))]
 
+mod affinity;
 mod atomic;
 mod deliver;
 mod flows;
@@ -18,6 +19,7 @@ mod icmp;
 mod lookup;
 mod maps;
 mod masquerade;
+mod outside;
 mod packet;
 mod programs;
 mod report;

@@ -21,6 +21,21 @@ pub fn is_wanted(config: &NodeConfig, destination: V4) -> bool {
 /// The ports of flows that get this node as their source, where masquerade does not say: those of its own default.
 const PORTS: (u16, u16) = (61_000, 65_535);
 
+#[inline(always)]
+fn range(config: &NodeConfig) -> (u16, u16) {
+    match config.masquerade_port_min {
+        0 => PORTS,
+        min => (min, config.masquerade_port_max),
+    }
+}
+
+/// Whether a port is one of the range.
+#[inline(always)]
+pub fn is_port(config: &NodeConfig, port_be: [u8; 2]) -> bool {
+    let (port, (min, max)) = (u16::from_be_bytes(port_be), range(config));
+    min <= port && port <= max
+}
+
 /// Stands for no port. (Of an `Option` the compiler would spill what was never written, which the verifier refuses.)
 pub const NO_PORT: [u8; 2] = [0; 2];
 
@@ -31,7 +46,7 @@ pub const NO_PORT: [u8; 2] = [0; 2];
 /// # Errors
 /// [`DropReason::Fragment`], [`DropReason::MasqueradeProtocol`], [`DropReason::MasqueradePorts`].
 #[inline(always)]
-pub fn port_of(packet: &Packet, config: &NodeConfig, source: V4) -> Result<[u8; 2], DropReason> {
+pub fn port_of(packet: &mut Packet, config: &NodeConfig, source: V4) -> Result<[u8; 2], DropReason> {
     let key = &packet.key;
     let mut had = NO_PORT;
     let known_as = if service::is_served(packet) { &packet.asked } else { key };
@@ -54,16 +69,16 @@ pub fn port_of(packet: &Packet, config: &NodeConfig, source: V4) -> Result<[u8; 
     if !is_translatable(key.protocol) || is_reply_or_error {
         return Err(DropReason::MasqueradeProtocol);
     }
-    let port_be = choose(packet, config, source, had);
-    if port_be == NO_PORT {
-        return Err(DropReason::MasqueradePorts);
+    choose(packet, config, source, had);
+    match packet.own_port_be {
+        NO_PORT => Err(DropReason::MasqueradePorts),
+        port_be => Ok(port_be),
     }
-    Ok(port_be)
 }
 
-/// The port that the flow has (`had`, or that of its answering half), or one that is free; else [`NO_PORT`].
+/// Notes the port that the flow has (`had`, or that of its answering half), or one that is free; else [`NO_PORT`].
 #[inline(never)]
-fn choose(packet: &Packet, config: &NodeConfig, source: V4, had: [u8; 2]) -> [u8; 2] {
+fn choose(packet: &mut Packet, config: &NodeConfig, source: V4, had: [u8; 2]) {
     let key = &packet.key;
     let mut answer = FlowKey {
         src: key.dst,
@@ -73,47 +88,69 @@ fn choose(packet: &Packet, config: &NodeConfig, source: V4, had: [u8; 2]) -> [u8
         protocol: key.protocol,
         pad: [0; 3],
     };
+    packet.own_port_be = NO_PORT;
+    packet.is_port_chosen = false;
     if had != NO_PORT {
-        let slot = &answer;
-        // SAFETY: as in `port_of`.
-        match unsafe { FLOWS_V4.get(slot) } {
-            Some(entry) if !is_answer_to(entry, key) => {}
-            _ => return had,
-        }
+        keep(packet, &answer);
     }
-    // A connection that is under way may have lost the half by which it is known here, and not the other: it is
-    // looked for at all tries. A new flow takes the first port that is free.
-    let is_new = key.protocol != TCP || opens(packet.tcp_flags);
-    let hash = flow_hash(key);
-    let (min, max) = match config.masquerade_port_min {
-        0 => PORTS,
-        min => (min, config.masquerade_port_max),
-    };
-    let mut free = NO_PORT;
+    let hash = flow_hash(&packet.key);
+    let (min, max) = range(config);
     let mut attempt = 0;
-    while attempt < TRIES {
+    while attempt < TRIES && !packet.is_port_chosen {
         let port = masquerade_port(hash, min, max, attempt);
         attempt += 1;
         answer.dst_port_be = port.to_be_bytes();
-        let slot = &answer;
-        // SAFETY: as in `port_of`.
-        match unsafe { FLOWS_V4.get(slot) } {
-            Some(entry) => {
-                if is_answer_to(entry, key) {
-                    return answer.dst_port_be;
-                }
+        take(packet, &answer);
+    }
+}
+
+/// Keeps the port that the flow has, unless somebody else has it now.
+#[inline(never)]
+fn keep(packet: &mut Packet, answer: &FlowKey<V4>) {
+    // SAFETY: as in `port_of`.
+    match unsafe { FLOWS_V4.get(answer) } {
+        Some(entry) if !is_answer_to(entry, &packet.key) => {}
+        _ => {
+            packet.own_port_be = answer.dst_port_be;
+            packet.is_port_chosen = true;
+        }
+    }
+}
+
+/// Takes a port if the flow has it, or if it is free. What comes of it is in the scratch memory, so that the verifier does
+/// not follow each outcome by itself through the tries that come after.
+#[inline(never)]
+fn take(packet: &mut Packet, answer: &FlowKey<V4>) {
+    // SAFETY: as in `port_of`.
+    match unsafe { FLOWS_V4.get(answer) } {
+        Some(entry) => {
+            if is_answer_to(entry, &packet.key) {
+                packet.own_port_be = answer.dst_port_be;
+                packet.is_port_chosen = true;
             }
-            None => {
-                if free == NO_PORT && !has_socket(packet, &answer) {
-                    free = answer.dst_port_be;
-                    if is_new {
-                        return free;
-                    }
-                }
+        }
+        None => {
+            // A service's ports are not the programs' alone, like those of the node's sockets.
+            if packet.own_port_be == NO_PORT
+                && !lookup::is_service_port(answer.protocol, answer.dst_port_be)
+                && !has_socket(packet, answer)
+            {
+                packet.own_port_be = answer.dst_port_be;
+                // A connection that is under way may have lost the half by which it is known here, and not the other: it is
+                // looked for at all tries. A new flow takes the first port that is free.
+                packet.is_port_chosen = answer.protocol != TCP || opens(packet.tcp_flags);
             }
         }
     }
-    free
+}
+
+/// Whether a packet to the node is for a port of the range that nobody has: neither a socket, nor (its entry was looked for
+/// before) a flow.
+#[inline(never)]
+pub fn is_answer_to_nobody(packet: &Packet, config: &NodeConfig) -> bool {
+    matches!(packet.key.protocol, TCP | UDP)
+        && is_port(config, packet.key.dst_port_be)
+        && !has_socket(packet, &packet.key)
 }
 
 /// `bpf_sock_tuple` for IPv4.
@@ -125,25 +162,70 @@ struct Tuple {
     dst_port_be: [u8; 2],
 }
 
+impl Tuple {
+    #[inline(always)]
+    fn of(key: &FlowKey<V4>) -> Self {
+        Self { src: key.src, dst: key.dst, src_port_be: key.src_port_be, dst_port_be: key.dst_port_be }
+    }
+}
+
+/// The node's own network namespace.
+const NAMESPACE: u64 = BPF_F_CURRENT_NETNS as i64 as u64;
+
+const NO_SOCKET: u32 = 0;
+const OPEN: u32 = 1;
+const CONNECTED: u32 = 2;
+
 /// Whether the node itself has a socket that packets with this key are for.
 #[inline(always)]
 pub fn has_socket(packet: &Packet, key: &FlowKey<V4>) -> bool {
-    let mut tuple =
-        Tuple { src: key.src, dst: key.dst, src_port_be: key.src_port_be, dst_port_be: key.dst_port_be };
-    let context = packet.skb().cast();
+    socket(packet, key) != NO_SOCKET
+}
+
+/// Whether it has one that speaks with the sender and nobody else.
+#[inline(always)]
+pub fn has_connection(packet: &Packet, key: &FlowKey<V4>) -> bool {
+    socket(packet, key) == CONNECTED
+}
+
+/// In a function for each protocol: what is found is of another type to the verifier.
+#[inline(always)]
+fn socket(packet: &Packet, key: &FlowKey<V4>) -> u32 {
+    match key.protocol {
+        TCP => tcp_socket(packet, key),
+        UDP => udp_socket(packet, key),
+        _ => NO_SOCKET,
+    }
+}
+
+#[inline(never)]
+fn tcp_socket(packet: &Packet, key: &FlowKey<V4>) -> u32 {
+    let mut tuple = Tuple::of(key);
     let tuple = (&raw mut tuple).cast();
-    let namespace = BPF_F_CURRENT_NETNS as i64 as u64;
     // SAFETY: the context is the kernel's, the tuple is of the size given; what is found is given back.
     unsafe {
-        let socket = match key.protocol {
-            TCP => bpf_skc_lookup_tcp(context, tuple, size_of::<Tuple>() as u32, namespace, 0),
-            UDP => bpf_sk_lookup_udp(context, tuple, size_of::<Tuple>() as u32, namespace, 0),
-            _ => return false,
-        };
+        let socket = bpf_skc_lookup_tcp(packet.skb().cast(), tuple, size_of::<Tuple>() as u32, NAMESPACE, 0);
         if socket.is_null() {
-            return false;
+            return NO_SOCKET;
         }
+        let found = if (*socket).dst_port == 0 { OPEN } else { CONNECTED };
         bpf_sk_release(socket.cast());
+        found
     }
-    true
+}
+
+#[inline(never)]
+fn udp_socket(packet: &Packet, key: &FlowKey<V4>) -> u32 {
+    let mut tuple = Tuple::of(key);
+    let tuple = (&raw mut tuple).cast();
+    // SAFETY: as in `tcp_socket`.
+    unsafe {
+        let socket = bpf_sk_lookup_udp(packet.skb().cast(), tuple, size_of::<Tuple>() as u32, NAMESPACE, 0);
+        if socket.is_null() {
+            return NO_SOCKET;
+        }
+        let found = if (*socket).dst_port == 0 { OPEN } else { CONNECTED };
+        bpf_sk_release(socket.cast());
+        found
+    }
 }

@@ -54,6 +54,10 @@ pub struct Facts {
     pub verdict: u64,
     /// When its flow was decided.
     pub moment: Moment,
+    /// The VNI that it came with, 0 elsewhere.
+    pub vni: u32,
+    /// The number of the service port that it goes to; 0: none, or it was not asked.
+    pub port_number: u32,
     /// The backend that was chosen for it.
     pub service: Service,
     /// The key of its flow's first direction while that is decided, before it was given a backend's address.
@@ -80,6 +84,12 @@ pub struct Facts {
     pub is_rest: bool,
     /// Whether it is an ICMP error, about another packet.
     pub is_error: bool,
+    /// Whether its sender, who comes from outside, has an address of the fleet.
+    pub is_from_fleet: bool,
+    /// The port of this node that its flow gets as source; zeros: none yet.
+    pub own_port_be: [u8; 2],
+    /// Whether no other is looked for.
+    pub is_port_chosen: bool,
 }
 
 /// A flow's backend, and the frontend that its client went to.
@@ -99,6 +109,8 @@ pub struct Service {
     pub is_reply: bool,
     /// Whether both its source and its destination are replaced.
     pub is_on_both_sides: bool,
+    /// Whether the client is outside.
+    pub is_from_outside: bool,
 }
 
 const NO_KEY: FlowKey<V4> =
@@ -114,6 +126,7 @@ impl Service {
         address: [0; 4],
         is_reply: false,
         is_on_both_sides: false,
+        is_from_outside: false,
     };
 }
 
@@ -149,6 +162,8 @@ impl Packet {
             transport: 0,
             verdict: 0,
             moment: Moment { src_shard: 0, dst_shard: 0, src_epoch: 0, dst_epoch: 0 },
+            vni: 0,
+            port_number: 0,
             service: Service::NONE,
             asked: NO_KEY,
             answer: NO_KEY,
@@ -161,6 +176,9 @@ impl Packet {
             transport_bytes: 0,
             is_rest: false,
             is_error: false,
+            is_from_fleet: false,
+            own_port_be: [0; 2],
+            is_port_chosen: false,
         };
         // SAFETY: a live map value, this CPU's own.
         unsafe { (*scratch).facts = facts };

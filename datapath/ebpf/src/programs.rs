@@ -72,8 +72,13 @@ pub fn from_host(context: TcContext) -> i32 {
 #[classifier]
 pub fn from_netdev(context: TcContext) -> i32 {
     let Some(mut packet) = Packet::new(&context, Direction::Ingress) else { return TC_ACT_SHOT };
-    let verdict = from_netdev::decide(&mut packet);
-    finish(&mut packet, verdict)
+    match from_netdev::decide(&mut packet) {
+        Err(reason @ (DropReason::TtlExceeded | DropReason::TooBig | DropReason::NoBackend)) => {
+            report::dropped(&mut packet, reason);
+            tell(from_netdev::refuse(&packet, reason))
+        }
+        verdict => finish(&mut packet, verdict),
+    }
 }
 
 #[classifier]

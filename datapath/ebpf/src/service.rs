@@ -5,15 +5,14 @@
 //! translated here, in both directions.
 
 use datapath_abi::{
-    BackendEntry, DropReason, FlowEntry, FlowKey, FrontendKey, NodeConfig, ServiceEntry, SlotsKey, V4,
-    flow_flags::{self, REWRITE_DST},
-    service_flags,
+    BackendEntry, DropReason, FlowEntry, FrontendKey, ServiceEntry, SlotsKey, V4, flow_flags, service_flags,
 };
 use datapath_packet::{Halves, TCP, flow_hash, opens, slot_of};
 
 use crate::{
-    flows, icmp, lookup,
+    affinity, flows, icmp, lookup,
     maps::{BACKENDS_V4, FLOWS_V4, FRONTENDS_V4, SERVICES, SLOTS},
+    outside,
     packet::{Facts, Packet, Service},
     reset, rewrite,
 };
@@ -30,7 +29,7 @@ pub fn is_served(packet: &Packet) -> bool {
 pub fn turn(packet: &mut Packet) -> bool {
     // SAFETY: as in `flows::Flow::entry`; read at once.
     let Some(stale) = (unsafe { FLOWS_V4.get(packet.key) }) else { return false };
-    if stale.flags & REWRITE_DST == 0 {
+    if !rewrite::is_rewritten(stale) {
         return false;
     }
     packet.answer = packet.key;
@@ -41,12 +40,35 @@ pub fn turn(packet: &mut Packet) -> bool {
 
 /// Chooses a backend, if the packet goes to a frontend: its key then leads there, and so does the moment. Without one the
 /// packet is refused.
-#[inline(never)]
+#[inline(always)]
 pub fn translate(packet: &mut Packet) {
-    let service = frontend_of(packet);
-    if service == 0 {
-        return;
+    find(packet);
+    if packet.port_number != 0 {
+        translate_to(packet);
     }
+}
+
+/// Notes the service port that the packet goes to.
+#[inline(never)]
+pub fn find(packet: &mut Packet) {
+    packet.port_number = frontend_of(packet);
+}
+
+/// The service port that a packet goes to; if its frontend is gone, that of the backend that its flow has.
+#[inline(never)]
+pub fn find_or_keep(packet: &mut Packet) {
+    find(packet);
+    if packet.port_number == 0
+        && let Some(entry) = backend_at(packet.stale.backend)
+    {
+        packet.port_number = entry.service;
+    }
+}
+
+/// Chooses a backend of the service port that the packet goes to, as [`translate`].
+#[inline(never)]
+pub fn translate_to(packet: &mut Packet) {
+    let service = packet.port_number;
     packet.asked = packet.key;
     // A table is switched before its members go: where one was chosen that has gone, the second look sees the next table.
     choose(packet, service);
@@ -122,13 +144,13 @@ fn resume(packet: &Packet, halves: &mut Halves) -> bool {
 }
 
 /// Makes of a packet that goes no further what tells its sender why: a reset where it was for a service without backends,
-/// or an ICMP error. False if there is nothing to tell.
+/// or an ICMP error, which comes from `own`. False if there is nothing to tell.
 #[inline(always)]
-pub fn refuse(packet: &Packet, config: &NodeConfig, reason: DropReason) -> bool {
+pub fn refuse(packet: &Packet, own: V4, reason: DropReason) -> bool {
     if matches!(reason, DropReason::NoBackend) && packet.key.protocol == TCP {
         reset::answer(packet)
     } else {
-        icmp::refuse(packet, config, reason)
+        icmp::refuse(packet, own, reason)
     }
 }
 
@@ -143,6 +165,7 @@ pub fn note(packet: &mut Packet, entry: &FlowEntry) {
     stale.backend = entry.backend;
     stale.is_reply = entry.flags & flow_flags::REPLY != 0;
     stale.is_on_both_sides = rewrite::is_on_both_sides(entry);
+    stale.is_from_outside = outside::is_client_of(entry, stale.is_reply);
     if !stale.is_reply {
         (stale.frontend, stale.frontend_port_be) = (key.dst, key.dst_port_be);
         (stale.address, stale.port_be) = (entry.rewrite_dst, entry.rewrite_dst_port_be);
@@ -187,7 +210,7 @@ fn backend_of(packet: &Packet, service: u32) -> u32 {
     // A flow goes on with its backend; a connection that begins in its place is new.
     if stale.backend != 0
         && is_at(stale.backend, service, stale)
-        && (!opens(packet.tcp_flags) || takes_new(stale.backend))
+        && (!opens(packet.tcp_flags) || takes_new(stale.backend, service))
     {
         return stale.backend;
     }
@@ -195,10 +218,12 @@ fn backend_of(packet: &Packet, service: u32) -> u32 {
     if entry.flags & service_flags::PRESENT == 0 {
         return 0;
     }
+    if entry.affinity_seconds != 0 {
+        return affinity::backend_of(packet, service, entry);
+    }
     // What opens a flow has the same hash on all nodes and each time: a flow that was forgotten comes to the same backend
     // as long as the table is the same.
-    let hash = if entry.affinity_seconds == 0 { flow_hash(&packet.key) } else { client_hash(packet) };
-    backend_in_slot(entry, hash)
+    backend_in_slot(entry, flow_hash(&packet.key))
 }
 
 /// The backend in the slot of a hash; 0: none.
@@ -215,23 +240,17 @@ pub fn backend_in_slot(entry: &ServiceEntry, hash: u32) -> u32 {
     }
 }
 
-/// Of all that a client sends to a service.
-#[inline(always)]
-fn client_hash(packet: &Packet) -> u32 {
-    flow_hash(&FlowKey { src_port_be: [0; 2], ..packet.key })
-}
-
 /// A backend by number.
 #[inline(always)]
 pub fn backend_at(backend: u32) -> Option<&'static BackendEntry<V4>> {
     BACKENDS_V4.get(backend)
 }
 
-/// Whether the backend gets new flows.
+/// Whether the backend is the service port's, and gets new flows.
 #[inline(always)]
-fn takes_new(backend: u32) -> bool {
+pub fn takes_new(backend: u32, service: u32) -> bool {
     match backend_at(backend) {
-        Some(entry) => entry.flags == 0,
+        Some(entry) => entry.service == service && entry.flags == 0,
         None => false,
     }
 }

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use datapath_abi::{
     BLOCK_SLOTS, BackendEntry, FlowEntry, FlowKey, FrontendEntry, FrontendKey, NodeConfig, ServiceEntry,
-    SlotBlock, SlotsKey, V4, map_name, node_flags, service_flags,
+    SlotBlock, SlotsKey, V4, map_name, node_flags, service_flags, service_port_bit,
 };
 use datapath_linux::object::Program;
 
@@ -72,6 +72,15 @@ fn main() {
     let host = Frame::ack(&INTERNET, &UNDERLAY).macs([0; 6], [2, 9, 9, 9, 9, 9]).bytes();
     let left = median(|| kernel.time(Program::FromNetdev, &host, None, RUNS));
     println!("{:<28} {:>6} ns", "from_netdev, the node's own", left.saturating_sub(nothing));
+    let (word, bit) = service_port_bit(6, 80);
+    kernel.set(map_name::SERVICE_PORTS, &word, &bit);
+    let left = median(|| kernel.time(Program::FromNetdev, &host, None, RUNS));
+    println!("{:<28} {:>6} ns", "  at a service's port", left.saturating_sub(nothing));
+    let frontend = Peer { address: [10, 201, 0, 1], ..INTERNET };
+    let frame = Frame::ack(&INTERNET, &frontend).macs([0; 6], [2, 9, 9, 9, 9, 9]);
+    for (name, backend) in [("from_netdev, service here", B), ("from_netdev, service there", R)] {
+        service_row(&mut kernel, name, Program::FromNetdev, &frame, &backend);
+    }
 }
 
 /// A flow to a service, whose backend is here or on another node. A run rewrites its packet, as with masquerade.
@@ -85,28 +94,32 @@ fn service_rows(kernel: &mut Kernel) {
     slots[0] = 1;
     kernel.set(map_name::SLOTS, &SlotsKey { table: 1, block: 0 }, &SlotBlock { slots });
     let frame = Frame::ack(&A, &frontend);
+    for (name, backend) in [("from_endpoint, service here", B), ("from_endpoint, service there", R)] {
+        service_row(kernel, name, Program::FromEndpoint, &frame, &backend);
+    }
+}
+
+fn service_row(kernel: &mut Kernel, name: &str, program: Program, frame: &Frame, backend: &Peer) {
     let (packet, key) = (frame.bytes(), frame.key());
     let base = median(|| kernel.time_nothing(&packet, None, 1));
-    for (name, backend) in [("from_endpoint, service here", B), ("from_endpoint, service there", R)] {
-        let (address, port_be) = (backend.address, [31, 144]);
-        let entry = BackendEntry { service: 1, address, port_be, ..BackendEntry::default() };
-        kernel.set(map_name::BACKENDS_V4, &1u32, &entry);
-        let forget = |kernel: &mut Kernel| {
-            let entry = kernel.flow(&key).expect("the flow is known");
-            kernel.remove::<FlowKey<V4>, FlowEntry>(map_name::FLOWS_V4, &key);
-            kernel.remove::<FlowKey<V4>, FlowEntry>(map_name::FLOWS_V4, &entry.reverse_key(&key));
-        };
-        let first = median(|| {
-            let time = kernel.time(Program::FromEndpoint, &packet, None, 1);
-            forget(kernel);
-            time
-        });
-        kernel.events();
-        kernel.time(Program::FromEndpoint, &packet, None, 1);
-        let known = median(|| kernel.time(Program::FromEndpoint, &packet, None, 1));
+    let (address, port_be) = (backend.address, [31, 144]);
+    let entry = BackendEntry { service: 1, address, port_be, ..BackendEntry::default() };
+    kernel.set(map_name::BACKENDS_V4, &1u32, &entry);
+    let forget = |kernel: &mut Kernel| {
+        let entry = kernel.flow(&key).expect("the flow is known");
+        kernel.remove::<FlowKey<V4>, FlowEntry>(map_name::FLOWS_V4, &key);
+        kernel.remove::<FlowKey<V4>, FlowEntry>(map_name::FLOWS_V4, &entry.reverse_key(&key));
+    };
+    let first = median(|| {
+        let time = kernel.time(program, &packet, None, 1);
         forget(kernel);
-        println!("{name:<28} {:>6} ns {:>6} ns", known.saturating_sub(base), first.saturating_sub(base));
-    }
+        time
+    });
+    kernel.events();
+    kernel.time(program, &packet, None, 1);
+    let known = median(|| kernel.time(program, &packet, None, 1));
+    forget(kernel);
+    println!("{name:<28} {:>6} ns {:>6} ns", known.saturating_sub(base), first.saturating_sub(base));
 }
 
 /// A masqueraded flow and its answers. A run rewrites its packet: each is on one of its own, and times one run.

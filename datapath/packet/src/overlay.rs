@@ -2,10 +2,15 @@
 
 use datapath_abi::{DropReason, IpcacheEntry, NODE_NONE, NODE_SELF, identity_number as identity};
 
-/// The identity that stands in the VNI for a local one: what is "host" here is "remote-node" elsewhere.
+/// The identity that stands in the VNI for a local one: what is "host" here is "remote-node" elsewhere, and an address
+/// range that only this node numbers is the world.
 #[inline(always)]
 pub fn tunnel_identity(local: u32) -> u32 {
-    if local == identity::HOST { identity::REMOTE_NODE } else { local }
+    match local {
+        identity::HOST => identity::REMOTE_NODE,
+        local if local > identity::FLEET_MAX => identity::WORLD,
+        local => local,
+    }
 }
 
 /// Whether the node with index `node` may send from an inner source that the ipcache knows as `source`
@@ -14,7 +19,7 @@ pub fn tunnel_identity(local: u32) -> u32 {
 ///
 /// # Errors
 /// [`DropReason::InnerSource`]: the address is not behind that node. [`DropReason::ForgedIdentity`]: no
-/// workload or node has that identity, or a node's own address comes with a workload's.
+/// workload or node has that identity, a node's own address comes with a workload's, or a workload's with the world's.
 #[inline(always)]
 pub fn check_sender(node: u32, source: Option<IpcacheEntry>, vni: u32) -> Result<(), DropReason> {
     let Some(source) = source else {
@@ -23,15 +28,15 @@ pub fn check_sender(node: u32, source: Option<IpcacheEntry>, vni: u32) -> Result
     if source.node != node || node == NODE_NONE || node == NODE_SELF {
         return Err(DropReason::InnerSource);
     }
-    let may_be_sent = matches!(
-        vni,
-        identity::UNMANAGED | identity::HEALTH | identity::REMOTE_NODE | identity::FLEET_MIN
-            ..=identity::FLEET_MAX
-    );
-    if !may_be_sent || (source.identity == identity::REMOTE_NODE && vni != identity::REMOTE_NODE) {
-        return Err(DropReason::ForgedIdentity);
-    }
-    Ok(())
+    let is_node = source.identity == identity::REMOTE_NODE;
+    let may_be_sent = match vni {
+        identity::REMOTE_NODE => true,
+        // A client outside, whom the node has let in by a service: with the node's own address.
+        identity::WORLD => is_node,
+        identity::UNMANAGED | identity::HEALTH | identity::FLEET_MIN..=identity::FLEET_MAX => !is_node,
+        _ => false,
+    };
+    if may_be_sent { Ok(()) } else { Err(DropReason::ForgedIdentity) }
 }
 
 #[cfg(test)]
@@ -51,6 +56,7 @@ mod tests {
         check(NODE, Some((300, NODE)), 301, Ok(())); // the VNI is newer
         check(NODE, Some((identity::UNKNOWN, NODE)), 300, Ok(())); // only its CIDR is known
         check(NODE, Some((identity::REMOTE_NODE, NODE)), identity::REMOTE_NODE, Ok(()));
+        check(NODE, Some((identity::REMOTE_NODE, NODE)), identity::WORLD, Ok(())); // for a client outside
         check(NODE, Some((300, NODE)), identity::HEALTH, Ok(()));
     }
 

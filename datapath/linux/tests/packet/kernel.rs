@@ -15,7 +15,7 @@ use aya::{
 use datapath_abi::{
     AbiBytes, BackendEntry, COUNTER_SLOTS, Counter, EPOCH_SHARDS, EndpointEntry, Event, FlowEntry, FlowKey,
     FrontendEntry, FrontendKey, IpcacheEntry, LpmKey, NodeConfig, NodeEntry, ServiceEntry, SlotBlock,
-    SlotsKey, V4, map_name,
+    SlotsKey, Source, V4, map_name,
 };
 use datapath_linux::object::{self, OBJECT, Program, SocketProgram};
 
@@ -109,6 +109,8 @@ fn load_object(object: &[u8]) -> Result<Ebpf, EbpfError> {
             map_name::BACKENDS_V4,
             map_name::NAMESPACES,
             map_name::SOCKETS_V4,
+            map_name::SOURCES_LPM_V4,
+            map_name::AFFINITY,
         ] {
             loader.map_max_entries(name, SMALL);
         }
@@ -147,8 +149,16 @@ impl Kernel {
             Map::HashMap(_) | Map::LruHashMap(_) => {
                 HashMap::<_, Raw<K>, Raw<V>>::try_from(map).expect("sizes agree").insert(key, value, 0)
             }
+            Map::LpmTrie(_) if size_of::<K>() == size_of::<LpmKey<Source<V4>>>() => {
+                // SAFETY: of that size only source ranges have keys in these tests.
+                let key: LpmKey<Source<V4>> = unsafe { std::mem::transmute_copy(&key) };
+                let key = Key::new(key.prefix_len, Raw(key.address));
+                LpmTrie::<_, Raw<Source<V4>>, Raw<V>>::try_from(map)
+                    .expect("sizes agree")
+                    .insert(&key, value, 0)
+            }
             Map::LpmTrie(_) => {
-                // SAFETY: the keys of tries in these tests are `LpmKey<V4>`.
+                // SAFETY: the keys of the other tries in these tests are `LpmKey<V4>`.
                 let key: LpmKey<V4> = unsafe { std::mem::transmute_copy(&key) };
                 let key = Key::new(key.prefix_len, key.address);
                 LpmTrie::<_, V4, Raw<V>>::try_from(map).expect("sizes agree").insert(&key, value, 0)

@@ -15,6 +15,7 @@ mod kernel;
 mod load;
 mod masquerade;
 mod namespace;
+mod outside;
 mod routing;
 mod service;
 mod stack;

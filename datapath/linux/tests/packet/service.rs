@@ -1,11 +1,11 @@
 //! Services: the frontend outside, one of its backends inside; clients of this node, and the node itself.
 
 use datapath_abi::{
-    BLOCK_SLOTS, BackendEntry,
+    AffinityEntry, AffinityKey, BLOCK_SLOTS, BackendEntry,
     Direction::{Egress, Ingress},
     DropReason, ERRORS_PER_WINDOW, FlowEntry, FlowKey, FrontendEntry, FrontendKey, NodeConfig, ServiceEntry,
     SlotBlock, SlotsKey, SourceKind, V4, backend_flags, counter_slot, epoch_shard_v4, flow_flags, map_name,
-    node_flags, service_flags,
+    node_flags, service_flags, service_port_bit,
 };
 use datapath_linux::object::Program::{FromEndpoint, FromHost, FromNetdev, FromOverlay, ToEndpoint};
 use datapath_packet::{flow_hash, masquerade_port, slot_of};
@@ -19,28 +19,28 @@ use crate::{
     world::*,
 };
 
-type Entry = (FlowKey<V4>, FlowEntry);
+pub type Entry = (FlowKey<V4>, FlowEntry);
 
 /// The frontend that frames are for: in no map but that of frontends.
-const VIP: Peer = Peer { address: [10, 201, 0, 1], ..INTERNET };
-const SERVICE: u32 = 7;
+pub const VIP: Peer = Peer { address: [10, 201, 0, 1], ..INTERNET };
+pub const SERVICE: u32 = 7;
 /// Of all frontends here, and what frames go to (`Frame::syn`).
-const PORT: u16 = 80;
+pub const PORT: u16 = 80;
 
 /// A backend by its number.
 #[derive(Clone, Copy)]
-struct Backend {
-    id: u32,
-    at: Peer,
-    port: u16,
+pub struct Backend {
+    pub id: u32,
+    pub at: Peer,
+    pub port: u16,
 }
 
-const fn backend(id: u32, at: Peer) -> Backend {
+pub const fn backend(id: u32, at: Peer) -> Backend {
     Backend { id, at, port: 8080 }
 }
 
 impl Backend {
-    fn entry(&self) -> BackendEntry<V4> {
+    pub fn entry(&self) -> BackendEntry<V4> {
         BackendEntry {
             service: SERVICE,
             address: self.at.address,
@@ -52,7 +52,7 @@ impl Backend {
 }
 
 /// Writes backends, a table with a slot for each, and the service.
-fn serve(kernel: &mut Kernel, backends: &[Backend]) {
+pub fn serve(kernel: &mut Kernel, backends: &[Backend]) {
     for protocol in [TCP, UDP, SCTP] {
         frontend(kernel, VIP.address, protocol);
     }
@@ -63,13 +63,15 @@ fn serve(kernel: &mut Kernel, backends: &[Backend]) {
     choose_among(kernel, 5, &ids);
 }
 
-fn frontend(kernel: &mut Kernel, address: V4, protocol: u8) {
+pub fn frontend(kernel: &mut Kernel, address: V4, protocol: u8) {
     let key = FrontendKey { address, port_be: PORT.to_be_bytes(), protocol, pad: 0 };
     kernel.set(map_name::FRONTENDS_V4, &key, &FrontendEntry { service: SERVICE, kind: 0 });
+    let (word, bit) = service_port_bit(protocol, PORT);
+    kernel.set(map_name::SERVICE_PORTS, &word, &bit);
 }
 
 /// Switches the service to a table with a slot for each of these.
-fn choose_among(kernel: &mut Kernel, table: u32, ids: &[u32]) {
+pub fn choose_among(kernel: &mut Kernel, table: u32, ids: &[u32]) {
     for (block, ids) in (0..).zip(ids.chunks(BLOCK_SLOTS as usize)) {
         let mut slots = [0; BLOCK_SLOTS as usize];
         slots[..ids.len()].copy_from_slice(ids);
@@ -80,16 +82,16 @@ fn choose_among(kernel: &mut Kernel, table: u32, ids: &[u32]) {
     kernel.set(map_name::SERVICES, &SERVICE, &entry);
 }
 
-fn remove(kernel: &mut Kernel, backend: &Backend) {
+pub fn remove(kernel: &mut Kernel, backend: &Backend) {
     kernel.set(map_name::BACKENDS_V4, &backend.id, &BackendEntry::<V4>::default());
 }
 
-fn raise(kernel: &mut Kernel, address: V4) {
+pub fn raise(kernel: &mut Kernel, address: V4) {
     kernel.set(map_name::EPOCHS, &epoch_shard_v4(address), &(epoch_of(address) + 1));
 }
 
 /// The frame, which goes to the frontend, as its backend gets it.
-fn to_backend(frame: &Frame, backend: &Backend) -> Frame {
+pub fn to_backend(frame: &Frame, backend: &Backend) -> Frame {
     frame.clone().destination(backend.at.address).destination_port(backend.port)
 }
 
@@ -99,7 +101,7 @@ fn from_frontend(frame: &Frame) -> Frame {
 }
 
 /// The two entries of a client's flow after its first packet.
-fn served(frame: &Frame, client: &Peer, backend: &Backend) -> [Entry; 2] {
+pub fn served(frame: &Frame, client: &Peer, backend: &Backend) -> [Entry; 2] {
     let [(_, forward), (back_key, reverse)] = pair(&to_backend(frame, backend), client, &backend.at);
     let key = frame.key();
     let forward = FlowEntry {
@@ -434,22 +436,85 @@ fn slots_decide() {
     }
 }
 
+/// The service keeps clients for a minute, by this table.
+fn keep_clients(kernel: &mut Kernel, table: u32, backends: &[Backend]) {
+    let ids: Vec<u32> = backends.iter().map(|backend| backend.id).collect();
+    choose_among(kernel, table, &ids);
+    let entry = ServiceEntry {
+        table: u64::from(table) << 32 | ids.len() as u64,
+        flags: service_flags::PRESENT,
+        affinity_seconds: 60,
+        ..ServiceEntry::default()
+    };
+    kernel.set(map_name::SERVICES, &SERVICE, &entry);
+}
+
+/// Which backend A's flow from a port gets.
+fn chosen(kernel: &mut Kernel, port: u16) -> u32 {
+    let frame = Frame::udp(&A, &VIP, port, PORT);
+    assert_eq!(kernel.run(FromEndpoint, &frame.bytes(), None).code, Redirect as u32);
+    kernel.flow(&frame.key()).expect("a flow").backend
+}
+
+fn of_a() -> AffinityKey {
+    AffinityKey { client: u32::from_be_bytes(A.address).into(), service: SERVICE, pad: 0 }
+}
+
 #[test]
 fn with_affinity_a_client_keeps_its_backend() {
     let mut kernel = furnished!();
     let backends: Vec<Backend> = (1..=9).map(|id| Backend { id, at: B, port: 8000 + id as u16 }).collect();
     serve(&mut kernel, &backends);
-    let flags = service_flags::PRESENT;
-    let entry = ServiceEntry { table: 5 << 32 | 9, flags, affinity_seconds: 60, ..ServiceEntry::default() };
-    kernel.set(map_name::SERVICES, &SERVICE, &entry);
-    let chosen = |kernel: &mut Kernel, port: u16| {
-        let frame = Frame::udp(&A, &VIP, port, PORT);
-        kernel.run(FromEndpoint, &frame.bytes(), None);
-        kernel.flow(&frame.key()).expect("a flow").backend
-    };
+    keep_clients(&mut kernel, 5, &backends);
     let first = chosen(&mut kernel, 2000);
     for port in 2001..2050 {
         assert_eq!(chosen(&mut kernel, port), first);
+    }
+    // Whatever becomes of the table.
+    let others: Vec<Backend> = backends.iter().copied().filter(|backend| backend.id != first).collect();
+    keep_clients(&mut kernel, 6, &others);
+    assert_eq!(chosen(&mut kernel, 2050), first);
+    // Each of its flows is a word of it: it was heard of just now.
+    let entry: AffinityEntry = kernel.get(map_name::AFFINITY, &of_a()).expect("an entry");
+    assert!(coarse_ns() - entry.last_seen_ns < 60_000_000_000, "{entry:?}");
+}
+
+/// Silent for longer than the service says, it gets what the table says now; and keeps that.
+#[test]
+fn affinity_ends_with_silence() {
+    let mut kernel = furnished!();
+    let (b, r) = (backend(1, B), backend(2, R));
+    serve(&mut kernel, &[b, r]);
+    keep_clients(&mut kernel, 5, &[b]);
+    assert_eq!(chosen(&mut kernel, 2000), b.id);
+    keep_clients(&mut kernel, 6, &[r]);
+    for (silent_seconds, expected) in [(30, b.id), (61, r.id), (0, r.id)] {
+        let entry: AffinityEntry = kernel.get(map_name::AFFINITY, &of_a()).expect("an entry");
+        let last_seen_ns = entry.last_seen_ns - silent_seconds * 1_000_000_000;
+        kernel.set(map_name::AFFINITY, &of_a(), &AffinityEntry { last_seen_ns, ..entry });
+        assert_eq!(chosen(&mut kernel, 2001 + silent_seconds as u16), expected);
+    }
+}
+
+#[test]
+fn affinity_ends_when_the_backend_takes_no_new_flows() {
+    for backend_flags in [backend_flags::TERMINATING, backend_flags::UNHEALTHY] {
+        let mut kernel = furnished!();
+        let (b, r) = (backend(1, B), backend(2, R));
+        serve(&mut kernel, &[b, r]);
+        keep_clients(&mut kernel, 5, &[b]);
+        assert_eq!(chosen(&mut kernel, 2000), b.id);
+        keep_clients(&mut kernel, 6, &[r]);
+        kernel.set(map_name::BACKENDS_V4, &b.id, &BackendEntry { flags: backend_flags, ..b.entry() });
+        assert_eq!(chosen(&mut kernel, 2001), r.id);
+        // A flow that it has goes on.
+        raise(&mut kernel, B.address);
+        assert_eq!(chosen(&mut kernel, 2000), b.id);
+        // Gone, and its number another service's.
+        kernel.set(map_name::BACKENDS_V4, &r.id, &BackendEntry { service: SERVICE + 1, ..r.entry() });
+        kernel.set(map_name::BACKENDS_V4, &b.id, &b.entry());
+        keep_clients(&mut kernel, 7, &[b]);
+        assert_eq!(chosen(&mut kernel, 2002), b.id);
     }
 }
 

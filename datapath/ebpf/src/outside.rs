@@ -1,0 +1,147 @@
+//! Clients outside of the fleet, who come by the underlay interface to a frontend of a service.
+//!
+//! A backend here sees the client, and answers past this node's stack. One behind the tunnel sees this node's gateway with
+//! a port of the masquerade's range, and one that is reached without a tunnel the node's underlay address likewise: what
+//! they answer comes back here. All of it is in the flow's two entries.
+
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use datapath_abi::{
+    DropReason, FlowAction, FlowEntry, NODE_NONE, NODE_SELF, NodeConfig, SOURCE_SERVICE_BITS, Source,
+    SourceKind, V4, identity_number as identity, node_flags, service_flags,
+};
+use datapath_packet::{Halves, Place, Side};
+
+use crate::{
+    flows, lookup,
+    maps::{SERVICES, SOURCES_LPM_V4},
+    masquerade::{self, NO_PORT},
+    packet::Packet,
+    service,
+};
+
+/// Whether an entry is of a client outside: what is to be done with what it sends, or with what it gets.
+#[inline(always)]
+pub fn is_client_of(entry: &FlowEntry, is_reply: bool) -> bool {
+    if is_reply {
+        entry.action == FlowAction::Underlay as u8 || entry.action == FlowAction::Stack as u8
+    } else {
+        entry.source_kind == SourceKind::Underlay as u8
+    }
+}
+
+/// Decides about what a client outside sends to the service port `packet.port_number`.
+///
+/// # Errors
+/// [`DropReason::UnderlaySource`], [`DropReason::ServiceSource`], [`DropReason::NoBackend`], and those of
+/// [`masquerade::port_of`].
+#[inline(always)]
+pub fn decide_anew(packet: &mut Packet, config: &NodeConfig) -> Result<&'static mut Halves, DropReason> {
+    flows::begin(packet);
+    decide_for(packet, config);
+    packet.decided()
+}
+
+/// What a backend answers to a client outside, decided as if that had sent; refused if there is no such flow (any more), or
+/// for what its client would be.
+#[inline(always)]
+pub fn as_if_asked(packet: &mut Packet, config: &NodeConfig) {
+    if !service::turn(packet) {
+        return packet.refuse(DropReason::NoTranslation);
+    }
+    flows::begin(packet);
+    decide_turned(packet, config);
+}
+
+/// The same of a packet that is turned, and whose moment has begun.
+#[inline(always)]
+pub fn decide_turned(packet: &mut Packet, config: &NodeConfig) {
+    service::find_or_keep(packet);
+    decide_for(packet, config);
+}
+
+#[inline(never)]
+fn decide_for(packet: &mut Packet, config: &NodeConfig) {
+    admit(packet, config);
+    if !packet.is_refused() {
+        service::translate_to(packet);
+    }
+    if !packet.is_refused() {
+        decide_directly(packet, config);
+    }
+    service::settle(packet);
+}
+
+/// Who the client is, and whether it may use the service.
+#[inline(never)]
+fn admit(packet: &mut Packet, config: &NodeConfig) {
+    let is_native = config.flags & node_flags::NATIVE != 0;
+    let client = lookup::owner(packet.key.src);
+    packet.src_identity = match (client.node, client.identity) {
+        (NODE_NONE, identity::UNKNOWN) => identity::WORLD,
+        (NODE_NONE, identity) => identity,
+        // A node proves nothing by its address here, and needs to prove nothing. This one does not come from outside.
+        (node, identity::HOST | identity::REMOTE_NODE) if node != NODE_SELF => identity::WORLD,
+        (node, identity) if is_native && node != NODE_SELF => identity,
+        _ => return packet.refuse(DropReason::UnderlaySource),
+    };
+    packet.is_from_fleet = client.node != NODE_NONE;
+    if packet.port_number == 0 {
+        return packet.refuse(DropReason::NoTranslation);
+    }
+    let Some(service) = SERVICES.get(packet.port_number) else { return };
+    if service.flags & service_flags::SOURCES != 0
+        && !packet.is_from_fleet
+        && !is_in_range(packet.port_number, packet.key.src)
+    {
+        packet.refuse(DropReason::ServiceSource);
+    }
+}
+
+#[inline(always)]
+fn is_in_range(service: u32, address: V4) -> bool {
+    let bits = SOURCE_SERVICE_BITS + 8 * size_of::<V4>() as u32;
+    SOURCES_LPM_V4.get(&Key::new(bits, Source { service, address })).is_some()
+}
+
+#[inline(never)]
+fn decide_directly(packet: &mut Packet, config: &NodeConfig) {
+    if let Err(reason) = directly(packet, config) {
+        packet.refuse(reason);
+    }
+}
+
+/// The backend being known: `packet.key` leads there.
+#[inline(always)]
+fn directly(packet: &mut Packet, config: &NodeConfig) -> Result<(), DropReason> {
+    let (client_shard, shard) = (packet.moment.src_shard, packet.moment.dst_shard);
+    let underlay = Place::Underlay(config.underlay_ifindex);
+    let client = |place| Side::stack(place, packet.src_identity, client_shard, config.host_mac);
+    if let Some(endpoint) = lookup::endpoint_of(packet.key.dst) {
+        // By the stack it goes both ways, or a filter that keeps connections sees half of this one.
+        let by_stack = config.flags & node_flags::LEGACY_HOST_ROUTING != 0;
+        let client = client(if by_stack { Place::Stack } else { underlay });
+        let halves = flows::decide(packet, &client, &Side::endpoint(endpoint, shard));
+        halves.forward.source_kind = SourceKind::Underlay as u8;
+        return Ok(());
+    }
+    let owner = lookup::owner(packet.key.dst);
+    let (source, to) = match (owner.node, owner.identity) {
+        // Its answers would not come by a program that could translate them.
+        (NODE_SELF, _) => return Err(DropReason::NoBackend),
+        (NODE_NONE, identity::UNKNOWN) => {
+            (config.underlay_v4, Side::stack(underlay, identity::WORLD, shard, config.host_mac))
+        }
+        (node, identity) if node == NODE_NONE || config.flags & node_flags::NATIVE != 0 => {
+            (config.underlay_v4, Side::stack(underlay, identity, shard, config.host_mac))
+        }
+        (node, identity) => (config.gateway_v4, Side::node(node, identity, shard)),
+    };
+    let client = client(underlay);
+    packet.dst_identity = to.identity;
+    let port_be = masquerade::port_of(packet, config, source)?;
+    if port_be == NO_PORT {
+        return Err(DropReason::MasqueradePorts);
+    }
+    flows::decide(packet, &client, &to).replace_source(&packet.key, source, port_be);
+    Ok(())
+}

@@ -429,7 +429,8 @@ fn slots_decide() {
     // More than a block of slots.
     let backends: Vec<Backend> = (1..=240).map(|id| Backend { id, at: B, port: 8000 + id as u16 }).collect();
     serve(&mut kernel, &backends);
-    for port in 2000..2100 {
+    // Few enough that the small table of this test forgets none: a CPU takes 128 entries at once.
+    for port in 2000..2050 {
         let frame = Frame::udp(&A, &VIP, port, PORT);
         let (block, place) = slot_of(flow_hash(&frame.key()), backends.len() as u32);
         begin(&mut kernel, &frame, &backends[(block * BLOCK_SLOTS + place) as usize]);

@@ -6,6 +6,7 @@ mod cleaning;
 mod damage;
 mod hooks;
 mod opening;
+mod outside;
 mod reading;
 mod routing;
 mod services;

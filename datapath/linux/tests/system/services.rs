@@ -43,7 +43,7 @@ pub fn backend(id: u32, address: Ipv4Addr) -> (BackendId, BackendValue) {
     (BackendId(id), value)
 }
 
-fn service(members: Vec<BackendId>) -> ServiceValue {
+pub fn service(members: Vec<BackendId>) -> ServiceValue {
     ServiceValue {
         algorithm: Algorithm::Maglev,
         affinity_seconds: 0,
@@ -205,7 +205,7 @@ pub fn answers<'scope>(
 }
 
 /// Who answers a question, and from where it came to them.
-fn ask(stream: &mut (impl Read + Write)) -> (IpAddr, SocketAddr) {
+pub fn ask(stream: &mut (impl Read + Write)) -> (IpAddr, SocketAddr) {
     stream.write_all(b"?").expect("ask");
     let mut line = Vec::new();
     while line.last() != Some(&b'\n') {
@@ -362,6 +362,7 @@ fn endpoints_and_the_node_reach_a_service_of_two_nodes() {
     });
 }
 
+/// Ends what runs beside a test, also when the test fails.
 pub struct EndAtLast<'a>(pub &'a AtomicBool);
 
 impl Drop for EndAtLast<'_> {

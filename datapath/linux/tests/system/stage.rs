@@ -144,15 +144,16 @@ impl Drop for Stage {
 /// Nodes on one underlay, a bridge in a namespace of its own.
 pub struct Cluster {
     pub stages: Vec<Stage>,
-    _bridge: Namespace,
+    /// Where `br0` is, with a port for each node.
+    pub bridge: Namespace,
 }
 
 impl Cluster {
     pub fn new(nodes: u8) -> Option<Self> {
         let stages: Option<Vec<_>> = (0..nodes).map(|_| Stage::new()).collect();
         let bridge = Namespace::new("underlay");
-        let cluster = Self { stages: stages?, _bridge: bridge };
-        let bridge = &cluster._bridge;
+        let cluster = Self { stages: stages?, bridge };
+        let bridge = &cluster.bridge;
         bridge.run("ip", &["link", "add", "br0", "type", "bridge"]);
         bridge.run("ip", &["link", "set", "br0", "up"]);
         for (number, stage) in (1..).zip(&cluster.stages) {

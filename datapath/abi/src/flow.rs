@@ -156,13 +156,15 @@ pub struct FlowEntry<A = V4> {
     pub src_mac: MacBytes,
     /// New source address, with [`flow_flags::REWRITE_SRC`]; else zero.
     pub rewrite_src: A,
-    /// New destination address, with [`flow_flags::REWRITE_DST`]; else zero.
+    /// New destination address, with [`flow_flags::REWRITE_DST`]; without it where a service's backend is that answers
+    /// its client itself, else zero.
     pub rewrite_dst: A,
     /// New source port (as in [`FlowKey`]), with [`flow_flags::REWRITE_SRC`]; else zero.
     pub rewrite_src_port_be: [u8; 2],
-    /// New destination port, with [`flow_flags::REWRITE_DST`]; else zero.
+    /// New destination port, or that backend's, likewise.
     pub rewrite_dst_port_be: [u8; 2],
-    /// The number of the backend that was chosen for the flow, in both halves; 0: it is no service's.
+    /// The number of the backend that was chosen for the flow, in both halves; 0: it is no service's;
+    /// [`crate::BACKEND_ELSEWHERE`].
     pub backend: u32,
 }
 

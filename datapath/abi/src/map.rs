@@ -110,6 +110,12 @@ pub const TUNNEL_DST_MAC: MacBytes = *b"\x02WRN\x00\x01";
 /// Inner source of every tunnel packet: tells nobody anything about the sender's devices.
 pub const TUNNEL_SRC_MAC: MacBytes = *b"\x02WRN\x00\x00";
 
+/// How inner Ethernet addresses begin that name a backend, for direct server return: the destination goes on with its
+/// address, the source with its port. Unicast and locally administered, as the other two.
+pub const DIRECT_DST_MARK: [u8; 2] = *b"\x02D";
+/// See [`DIRECT_DST_MARK`].
+pub const DIRECT_SRC_MARK: [u8; 4] = *b"\x02DSR";
+
 /// The epoch shard of an address (Fibonacci hashing of its words).
 pub const fn epoch_shard_v4(address: V4) -> u32 {
     u32::from_be_bytes(address).wrapping_mul(0x9e37_79b1) >> (32 - EPOCH_SHARDS.trailing_zeros())

@@ -122,6 +122,9 @@ pub struct SlotBlock {
     pub slots: [u32; BLOCK_SLOTS as usize],
 }
 
+/// Stands for a backend's number in a flow whose backend another node has chosen, which numbers them otherwise.
+pub const BACKEND_ELSEWHERE: u32 = u32::MAX;
+
 /// Bits of [`BackendEntry::flags`].
 pub mod backend_flags {
     /// On the way out.

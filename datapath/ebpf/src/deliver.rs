@@ -136,6 +136,10 @@ fn fit(packet: &mut Packet, config: &NodeConfig, ip: &Ipv4, entry: &FlowEntry) -
     let is_delivered = entry.action == FlowAction::Local as u8 && !goes_by_stack(config, entry);
     let takes_hop = is_delivered || entry.action == underlay;
     if !rewrite::is_rewritten(entry) {
+        if entry.backend != 0 {
+            // The rest of a datagram goes to that backend, too.
+            rewrite::note_fragment(packet, ip);
+        }
         return if takes_hop { packet.write(ETHERNET_BYTES, ip.next_hop()?) } else { Ok(()) };
     }
     rewrite::note_fragment(packet, ip);

@@ -55,7 +55,7 @@ pub fn known(packet: &mut Packet, comes_from: impl FnOnce(&FlowEntry) -> bool) -
     let key = &packet.key;
     let flow = Flow(FLOWS_V4.get_ptr_mut(key)?);
     let entry = flow.entry();
-    if entry.flags & ENDED != 0 && opens(packet.tcp_flags) {
+    if opens(packet.tcp_flags) && is_over(entry) {
         return None;
     }
     if !(comes_from(entry) && is_valid(entry) && is_whole(&packet.key, entry)) {
@@ -65,6 +65,13 @@ pub fn known(packet: &mut Packet, comes_from: impl FnOnce(&FlowEntry) -> bool) -
     packet.src_identity = entry.src_identity;
     packet.dst_identity = entry.dst_identity;
     Some(flow)
+}
+
+/// Whether the entry's connection has ended. Where a backend answers its client itself, only the client is heard.
+#[inline(always)]
+fn is_over(entry: &FlowEntry) -> bool {
+    let is_heard_in_half = entry.backend != 0 && !rewrite::is_rewritten(entry);
+    entry.flags & ENDED != 0 || is_heard_in_half && may_end(entry.tcp_flags)
 }
 
 /// Whether nothing has changed that the entry depends on.

@@ -1,8 +1,8 @@
 //! What a workload sends: host side of its device, ingress.
 
 use datapath_abi::{
-    DropReason, EndpointEntry, NODE_NONE, NODE_SELF, NodeConfig, SourceKind, identity_number as identity,
-    node_flags,
+    BACKEND_ELSEWHERE, DropReason, EndpointEntry, NODE_NONE, NODE_SELF, NodeConfig, SourceKind,
+    identity_number as identity, node_flags,
 };
 use datapath_packet::{
     Arp, ETHERNET_BYTES, ETHERTYPE_ARP, ETHERTYPE_IPV4, Ethernet, Halves, Place, Side, UDP, answer,
@@ -10,7 +10,7 @@ use datapath_packet::{
 };
 
 use crate::{
-    deliver, flows, icmp, lookup,
+    deliver, direct, flows, icmp, lookup,
     masquerade::{self, NO_PORT},
     outside,
     packet::Packet,
@@ -52,6 +52,10 @@ fn decide_anew(
     let endpoint = sender(packet, ethernet)?;
     if packet.key.src != endpoint.address_v4 {
         return Err(DropReason::SourceSpoofed);
+    }
+    if packet.stale.backend == BACKEND_ELSEWHERE {
+        direct::as_if_asked(packet, config);
+        return packet.decided();
     }
     if packet.stale.is_reply && packet.stale.is_from_outside {
         outside::as_if_asked(packet, config);

@@ -3,14 +3,14 @@
 
 use aya_ebpf::{bindings::bpf_tunnel_key, helpers::bpf_skb_get_tunnel_key};
 use datapath_abi::{
-    DropReason, FlowEntry, IpcacheEntry, NODE_NONE, NODE_SELF, NodeConfig, SourceKind, TUNNEL_DST_MAC,
-    TUNNEL_SRC_MAC, V4, identity_number as identity,
+    BACKEND_ELSEWHERE, DropReason, FlowEntry, IpcacheEntry, NODE_NONE, NODE_SELF, NodeConfig, SourceKind,
+    TUNNEL_DST_MAC, TUNNEL_SRC_MAC, V4, identity_number as identity,
 };
 use datapath_packet::{ETHERTYPE_IPV4, Place, Side, check_sender, comes_from};
 
 use crate::{
     deliver::{self, TUNNEL_KEY_BYTES},
-    flows, icmp, lookup, masquerade, outside,
+    direct, flows, icmp, lookup, masquerade, outside,
     packet::Packet,
     programs::Verdict,
     rewrite, service,
@@ -26,7 +26,9 @@ pub fn decide(packet: &mut Packet) -> Result<Verdict, DropReason> {
         return Err(DropReason::HelperFailed);
     }
     packet.src_identity = packet.vni;
-    match packet.ethernet()?.ethertype_be {
+    let ethernet = packet.ethernet()?;
+    direct::note(packet, &ethernet.macs);
+    match ethernet.ethertype_be {
         ETHERTYPE_IPV4 => ipv4(packet, config),
         _ => Err(DropReason::UnsupportedProtocol),
     }
@@ -55,13 +57,24 @@ fn is_source_of(origin: (V4, u32), entry: &FlowEntry, src: V4, is_error: bool) -
     let (underlay, vni) = origin;
     entry.source_kind == SourceKind::Node as u8
         && lookup::underlay_of(entry.source) == Some(underlay)
-        && if is_error { may_send(entry.source, src, vni) } else { entry.src_identity == vni }
+        && if is_error {
+            may_tell(entry, src, vni)
+        } else if entry.backend == BACKEND_ELSEWHERE {
+            vni == identity::WORLD
+        } else {
+            entry.src_identity == vni
+        }
 }
 
-/// Inline it would take room from the deepest chain of calls.
+/// Whether the entry's node may send an error from `src`: of a client outside any router outside, too. (Inline it would take
+/// room from the deepest chain of calls.)
 #[inline(never)]
-fn may_send(node: u32, src: V4, vni: u32) -> bool {
-    check_sender(node, lookup::ipcache(src), vni).is_ok()
+fn may_tell(entry: &FlowEntry, src: V4, vni: u32) -> bool {
+    let source = lookup::ipcache(src);
+    if entry.backend == BACKEND_ELSEWHERE {
+        return vni == identity::WORLD && source.is_none_or(|source| source.node == NODE_NONE);
+    }
+    check_sender(entry.source, source, vni).is_ok()
 }
 
 #[inline(always)]
@@ -69,7 +82,10 @@ fn ipv4(packet: &mut Packet, config: &NodeConfig) -> Result<Verdict, DropReason>
     let ip = packet.parse_ipv4()?;
     rewrite::find_ports(packet, ip);
     let (origin, src, is_error) = ((packet.outer_src, packet.vni), packet.key.src, packet.is_error);
-    let known = flows::known(packet, |entry| is_source_of(origin, entry, src, is_error));
+    let direct = (packet.is_direct, packet.direct_address, packet.direct_port_be);
+    let known = flows::known(packet, |entry| {
+        direct::is_same(entry, direct) && is_source_of(origin, entry, src, is_error)
+    });
     deliver::flow(packet, config, ip, known, |packet| {
         decide_anew(packet, config);
         packet.decided()
@@ -79,6 +95,9 @@ fn ipv4(packet: &mut Packet, config: &NodeConfig) -> Result<Verdict, DropReason>
 #[inline(never)]
 fn decide_anew(packet: &mut Packet, config: &NodeConfig) {
     flows::begin(packet);
+    if packet.is_direct {
+        return direct::decide_anew(packet, config);
+    }
     let node = sender(packet);
     if packet.is_refused() {
         return;

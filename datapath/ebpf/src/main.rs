@@ -10,6 +10,7 @@
 mod affinity;
 mod atomic;
 mod deliver;
+mod direct;
 mod flows;
 mod from_endpoint;
 mod from_host;

@@ -9,7 +9,7 @@ use datapath_abi::{
     DropReason, FlowAction, FlowEntry, NODE_NONE, NODE_SELF, NodeConfig, SOURCE_SERVICE_BITS, Source,
     SourceKind, V4, identity_number as identity, node_flags, service_flags,
 };
-use datapath_packet::{Halves, Place, Side};
+use datapath_packet::{Halves, Place, Side, direct_macs, opens};
 
 use crate::{
     flows, lookup,
@@ -89,6 +89,8 @@ fn admit(packet: &mut Packet, config: &NodeConfig) {
         return packet.refuse(DropReason::NoTranslation);
     }
     let Some(service) = SERVICES.get(packet.port_number) else { return };
+    // Somebody of the fleet would be answered by another way than it asked.
+    packet.is_direct = service.flags & service_flags::DSR != 0 && !packet.is_from_fleet;
     if service.flags & service_flags::SOURCES != 0
         && !packet.is_from_fleet
         && !is_in_range(packet.port_number, packet.key.src)
@@ -120,6 +122,7 @@ fn directly(packet: &mut Packet, config: &NodeConfig) -> Result<(), DropReason> 
         // By the stack it goes both ways, or a filter that keeps connections sees half of this one.
         let by_stack = config.flags & node_flags::LEGACY_HOST_ROUTING != 0;
         let client = client(if by_stack { Place::Stack } else { underlay });
+        packet.is_direct = false;
         let halves = flows::decide(packet, &client, &Side::endpoint(endpoint, shard));
         halves.forward.source_kind = SourceKind::Underlay as u8;
         return Ok(());
@@ -138,10 +141,27 @@ fn directly(packet: &mut Packet, config: &NodeConfig) -> Result<(), DropReason> 
     };
     let client = client(underlay);
     packet.dst_identity = to.identity;
+    if is_direct(packet) && to.place != underlay {
+        let (dst_mac, src_mac) = direct_macs(packet.key.dst, packet.key.dst_port_be);
+        packet.is_direct = true;
+        flows::decide(packet, &client, &Side { dst_mac, src_mac, ..to });
+        return Ok(());
+    }
+    packet.is_direct = false;
     let port_be = masquerade::port_of(packet, config, source)?;
     if port_be == NO_PORT {
         return Err(DropReason::MasqueradePorts);
     }
     flows::decide(packet, &client, &to).replace_source(&packet.key, source, port_be);
     Ok(())
+}
+
+/// Whether the backend answers the client itself: as the service says, but for a flow that is under way.
+#[inline(always)]
+fn is_direct(packet: &Packet) -> bool {
+    let stale = &packet.stale;
+    if stale.backend == 0 || stale.backend != packet.service.backend || opens(packet.tcp_flags) {
+        return packet.is_direct;
+    }
+    stale.is_direct || packet.is_direct && !stale.is_on_both_sides
 }

@@ -86,6 +86,12 @@ pub struct Facts {
     pub is_error: bool,
     /// Whether its sender, who comes from outside, has an address of the fleet.
     pub is_from_fleet: bool,
+    /// Whether its backend answers the client itself.
+    pub is_direct: bool,
+    /// That backend's address, where another node has chosen it.
+    pub direct_address: V4,
+    /// And its port.
+    pub direct_port_be: [u8; 2],
     /// The port of this node that its flow gets as source; zeros: none yet.
     pub own_port_be: [u8; 2],
     /// Whether no other is looked for.
@@ -111,6 +117,8 @@ pub struct Service {
     pub is_on_both_sides: bool,
     /// Whether the client is outside.
     pub is_from_outside: bool,
+    /// Whether the backend answers the client itself, elsewhere.
+    pub is_direct: bool,
 }
 
 const NO_KEY: FlowKey<V4> =
@@ -127,6 +135,7 @@ impl Service {
         is_reply: false,
         is_on_both_sides: false,
         is_from_outside: false,
+        is_direct: false,
     };
 }
 
@@ -177,6 +186,9 @@ impl Packet {
             is_rest: false,
             is_error: false,
             is_from_fleet: false,
+            is_direct: false,
+            direct_address: [0; 4],
+            direct_port_be: [0; 2],
             own_port_be: [0; 2],
             is_port_chosen: false,
         };

@@ -107,7 +107,12 @@ pub fn settle(packet: &mut Packet) {
     if is_served(packet) {
         let service = &packet.service;
         let frontend = (packet.asked.dst, packet.asked.dst_port_be);
-        halves.serve(service.backend, frontend, (service.address, service.port_be));
+        let place = (service.address, service.port_be);
+        if packet.is_direct {
+            halves.name(service.backend, place);
+        } else {
+            halves.serve(service.backend, frontend, place);
+        }
         packet.key = packet.asked;
     }
     if packet.is_turned {
@@ -166,6 +171,7 @@ pub fn note(packet: &mut Packet, entry: &FlowEntry) {
     stale.is_reply = entry.flags & flow_flags::REPLY != 0;
     stale.is_on_both_sides = rewrite::is_on_both_sides(entry);
     stale.is_from_outside = outside::is_client_of(entry, stale.is_reply);
+    stale.is_direct = !rewrite::is_rewritten(entry);
     if !stale.is_reply {
         (stale.frontend, stale.frontend_port_be) = (key.dst, key.dst_port_be);
         (stale.address, stale.port_be) = (entry.rewrite_dst, entry.rewrite_dst_port_be);
@@ -175,19 +181,25 @@ pub fn note(packet: &mut Packet, entry: &FlowEntry) {
     }
 }
 
+/// The service port at an address, and the port that the packet goes to; 0: none.
+#[inline(always)]
+pub fn number_at(packet: &Packet, address: V4) -> u32 {
+    let key = &packet.key;
+    service_at(&FrontendKey { address, port_be: key.dst_port_be, protocol: key.protocol, pad: 0 })
+}
+
 /// The service port that the packet goes to; 0: none.
 #[inline(always)]
 fn frontend_of(packet: &Packet) -> u32 {
     let key = &packet.key;
-    let at = FrontendKey { address: key.dst, port_be: key.dst_port_be, protocol: key.protocol, pad: 0 };
-    let service = service_at(&at);
+    let service = number_at(packet, key.dst);
     if service != 0 {
         return service;
     }
     // A look into the ipcache would cost every flow's first packet some 60 ns.
     match lookup::config() {
         Ok(config) if key.dst == config.gateway_v4 || key.dst == config.underlay_v4 => {
-            service_at(&FrontendKey { address: [0; 4], ..at })
+            number_at(packet, [0; 4])
         }
         _ => 0,
     }

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use datapath_abi::{FlowAction, FlowEntry, FlowKey, SourceKind, V4, flow_flags};
+use datapath_abi::{BACKEND_ELSEWHERE, FlowAction, FlowEntry, FlowKey, SourceKind, V4, flow_flags};
 use datapath_packet::has_expired;
 use serde::Serialize;
 
@@ -54,7 +54,7 @@ pub struct Flow {
     /// Address and port that their destination is replaced by.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub new_destination: Option<SocketAddr>,
-    /// The number of the service's backend that it goes through.
+    /// The number of the service's backend that it goes through, if this node has chosen it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backend: Option<u32>,
     /// Whether this is the direction opposite to the first packet's.
@@ -232,7 +232,7 @@ pub(crate) fn flow(key: &FlowKey<V4>, entry: &FlowEntry, epochs: &[u32], now_ns:
         to_index: entry.target,
         new_source: rewritten(flow_flags::REWRITE_SRC, entry.rewrite_src, entry.rewrite_src_port_be),
         new_destination: rewritten(flow_flags::REWRITE_DST, entry.rewrite_dst, entry.rewrite_dst_port_be),
-        backend: (entry.backend != 0).then_some(entry.backend),
+        backend: (!matches!(entry.backend, 0 | BACKEND_ELSEWHERE)).then_some(entry.backend),
         reply: entry.flags & flow_flags::REPLY != 0,
         packets: entry.packets,
         bytes: entry.bytes,

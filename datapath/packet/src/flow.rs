@@ -141,6 +141,14 @@ impl Halves {
         self.reverse.backend = backend;
     }
 
+    /// As [`Self::serve`] of a backend that answers its client itself: packets go there as they are, and none comes back.
+    #[inline(always)]
+    pub fn name(&mut self, backend: u32, place: (V4, [u8; 2])) {
+        (self.forward.rewrite_dst, self.forward.rewrite_dst_port_be) = place;
+        self.forward.backend = backend;
+        self.reverse.backend = backend;
+    }
+
     /// The same flow, seen from the other direction.
     #[inline(always)]
     pub fn turn(&mut self) {

@@ -26,7 +26,7 @@ pub use icmp::{IcmpError, Quote, is_error, requoted};
 pub use ipv4::{Ipv4, is_unicast};
 pub use lifetime::{has_expired, lifetime};
 pub use masquerade::{TRIES, flow_hash, is_answer_to, is_translatable, port as masquerade_port};
-pub use overlay::{check_sender, tunnel_identity};
+pub use overlay::{check_sender, direct_macs, direct_place, tunnel_identity};
 pub use slot::slot_of;
 pub use tcp::{PseudoHeader, Tcp, TcpState, flag, may_end, opens, tcp_state};
 pub use transport::{ICMP, PortPlace, SCTP, Start, TCP, Transport, UDP, WirePort, ports};

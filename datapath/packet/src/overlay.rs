@@ -1,6 +1,11 @@
 //! What a member node may send through the tunnel (promise P7).
 
-use datapath_abi::{DropReason, IpcacheEntry, NODE_NONE, NODE_SELF, identity_number as identity};
+use datapath_abi::{
+    DIRECT_DST_MARK, DIRECT_SRC_MARK, DropReason, IpcacheEntry, MacBytes, NODE_NONE, NODE_SELF, V4,
+    identity_number as identity,
+};
+
+use crate::Macs;
 
 /// The identity that stands in the VNI for a local one: what is "host" here is "remote-node" elsewhere, and an address
 /// range that only this node numbers is the world.
@@ -39,9 +44,34 @@ pub fn check_sender(node: u32, source: Option<IpcacheEntry>, vni: u32) -> Result
     if may_be_sent { Ok(()) } else { Err(DropReason::ForgedIdentity) }
 }
 
+/// The inner Ethernet addresses, destination and source, of a packet for a backend that answers its client itself.
+#[inline(always)]
+pub fn direct_macs(address: V4, port_be: [u8; 2]) -> (MacBytes, MacBytes) {
+    let ([d, e], [s, t, u, v]) = (DIRECT_DST_MARK, DIRECT_SRC_MARK);
+    let ([a, b, c, last], [high, low]) = (address, port_be);
+    ([d, e, a, b, c, last], [s, t, u, v, high, low])
+}
+
+/// Whether inner Ethernet addresses name a backend, and its address and port.
+#[inline(always)]
+pub fn direct_place(macs: &Macs) -> (bool, V4, [u8; 2]) {
+    let ([d, e, a, b, c, last], [s, t, u, v, high, low]) = (macs.dst, macs.src);
+    ([d, e] == DIRECT_DST_MARK && [s, t, u, v] == DIRECT_SRC_MARK, [a, b, c, last], [high, low])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_backend_is_named_by_ethernet_addresses() {
+        let (dst, src) = direct_macs([10, 0, 2, 7], [31, 144]);
+        assert_eq!((dst[0] & 3, src[0] & 3), (2, 2), "unicast, locally administered");
+        assert_eq!(direct_place(&Macs { dst, src }), (true, [10, 0, 2, 7], [31, 144]));
+        let others = Macs { dst: datapath_abi::TUNNEL_DST_MAC, src: datapath_abi::TUNNEL_SRC_MAC };
+        assert!(!direct_place(&others).0);
+        assert!(!direct_place(&Macs { dst, ..others }).0 && !direct_place(&Macs { src, ..others }).0);
+    }
 
     const NODE: u32 = 5;
 

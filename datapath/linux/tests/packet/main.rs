@@ -4,6 +4,7 @@
 //! Each test has maps of its own, pinned nowhere: they run side by side and leave nothing behind.
 
 mod check;
+mod direct;
 mod flow_life;
 mod frame;
 mod from_endpoint;

@@ -231,7 +231,7 @@ fn backend_of(packet: &Packet, service: u32) -> u32 {
         return 0;
     }
     if entry.affinity_seconds != 0 {
-        return affinity::backend_of(packet, service, entry);
+        return affinity::backend_of(&packet.key, service, entry);
     }
     // What opens a flow has the same hash on all nodes and each time: a flow that was forgotten comes to the same backend
     // as long as the table is the same.

@@ -23,7 +23,7 @@ use crate::{
     atomic, lookup,
     maps::{COUNTERS, EVENTS, NAMESPACES, SOCKETS_V4},
     report,
-    sock_choice::{Choice, choose, is_service_port, service_of},
+    sock_choice::{Choice, choose, service_of},
 };
 
 /// As in `linux/socket.h`.
@@ -124,7 +124,7 @@ fn forward(context: &SockAddrContext, connects: bool) -> i32 {
         // It may be connected anew, and to a backend itself: then that is whom it has named.
         forget(cookie, asked.address, asked.port_be);
     }
-    if !is_service_port(asked.protocol, asked.port_be) {
+    if !lookup::is_service_port(asked.protocol, asked.port_be) {
         return ALLOW;
     }
     // SAFETY: as above.

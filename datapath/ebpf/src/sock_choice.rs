@@ -3,12 +3,12 @@
 use aya_ebpf::helpers::bpf_get_prandom_u32;
 use datapath_abi::{
     FlowKey, FrontendKey, NodeConfig, SocketEntry, SocketKey, V4, backend_flags, namespace_kind,
-    service_flags, service_port_bit, socket_kind,
+    service_flags, socket_kind,
 };
 use datapath_packet::flow_hash;
 
 use crate::{
-    maps::{SERVICE_PORTS, SERVICES, SOCKETS_V4},
+    maps::{SERVICES, SOCKETS_V4},
     service::{backend_at, backend_in_slot, service_at},
 };
 
@@ -52,16 +52,6 @@ pub fn service_of(asked: &FrontendKey<V4>, kind: u32, config: &NodeConfig) -> u3
         asked.address == config.gateway_v4 || asked.address == config.underlay_v4
     };
     if is_here { service_at(&FrontendKey { address: [0; 4], ..*asked }) } else { 0 }
-}
-
-/// Whether there may be a frontend at this port of some address. Nearly all that sockets send goes elsewhere.
-#[inline(always)]
-pub fn is_service_port(protocol: u8, port_be: [u8; 2]) -> bool {
-    let (word, bit) = service_port_bit(protocol, u16::from_be_bytes(port_be));
-    match SERVICE_PORTS.get(word) {
-        Some(bits) => bits & bit != 0,
-        None => false,
-    }
 }
 
 /// Chooses a backend, and notes it.

@@ -2,10 +2,10 @@
 //! UDP, to backends on either node.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io::ErrorKind,
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
-    os::fd::AsRawFd,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
     sync::atomic::AtomicBool,
     thread,
 };
@@ -13,9 +13,10 @@ use std::{
 use datapath_abi::{Direction, DropReason};
 use datapath_linux::{CounterKind, LinuxConfig};
 use datapath_plan::{
-    BackendId, BackendValue, Base, BaseUnderlay, Frontend, FrontendKind, FrontendValue, HostRouting, Op,
-    Protocol, ServiceId, ServiceValue,
+    BackendId, BackendValue, Base, BaseUnderlay, Frontend, FrontendKind, FrontendValue, HostRouting,
+    IpcacheValue, NodeIndex, Op, Protocol, ServiceId, ServiceMode, ServiceValue,
 };
+use identity::Identity;
 
 use crate::{
     services::{EndAtLast, PATIENCE, answers, ask, backend, parse, service},
@@ -63,6 +64,8 @@ impl Play {
             let mut ops = foundations(number);
             ops[0] = Op::PutBase(Base { host_routing, underlay, ..base(number) });
             ops.extend(other_node(3 - number));
+            let other = IpcacheValue { identity: Identity::REMOTE_NODE, node: NodeIndex(2) };
+            ops.push(Op::PutIpcache(IpAddr::from(Cluster::underlay(3 - number)).into(), other));
             let (id, value) = endpoint(number, 1, &play.workloads[usize::from(number) - 1].path());
             ops.extend(endpoint_ops(id, &value));
             play.apply(number, ops);
@@ -240,6 +243,93 @@ fn check(host_routing: HostRouting, force_clsact: bool) {
             }
         });
     });
+}
+
+/// Frames that come to a device in the calling thread's namespace, from now on.
+struct Capture(OwnedFd);
+
+impl Capture {
+    fn begin() -> Self {
+        // SAFETY: no memory is concerned; the descriptor is ours.
+        unsafe {
+            let protocol = i32::from((libc::ETH_P_IP as u16).to_be());
+            let fd = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_NONBLOCK, protocol);
+            assert!(fd >= 0, "{}", std::io::Error::last_os_error());
+            Self(OwnedFd::from_raw_fd(fd))
+        }
+    }
+
+    /// Source Ethernet addresses of what came from an address.
+    fn senders_of(&self, source: Ipv4Addr) -> BTreeSet<[u8; 6]> {
+        let mut frame = [0; 2048];
+        let mut senders = BTreeSet::new();
+        loop {
+            // SAFETY: the buffer is of the size given.
+            let read = unsafe { libc::recv(self.0.as_raw_fd(), frame.as_mut_ptr().cast(), frame.len(), 0) };
+            if read < 0 {
+                return senders;
+            }
+            if frame[26..30] == source.octets() {
+                senders.insert(frame[6..12].try_into().expect("six bytes"));
+            }
+        }
+    }
+}
+
+/// Backends answer themselves: they see the client, and the node that it came to sees no answer.
+#[track_caller]
+fn check_direct(host_routing: HostRouting) {
+    let Some(play) = Play::new(host_routing, false) else { return };
+    let backends = [backend(1, address(1, 1)), backend(2, address(2, 1))];
+    let value = ServiceValue { mode: ServiceMode::Dsr, ..snat() };
+    play.serve(&backends, &value);
+    let end = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let _guard = EndAtLast(&end);
+        answers(scope, &play.workloads[0], address(1, 1), &end);
+        answers(scope, &play.workloads[1], address(2, 1), &end);
+        let expected: BTreeMap<IpAddr, IpAddr> =
+            [(address(1, 1).into(), CLIENT.into()), (address(2, 1).into(), CLIENT.into())].into();
+        play.client.enter(|| {
+            for (frontend, _) in frontends() {
+                assert_eq!(seen(|| ask(&mut connect(frontend))), expected, "tcp {frontend}");
+                assert_eq!(seen(|| ask_by_datagram(frontend)), expected, "udp {frontend}");
+            }
+        });
+        // Only the backend of the node that the client does not come to: all frames of the frontends come from its node.
+        play.serve(&backends[1..], &value);
+        let link = play.cluster.node(2).node.run("ip", &["-o", "link", "show", "under0"]);
+        let (_, mac) = link.split_once("link/ether ").expect("an Ethernet address");
+        let mac: Vec<u8> =
+            mac[..17].split(':').map(|byte| u8::from_str_radix(byte, 16).expect("a byte")).collect();
+        play.client.enter(|| {
+            let capture = Capture::begin();
+            let mut stream = connect((EXTERNAL, PORT).into());
+            for _ in 0..100 {
+                assert_eq!(ask(&mut stream).1.ip(), IpAddr::from(CLIENT));
+                ask_by_datagram((EXTERNAL, PORT).into());
+            }
+            let senders: Vec<Vec<u8>> =
+                capture.senders_of(EXTERNAL).into_iter().map(|sender| sender.to_vec()).collect();
+            assert_eq!(senders, std::slice::from_ref(&mac));
+
+            // It goes on when both ends decide again.
+            for node in [1, 2] {
+                play.apply(node, vec![Op::BumpEpochs(datapath_plan::EpochScope::All)]);
+            }
+            assert_eq!(ask(&mut stream).1.ip(), IpAddr::from(CLIENT));
+        });
+    });
+}
+
+#[test]
+fn backends_answer_clients_outside_themselves() {
+    check_direct(HostRouting::Bpf);
+}
+
+#[test]
+fn backends_answer_clients_outside_themselves_by_the_stack() {
+    check_direct(HostRouting::Legacy);
 }
 
 #[test]

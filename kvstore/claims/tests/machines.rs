@@ -198,6 +198,7 @@ fn endpoint(name: &str) -> EndpointRecord {
         identity: Identity::FLEET_MIN,
         labels_digest: Labels::default().digest(),
         labels: Labels::default(),
+        terminating: false,
         unknown: Default::default(),
     }
 }

@@ -321,9 +321,18 @@ pub struct EndpointRecord {
     pub labels_digest: LabelDigest,
     /// All its labels, those that do not count for the identity too.
     pub labels: Labels,
+    /// It is on its way out: as a backend it takes no new flows.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub terminating: bool,
     /// Fields of newer versions.
     #[serde(flatten)]
     pub unknown: Unknown,
+}
+
+/// What most records have not.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+const fn is_false(flag: &bool) -> bool {
+    !*flag
 }
 
 fn check_pools(record: &FleetRecord) -> Result<(), String> {

@@ -79,6 +79,7 @@ fn golden_texts() {
             identity: Identity::FLEET_MIN,
             labels_digest: Labels::default().digest(),
             labels: labels(),
+            terminating: false,
             unknown,
         },
         r#"{"v":1,"name":"web-1","identity":256,"labels_digest":"e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855","labels":{"app":"web"}}"#,

@@ -128,13 +128,73 @@ fn mistakes_about_clients_outside_are_named_with_their_place() {
 }
 
 #[test]
-fn what_is_not_there_yet_or_not_known_is_refused() {
+fn a_health_check_says_what_is_asked_and_how_often() {
+    let check = |given: &str, golden: &str| {
+        let spec = spec(&format!(r#"{{"ports":[{{"port":80}}],"selector":{{}},"healthCheck":{given}}}"#));
+        assert_eq!(spec.validate(), Ok(()), "{given}");
+        assert_eq!(serde_json::to_string(&spec.health_check).unwrap(), golden);
+        assert_eq!(serde_json::from_str(golden).ok(), Some(spec.health_check));
+    };
+    let usual = r#"{"tcp":{},"interval":"2s","timeout":"1s","unhealthyThreshold":3,"healthyThreshold":2}"#;
+    check("{}", usual);
+    check(r#"{"tcp":{}}"#, usual);
+    check(
+        r#"{"http":{"path":"/healthz","host":"web.example"},"port":8081,"interval":"500ms","unhealthyThreshold":1}"#,
+        r#"{"http":{"path":"/healthz","host":"web.example"},"port":8081,"interval":"500ms","timeout":"500ms","unhealthyThreshold":1,"healthyThreshold":2}"#,
+    );
+    check(
+        r#"{"interval":"60s","timeout":"1500ms"}"#,
+        r#"{"tcp":{},"interval":"1m","timeout":"1500ms","unhealthyThreshold":3,"healthyThreshold":2}"#,
+    );
+}
+
+#[test]
+fn mistakes_of_a_health_check_are_named() {
+    let spec_with = |given: &str| {
+        let json = format!(
+            r#"{{"ports":[{{"name":"a","port":80}},{{"name":"b","port":53,"protocol":"udp"}}],"selector":{{}},"healthCheck":{given}}}"#
+        );
+        serde_json::from_str::<ServiceSpec>(&json)
+    };
+    let check = |given: &str, expected: &[&str]| {
+        assert_eq!(spec_with(given).unwrap().validate().unwrap_err().0, expected, "{given}");
+    };
+    check("{}", &["spec.healthCheck.port: needed, since spec.ports[1] is udp and checks are made over TCP"]);
+    check(
+        r#"{"port":0,"interval":"1ms","timeout":"2s","unhealthyThreshold":0,"healthyThreshold":101}"#,
+        &[
+            "spec.healthCheck.port: 0 is none; use 1 to 65535",
+            "spec.healthCheck.interval: 1ms is out of range; use 200ms to 10m",
+            "spec.healthCheck.timeout: 2s is out of range; use 10ms to the interval, 1ms",
+            "spec.healthCheck.unhealthyThreshold: 0 is out of range; use 1 to 100",
+            "spec.healthCheck.healthyThreshold: 101 is out of range; use 1 to 100",
+        ],
+    );
+    check(
+        r#"{"port":1,"http":{"path":"x y","host":"a\r\nb"}}"#,
+        &[
+            r#"spec.healthCheck.http.path: "x y" is no path of a page: begin with /, percent-encode what is not ASCII, and use at most 1024 bytes"#,
+            r#"spec.healthCheck.http.host: "a\r\nb" is no name of a host"#,
+        ],
+    );
+    let refused = |given: &str, expected: &str| {
+        let error = spec_with(given).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    };
+    refused(r#"{"tcp":{},"http":{"path":"/"}}"#, "has tcp and http; use one of them");
+    refused(r#"{"interval":"2"}"#, "\"2\" is no span of time: use a whole number with ms, s, m or h");
+    refused(r#"{"interval":"99999999999999999999h"}"#, "no span of time");
+    refused(r#"{"expect":200}"#, "unknown field `expect`");
+    refused(r#"{"tcp":{"port":1}}"#, "unknown field `port`");
+}
+
+#[test]
+fn what_is_not_known_is_refused() {
     let check = |field: &str, expected: &str| {
         let json = format!(r#"{{"selector":{{}},"ports":[{{"port":80}}],{field}}}"#);
         let error = serde_json::from_str::<ServiceSpec>(&json).unwrap_err().to_string();
         assert!(error.contains(expected), "{field}: {error}");
     };
-    check(r#""healthCheck":null"#, "not there yet: healthCheck");
     check(r#""colour":"red""#, "unknown field `colour`");
     check(r#""virtualIp":"none""#, "virtualIp \"none\" is not valid: use auto, or an address");
     check(r#""algorithm":"best""#, "unknown variant `best`, expected `maglev` or `random`");

@@ -5,6 +5,7 @@
 
 mod choice;
 mod claim;
+mod health;
 mod record;
 mod rules;
 
@@ -12,10 +13,11 @@ use std::{fmt, net::IpAddr};
 
 use identity::Selector;
 use ipnetwork::IpNetwork;
-use serde::{Deserialize, Deserializer, Serialize, de};
+use serde::{Deserialize, Serialize};
 
 pub use choice::{Affinity, AffinityBy, Algorithm, Mode, NodePort, Topology, TrafficPolicy, VirtualIp};
 pub use claim::{EVERY_NODE, ServiceClaim, ServiceClaimRecord};
+pub use health::{HealthCheck, Probe, Span};
 pub use record::{NodePortGiven, ServiceRecord};
 pub use rules::{
     MAX_FIXED_BACKENDS, MAX_FRONTENDS, MAX_SERVICE_PORTS, MAX_SOURCE_RANGES, MAX_WEIGHT, NODE_PORTS,
@@ -56,8 +58,8 @@ pub struct ServiceSpec {
     #[serde(default)]
     pub mode: Mode,
     /// How backends are asked whether they are well.
-    #[serde(default, skip_serializing, deserialize_with = "not_yet::health_check")]
-    pub health_check: NotYet,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check: Option<Box<HealthCheck>>,
     /// Which backends are preferred.
     #[serde(default)]
     pub topology: Topology,
@@ -141,26 +143,5 @@ impl ServiceProtocol {
 impl fmt::Display for ServiceProtocol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.word())
-    }
-}
-
-/// In place of what nothing carries out yet. It can be absent, and nothing else.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct NotYet;
-
-/// A refusal for each field that is not there yet: nobody shall rely on what is not carried out.
-mod not_yet {
-    use super::{Deserializer, NotYet, de};
-
-    macro_rules! refuse {
-        ($($field:ident $name:literal $instead:literal;)+) => {$(
-            pub fn $field<'de, D: Deserializer<'de>>(_: D) -> Result<NotYet, D::Error> {
-                Err(de::Error::custom(concat!("not there yet: ", $name, " (", $instead, "); leave it out")))
-            }
-        )+};
-    }
-
-    refuse! {
-        health_check "healthCheck" "every endpoint that is attached counts as well";
     }
 }

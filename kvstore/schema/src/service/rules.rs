@@ -41,6 +41,9 @@ impl ServiceSpec {
         self.check_ports(&mut mistakes);
         self.check_backends(&mut mistakes);
         self.check_outside(&mut mistakes);
+        if let Some(check) = &self.health_check {
+            check.check(&self.ports, &mut mistakes);
+        }
         if mistakes.is_empty() { Ok(()) } else { Err(SpecError(mistakes)) }
     }
 

@@ -3,15 +3,18 @@
 //! Few, because gossip's cost grows with nodes times keys; each well below 65,400 bytes, because
 //! chitchat accepts a longer value, never sends it, and silently blocks every later key of the node.
 //!
-//! Facts are one value (`facts`); pending endpoints are split over `pending/<n>`. A reader may see
-//! some keys newer than others, so every chunk carries the digest of the whole pending set that it
-//! belongs to, and `facts`, written last, names that digest: chunks of another set mean "not all here
-//! yet", never "an endpoint has left".
+//! Facts are one value (`facts`); pending endpoints are split over `pending/<n>`, and backends that are not well
+//! are in `unwell`. A reader may see some keys newer than others, so every chunk carries the digest of the whole
+//! set that it belongs to, and `facts`, written last, names that digest: chunks of another set mean "not all here
+//! yet", never "an endpoint has left" or "all are well".
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::{InvalidFacts, NodeFacts, PendingEndpoint};
+use crate::{
+    InvalidFacts, NodeFacts, PendingEndpoint,
+    unwell::{UNWELL_KEY, UnwellValue, pack, unpack},
+};
 
 /// The version that this code writes and the only one that it reads.
 pub const FACTS_VERSION: u32 = 1;
@@ -96,6 +99,8 @@ struct FactsValue<'a> {
     v: u32,
     pending_set: &'a str,
     pending_chunks: usize,
+    /// Empty: all are well.
+    unwell_set: &'a str,
     #[serde(flatten)]
     facts: &'a NodeFacts,
 }
@@ -105,6 +110,8 @@ struct FactsHead {
     v: u32,
     pending_set: String,
     pending_chunks: usize,
+    #[serde(default)]
+    unwell_set: String,
 }
 
 #[derive(Deserialize)]
@@ -142,7 +149,7 @@ pub fn encode(facts: &NodeFacts) -> Result<Vec<(String, String)>, FactsError> {
     if chunks.len() > MAX_PENDING_CHUNKS {
         return Err(FactsError::TooManyPending(chunks.len()));
     }
-    let set = hex::encode(&hash.finalize()[..8]);
+    let set = short_digest(hash);
     let pending_chunks = chunks.len();
     let mut values: Vec<(String, String)> = chunks
         .into_iter()
@@ -151,13 +158,28 @@ pub fn encode(facts: &NodeFacts) -> Result<Vec<(String, String)>, FactsError> {
             (pending_key(index), format!(r#"{{"v":{FACTS_VERSION},"set":"{set}","entries":[{entries}]}}"#))
         })
         .collect();
-    let head = NodeFacts { pending: Vec::new(), ..facts.clone() };
-    let value = to_json(&FactsValue { v: FACTS_VERSION, pending_set: &set, pending_chunks, facts: &head });
-    if value.len() > MAX_VALUE_BYTES {
-        return Err(FactsError::TooLong { key: FACTS_KEY.to_owned(), bytes: value.len() });
-    }
+    let unwell = (!facts.unwell.is_empty())
+        .then(|| pack(&facts.unwell, |text| short_digest(Sha256::new_with_prefix(text))));
+    values.extend(unwell.as_ref().map(|unwell| (UNWELL_KEY.to_owned(), to_json(unwell))));
+    let unwell_set = unwell.as_ref().map(|unwell| &unwell.set[..]).unwrap_or_default();
+    let head = NodeFacts { pending: Vec::new(), unwell: Vec::new(), ..facts.clone() };
+    let value = to_json(&FactsValue {
+        v: FACTS_VERSION,
+        pending_set: &set,
+        pending_chunks,
+        unwell_set,
+        facts: &head,
+    });
     values.push((FACTS_KEY.to_owned(), value));
-    Ok(values)
+    match values.iter().find(|(_, value)| value.len() > MAX_VALUE_BYTES) {
+        Some((key, value)) => Err(FactsError::TooLong { key: key.clone(), bytes: value.len() }),
+        None => Ok(values),
+    }
+}
+
+/// Of 64 bits: enough to tell one publication of a node from the next.
+fn short_digest(hash: Sha256) -> String {
+    hex::encode(&hash.finalize()[..8])
 }
 
 fn to_json<T: Serialize>(value: &T) -> String {
@@ -200,7 +222,28 @@ pub fn decode<'a>(get: impl Fn(&str) -> Option<&'a str>) -> Result<Decoded, Fact
         }
     }
     facts.pending = pending;
+    if !head.unwell_set.is_empty() {
+        let key = UNWELL_KEY.to_owned();
+        let text = get(&key).ok_or_else(|| FactsError::Incomplete(key.clone()))?;
+        match parse_unwell(text) {
+            Ok(value) if value.set != head.unwell_set => return Err(FactsError::Incomplete(key)),
+            Ok(value) => {
+                facts.unwell = unpack(value);
+                if let Err(error) = facts.validate() {
+                    facts.unwell.clear();
+                    rejected.push(RejectedValue { key, reason: error.to_string() });
+                }
+            }
+            Err(error) => rejected.push(RejectedValue { key, reason: error.to_string() }),
+        }
+    }
     Ok(Decoded { facts, rejected })
+}
+
+fn parse_unwell(text: &str) -> Result<UnwellValue, FactsError> {
+    let value: UnwellValue = parse(UNWELL_KEY, text)?;
+    check_version(value.v)?;
+    Ok(value)
 }
 
 fn parse<'t, T: Deserialize<'t>>(key: &str, text: &'t str) -> Result<T, FactsError> {

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use identity::{EndpointName, Identity, LabelDigest, Labels, NodeName};
+use identity::{EndpointName, Identity, LabelDigest, Labels, NodeName, ServiceName};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +14,11 @@ pub const MAX_CIDRS: usize = 256;
 pub const MAX_REASON_BYTES: usize = 256;
 /// The longest fleet id, in bytes (it is 32 hexadecimal digits; room for other forms).
 pub const MAX_FLEET_ID_BYTES: usize = 64;
+
+/// The most backends that a node tells of as not well: with the longest names they fill nine tenths of one gossip value.
+pub const MAX_UNWELL: usize = 320;
+/// The longest reason why a backend is not well, in bytes.
+pub const MAX_WHY_BYTES: usize = 32;
 
 /// Everything a node tells of itself. One per node, owned by it, replaced as a whole; lives as long as
 /// gossip remembers the node.
@@ -51,6 +56,44 @@ pub struct NodeFacts {
     /// that it cannot have seen are told behind the others.
     #[serde(default)]
     pub pending: Vec<PendingEndpoint>,
+    /// Backends of services that it has checked and found not to be well: its own endpoints, and what it was chosen to
+    /// check outside the fleet. What is well is told by nobody.
+    #[serde(default)]
+    pub unwell: Vec<Unwell>,
+}
+
+/// One backend that is not well.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Unwell {
+    /// The service whose check says so.
+    pub service: ServiceName,
+    /// The backend.
+    pub address: IpAddr,
+    /// The port that was asked.
+    pub port: u16,
+    /// What it answered, in words; at most [`MAX_WHY_BYTES`].
+    pub why: String,
+}
+
+impl Unwell {
+    /// A reason that fits: cut, and without what takes several bytes in the gossip value.
+    pub fn reason(text: &str) -> String {
+        let text = &text[..text.floor_char_boundary(MAX_WHY_BYTES)];
+        let plain = |c: char| if c.is_control() || matches!(c, '"' | '\\') { '?' } else { c };
+        text.chars().map(plain).collect()
+    }
+}
+
+/// Whether a node seems alive, by its heartbeats: a suspicion, never a reason to delete anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Liveness {
+    /// They come.
+    Alive,
+    /// None for some rounds: time to ask.
+    Silent,
+    /// None for longer than chance explains.
+    Dead,
 }
 
 /// A pod CIDR with its claim's epoch: of two facts on one CIDR the higher life, then the higher epoch wins.
@@ -109,6 +152,9 @@ pub struct PendingEndpoint {
     pub labels: Labels,
     /// Its name on the node.
     pub name: EndpointName,
+    /// It is on its way out: as a backend it takes no new flows.
+    #[serde(default)]
+    pub terminating: bool,
     /// Added or removed.
     pub op: PendingOp,
     /// Counts the node's endpoint changes: a later change of one address has a higher number. 0: etcd has it.
@@ -151,6 +197,16 @@ impl NodeFacts {
             ensure(cidr.ip() == cidr.network(), || format!("CIDR {cidr} has host bits set"))?;
             ensure(cidr.prefix() > 0, || format!("CIDR {cidr} is the whole address space"))?;
             ensure(*epoch > 0, || format!("CIDR {cidr} has epoch {epoch}, which is no etcd revision"))?;
+        }
+        ensure(self.unwell.len() <= MAX_UNWELL, || {
+            format!("{} backends that are not well, at most {MAX_UNWELL} are told", self.unwell.len())
+        })?;
+        for Unwell { service, why, .. } in &self.unwell {
+            ensure(*why == Unwell::reason(why), || {
+                format!(
+                    "a reason on service {service} has more than {MAX_WHY_BYTES} bytes, or characters that do not belong there"
+                )
+            })?;
         }
         if let NodeHealth::Degraded { reason } = &self.health {
             ensure(reason.len() <= MAX_REASON_BYTES, || {

@@ -4,8 +4,9 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use identity::{EndpointName, Identity, Labels, NodeName};
 use node_facts::{
-    CidrFact, Decoded, FACTS_KEY, FactsError, MAX_PENDING_CHUNKS, MAX_REASON_BYTES, MAX_VALUE_BYTES,
-    NodeFacts, NodeHealth, PendingEndpoint, PendingOp, decode, encode, pending_key,
+    CidrFact, Decoded, FACTS_KEY, FactsError, MAX_PENDING_CHUNKS, MAX_REASON_BYTES, MAX_UNWELL,
+    MAX_VALUE_BYTES, MAX_WHY_BYTES, NodeFacts, NodeHealth, PendingEndpoint, PendingOp, UNWELL_KEY, Unwell,
+    decode, encode, pending_key,
 };
 use proptest::prelude::*;
 
@@ -19,6 +20,7 @@ fn entry(number: u32) -> PendingEndpoint {
         labels_digest: labels.digest(),
         labels,
         name: EndpointName::new(&format!("ep-{number}")).unwrap(),
+        terminating: false,
         op: if number.is_multiple_of(3) { PendingOp::Removed } else { PendingOp::Added },
         sequence: u64::from(number),
         recorded: number.is_multiple_of(5).then_some(i64::from(number)),
@@ -40,7 +42,13 @@ fn facts(pending: u32) -> NodeFacts {
         recorded_revision: 0,
         health: NodeHealth::Ok,
         pending: (0..pending).map(entry).collect(),
+        unwell: vec![],
     }
+}
+
+fn unwell(service: &str, last: u8, why: &str) -> Unwell {
+    let address = [10, 0, 0, last].into();
+    Unwell { service: service.parse().unwrap(), address, port: 8080, why: why.to_owned() }
 }
 
 fn values(facts: &NodeFacts) -> Values {
@@ -123,6 +131,55 @@ fn left_over_chunks_are_not_read() {
     let mut values = values(&facts(0));
     values.insert(pending_key(0), "left from before".to_owned());
     assert_eq!(read(&values), Ok(Decoded { facts: facts(0), rejected: vec![] }));
+}
+
+#[test]
+fn what_is_not_well_is_told_with_the_facts_that_it_belongs_to() {
+    let sick = NodeFacts {
+        unwell: vec![unwell("db", 1, "status 503"), unwell("web", 1, "refused"), unwell("web", 2, "refused")],
+        ..facts(0)
+    };
+    let written = values(&sick);
+    assert_eq!(read(&written), Ok(Decoded { facts: sick.clone(), rejected: vec![] }));
+    assert!(!values(&facts(0)).contains_key(UNWELL_KEY), "all are well: nothing to tell");
+
+    let mut torn = written.clone();
+    torn.insert(UNWELL_KEY.to_owned(), {
+        let one = NodeFacts { unwell: sick.unwell[..1].to_vec(), ..facts(0) };
+        values(&one)[UNWELL_KEY].clone()
+    });
+    assert_eq!(read(&torn), Err(FactsError::Incomplete(UNWELL_KEY.to_owned())));
+    torn.remove(UNWELL_KEY);
+    assert_eq!(read(&torn), Err(FactsError::Incomplete(UNWELL_KEY.to_owned())));
+
+    let mut bad = written;
+    edit(&mut bad, UNWELL_KEY, "\"10.0.0.1\"", "\"10.0.0.256\"");
+    let decoded = read(&bad).unwrap();
+    assert_eq!((decoded.facts.unwell, decoded.rejected.len()), (vec![], 1));
+}
+
+#[test]
+fn the_most_that_is_not_well_fits_one_value() {
+    let name = |n: usize| format!("{n:0>63}").parse().unwrap();
+    let address = "2001:db8:ffff:ffff:ffff:ffff:ffff:ffff".parse().unwrap();
+    let entry = |n| Unwell { service: name(n), address, port: 65_535, why: "x".repeat(MAX_WHY_BYTES) };
+    let facts = |count| NodeFacts { unwell: (0..count).map(entry).collect(), ..facts(0) };
+    assert!(values(&facts(MAX_UNWELL))[UNWELL_KEY].len() <= MAX_VALUE_BYTES);
+    let error = encode(&facts(MAX_UNWELL + 1)).unwrap_err().to_string();
+    assert!(error.contains("321 backends that are not well, at most 320 are told"), "{error}");
+}
+
+#[test]
+fn a_reason_is_made_to_fit() {
+    for (given, fits) in [
+        ("connection refused", "connection refused"),
+        ("a \"b\" \\ \n", "a ?b? ? ?"),
+        (&"é".repeat(20)[..], &"é".repeat(16)[..]),
+    ] {
+        assert_eq!(Unwell::reason(given), fits);
+        let facts = NodeFacts { unwell: vec![unwell("web", 1, given)], ..facts(0) };
+        assert_eq!(encode(&facts).is_ok(), given == fits, "{given:?}");
+    }
 }
 
 #[test]

@@ -18,6 +18,10 @@ pub const PHI_THRESHOLD: f64 = 4.5;
 /// However suspicious chitchat is, a node is not called dead before so many silent intervals: in a
 /// small fleet heartbeats come several times an interval, and phi alone would trip over one late round.
 pub const MIN_SILENT_INTERVALS: u32 = 5;
+/// Intervals without a new heartbeat after which a node counts as silent. In a fleet of a thousand they come every second,
+/// and one in a hundred takes two (FACTS): more would cost the time in which a death is to be known, less the agent's
+/// questions to nodes that live.
+pub const SILENT_AFTER_INTERVALS: f64 = 2.5;
 /// How long a dead incarnation is remembered. chitchat counts it in every digest for half of this
 /// (24 h by default), and above about 2,570 entries a handshake panics.
 pub const DEAD_NODE_GRACE: Duration = Duration::from_secs(5 * 60);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use identity::NodeName;
-use node_facts::NodeFacts;
+use node_facts::{Liveness, NodeFacts};
 
 /// News about another node. Levels, not edges: a reader who was slow sees the latest of each kind and
 /// node, not every step in between.
@@ -16,12 +16,12 @@ pub enum GossipEvent {
         /// Its facts; `facts.node == node` holds.
         facts: Arc<NodeFacts>,
     },
-    /// Whether a node seems alive. A suspicion, never a reason to delete anything.
+    /// Whether a node seems alive.
     Live {
         /// The node.
         node: NodeName,
         /// Whether heartbeats arrive, of any of its incarnations: a restart is no death.
-        alive: bool,
+        liveness: Liveness,
     },
     /// Something a node says does not hold; what else it says is not concerned.
     Rejected {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use identity::NodeName;
-use node_facts::NodeFacts;
+use node_facts::{Liveness, NodeFacts};
 
 use crate::GossipEvent;
 
@@ -28,7 +28,7 @@ enum Slot {
 pub(crate) struct Inbox {
     order: VecDeque<Slot>,
     facts: BTreeMap<NodeName, Arc<NodeFacts>>,
-    live: BTreeMap<NodeName, bool>,
+    live: BTreeMap<NodeName, Liveness>,
     rejected: BTreeMap<String, String>,
 }
 
@@ -40,8 +40,8 @@ impl Inbox {
                 let replaced = self.facts.insert(node.clone(), facts).is_some();
                 (Slot::Facts(node), replaced)
             }
-            GossipEvent::Live { node, alive } => {
-                let replaced = self.live.insert(node.clone(), alive).is_some();
+            GossipEvent::Live { node, liveness } => {
+                let replaced = self.live.insert(node.clone(), liveness).is_some();
                 (Slot::Live(node), replaced)
             }
             GossipEvent::Rejected { node, reason } => {
@@ -66,8 +66,8 @@ impl Inbox {
                 GossipEvent::Facts { node, facts }
             }
             Slot::Live(node) => {
-                let alive = self.live.remove(&node).expect("a slot in the order has its liveness");
-                GossipEvent::Live { node, alive }
+                let liveness = self.live.remove(&node).expect("a slot in the order has its liveness");
+                GossipEvent::Live { node, liveness }
             }
             Slot::Rejected(node) => {
                 let reason = self.rejected.remove(&node).expect("a slot in the order has its reason");
@@ -86,8 +86,8 @@ impl Inbox {
 mod tests {
     use super::*;
 
-    fn live(node: &str, alive: bool) -> GossipEvent {
-        GossipEvent::Live { node: NodeName::new(node).unwrap(), alive }
+    fn live(node: &str, liveness: Liveness) -> GossipEvent {
+        GossipEvent::Live { node: NodeName::new(node).unwrap(), liveness }
     }
 
     fn rejected(node: &str, reason: &str) -> GossipEvent {
@@ -101,11 +101,19 @@ mod tests {
     #[test]
     fn the_newest_of_each_node_and_kind_is_kept_in_order() {
         let mut inbox = Inbox::default();
-        let pushed =
-            [live("a", true), live("b", true), rejected("a", "one"), live("a", false), rejected("a", "two")];
+        let pushed = [
+            live("a", Liveness::Alive),
+            live("b", Liveness::Alive),
+            rejected("a", "one"),
+            live("a", Liveness::Dead),
+            rejected("a", "two"),
+        ];
         assert_eq!(pushed.map(|event| inbox.push(event)), [false, false, false, true, true]);
-        assert_eq!(drain(&mut inbox), [live("a", false), live("b", true), rejected("a", "two")]);
-        assert!(!inbox.push(live("a", true)), "a new slot once the old one was read");
+        assert_eq!(
+            drain(&mut inbox),
+            [live("a", Liveness::Dead), live("b", Liveness::Alive), rejected("a", "two")]
+        );
+        assert!(!inbox.push(live("a", Liveness::Alive)), "a new slot once the old one was read");
     }
 
     #[test]

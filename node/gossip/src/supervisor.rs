@@ -11,11 +11,12 @@ use std::{
 };
 
 use chitchat::{ChitchatHandle, spawn_chitchat};
+use node_facts::Liveness;
 use tokio::{
     sync::{Notify, mpsc, watch},
     time::{interval, sleep_until, timeout},
 };
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::{
     GossipEvent,
@@ -41,6 +42,8 @@ const PUSH_PEERS: usize = 8;
 const PUSH_GAP: Duration = Duration::from_millis(20);
 /// Silent wanted peers greeted in a round, as many as chitchat's own choice of peers.
 const GREET_PEERS: usize = 3;
+/// How often a round it is looked who has fallen silent: a death is known so much sooner.
+const SILENCE_LOOKS: u32 = 4;
 /// Known incarnations from which on the operator is warned: above about 2,570 a handshake panics.
 const CROWDED: usize = 2_000;
 
@@ -188,6 +191,7 @@ impl Supervisor {
         let terminated = handle.termination_watcher();
         tokio::pin!(terminated);
         let mut rounds = interval(self.membership.interval);
+        let mut silences = interval(self.membership.interval / SILENCE_LOOKS);
         let mut push_due: Option<tokio::time::Instant> = None;
         let mut last_push = tokio::time::Instant::now();
         let events = self.events.clone();
@@ -217,6 +221,10 @@ impl Supervisor {
                 _ = rounds.tick() => {
                     self.observe(handle).await;
                     self.greet(handle);
+                }
+                _ = silences.tick() => {
+                    let events = lock(&self.table).silences(Instant::now());
+                    self.report(events);
                 }
                 () = sleep_until(push_due.unwrap_or(last_push)), if push_due.is_some() => {
                     push_due = None;
@@ -271,9 +279,18 @@ impl Supervisor {
                 );
             }
         }
-        for event in lock(&table).observe(Instant::now(), sightings) {
+        let events = lock(&table).observe(Instant::now(), sightings);
+        self.report(events);
+    }
+
+    fn report(&mut self, events: Vec<GossipEvent>) {
+        for event in events {
             match &event {
-                GossipEvent::Live { node, alive } => info!(%node, alive, "gossip peer"),
+                // A late round is no news; the node is asked.
+                GossipEvent::Live { node, liveness: Liveness::Silent } => {
+                    debug!(%node, "gossip peer is silent")
+                }
+                GossipEvent::Live { node, liveness } => info!(%node, ?liveness, "gossip peer"),
                 GossipEvent::Rejected { node, reason } => warn!(node, reason, "gossip rejected"),
                 GossipEvent::Facts { .. } => {}
             }

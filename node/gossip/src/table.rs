@@ -8,9 +8,12 @@ use std::{
 };
 
 use identity::NodeName;
-use node_facts::{FactsError, NodeFacts, decode};
+use node_facts::{FactsError, Liveness, NodeFacts, decode};
 
-use crate::{GossipEvent, config::MIN_SILENT_INTERVALS};
+use crate::{
+    GossipEvent,
+    config::{MIN_SILENT_INTERVALS, SILENT_AFTER_INTERVALS},
+};
 
 /// One incarnation of a node, as chitchat knows it now.
 #[derive(Debug, Clone)]
@@ -52,7 +55,7 @@ struct Peer {
     heartbeat: u64,
     heard: Instant,
     /// As reported; `None` while there was nothing to report.
-    alive: Option<bool>,
+    liveness: Option<Liveness>,
     /// Generation and version of the values read last.
     read: Option<(u64, u64)>,
     facts: Option<Arc<NodeFacts>>,
@@ -64,7 +67,9 @@ pub(crate) struct PeerTable {
     own: NodeName,
     own_generation: u64,
     fleet_id: String,
-    silence: Duration,
+    /// How long without a heartbeat a node counts as silent, and may count as dead.
+    silent: Duration,
+    dead: Duration,
     peers: BTreeMap<Arc<str>, Peer>,
 }
 
@@ -75,7 +80,8 @@ impl PeerTable {
             own,
             own_generation: 0,
             fleet_id,
-            silence: interval * MIN_SILENT_INTERVALS,
+            silent: interval.mul_f64(SILENT_AFTER_INTERVALS),
+            dead: interval * MIN_SILENT_INTERVALS,
             peers: BTreeMap::new(),
         }
     }
@@ -137,7 +143,7 @@ impl PeerTable {
             address,
             heartbeat,
             heard: now,
-            alive: None,
+            liveness: None,
             read: None,
             facts: None,
         });
@@ -147,11 +153,19 @@ impl PeerTable {
         (peer.generation, peer.address, peer.heartbeat) = (generation, address, heartbeat);
 
         if let Some(node) = &peer.node {
-            let silent = now.duration_since(peer.heard) >= self.silence;
-            let verdict = if alive { Some(true) } else { silent.then_some(false) };
-            if verdict.is_some() && verdict != peer.alive {
-                peer.alive = verdict;
-                events.push(GossipEvent::Live { node: node.clone(), alive });
+            let quiet = now.duration_since(peer.heard);
+            let verdict = match (alive, peer.liveness) {
+                (false, _) if quiet >= self.dead => Some(Liveness::Dead),
+                (_, Some(Liveness::Alive)) if quiet >= self.silent => Some(Liveness::Silent),
+                // Somebody's death is not taken back on one word of somebody else.
+                (false, Some(Liveness::Silent)) if quiet < self.silent => Some(Liveness::Alive),
+                (true, Some(Liveness::Silent | Liveness::Dead)) if quiet >= self.silent => None,
+                (true, _) => Some(Liveness::Alive),
+                (false, _) => None,
+            };
+            if let Some(liveness) = verdict.filter(|_| verdict != peer.liveness) {
+                peer.liveness = verdict;
+                events.push(GossipEvent::Live { node: node.clone(), liveness });
             }
         }
         let Some(values) = values else { return };
@@ -197,16 +211,30 @@ impl PeerTable {
         }
     }
 
+    /// Who has fallen silent since it was looked last: cheap, to be asked several times a round.
+    pub fn silences(&mut self, now: Instant) -> Vec<GossipEvent> {
+        let mut events = Vec::new();
+        for peer in self.peers.values_mut() {
+            if let (Some(node), Some(Liveness::Alive)) = (&peer.node, peer.liveness)
+                && now.duration_since(peer.heard) >= self.silent
+            {
+                peer.liveness = Some(Liveness::Silent);
+                events.push(GossipEvent::Live { node: node.clone(), liveness: Liveness::Silent });
+            }
+        }
+        events
+    }
+
     /// Lets go of nodes that chitchat has forgotten: after their grace period, or because its task was
     /// restarted. The latter come back within two rounds, so they are given the time to.
     fn bury(&mut self, now: Instant, known: &BTreeMap<Arc<str>, bool>, events: &mut Vec<GossipEvent>) {
-        let silence = self.silence;
+        let dead = self.dead;
         self.peers.retain(|name, peer| {
-            if known.contains_key(name) || now.duration_since(peer.heard) < silence {
+            if known.contains_key(name) || now.duration_since(peer.heard) < dead {
                 return true;
             }
-            if let (Some(node), Some(true)) = (&peer.node, peer.alive) {
-                events.push(GossipEvent::Live { node: node.clone(), alive: false });
+            if let (Some(node), Some(Liveness::Alive | Liveness::Silent)) = (&peer.node, peer.liveness) {
+                events.push(GossipEvent::Live { node: node.clone(), liveness: Liveness::Dead });
             }
             false
         });
@@ -219,7 +247,7 @@ impl PeerTable {
                 node: peer.node.clone()?,
                 incarnation: peer.generation,
                 address: peer.address,
-                alive: peer.alive == Some(true),
+                alive: matches!(peer.liveness, Some(Liveness::Alive | Liveness::Silent)),
                 silent_for: now.duration_since(peer.heard),
             })
         };

@@ -15,6 +15,7 @@ fn pending(number: u8) -> PendingEndpoint {
         labels_digest: labels.digest(),
         labels,
         name: EndpointName::new(&format!("e{number}")).unwrap(),
+        terminating: false,
         op: PendingOp::Added,
         sequence: u64::from(number),
         recorded: None,

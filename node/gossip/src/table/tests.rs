@@ -1,6 +1,9 @@
 //! Sightings in, events out.
 
-use node_facts::{NodeHealth, encode};
+use node_facts::{
+    Liveness::{Alive, Dead, Silent},
+    NodeHealth, encode,
+};
 
 use super::*;
 
@@ -27,6 +30,7 @@ fn facts(node: &str) -> NodeFacts {
         recorded_revision: 0,
         health: NodeHealth::Ok,
         pending: vec![],
+        unwell: Vec::new(),
     }
 }
 
@@ -46,8 +50,8 @@ fn telling(sighting: Sighting, version: u64, facts: &NodeFacts) -> Sighting {
     Sighting { version, values: Some(encode(facts).unwrap().into_iter().collect()), ..sighting }
 }
 
-fn live(node: &str, alive: bool) -> GossipEvent {
-    GossipEvent::Live { node: NodeName::new(node).unwrap(), alive }
+fn live(node: &str, liveness: Liveness) -> GossipEvent {
+    GossipEvent::Live { node: NodeName::new(node).unwrap(), liveness }
 }
 
 fn told(facts: NodeFacts) -> GossipEvent {
@@ -64,12 +68,28 @@ fn check_rejected(events: &[GossipEvent], expected: &str) {
 fn a_node_is_dead_only_when_suspected_and_silent() {
     let (mut table, start) = (table(), Instant::now());
     assert_eq!(table.observe(start, vec![sighting("n1", 1, 1, false)]), [], "not heard of enough yet");
-    assert_eq!(table.observe(start, vec![sighting("n1", 1, 2, true)]), [live("n1", true)]);
-    assert_eq!(table.observe(start + 4 * ROUND, vec![sighting("n1", 1, 2, false)]), [], "suspected only");
+    assert_eq!(table.observe(start, vec![sighting("n1", 1, 2, true)]), [live("n1", Alive)]);
+    assert_eq!(table.observe(start + 2 * ROUND, vec![sighting("n1", 1, 2, false)]), [], "suspected only");
+    assert_eq!(table.silences(start + 2 * ROUND), []);
+    assert_eq!(table.silences(start + 3 * ROUND), [live("n1", Silent)]);
+    assert_eq!(table.silences(start + 9 * ROUND), [], "said once");
     assert_eq!(table.observe(start + 9 * ROUND, vec![sighting("n1", 1, 2, true)]), [], "silent only");
-    assert_eq!(table.observe(start + 9 * ROUND, vec![sighting("n1", 1, 2, false)]), [live("n1", false)]);
+    assert_eq!(table.observe(start + 9 * ROUND, vec![sighting("n1", 1, 2, false)]), [live("n1", Dead)]);
     assert_eq!(table.observe(start + 9 * ROUND, vec![sighting("n1", 1, 2, false)]), [], "said once");
-    assert_eq!(table.observe(start + 10 * ROUND, vec![sighting("n1", 1, 3, true)]), [live("n1", true)]);
+    assert_eq!(
+        table.observe(start + 10 * ROUND, vec![sighting("n1", 1, 3, false)]),
+        [],
+        "one word is no life"
+    );
+    assert_eq!(table.observe(start + 10 * ROUND, vec![sighting("n1", 1, 3, true)]), [live("n1", Alive)]);
+}
+
+#[test]
+fn a_heartbeat_ends_a_silence() {
+    let (mut table, start) = (table(), Instant::now());
+    assert_eq!(table.observe(start, vec![sighting("n1", 1, 1, true)]), [live("n1", Alive)]);
+    assert_eq!(table.observe(start + 3 * ROUND, vec![sighting("n1", 1, 1, true)]), [live("n1", Silent)]);
+    assert_eq!(table.observe(start + 4 * ROUND, vec![sighting("n1", 1, 2, false)]), [live("n1", Alive)]);
 }
 
 #[test]
@@ -77,7 +97,7 @@ fn a_restart_is_no_death_and_the_newest_incarnation_speaks() {
     let (mut table, now) = (table(), Instant::now());
     let (old, new) = (facts("n1"), NodeFacts { applied_generation: 2, ..facts("n1") });
     let before = vec![telling(sighting("n1", 1, 9, true), 5, &old)];
-    assert_eq!(table.observe(now, before), [live("n1", true), told(old.clone())]);
+    assert_eq!(table.observe(now, before), [live("n1", Alive), told(old.clone())]);
     let both =
         || vec![telling(sighting("n1", 2, 1, false), 2, &new), telling(sighting("n1", 1, 9, true), 5, &old)];
     assert_eq!(table.observe(now, both()), [told(new.clone())]);
@@ -92,7 +112,7 @@ fn a_restart_of_our_own_task_is_no_news_about_others() {
     assert_eq!(table.observe(now, known()).len(), 2);
     assert_eq!(table.observe(now + ROUND, vec![]), []);
     assert_eq!(table.observe(now + 2 * ROUND, known()), []);
-    assert_eq!(table.observe(now + 9 * ROUND, vec![]), [live("n1", false)], "gone for long");
+    assert_eq!(table.observe(now + 9 * ROUND, vec![]), [live("n1", Dead)], "gone for long");
     assert_eq!(table.status(now), []);
 }
 

@@ -11,7 +11,7 @@ use std::{
 };
 
 use identity::{FleetName, NodeName};
-use node_facts::{CidrFact, NodeFacts, NodeHealth};
+use node_facts::{CidrFact, Liveness, NodeFacts, NodeHealth};
 use node_gossip::{Gossip, GossipConfig, GossipEvent, GossipKey, Keyring};
 
 /// Fast rounds, so that tests are; long enough that a busy machine keeps them.
@@ -69,6 +69,7 @@ pub fn facts(name: &str, generation: u64) -> NodeFacts {
         recorded_revision: 0,
         health: NodeHealth::Ok,
         pending: vec![],
+        unwell: Vec::new(),
     }
 }
 
@@ -84,8 +85,8 @@ impl Member {
                     GossipEvent::Facts { node, facts } => {
                         heard.facts.insert(node.to_string(), facts);
                     }
-                    GossipEvent::Live { node, alive } => {
-                        heard.live.insert(node.to_string(), alive);
+                    GossipEvent::Live { node, liveness } => {
+                        heard.live.insert(node.to_string(), liveness != Liveness::Dead);
                     }
                     GossipEvent::Rejected { node, reason } => heard.rejected.push((node, reason)),
                 }

@@ -13,7 +13,7 @@ use kvstore_schema::{
 };
 use kvstore_store::{MemState, WriteFate, WriteFates};
 use node_core::{
-    CallError, CallId, Command, Event, GossipUpdate, KvId, KvUpdate, Node, NodeConfig, Now, Reply,
+    CallError, CallId, Command, Event, GossipUpdate, KvId, KvUpdate, Node, NodeConfig, Now, Probe, Reply,
     SavedEndpoint, Snapshot,
 };
 use node_facts::NodeFacts;
@@ -47,6 +47,8 @@ pub(crate) struct Deed {
     pub before: Option<Tables>,
     /// A request whose sender has given up and which arrives yet.
     pub late: Option<KvRequest>,
+    /// Who is asked, for the world to answer.
+    pub probes: Vec<Probe>,
 }
 
 /// Gives a node an event and carries out what concerns the kernel, to the end; the store does not answer, and
@@ -205,7 +207,7 @@ impl Agent {
 
     /// Has the node told what another one says of itself.
     pub fn hear(&mut self, facts: NodeFacts) {
-        self.gossip(GossipUpdate::Facts(facts));
+        self.gossip(GossipUpdate::Facts(Box::new(facts)));
     }
 
     pub(crate) fn gossip(&mut self, update: GossipUpdate) {
@@ -471,6 +473,7 @@ impl Agent {
             Command::Reply(call, answer) => {
                 assert!(replies.insert(call, answer).is_none(), "{call:?} was answered twice");
             }
+            Command::Probe(probes) => deed.probes.extend(probes),
             Command::WakeAt(at) => self.wake_at = Some(at + self.started_at),
             Command::Halt(text) => self.halts.push(text),
         }

@@ -13,6 +13,7 @@ use kvstore_schema::{
 };
 use kvstore_store::MemState;
 use node_core::{Event, GossipUpdate, KvUpdate, Node, NodeConfig};
+use node_facts::Liveness;
 
 /// What one shell, or the node inside, does wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -197,7 +198,10 @@ impl Bug {
                 }
                 page.revision = Revision(page.revision.0.max(known));
             }
-            (Self::RemovedByLiveness, Event::Gossip(GossipUpdate::Live { node: dead, alive: false })) => {
+            (
+                Self::RemovedByLiveness,
+                Event::Gossip(GossipUpdate::Live { node: dead, liveness: Liveness::Dead }),
+            ) => {
                 let key = Schema::new(&config.fleet).node(dead);
                 let revision = Revision(node.status().store.revision);
                 let gone = KvEvent::Delete { key, mod_revision: revision.next() };

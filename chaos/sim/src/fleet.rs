@@ -12,7 +12,7 @@ use std::{
 use kvstore_claims::FleetView;
 use kvstore_schema::{Key, KvOp, KvRequest, Revision, Schema, StoreIdentity, Txn};
 use kvstore_store::MemState;
-use node_core::{Call, CallError, CallId, Event, Node, NodeConfig, Reply};
+use node_core::{Call, CallError, CallId, Event, Node, NodeConfig, ProbeTarget, Reply};
 
 use crate::{
     agent::{Agent, Deed, Replies},
@@ -47,6 +47,10 @@ pub struct Sim {
     pub rounds: bool,
     /// The ways of gossip.
     pub links: Gossip,
+    /// Workloads, and addresses outside the fleet, that answer no check.
+    pub sick: BTreeSet<IpAddr>,
+    /// Machines (from 1) of which nothing answers: without power. Their agents are stopped.
+    pub dark: BTreeSet<usize>,
     /// Answers that nobody has taken yet.
     pub replies: Replies,
     pub(crate) rng: fastrand::Rng,
@@ -83,6 +87,8 @@ impl Sim {
             gossip: true,
             rounds: false,
             links: Gossip::default(),
+            sick: BTreeSet::new(),
+            dark: BTreeSet::new(),
             replies: Replies::new(),
             rng: fastrand::Rng::with_seed(seed),
             truth: Truth::default(),
@@ -276,6 +282,11 @@ impl Sim {
                     .for_each(|n| self.agents[n].hear(late.clone()));
             }
         }
+        let answers: Vec<_> =
+            deed.probes.into_iter().map(|probe| (probe.id, self.answer(index, &probe.target))).collect();
+        if !answers.is_empty() {
+            self.agents[index].push(Event::Probed(answers));
+        }
         if let Some(request) = deed.late
             && self.rng.bool()
         {
@@ -378,6 +389,7 @@ impl Sim {
                 }
             }
             Call::EndpointAdd(_)
+            | Call::EndpointDrain(_)
             | Call::CidrRelease(_)
             | Call::ServicePut { .. }
             | Call::ServiceDelete { .. }
@@ -412,10 +424,40 @@ impl Sim {
         wrong.map_or(Ok(()), |text| Err(Invariant::Answered.broken(text)))
     }
 
+    /// What somebody answers whom a node (from 0) asks: at once, or it is too late.
+    fn answer(&self, by: usize, target: &ProbeTarget) -> Result<(), String> {
+        let lit = |n: usize| !self.dark.contains(&(n + 1)) && self.links.passes(by, n);
+        match target {
+            ProbeTarget::Node(gateway) => {
+                let has = |agent: &Agent| {
+                    agent.kernel.tables().base.as_ref().is_some_and(|base| base.gateway == *gateway)
+                };
+                let node = self.agents.iter().position(has).filter(|n| lit(*n));
+                node.map(drop).ok_or_else(|| "no answer".to_owned())
+            }
+            ProbeTarget::Backend { at, .. } => {
+                let ip = at.ip();
+                let has = |agent: &Agent| agent.kernel.tables().endpoints.values().any(|it| it.address == ip);
+                let here = has(&self.agents[by]);
+                let elsewhere = self.agents.iter().any(has);
+                let refused = self.sick.contains(&ip) || (elsewhere && !here);
+                if refused { Err("connection refused".to_owned()) } else { Ok(()) }
+            }
+        }
+    }
+
+    /// Takes a machine's power: its agent and all that answered in its kernel's name are gone.
+    pub fn power_off(&mut self, n: usize) {
+        self.tell(|| format!("n{n} loses its power"));
+        self.halt(n);
+        self.dark.insert(n);
+    }
+
     /// Starts an agent again, on the kernel and the disk that it left behind.
     pub fn restart(&mut self, n: usize) {
         self.tell(|| format!("n{n} starts"));
         self.halt(n);
+        self.dark.remove(&n);
         let now = self.now;
         let view = &self.view;
         let me = self.agents[n - 1].config.node.clone();

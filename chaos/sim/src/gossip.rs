@@ -10,7 +10,7 @@ use std::{
 
 use identity::NodeName;
 use node_core::GossipUpdate;
-use node_facts::NodeFacts;
+use node_facts::{Liveness, NodeFacts};
 
 use crate::bug::Bug;
 
@@ -18,8 +18,9 @@ use crate::bug::Bug;
 const FANOUT: usize = 3;
 /// The time between two rounds.
 pub(crate) const INTERVAL: Duration = Duration::from_secs(1);
-/// Silence after which a node seems dead.
-const SILENCE: Duration = Duration::from_secs(6);
+/// Without a heartbeat for so long, a node is silent, and later seems dead.
+const SILENCE: Duration = Duration::from_millis(2_500);
+const DEATH: Duration = Duration::from_secs(6);
 
 /// The way from one node to another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +50,7 @@ struct Heard {
     facts: Option<Arc<NodeFacts>>,
     /// When it was news last.
     at: Duration,
-    told_alive: Option<bool>,
+    told: Option<Liveness>,
 }
 
 impl Heard {
@@ -96,6 +97,11 @@ impl Gossip {
         self.links.clear();
     }
 
+    /// Whether packets pass between two nodes, both ways.
+    pub(crate) fn passes(&self, one: usize, other: usize) -> bool {
+        self.way(one, other).up && self.way(other, one).up
+    }
+
     fn way(&self, from: usize, to: usize) -> Link {
         self.links.get(&(from, to)).copied().unwrap_or_default()
     }
@@ -114,7 +120,7 @@ impl Gossip {
             heartbeat,
             facts: Some(Arc::new(facts)),
             at: now,
-            told_alive: None,
+            told: None,
         };
         table.insert(node, own);
         self.has_news(node);
@@ -220,10 +226,10 @@ impl Gossip {
             if facts != before.and_then(|before| before.facts.clone())
                 && let Some(facts) = facts
             {
-                news.push(News { to, update: GossipUpdate::Facts(facts.as_ref().clone()) });
+                news.push(News { to, update: GossipUpdate::Facts(Box::new(facts.as_ref().clone())) });
             }
-            let told_alive = before.and_then(|before| before.told_alive);
-            own.insert(node, Heard { at: now, told_alive, ..heard });
+            let told = before.and_then(|before| before.told);
+            own.insert(node, Heard { at: now, told, ..heard });
         }
         news
     }
@@ -231,10 +237,14 @@ impl Gossip {
     fn liveness(&mut self, node: usize, now: Duration) -> Vec<News> {
         let mut news = Vec::new();
         for (other, heard) in self.tables.get_mut(&node).into_iter().flatten() {
-            let alive = now < heard.at + SILENCE;
+            let liveness = match now - heard.at {
+                quiet if quiet < SILENCE => Liveness::Alive,
+                quiet if quiet < DEATH => Liveness::Silent,
+                _ => Liveness::Dead,
+            };
             let Some(facts) = heard.facts.as_ref().filter(|_| *other != node) else { continue };
-            if heard.told_alive.replace(alive) != Some(alive) {
-                let update = GossipUpdate::Live { node: facts.node.clone(), alive };
+            if heard.told.replace(liveness) != Some(liveness) {
+                let update = GossipUpdate::Live { node: facts.node.clone(), liveness };
                 news.push(News { to: node, update });
             }
         }

@@ -22,7 +22,7 @@ use tracing::{error, info, warn};
 use crate::sealed::{Form, SealError};
 
 /// The largest has a path of 4 kB and 64 labels of some hundred bytes each.
-pub const FORM: Form = Form { magic: *b"WRNENDP\n", version: 1, max_payload_bytes: 64 << 10 };
+pub const FORM: Form = Form { magic: *b"WRNENDP\n", version: 2, max_payload_bytes: 64 << 10 };
 
 /// Where the endpoints of a node are kept. The thread ends when this is dropped, with everything done.
 pub struct EndpointKeeper {
@@ -168,6 +168,7 @@ mod tests {
             mac: Mac([2, 0, 0, 0, 0, 1]),
             host_mac: Mac([2, 0, 0, 0, 0, 2]),
             ready: true,
+            terminating: false,
         }
     }
 

@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicU64;
 
 use datapath_linux::{CounterKind, Counters, MapInfo};
 use datapath_plan::OpErrorKind;
-use node_core::StatusView;
+use node_core::{ProbeTarget, StatusView};
 use node_gossip::GossipStats;
 use node_observe::metric::{self, Metric};
 use prometheus_client::{
@@ -34,6 +34,7 @@ pub struct Metrics {
     kv_requests: Family<Series, Counter>,
     apply_failures: Family<Series, Counter>,
     events_lost: Family<Series, Counter>,
+    probes: Family<Series, Counter>,
 }
 
 /// What is read at the moment of the scrape.
@@ -71,12 +72,23 @@ impl Metrics {
             kv_requests: Family::default(),
             apply_failures: Family::default(),
             events_lost: Family::default(),
+            probes: Family::default(),
         }
     }
 
     /// A request to the store has this outcome.
     pub fn count_kv(&self, outcome: &'static str) {
         self.kv_requests.get_or_create(&vec![("outcome", outcome.to_owned())]).inc();
+    }
+
+    /// A backend or node was asked.
+    pub fn count_probe(&self, target: &ProbeTarget, good: bool) {
+        let of = match target {
+            ProbeTarget::Backend { .. } => "backend",
+            ProbeTarget::Node(_) => "node",
+        };
+        let answer = if good { "good" } else { "bad" };
+        self.probes.get_or_create(&vec![("of", of.to_owned()), ("answer", answer.to_owned())]).inc();
     }
 
     /// A step of a plan failed.
@@ -110,6 +122,7 @@ impl Metrics {
         page.add(&metric::KV_RESYNCS, self.kv_resyncs.clone());
         page.add(&metric::LEASE_LOST, self.lease_lost.clone());
         page.add(&metric::FLOWS_COLLECTED, self.flows_collected.clone());
+        page.add(&metric::HEALTH_PROBES, self.probes.clone());
         page.status(&snapshot.status);
         page.kernel(self, snapshot);
         page.gauge(&metric::LEASE_HELD, f64::from(u8::from(snapshot.lease_held)));

@@ -24,7 +24,7 @@ use crate::{
     parts::{self, Tasks, spawn, spawn_until},
     preflight,
     shell::{
-        Clock, Core, CoreLoop, EventHub, EventSources, Kernel, LeaseKeeper, Outlets, StoreCalls,
+        Clock, Core, CoreLoop, EventHub, EventSources, Kernel, LeaseKeeper, Outlets, Prober, StoreCalls,
         UnderlayKeeper, UnderlayState, follow, pump,
     },
 };
@@ -161,6 +161,8 @@ impl Parts {
             drop(gone.await);
             Ok(())
         });
+        let (prober, probe) = Prober::new(core.clone(), metrics.clone());
+        spawn_until(&stop, &mut tasks, "prober", async { Ok(probe.await?) });
         let node_config = parts::node_config(config, machine, &underlay);
         let (underlay_sender, underlay) = watch::channel(UnderlayState { underlay, problem: None });
         let keeper = UnderlayKeeper {
@@ -200,6 +202,7 @@ impl Parts {
                 store: StoreCalls::new(store, core.clone(), requests.clone(), metrics.clone()),
                 lease,
                 gossip,
+                prober,
                 snapshots,
                 endpoints,
             },

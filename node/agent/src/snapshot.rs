@@ -140,6 +140,7 @@ mod tests {
                     address,
                     identity: identity::Identity::FLEET_MIN,
                     name: "web".parse().unwrap(),
+                    terminating: false,
                 }],
             )],
             services: vec![("web".parse().unwrap(), Arc::new(service()))],

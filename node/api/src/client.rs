@@ -16,9 +16,9 @@ use tokio::net::UnixStream;
 
 use crate::{
     ApiError, CidrReleased, CounterRow, DiffQuery, Endpoint, EndpointAdd, EndpointAdded, EndpointDeleted,
-    FlowQuery, FlowRow, HookUser, Identity, IpEntry, LimitQuery, Listing, MapDump, MapSummary, Node,
-    NodeRemoved, ObserveLine, ObserveQuery, RevisionQuery, Service, ServiceDeleted, ServicePut,
-    ServiceWritten, State, StateDiff, Status, Version,
+    EndpointDrained, FlowQuery, FlowRow, HookUser, Identity, IpEntry, LimitQuery, Listing, MapDump,
+    MapSummary, Node, NodeRemoved, ObserveLine, ObserveQuery, RevisionQuery, Service, ServiceDeleted,
+    ServicePut, ServiceWritten, State, StateDiff, Status, Version,
 };
 
 /// The longest line of a stream, in bytes: an event with 64 of the longest labels on both sides is half of it.
@@ -147,6 +147,14 @@ impl Client {
     /// [`ClientError`]
     pub async fn endpoint_add(&self, request: &EndpointAdd) -> Result<EndpointAdded, ClientError> {
         self.call(Method::POST, "/v1/endpoints", Some(request)).await
+    }
+
+    /// `POST /v1/endpoints/{name}/drain`: as a backend it takes no new flows from now on. Repeating it is safe.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn endpoint_drain(&self, name: &EndpointName) -> Result<EndpointDrained, ClientError> {
+        self.call(Method::POST, &format!("/v1/endpoints/{name}/drain"), None::<&()>).await
     }
 
     /// `DELETE /v1/endpoints/{name}`: answers when it is gone. Repeating it is safe.

@@ -1,4 +1,4 @@
-//! Endpoints: adding, showing, deleting.
+//! Endpoints: adding, showing, draining, deleting.
 
 use std::{net::IpAddr, path::PathBuf};
 
@@ -69,6 +69,13 @@ pub struct EndpointDeleted {
     pub existed: bool,
 }
 
+/// The endpoint takes no new flows as a backend of services; those that run go on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct EndpointDrained {
+    /// Whether it took none before.
+    pub already: bool,
+}
+
 /// How far an endpoint has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -112,6 +119,9 @@ pub struct Endpoint {
     pub attachment: Option<AttachmentKind>,
     /// Whether etcd holds its record; until then gossip carries it.
     pub recorded: bool,
+    /// Whether it was drained: as a backend it takes no new flows.
+    #[serde(default)]
+    pub terminating: bool,
     /// Why the last attempt on it failed.
     pub error: Option<String>,
 }

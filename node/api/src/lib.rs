@@ -19,7 +19,9 @@ pub mod testing;
 
 pub use client::{Client, ClientError, Lines};
 pub use datapath::{CounterRow, FlowRow, HookUser, MapDump, MapSummary};
-pub use endpoint::{AttachmentKind, Endpoint, EndpointAdd, EndpointAdded, EndpointDeleted, EndpointState};
+pub use endpoint::{
+    AttachmentKind, Endpoint, EndpointAdd, EndpointAdded, EndpointDeleted, EndpointDrained, EndpointState,
+};
 pub use error::{ApiError, ErrorKind};
 pub use fleet::{CidrReleased, Identity, IdentityState, IpEntry, IpSource, Node, NodeRemoved};
 pub use kvstore_schema::service::{Mode, ServiceProtocol, TrafficPolicy};

@@ -88,6 +88,9 @@ pub struct ServicePortStatus {
     pub node_port: Option<u16>,
     /// Its number in this node's kernel.
     pub id: Option<u32>,
+    /// Whether none of its backends is well, so that all that were not drained are used.
+    #[serde(default)]
+    pub all_unhealthy: bool,
     /// Who answers.
     pub backends: Vec<ServiceBackend>,
 }
@@ -98,6 +101,10 @@ pub struct ServicePortStatus {
 pub enum BackendState {
     /// It does.
     Active,
+    /// It was drained: flows that run go on, and no new ones come.
+    Terminating,
+    /// It is not well: flows that run go on, and new ones come only where none of the port's backends is well.
+    Unhealthy,
 }
 
 /// One backend of a service's port.
@@ -112,6 +119,9 @@ pub struct ServiceBackend {
     pub weight: u16,
     /// Whether it gets new flows.
     pub state: BackendState,
+    /// Why it does not.
+    #[serde(default)]
+    pub reason: Option<String>,
     /// The node that it is on, if it is an endpoint of the fleet.
     #[schema(value_type = Option<String>)]
     pub node: Option<NodeName>,

@@ -158,6 +158,14 @@ pub enum EndpointCommand {
         /// Its name.
         name: EndpointName,
     },
+    /// Take a workload out of the choice for new connections to services; those that run go on. Repeating it is safe.
+    #[command(
+        after_help = "Example: replace a backend without a failed request\n  warren endpoint drain web-1\n  warren endpoint delete web-1    # once its connections have ended"
+    )]
+    Drain {
+        /// Its name.
+        name: EndpointName,
+    },
     /// Detach a workload. One that is not there is no error.
     Delete {
         /// Its name.

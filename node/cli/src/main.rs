@@ -171,6 +171,10 @@ async fn endpoint(client: &Client, out: &Printer, command: EndpointCommand) -> R
         }
         EndpointCommand::List => out.print(&client.endpoints().await?, render::endpoints),
         EndpointCommand::Get { name } => out.print(&client.endpoint(&name).await?, render::endpoint),
+        EndpointCommand::Drain { name } => out.print(&client.endpoint_drain(&name).await?, |answer, _| {
+            let what = if answer.already { "was drained before" } else { "takes no new flows" };
+            format!("endpoint {name} {what}\n")
+        }),
         EndpointCommand::Delete { name } => out.print(&client.endpoint_delete(&name).await?, |answer, _| {
             let what = if answer.existed { "deleted" } else { "was not there" };
             format!("endpoint {name} {what}\n")

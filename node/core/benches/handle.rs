@@ -42,6 +42,7 @@ fn endpoint(schema: &Schema, node: u32, host: u32, identity: u32, revision: i64)
         identity: Identity::new(identity).expect("in range"),
         labels_digest: labels.digest(),
         labels,
+        terminating: false,
         unknown: Default::default(),
     };
     let ip = Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 0, 0, 0)) + (node << 8) + host);
@@ -102,6 +103,7 @@ fn snapshot() -> Snapshot {
         address: Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 0, 0, 0)) + (node << 8) + host).into(),
         identity,
         name: format!("e{host}").parse().expect("a name"),
+        terminating: false,
     };
     let node = |node: u32| SavedNode {
         name: name(node),

@@ -50,6 +50,7 @@ fn endpoint(schema: &Schema, node: u32, host: u32, set: u32, revision: i64) -> K
         identity: identity(set),
         labels_digest: labels(set).digest(),
         labels: labels(set),
+        terminating: false,
         unknown: Default::default(),
     };
     let ip = address([10, 0, 0, 0], (node << 8) + host);

@@ -33,6 +33,7 @@ impl Node {
         self.touch_all_peers();
         self.desired.base = true;
         self.services.touched.extend(self.view.services().keys().cloned());
+        self.touch_all_members();
         self.desired.nodes.extend(self.view.nodes().keys().cloned());
         self.desired.prefixes.extend(self.view.cidrs().keys().copied());
         self.desired.prefixes.extend(self.peers.owned_cidrs());

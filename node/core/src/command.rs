@@ -6,11 +6,14 @@ use datapath_plan::{EndpointId, Plan};
 use identity::{EndpointName, Identity};
 use ipnetwork::IpNetwork;
 use kvstore_claims::ServiceOutcome;
-use kvstore_schema::{Condition, Key, KvRequest, Revision, service::NodePortGiven};
+use kvstore_schema::{
+    Condition, Key, KvRequest, Revision,
+    service::{self as schema, NodePortGiven},
+};
 use node_facts::NodeFacts;
 use serde::{Deserialize, Serialize};
 
-use crate::{CallId, KvId, SavedEndpoint, Snapshot};
+use crate::{CallId, KvId, ProbeId, SavedEndpoint, Snapshot};
 
 /// Everything that a node may want done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,11 +48,38 @@ pub enum Command {
     PersistEndpoint(EndpointId, Option<Box<SavedEndpoint>>),
     /// Answer a call, once everything of endpoints that was to be kept before is.
     Reply(CallId, Result<Reply, CallError>),
+    /// Ask these; answer each with `Event::Probed`, in any order and company.
+    Probe(Vec<Probe>),
     /// Send `Event::Woke` at this monotonic time. Replaces the time asked for before.
     WakeAt(Duration),
     /// The node cannot go on as configured (wrong fleet settings, another machine of its name): say so to
     /// the operator and keep what the kernel has. The shell does not exit.
     Halt(String),
+}
+
+/// One question to a backend or node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probe {
+    /// Its number.
+    pub id: ProbeId,
+    /// Who is asked what.
+    pub target: ProbeTarget,
+    /// No answer within this is a bad one.
+    pub timeout: Duration,
+}
+
+/// Who is asked what.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ProbeTarget {
+    /// A backend of a service, from the node's own stack.
+    Backend {
+        /// Where.
+        at: SocketAddr,
+        /// What.
+        probe: schema::Probe,
+    },
+    /// Another node, at its own address in the pod network: ICMP echo requests until one is answered.
+    Node(std::net::IpAddr),
 }
 
 /// What a call gave.
@@ -72,6 +102,11 @@ pub enum Reply {
     EndpointDeleted {
         /// Whether it had been there.
         existed: bool,
+    },
+    /// The endpoint takes no new flows as a backend.
+    EndpointDrained {
+        /// Whether it took none before.
+        already: bool,
     },
     /// The node's records are gone.
     NodeRemoved,

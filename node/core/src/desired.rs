@@ -62,6 +62,7 @@ impl Node {
         }
         while let Some(ip) = self.desired.addresses.pop_first() {
             let entry = self.address_entry(ip);
+            self.note_terminating(ip, entry.is_some_and(|(_, source)| self.is_terminating(ip, source)));
             self.follow_address(ip, entry);
             self.want_ipcache(IpNetwork::from(ip), entry.map(|(value, _)| value));
         }
@@ -105,6 +106,22 @@ impl Node {
             index => self.peers.name_of(index)?.clone(),
         };
         Some((node, name))
+    }
+
+    /// Whether the endpoint at an address is on its way out, by whoever tells of it.
+    fn is_terminating(&self, ip: IpAddr, source: IpcacheSource) -> bool {
+        let owner = || self.peers.owner_of_ip(ip);
+        let terminating = match source {
+            IpcacheSource::LocalEndpoint => self.endpoints.at(ip).map(|endpoint| endpoint.terminating),
+            IpcacheSource::Gossip => {
+                owner().and_then(|owner| Some(self.peers.pending_at(owner, ip)?.terminating))
+            }
+            IpcacheSource::Record => {
+                owner().and_then(|owner| Some(self.view.endpoints().get(owner)?.get(&ip)?.record.terminating))
+            }
+            IpcacheSource::Host | IpcacheSource::RemoteNode | IpcacheSource::Cidr => None,
+        };
+        terminating == Some(true)
     }
 
     /// Touches the endpoints that bear one of the numbers touched. O(unproven) for a number that comes with a new label set;

@@ -7,7 +7,7 @@ use identity::{EndpointName, Labels, NodeName, ServiceName};
 use ipnetwork::IpNetwork;
 use kvstore_claims::Expected;
 use kvstore_schema::{KvEvent, KvOutcome, ListPage, Revision, service::ServiceSpec};
-use node_facts::NodeFacts;
+use node_facts::{Liveness, NodeFacts};
 use serde::{Deserialize, Serialize};
 
 use crate::{SavedEndpoint, Snapshot, Underlay};
@@ -58,7 +58,13 @@ pub enum Event {
     /// Somebody took away or changed what these entries have in the network stack, or may have; what this node did
     /// itself may be among it.
     Disturbed(BTreeSet<TableKey>),
+    /// What came of probes; the error is what went wrong, in a few words.
+    Probed(Vec<(ProbeId, Result<(), String>)>),
 }
+
+/// A question to a backend or node in flight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ProbeId(pub u64);
 
 /// What the watch says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,13 +86,13 @@ pub enum KvUpdate {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum GossipUpdate {
     /// A node's facts, new or changed.
-    Facts(NodeFacts),
+    Facts(Box<NodeFacts>),
     /// Whether a node seems alive.
     Live {
         /// The node.
         node: NodeName,
         /// Whether it does.
-        alive: bool,
+        liveness: Liveness,
     },
 }
 
@@ -97,6 +103,8 @@ pub enum Call {
     EndpointAdd(EndpointSpec),
     /// Deletes an endpoint; one that is not there is no error.
     EndpointDelete(EndpointName),
+    /// Has an endpoint take no new flows as a backend from now on; the same call again changes nothing.
+    EndpointDrain(EndpointName),
     /// Removes another node's records: an operator's word that it will not come back.
     NodeRemove(NodeName),
     /// Gives back a block of this node that no endpoint uses.

@@ -14,6 +14,7 @@ use crate::{
     audit::Audit,
     desired::Desired,
     endpoints::Endpoints,
+    health::Health,
     identities::Identities,
     ipam::Ipam,
     limits::ENDPOINT_WAIT,
@@ -62,6 +63,7 @@ pub struct Node {
     pub(crate) peers: Peers,
     pub(crate) desired: Desired,
     pub(crate) services: Services,
+    pub(crate) health: Health,
     pub(crate) reconciler: Reconciler,
     pub(crate) audit: Audit,
     pub(crate) snapshots: Snapshots,
@@ -120,6 +122,7 @@ impl Node {
             peers: Peers::default(),
             desired: Desired::default(),
             services: Services::default(),
+            health: Health::new(&config.node),
             reconciler: Reconciler::new(Limits::default()),
             audit: Audit::default(),
             snapshots: Snapshots::default(),
@@ -157,6 +160,7 @@ impl Node {
             Event::Called(call, request) => self.on_call(call, request),
             Event::Underlay(underlay) => self.on_underlay(underlay),
             Event::Disturbed(keys) => self.on_disturbed(&keys),
+            Event::Probed(answers) => self.on_probed(answers),
         }
         self.pursue();
         let mut commands = self.persist_endpoints();
@@ -175,10 +179,12 @@ impl Node {
         self.pursue_identities();
         self.collect();
         self.pursue_mark();
+        self.settle_health();
         // Before the kernel has been read its numbers are not known, and would be given out anew.
         if self.audit.observed {
             self.refresh_desired();
         }
+        self.pursue_health();
         self.pursue_kernel();
         self.pursue_records();
         self.publish();
@@ -188,11 +194,14 @@ impl Node {
 
     fn on_call(&mut self, call: CallId, request: Call) {
         match request {
-            Call::EndpointAdd(_) | Call::EndpointDelete(_) if !self.knows_its_endpoints() => {
+            Call::EndpointAdd(_) | Call::EndpointDelete(_) | Call::EndpointDrain(_)
+                if !self.knows_its_endpoints() =>
+            {
                 self.early.push_back((self.now.monotonic + ENDPOINT_WAIT, call, request));
             }
             Call::EndpointAdd(spec) => self.add_endpoint(call, spec),
             Call::EndpointDelete(name) => self.delete_endpoint(call, &name),
+            Call::EndpointDrain(name) => self.drain_endpoint(call, &name),
             Call::NodeRemove(node) => self.remove_node(call, node),
             Call::CidrRelease(cidr) => self.release_cidr(call, cidr),
             Call::ServicePut { name, spec, expected } => self.put_service(call, name, spec, expected),
@@ -266,6 +275,7 @@ impl Node {
             self.ipam.next_wake(),
             self.audit.next_wake(),
             self.snapshots.next_wake(),
+            self.health.next_wake(),
             self.reconciler.next_retry(),
             Some(self.membership.retry_at),
             self.store.restoring.as_ref().and_then(Restoring::next_wake),
@@ -372,6 +382,7 @@ impl Node {
             .chain(full)
             .chain(missing)
             .chain(remembered)
+            .chain(self.health_warnings())
             .collect()
     }
 

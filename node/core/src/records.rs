@@ -83,6 +83,7 @@ impl Node {
                     identity,
                     labels_digest: digest.clone(),
                     labels: endpoint.labels.clone(),
+                    terminating: endpoint.terminating,
                     unknown: Default::default(),
                 }))
             }
@@ -125,9 +126,11 @@ impl Node {
             (None, None) => return self.withdraw(ip),
         };
         let told = self.records.pending.get(&ip);
-        if told
-            .is_some_and(|told| told.op == op && told.identity == record.identity && told.name == record.name)
-        {
+        let same = |told: &PendingEndpoint| {
+            (told.op, told.identity, &told.name, told.terminating)
+                == (op, record.identity, &record.name, record.terminating)
+        };
+        if told.is_some_and(same) {
             return;
         }
         self.records.sequence += 1;
@@ -138,6 +141,7 @@ impl Node {
             labels_digest: record.labels_digest,
             labels: record.labels,
             name: record.name,
+            terminating: record.terminating,
             op,
             sequence: self.records.sequence,
             recorded: None,
@@ -179,9 +183,19 @@ impl Node {
         let unseen = |recorded: i64| ClaimEpoch { life, revision: Revision(recorded) } > since;
         let records = self.view.endpoints().get(&self.config.node).into_iter().flatten();
         let there = records.filter(|(_, entry)| unseen(entry.modified.0)).map(|(ip, entry)| {
-            let EndpointRecord { name, identity, labels_digest, labels, .. } = entry.record.as_ref().clone();
-            let (op, recorded) = (PendingOp::Added, Some(entry.modified.0));
-            PendingEndpoint { ip: *ip, identity, labels_digest, labels, name, op, sequence: 0, recorded }
+            let EndpointRecord { name, identity, labels_digest, labels, terminating, .. } =
+                entry.record.as_ref().clone();
+            PendingEndpoint {
+                ip: *ip,
+                identity,
+                labels_digest,
+                labels,
+                name,
+                terminating,
+                op: PendingOp::Added,
+                sequence: 0,
+                recorded: Some(entry.modified.0),
+            }
         });
         let gone =
             self.records.removed.values().filter(|change| change.recorded.is_some_and(unseen)).cloned();
@@ -336,6 +350,7 @@ impl Node {
             recorded_revision: self.view.revision().0,
             cut_off: !self.store.connected,
             pending: Vec::new(),
+            unwell: self.unwell_facts(),
         };
         // Generation and revision alone are no news: telling each plan to everybody would cost more than it says.
         let version = self.records.version;
@@ -370,5 +385,6 @@ impl Node {
 
 /// Whether two records say the same, fields of newer versions aside.
 fn same(a: &EndpointRecord, b: &EndpointRecord) -> bool {
-    (&a.name, a.identity, &a.labels_digest, &a.labels) == (&b.name, b.identity, &b.labels_digest, &b.labels)
+    (&a.name, a.identity, &a.labels_digest, &a.labels, a.terminating)
+        == (&b.name, b.identity, &b.labels_digest, &b.labels, b.terminating)
 }

@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
-use datapath_plan::{Attachment, EndpointId, Generation, NodeIndex, ServiceId};
+use datapath_plan::{Attachment, BackendState, EndpointId, Generation, NodeIndex, ServiceId};
 use identity::{EndpointName, FleetName, Identity, LabelDigest, Labels, NodeName, ServiceName};
 use ipnetwork::IpNetwork;
 use kvstore_schema::{
@@ -210,6 +210,8 @@ pub struct EndpointView {
     pub mac: Option<String>,
     /// Whether the store has its record.
     pub recorded: bool,
+    /// Whether it is on its way out: as a backend it takes no new flows.
+    pub terminating: bool,
     /// Why the last attempt on it failed.
     pub error: Option<String>,
 }
@@ -334,6 +336,8 @@ pub struct ServicePortView {
     pub node_port: Option<u16>,
     /// Its number in this node's kernel; none before the kernel has been read, or when all are taken.
     pub id: Option<ServiceId>,
+    /// Whether it has backends of which none is well: all are used then, but for those on their way out.
+    pub desperate: bool,
     /// Its backends, by address and port.
     pub backends: Vec<BackendView>,
 }
@@ -347,6 +351,10 @@ pub struct BackendView {
     pub port: u16,
     /// Its share of new flows, beside the others'.
     pub weight: u16,
+    /// What it may get.
+    pub state: BackendState,
+    /// Why it is not new flows.
+    pub reason: Option<String>,
     /// The node that it is on, if it is an endpoint of the fleet.
     pub node: Option<NodeName>,
     /// Its name there.

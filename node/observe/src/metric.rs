@@ -71,6 +71,7 @@ metrics! {
     GOSSIP_PEERS = Gauge "warren_gossip_peers" ["state"] "Nodes seen by gossip";
     GOSSIP_DATAGRAMS = Counter "warren_gossip_datagrams" ["outcome"] "Datagrams of gossip: sent, accepted, or refused and why";
     GOSSIP_RESTARTS = Counter "warren_gossip_restarts" [] "Restarts of the gossip task";
+    HEALTH_PROBES = Counter "warren_health_probes" ["of", "answer"] "Questions to backends and to silent nodes, by their answer";
     FLOWS_COLLECTED = Counter "warren_flows_collected" [] "Flow entries deleted because they went silent or closed";
 }
 

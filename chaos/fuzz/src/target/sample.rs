@@ -12,7 +12,7 @@ use kvstore_schema::{
     service::{NodePortGiven, ServiceClaimRecord, ServiceProtocol, ServiceRecord, ServiceSpec},
 };
 use node_core::{SavedCidr, SavedEndpoint, SavedIdentity, SavedNode, SavedRecord, Snapshot};
-use node_facts::{CidrFact, NodeFacts, NodeHealth, PendingEndpoint, PendingOp};
+use node_facts::{CidrFact, NodeFacts, NodeHealth, PendingEndpoint, PendingOp, Unwell};
 
 pub fn node(name: &str) -> NodeName {
     name.parse().expect("a name")
@@ -96,6 +96,7 @@ pub fn endpoint_record() -> EndpointRecord {
         identity: Identity::FLEET_MIN,
         labels_digest: labels("app=web").digest(),
         labels: labels("app=web,version=2"),
+        terminating: false,
         unknown: Default::default(),
     }
 }
@@ -127,6 +128,7 @@ pub fn facts() -> NodeFacts {
         labels_digest: labels("app=web").digest(),
         labels: labels("app=web,version=2"),
         name: endpoint_name("web-1"),
+        terminating: sequence == 1,
         op,
         sequence,
         recorded: (sequence == 0).then_some(11),
@@ -144,6 +146,12 @@ pub fn facts() -> NodeFacts {
         cut_off: true,
         recorded_revision: 12,
         health: NodeHealth::degraded("etcd is away"),
+        unwell: vec![Unwell {
+            service: "web".parse().expect("a name"),
+            address: [10, 0, 1, 2].into(),
+            port: 8080,
+            why: "connection refused".to_owned(),
+        }],
         pending: vec![
             change(5, PendingOp::Added, 1),
             change(6, PendingOp::Removed, 2),
@@ -163,6 +171,7 @@ pub fn saved_endpoint() -> SavedEndpoint {
         mac: Mac([2, 0, 0, 0, 0, 1]),
         host_mac: Mac([2, 0, 0, 0, 0, 2]),
         ready: true,
+        terminating: false,
     }
 }
 
@@ -189,6 +198,7 @@ pub fn snapshot() -> Snapshot {
         address: address.into(),
         identity: Identity::FLEET_MIN,
         name: endpoint_name("web-1"),
+        terminating: false,
     };
     Snapshot {
         fleet: "test".parse().expect("a name"),

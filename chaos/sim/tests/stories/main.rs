@@ -2,6 +2,7 @@
 
 mod calls;
 mod endpoints;
+mod health;
 mod kernel;
 mod lives;
 mod losses;

@@ -162,6 +162,7 @@ fn a_member_cannot_take_a_workloads_address_by_calling_it_its_own() {
         recorded_revision: 0,
         health: NodeHealth::Ok,
         pending: Vec::new(),
+        unwell: Vec::new(),
     };
     let honest: std::net::IpAddr = "192.0.2.66".parse().expect("an address");
     for facts in [lie(honest, theirs), lie(honest, ours), lie(theirs, honest)] {

@@ -8,8 +8,8 @@ use identity::{EndpointName, NodeName, ServiceName};
 use ipnetwork::IpNetwork;
 use kvstore_schema::Revision;
 use node_api::{
-    ApiError, CidrReleased, DiffQuery, EndpointAdd, EndpointAdded, EndpointDeleted, ErrorKind, NodeRemoved,
-    RevisionQuery, ServiceDeleted, ServicePut, ServiceWritten, StateDiff,
+    ApiError, CidrReleased, DiffQuery, EndpointAdd, EndpointAdded, EndpointDeleted, EndpointDrained,
+    ErrorKind, NodeRemoved, RevisionQuery, ServiceDeleted, ServicePut, ServiceWritten, StateDiff,
 };
 use node_core::{Call, Expected, Reply};
 
@@ -45,6 +45,19 @@ pub async fn endpoint_delete(State(app): State<App>, Path(name): Path<String>) -
     let name = EndpointName::new(&name).map_err(|error| Failure::invalid(error.to_string()))?;
     match app.core.call(Call::EndpointDelete(name)).await? {
         Reply::EndpointDeleted { existed } => Ok(Json(EndpointDeleted { existed })),
+        other => Err(unexpected(other)),
+    }
+}
+
+/// Drains an endpoint: as a backend of services it takes no new flows from now on, and those that run go on. The same
+/// request again changes nothing.
+#[utoipa::path(post, path = "/v1/endpoints/{name}/drain", params(("name" = String, Path)),
+    responses((status = 200, body = EndpointDrained), (status = 400, body = ApiError), (status = 404, body = ApiError),
+        (status = 409, body = ApiError)))]
+pub async fn endpoint_drain(State(app): State<App>, Path(name): Path<String>) -> Answer<EndpointDrained> {
+    let name = EndpointName::new(&name).map_err(|error| Failure::invalid(error.to_string()))?;
+    match app.core.call(Call::EndpointDrain(name)).await? {
+        Reply::EndpointDrained { already } => Ok(Json(EndpointDrained { already })),
         other => Err(unexpected(other)),
     }
 }

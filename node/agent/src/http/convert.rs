@@ -83,6 +83,7 @@ pub fn endpoint(view: core::EndpointView) -> wire::Endpoint {
             Attachment::Netns { path, interface } => wire::AttachmentKind::Netns { path, interface },
         }),
         recorded: view.recorded,
+        terminating: view.terminating,
         error: view.error,
     }
 }
@@ -113,7 +114,12 @@ fn service_port(view: core::ServicePortView) -> wire::ServicePortStatus {
         address: view.address,
         port: view.port,
         weight: view.weight,
-        state: wire::BackendState::Active,
+        state: match view.state {
+            datapath_plan::BackendState::Active => wire::BackendState::Active,
+            datapath_plan::BackendState::Terminating => wire::BackendState::Terminating,
+            datapath_plan::BackendState::Unhealthy => wire::BackendState::Unhealthy,
+        },
+        reason: view.reason,
         node: view.node,
         endpoint: view.endpoint,
     };
@@ -123,6 +129,7 @@ fn service_port(view: core::ServicePortView) -> wire::ServicePortStatus {
         port: view.port,
         node_port: view.node_port,
         id: view.id.map(|id| id.0),
+        all_unhealthy: view.desperate,
         backends: view.backends.into_iter().map(backend).collect(),
     }
 }

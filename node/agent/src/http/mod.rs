@@ -92,6 +92,7 @@ fn api() -> OpenApiRouter<App> {
         .routes(routes!(read::ips))
         .routes(routes!(read::endpoints, change::endpoint_add))
         .routes(routes!(read::endpoint, change::endpoint_delete))
+        .routes(routes!(change::endpoint_drain))
         .routes(routes!(change::cidr_release))
         .routes(routes!(read::services))
         .routes(routes!(read::service, change::service_put, change::service_delete))
@@ -145,6 +146,7 @@ mod tests {
             ("post", "/v1/endpoints"),
             ("get", "/v1/endpoints/{name}"),
             ("delete", "/v1/endpoints/{name}"),
+            ("post", "/v1/endpoints/{name}/drain"),
             ("delete", "/v1/cidrs/{cidr}"),
             ("get", "/v1/services"),
             ("get", "/v1/services/{name}"),

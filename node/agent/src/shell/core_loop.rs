@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info};
 
-use super::{GossipLink, Input, Kernel, LeaseKeeper, Order, Sign, StoreCalls};
+use super::{GossipLink, Input, Kernel, LeaseKeeper, Order, Prober, Sign, StoreCalls};
 use crate::{
     endpoints::EndpointKeeper, machine, metrics::Metrics, recorder::Recorder, snapshot::SnapshotKeeper,
 };
@@ -45,6 +45,8 @@ pub struct Outlets {
     pub lease: LeaseKeeper,
     /// Facts and peers; `None` for a fleet of one node.
     pub gossip: Option<GossipLink>,
+    /// Questions to backends and nodes.
+    pub prober: Prober,
     /// Snapshots; `None` for a fleet of one node, whose store is its own file.
     pub snapshots: Option<SnapshotKeeper>,
     /// What is to be known of this node's endpoints after a restart.
@@ -152,7 +154,7 @@ impl CoreLoop {
     }
 
     fn carry_out(&mut self, pending: &mut Pending, command: Command) {
-        let Outlets { kernel, store, lease, gossip, snapshots, endpoints } = &self.outlets;
+        let Outlets { kernel, store, lease, gossip, prober, snapshots, endpoints } = &self.outlets;
         match command {
             Command::Apply(plan) => kernel.order(Order::Apply(plan)),
             Command::Observe => kernel.order(Order::Observe),
@@ -173,6 +175,7 @@ impl CoreLoop {
                     gossip.forget_peer(address);
                 }
             }
+            Command::Probe(probes) => prober.ask(probes),
             Command::Persist(snapshot) => {
                 if let Some(snapshots) = snapshots {
                     snapshots.keep(snapshot);

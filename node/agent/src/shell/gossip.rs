@@ -65,8 +65,10 @@ impl GossipLink {
     pub async fn listen(mut news: mpsc::Receiver<GossipEvent>, core: Core) -> Result<(), Stopping> {
         while let Some(event) = news.recv().await {
             let update = match event {
-                GossipEvent::Facts { facts, .. } => GossipUpdate::Facts(Arc::unwrap_or_clone(facts)),
-                GossipEvent::Live { node, alive } => GossipUpdate::Live { node, alive },
+                GossipEvent::Facts { facts, .. } => {
+                    GossipUpdate::Facts(Box::new(Arc::unwrap_or_clone(facts)))
+                }
+                GossipEvent::Live { node, liveness } => GossipUpdate::Live { node, liveness },
                 GossipEvent::Rejected { node, reason } => {
                     warn!(node, reason, "gossip rejected");
                     continue;

@@ -12,6 +12,7 @@ mod gossip;
 mod kernel;
 mod lease;
 pub mod memory;
+mod prober;
 mod store;
 mod underlay;
 
@@ -23,6 +24,7 @@ pub use events::{EventHub, EventSources, name_party, pump};
 pub use gossip::GossipLink;
 pub use kernel::{Kernel, KernelGone, Order};
 pub use lease::{LeaseKeeper, Sign};
+pub use prober::Prober;
 pub use store::{StoreCalls, follow};
 pub use underlay::{UnderlayKeeper, UnderlayState, known as known_underlay};
 

@@ -54,8 +54,9 @@ pub fn nodes(listing: &Listing<Node>, _: Style) -> String {
     )
 }
 
-const fn state_word(state: EndpointState) -> &'static str {
-    match state {
+const fn state_word(endpoint: &Endpoint) -> &'static str {
+    match endpoint.state {
+        EndpointState::Ready if endpoint.terminating => "terminating",
         EndpointState::WaitingForIdentity => "waiting for identity",
         EndpointState::WaitingForAddress => "waiting for address",
         EndpointState::Attaching => "attaching",
@@ -72,7 +73,7 @@ pub fn endpoints(listing: &Listing<Endpoint>, _: Style) -> String {
             let failing = if endpoint.error.is_some() { ", failing" } else { "" };
             [
                 endpoint.name.to_string(),
-                format!("{}{failing}", state_word(endpoint.state)),
+                format!("{}{failing}", state_word(endpoint)),
                 or_dash(endpoint.address),
                 or_dash(endpoint.identity),
                 or_dash(endpoint.device.as_ref()),
@@ -91,7 +92,7 @@ pub fn endpoint(endpoint: &Endpoint, _: Style) -> String {
     let recorded = if endpoint.recorded { "yes" } else { "not yet; gossip carries it" };
     let mut lines = vec![
         ("name", endpoint.name.to_string()),
-        ("state", state_word(endpoint.state).to_owned()),
+        ("state", state_word(endpoint).to_owned()),
         ("address", or_dash(endpoint.address)),
         ("identity", or_dash(endpoint.identity)),
         ("labels", joined(endpoint.labels.iter().map(|(key, value)| format!("{key}={value}")))),

@@ -159,6 +159,7 @@ pub fn endpoint() -> Endpoint {
             interface: "eth0".to_owned(),
         }),
         recorded: true,
+        terminating: false,
         error: None,
     }
 }
@@ -186,6 +187,7 @@ pub fn waiting_endpoint() -> Endpoint {
         mac: None,
         attachment: None,
         recorded: false,
+        terminating: false,
         error: None,
     }
 }
@@ -438,6 +440,10 @@ pub fn services() -> Listing<node_api::Service> {
                 "externalIps":["198.51.100.7"],"trafficPolicy":"local","mode":"dsr","sourceRanges":["203.0.113.0/24","192.0.2.1/32"]},
             "ports":[{"name":null,"protocol":"tcp","port":80,"node_port":30517,"id":1,"backends":[
                 {"address":"10.200.1.5","port":8080,"weight":1,"state":"active","node":"n1","endpoint":"web-1"},
-                {"address":"10.200.2.7","port":8080,"weight":1,"state":"active","node":"n2","endpoint":"web-2"}]}]}],"total":2}"#;
+                {"address":"10.200.2.7","port":8080,"weight":1,"state":"unhealthy","reason":"status 503","node":"n2","endpoint":"web-2"},
+                {"address":"10.200.2.8","port":8080,"weight":1,"state":"terminating","reason":"drained","node":"n2","endpoint":"web-3"}]}]},
+        {"name":"worn","virtual_ip":"10.201.0.7","revision":9,"spec":{"ports":[{"port":80}],"selector":{}},
+            "ports":[{"name":null,"protocol":"tcp","port":80,"id":4,"all_unhealthy":true,"backends":[
+                {"address":"10.200.1.5","port":80,"weight":1,"state":"unhealthy","reason":"connection refused","node":"n1","endpoint":"web-1"}]}]}],"total":3}"#;
     serde_json::from_str(json).expect("services")
 }

@@ -87,6 +87,23 @@ fn settings(service: &Service) -> String {
 const fn state_word(state: BackendState) -> &'static str {
     match state {
         BackendState::Active => "active",
+        BackendState::Terminating => "terminating",
+        BackendState::Unhealthy => "unhealthy",
+    }
+}
+
+/// `2 active, 1 unhealthy`, and what becomes of clients where none is active.
+fn counts(port: &ServicePortStatus) -> String {
+    let count = |state| port.backends.iter().filter(|backend| backend.state == state).count();
+    let states = [BackendState::Active, BackendState::Unhealthy, BackendState::Terminating];
+    let counts = states.map(|state| (count(state), state_word(state)));
+    let some = counts.iter().filter(|(count, _)| *count > 0);
+    let words: Vec<String> = some.map(|(count, word)| format!("{count} {word}")).collect();
+    let words = if words.is_empty() { "none".to_owned() } else { words.join(", ") };
+    match (counts[0].0, port.all_unhealthy) {
+        (0, true) => format!("{words}: used all the same"),
+        (0, false) => format!("{words}: clients are refused"),
+        _ => words,
     }
 }
 
@@ -94,12 +111,7 @@ pub fn services(listing: &Listing<Service>, _: Style) -> String {
     let mut rows = Vec::new();
     for service in &listing.items {
         for port in &service.ports {
-            let active = port.backends.iter().filter(|backend| backend.state == BackendState::Active).count();
-            let backends = match active {
-                0 => "none: clients are refused".to_owned(),
-                active => format!("{active} active"),
-            };
-            rows.push([service.name.to_string(), frontend(service, port), outside(service, port), backends]);
+            rows.push([service.name.to_string(), frontend(service, port), outside(service, port), counts(port)]);
         }
     }
     let total = rows.len();
@@ -114,7 +126,7 @@ pub fn service(service: &Service, _: Style) -> String {
         if outside != "-" {
             text += &format!("  outside: {outside}{}\n", settings(service));
         }
-        let rows: Vec<[String; 5]> = port
+        let rows: Vec<[String; 6]> = port
             .backends
             .iter()
             .map(|backend| {
@@ -124,11 +136,13 @@ pub fn service(service: &Service, _: Style) -> String {
                     backend.weight.to_string(),
                     backend.node.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string),
                     backend.endpoint.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string),
+                    backend.reason.clone().unwrap_or_else(|| "-".to_owned()),
                 ]
             })
             .collect();
         let total = rows.len();
-        text += &table(["  BACKEND", "STATE", "WEIGHT", "NODE", "ENDPOINT"], rows, total, "backends");
+        text +=
+            &table(["  BACKEND", "STATE", "WEIGHT", "NODE", "ENDPOINT", "REASON"], rows, total, "backends");
     }
     text
 }

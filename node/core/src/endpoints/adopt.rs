@@ -36,6 +36,7 @@ impl Node {
                 callers: Vec::new(),
                 deadline: Duration::ZERO,
                 error: None,
+                terminating: false,
                 detached_after: Generation::default(),
             };
             self.endpoints.last_id = self.endpoints.last_id.max(id.0);
@@ -62,6 +63,9 @@ impl Node {
             if adopted.filter(same).is_some() {
                 self.name_endpoint(saved.address, Some(saved.name), saved.labels, saved.attachment);
                 self.endpoints.nameless -= 1;
+                if saved.terminating {
+                    self.set_terminating(saved.address);
+                }
                 if saved.ready {
                     continue;
                 }
@@ -102,6 +106,9 @@ impl Node {
                 let record = entry.record.clone();
                 self.endpoints.unsaved.extend(endpoint.id);
                 self.name_endpoint(ip, Some(record.name.clone()), record.labels.clone(), None);
+                if record.terminating {
+                    self.set_terminating(ip);
+                }
             } else if let Some(identity) = endpoint.identity
                 && let Some(entry) = self.view.identities().get(&identity)
             {
@@ -120,7 +127,18 @@ impl Node {
         let entry = self.view.endpoints().get(&self.config.node).and_then(|records| records.get(&ip));
         if let Some(record) = entry.map(|entry| entry.record.clone()) {
             self.name_endpoint(ip, Some(record.name.clone()), record.labels.clone(), None);
+            if record.terminating {
+                self.set_terminating(ip);
+            }
         }
+    }
+
+    /// An endpoint of this node is on its way out.
+    pub(super) fn set_terminating(&mut self, ip: IpAddr) {
+        let Some(name) = self.endpoints.by_address.get(&ip) else { return };
+        let Some(endpoint) = self.endpoints.by_name.get_mut(name) else { return };
+        endpoint.terminating = true;
+        self.desired.addresses.insert(ip);
     }
 
     /// Completes an endpoint that was taken over. Without a name it keeps that of its device.

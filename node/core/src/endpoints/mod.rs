@@ -43,6 +43,8 @@ pub(crate) struct LocalEndpoint {
     /// Until when it may wait.
     deadline: Duration,
     error: Option<String>,
+    /// It is on its way out: as a backend it takes no new flows.
+    pub terminating: bool,
     /// The last plan that knew nothing of its detaching.
     detached_after: Generation,
 }
@@ -115,6 +117,7 @@ impl Endpoints {
             mac: endpoint.mac,
             host_mac: endpoint.host_mac,
             ready: endpoint.state == EndpointState::Ready,
+            terminating: endpoint.terminating,
         })
     }
 
@@ -176,6 +179,7 @@ impl Node {
             callers: vec![(call, false)],
             deadline,
             error: None,
+            terminating: false,
             detached_after: Generation::default(),
         };
         self.endpoints.deadlines.insert((deadline, spec.name.clone()));

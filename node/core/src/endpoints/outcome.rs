@@ -81,6 +81,31 @@ impl Node {
         }
     }
 
+    /// Takes an endpoint out of the choice for new flows; those that run go on.
+    pub(crate) fn drain_endpoint(&mut self, call: CallId, name: &EndpointName) {
+        match self.endpoints.by_name.get(name) {
+            Some(endpoint) if endpoint.terminating => {
+                self.reply(call, Ok(Reply::EndpointDrained { already: true }));
+            }
+            Some(LocalEndpoint { state: EndpointState::Ready, id: Some(id), address: Some(ip), .. }) => {
+                let (id, ip) = (*id, *ip);
+                self.endpoints.unsaved.insert(id);
+                self.snapshots.own_changed = true;
+                self.set_terminating(ip);
+                self.endpoint_changed(ip);
+                self.reply(call, Ok(Reply::EndpointDrained { already: false }));
+            }
+            Some(_) => {
+                let text = format!("endpoint {name} is not attached yet: drain it then, or delete it");
+                self.refuse(call, CallErrorKind::Conflict, text);
+            }
+            None => {
+                let text = format!("there is no endpoint {name} on this node, or it is being deleted");
+                self.refuse(call, CallErrorKind::NotFound, text);
+            }
+        }
+    }
+
     /// Takes an endpoint out of the kernel. Who waits for it to be attached gets the error.
     pub(super) fn detach(&mut self, name: &EndpointName, kind: CallErrorKind, text: &str) {
         self.snapshots.own_changed = true;

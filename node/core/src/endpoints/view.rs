@@ -30,6 +30,7 @@ impl Node {
             attachment: endpoint.attachment.clone(),
             mac: endpoint.id.map(|_| endpoint.mac.to_string()),
             recorded: endpoint.address.is_some_and(|ip| self.is_recorded(ip)),
+            terminating: endpoint.terminating,
             error: endpoint.error.clone(),
         }
     }

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use identity::NodeName;
 use kvstore_schema::{Revision, record::ClaimEpoch};
-use node_facts::NodeFacts;
+use node_facts::{Liveness, NodeFacts};
 use std::net::IpAddr;
 
 use super::{CidrOf, cidrs};
@@ -13,10 +13,11 @@ use crate::{Command, GossipUpdate, node::Node};
 impl Node {
     pub(crate) fn on_gossip(&mut self, update: GossipUpdate) {
         match update {
-            GossipUpdate::Facts(facts) => self.on_facts(facts),
-            GossipUpdate::Live { node, alive } if node != self.config.node => {
-                self.peers.peers.entry(node.clone()).or_default().alive = Some(alive);
+            GossipUpdate::Facts(facts) => self.on_facts(*facts),
+            GossipUpdate::Live { node, liveness } if node != self.config.node => {
+                self.peers.peers.entry(node.clone()).or_default().liveness = Some(liveness);
                 self.note_cut_off(&node);
+                self.judge_node(&node);
             }
             GossipUpdate::Live { .. } => {}
         }
@@ -45,6 +46,7 @@ impl Node {
         let before = peer.facts.replace(Arc::new(facts.clone()));
         peer.confirmed.retain(|ip, _| facts.pending.iter().any(|change| change.ip == *ip));
         let confirmed = peer.confirmed.clone();
+        self.hear_of_backends(before.as_deref(), &facts);
 
         for CidrOf(cidr, epoch) in before.iter().flat_map(|facts| cidrs(facts)) {
             if let Some(claims) = self.peers.told_cidrs.get_mut(&cidr) {
@@ -93,7 +95,8 @@ impl Node {
     /// A node may be cut off from the store now, or not any more; then there is something to be told again, or not.
     pub(super) fn note_cut_off(&mut self, node: &NodeName) {
         let Some(peer) = self.peers.peers.get_mut(node) else { return };
-        let facts = peer.facts.as_ref().filter(|facts| facts.cut_off && peer.alive != Some(false));
+        let facts =
+            peer.facts.as_ref().filter(|facts| facts.cut_off && peer.liveness != Some(Liveness::Dead));
         let now = facts.map(|facts| ClaimEpoch {
             life: facts.recorded_life,
             revision: Revision(facts.recorded_revision),

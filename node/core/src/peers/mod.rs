@@ -16,7 +16,7 @@ use identity::NodeName;
 use ipnetwork::IpNetwork;
 use kvstore_schema::{Revision, record::ClaimEpoch};
 
-use node_facts::{NodeFacts, PendingEndpoint};
+use node_facts::{Liveness, NodeFacts, PendingEndpoint};
 use serde::{Deserialize, Serialize};
 
 use crate::node::Node;
@@ -28,6 +28,8 @@ struct Reach {
     tunnel: Option<IpAddr>,
     /// All addresses that are the node's own: gateway and underlay.
     addresses: BTreeSet<IpAddr>,
+    /// Its own address in the pod network.
+    gateway: Option<IpAddr>,
     /// Of the agent: the later one wins an address that two nodes say is theirs.
     incarnation: u64,
 }
@@ -38,7 +40,7 @@ struct Peer {
     index: Option<NodeIndex>,
     reach: Reach,
     facts: Option<Arc<NodeFacts>>,
-    alive: Option<bool>,
+    liveness: Option<Liveness>,
     /// The gossip address that the shell has been told.
     gossiping: Option<SocketAddr>,
     /// How far it knows the store, while it is cut off from it.
@@ -97,7 +99,9 @@ impl Peers {
 
     /// Whether a member that seems alive has told of a fleet that this node does not know.
     pub(crate) fn heard_early(&self) -> bool {
-        self.early.keys().any(|node| self.peers.get(node).is_none_or(|peer| peer.alive != Some(false)))
+        self.early
+            .keys()
+            .any(|node| self.peers.get(node).is_none_or(|peer| peer.liveness != Some(Liveness::Dead)))
     }
 
     /// All endpoint changes that gossip tells of and the store has not confirmed.
@@ -125,6 +129,26 @@ impl Peers {
     /// Where a node's packets come from and go to.
     pub(crate) fn tunnel_of(&self, node: &NodeName) -> Option<IpAddr> {
         self.peers.get(node)?.reach.tunnel
+    }
+
+    /// Whether a node seems alive; `None` while gossip has never heard of it.
+    pub(crate) fn liveness_of(&self, node: &NodeName) -> Option<Liveness> {
+        self.peers.get(node)?.liveness
+    }
+
+    /// Whether gossip has heard of anybody.
+    pub(crate) fn hears_anybody(&self) -> bool {
+        self.peers.values().any(|peer| peer.liveness.is_some())
+    }
+
+    /// What a node has said last.
+    pub(crate) fn facts_of(&self, node: &NodeName) -> Option<&NodeFacts> {
+        self.peers.get(node)?.facts.as_deref()
+    }
+
+    /// A node's own address in the pod network.
+    pub(crate) fn gateway_of(&self, node: &NodeName) -> Option<IpAddr> {
+        self.peers.get(node)?.reach.gateway
     }
 
     /// The blocks of a node, this one too.
@@ -166,6 +190,7 @@ impl Node {
                     self.forget_pending(&node, ip);
                 }
                 self.note_cut_off(&node);
+                self.forget_told_of_backends(&facts);
             }
         } else {
             self.peers.removed.remove(&node);
@@ -204,7 +229,7 @@ impl Node {
         let ours = self.underlay.addresses.first()?;
         let tunnel = underlay.iter().copied().find(|ip| ip.is_ipv4() == ours.is_ipv4());
         let addresses = underlay.iter().copied().chain(gateway).collect();
-        Some(Reach { tunnel, addresses, incarnation })
+        Some(Reach { tunnel, addresses, gateway, incarnation })
     }
 
     /// Brings one node up to date: its number, its tunnel address, its own addresses.
@@ -242,10 +267,11 @@ impl Node {
         self.number(node, &reach);
         self.gossip_with(node);
         if !known
-            && self.peers.peers.get(node).is_some_and(|peer| peer.facts.is_none() && peer.alive.is_none())
+            && self.peers.peers.get(node).is_some_and(|peer| peer.facts.is_none() && peer.liveness.is_none())
         {
             self.peers.peers.remove(node);
         }
+        self.judge_node(node);
     }
 }
 

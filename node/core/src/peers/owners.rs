@@ -23,6 +23,7 @@ impl Node {
         self.services_of_block_moved(cidr);
         // Whose records count inside has changed, and whose own addresses.
         let last = cidr.broadcast();
+        self.touch_members_in(cidr);
         self.desired.addresses.extend(self.peers.by_address.range(cidr.network()..=last).map(|(ip, _)| *ip));
         let tunnels = self.peers.by_tunnel.range(cidr.network()..=last);
         self.desired.nodes.extend(tunnels.flat_map(|(_, nodes)| nodes).cloned());

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use datapath_plan::NodeIndex;
 use identity::NodeName;
 use kvstore_schema::record::NodeRecord;
+use node_facts::Liveness;
 
 use crate::{NodeView, node::Node};
 
@@ -42,7 +43,8 @@ impl Node {
             labels: record.map(|record| record.labels.clone()).unwrap_or_default(),
             agent_version: record.map(|record| record.agent_version.clone()).unwrap_or_default(),
             alive: self.view.alive().contains_key(name),
-            gossip_alive: if this { None } else { peer.and_then(|peer| peer.alive) },
+            gossip_alive: if this { None } else { peer.and_then(|peer| peer.liveness) }
+                .map(|liveness| liveness != Liveness::Dead),
             gossip_only: record.is_none() && !this,
             endpoints: if this {
                 self.endpoints.len()

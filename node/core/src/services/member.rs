@@ -31,7 +31,11 @@ impl Node {
             .map(|(at, _)| *at)
             .collect();
         gone.into_iter().for_each(|at| self.remove_member(name, key, at));
-        members.into_iter().for_each(|(at, weight)| self.add_member(name, key, at, weight));
+        for (at, weight) in members {
+            self.add_member(name, key, at, weight);
+            // The service may be checked otherwise now.
+            self.member_touched(name, at);
+        }
     }
 
     /// The members that a service port should have, with their weights.
@@ -55,10 +59,17 @@ impl Node {
     }
 
     /// A service port for the kernel. O(members).
-    pub(super) fn service_value(&self, service: &Service, key: PortKey, port: &Port) -> ServiceValue {
+    pub(super) fn service_value(
+        &self,
+        service: &Service,
+        key: PortKey,
+        port: &Port,
+        desperate: bool,
+    ) -> ServiceValue {
         let spec = &service.record.spec;
         let topology = if key.2 == Scope::Local { schema::Topology::Any } else { spec.topology };
-        let members = self.nearest(topology, &port.members);
+        let active = port.members.iter().filter(|(_, member)| member.gets(desperate) == BackendState::Active);
+        let members = self.nearest(topology, active.collect());
         let mut members: Vec<BackendId> = members.map(|(_, member)| member.id).collect();
         members.sort_unstable();
         let source_ranges: BTreeSet<IpNetwork> = spec.source_ranges.iter().copied().collect();
@@ -89,22 +100,37 @@ impl Node {
                 None => return self.no_room(name, "backend"),
             },
         };
-        self.put_member(name, key, at, Member { id, weight, doubtful: false });
+        // What it may get is looked at when all that has changed is known.
+        let state = known.map_or(BackendState::Active, |known| known.state);
+        self.put_member(name, key, at, Member { id, weight, state, doubtful: false });
     }
 
     fn put_member(&mut self, name: &ServiceName, key: PortKey, at: (Ipv4Addr, u16), member: Member) {
         let port = self.services.services.get_mut(name).and_then(|service| service.ports.get_mut(&key));
         let Some(port) = port else { return };
-        port.members.insert(at, member);
-        let value = BackendValue {
-            service: port.id,
-            address: at.0.into(),
-            port: at.1,
-            weight: member.weight,
-            state: BackendState::Active,
-        };
+        let new = port.members.insert(at, member).is_none();
+        let value = backend_value(port.id, at, &member, false);
         self.reconciler.set_backend(member.id, Some(value));
         self.services.changed.insert((name.clone(), key));
+        if new {
+            let adopted = self.reconciler.applied().backends.get(&member.id);
+            let adopted = adopted.filter(|had| (had.address, had.port) == (value.address, value.port));
+            self.member_came(name, at, adopted.map(|had| had.state));
+        }
+    }
+
+    /// What a member may get may have changed.
+    pub(crate) fn restate_member(&mut self, name: &ServiceName, at: (Ipv4Addr, u16)) {
+        let (state, _) = self.member_state(name, at);
+        let Some(service) = self.services.services.get_mut(name) else { return };
+        for (key, port) in &mut service.ports {
+            let Some(member) = port.members.get_mut(&at).filter(|member| member.state != state) else {
+                continue;
+            };
+            member.state = state;
+            self.reconciler.set_backend(member.id, Some(backend_value(port.id, at, member, false)));
+            self.services.changed.insert((name.clone(), *key));
+        }
     }
 
     pub(super) fn remove_member(&mut self, name: &ServiceName, key: PortKey, at: (Ipv4Addr, u16)) {
@@ -112,6 +138,7 @@ impl Node {
         if let Some(member) = port.and_then(|port| port.members.remove(&at)) {
             self.services.left.insert(member.id);
             self.services.changed.insert((name.clone(), key));
+            self.member_went(name, at);
         }
     }
 
@@ -121,7 +148,8 @@ impl Node {
         for (address, port) in self.services.numbers.adopted_of(service) {
             let Some(id) = self.number_backend(service, address, port) else { continue };
             let weight = self.reconciler.applied().backends.get(&id).map_or(EQUAL_WEIGHT, |had| had.weight);
-            self.put_member(name, key, (address, port), Member { id, weight, doubtful: true });
+            let state = BackendState::Active;
+            self.put_member(name, key, (address, port), Member { id, weight, state, doubtful: true });
         }
     }
 
@@ -141,4 +169,33 @@ impl Node {
         self.services.crowded.insert(name.clone());
         self.error(format!("service {name}: no number is free for one more {what}"));
     }
+}
+
+impl Port {
+    /// Whether it has backends, but none is well: then they are all that there is. Those on their way out stay out.
+    pub(super) fn is_desperate(&self) -> bool {
+        let any = |wanted| self.members.values().any(|member| member.state == wanted);
+        !any(BackendState::Active) && any(BackendState::Unhealthy)
+    }
+}
+
+impl Member {
+    /// What it gets, where none of its port may be well.
+    fn gets(&self, desperate: bool) -> BackendState {
+        match self.state {
+            BackendState::Unhealthy if desperate => BackendState::Active,
+            state => state,
+        }
+    }
+}
+
+/// A backend for the kernel.
+pub(super) fn backend_value(
+    service: ServiceId,
+    (address, port): (Ipv4Addr, u16),
+    member: &Member,
+    desperate: bool,
+) -> BackendValue {
+    let state = member.gets(desperate);
+    BackendValue { service, address: address.into(), port, weight: member.weight, state }
 }

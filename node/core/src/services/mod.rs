@@ -18,13 +18,13 @@ use std::{
     sync::Arc,
 };
 
-use datapath_plan::{BackendId, Frontend, FrontendKind, Protocol, ServiceId, Tables};
+use datapath_plan::{BackendId, BackendState, Frontend, FrontendKind, Protocol, ServiceId, Tables};
 use identity::{Identity, Labels, NodeName, ServiceName};
 use ipnetwork::IpNetwork;
 use kvstore_schema::service::{ServiceProtocol, ServiceRecord};
 use serde::{Deserialize, Serialize};
 
-use self::{index::Index, number::Numbers};
+use self::{index::Index, member::backend_value, number::Numbers};
 use crate::node::Node;
 
 /// All services. One per node.
@@ -37,6 +37,8 @@ pub(crate) struct Services {
     pub touched: BTreeSet<ServiceName>,
     /// Ports whose members have changed.
     changed: BTreeSet<(ServiceName, PortKey)>,
+    /// Ports of which no backend is well, so that all are used.
+    desperate: BTreeSet<(ServiceName, PortKey)>,
     /// Backends that are members of nothing any more, but still in the kernel's table.
     left: BTreeSet<BackendId>,
     /// The routes that each service needs, and how many need each.
@@ -86,6 +88,8 @@ struct Port {
 struct Member {
     id: BackendId,
     weight: u16,
+    /// What it may get, by its own.
+    state: BackendState,
     /// The kernel had it at the start, and nobody has told of it since: it stays until all have been heard.
     doubtful: bool,
 }
@@ -165,11 +169,23 @@ impl Node {
         while let Some(name) = self.services.touched.pop_first() {
             self.refresh_service(&name);
         }
+        self.refresh_health();
         for (name, key) in std::mem::take(&mut self.services.changed) {
             let Some(service) = self.services.services.get(&name) else { continue };
             let Some(port) = service.ports.get(&key) else { continue };
-            let value = self.service_value(service, key, port);
+            let desperate = port.is_desperate();
+            let value = self.service_value(service, key, port, desperate);
             self.reconciler.set_service(port.id, Some(value));
+            let before = match desperate {
+                true => !self.services.desperate.insert((name.clone(), key)),
+                false => self.services.desperate.remove(&(name.clone(), key)),
+            };
+            if before != desperate || desperate {
+                for (at, member) in &port.members {
+                    let value = backend_value(port.id, *at, member, desperate);
+                    self.reconciler.set_backend(member.id, Some(value));
+                }
+            }
         }
         let left = std::mem::take(&mut self.services.left);
         if left.is_empty() {

@@ -1,9 +1,6 @@
 //! Where backends are, seen from this node: which are its own, which are near.
 
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr},
-};
+use std::net::{IpAddr, Ipv4Addr};
 
 use identity::{NodeName, ServiceName};
 use ipnetwork::IpNetwork;
@@ -34,12 +31,12 @@ impl Node {
     pub(super) fn nearest<'a>(
         &self,
         topology: Topology,
-        members: &'a BTreeMap<(Ipv4Addr, u16), Member>,
+        members: Vec<(&'a (Ipv4Addr, u16), &'a Member)>,
     ) -> impl Iterator<Item = (&'a (Ipv4Addr, u16), &'a Member)> + use<'a> {
         let distances: Vec<Distance> =
-            members.keys().map(|(address, _)| self.distance(topology, (*address).into())).collect();
+            members.iter().map(|((address, _), _)| self.distance(topology, (*address).into())).collect();
         let least = distances.iter().min().copied();
-        let both = members.iter().zip(distances);
+        let both = members.into_iter().zip(distances);
         both.filter(move |(_, distance)| Some(*distance) == least).map(|(member, _)| member)
     }
 

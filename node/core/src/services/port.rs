@@ -90,6 +90,8 @@ impl Node {
         let Some(port) = service.ports.remove(&key) else { return };
         port.frontends.keys().for_each(|frontend| self.remove_frontend(*frontend, port.id));
         self.reconciler.set_service(port.id, None);
+        self.services.desperate.remove(&(name.clone(), key));
+        port.members.keys().for_each(|at| self.member_went(name, *at));
         self.services.left.extend(port.members.values().map(|member| member.id));
     }
 
@@ -131,7 +133,7 @@ impl Node {
         if before.is_none() {
             // The number is taken from here on.
             let service = &self.services.services[name];
-            let value = self.service_value(service, key, &service.ports[&key]);
+            let value = self.service_value(service, key, &service.ports[&key], false);
             self.reconciler.set_service(id, Some(value));
             self.keep_adopted(name, key, id);
         }

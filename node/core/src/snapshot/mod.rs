@@ -114,6 +114,8 @@ pub struct SavedRecord {
     pub identity: Identity,
     /// Its name.
     pub name: EndpointName,
+    /// Whether it is on its way out.
+    pub terminating: bool,
 }
 
 /// An endpoint of this node as it is in its kernel.
@@ -135,4 +137,6 @@ pub struct SavedEndpoint {
     pub host_mac: Mac,
     /// Whether it was attached: neither on its way into the kernel nor out of it.
     pub ready: bool,
+    /// Whether it is on its way out.
+    pub terminating: bool,
 }

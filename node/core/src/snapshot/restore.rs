@@ -81,6 +81,7 @@ impl Snapshot {
                 identity: saved.identity,
                 labels_digest: labels.digest(),
                 labels,
+                terminating: saved.terminating,
                 unknown: Default::default(),
             };
             entry(schema.endpoint(node, saved.address), &record, Revision::default())

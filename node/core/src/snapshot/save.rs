@@ -101,6 +101,7 @@ impl Node {
                 address: *ip,
                 identity: entry.record.identity,
                 name: entry.record.name.clone(),
+                terminating: entry.record.terminating,
             });
             (node.clone(), saved.collect())
         });

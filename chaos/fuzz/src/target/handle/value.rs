@@ -15,7 +15,7 @@ use kvstore_schema::{
         IdentityLabelsRecord, IdentityRefRecord, NodeRecord, Record,
     },
     service::{
-        FixedBackend, NodePort, NodePortGiven, ServiceClaim, ServiceClaimRecord, ServiceProtocol,
+        FixedBackend, HealthCheck, NodePort, NodePortGiven, Probe, ServiceClaim, ServiceClaimRecord, ServiceProtocol,
         ServiceRecord, ServiceSpec, Topology, TrafficPolicy, VirtualIp,
     },
 };
@@ -187,6 +187,10 @@ fn service_claim(draw: &mut Draw) -> ServiceClaim {
     }
 }
 
+fn http() -> Probe {
+    Probe::Http { path: "/healthz".to_owned(), host: None }
+}
+
 /// Specs of all kinds, some of which make no sense.
 pub fn service_spec(draw: &mut Draw) -> ServiceSpec {
     let mut spec = sample::service_spec();
@@ -197,6 +201,10 @@ pub fn service_spec(draw: &mut Draw) -> ServiceSpec {
     if spec.selector.is_none() {
         spec.backends = vec![FixedBackend { address: address(draw), port: None, weight: port }];
     }
+    spec.health_check = (port % 2 == 1).then(|| {
+        let check = HealthCheck::new(if port % 5 == 1 { http() } else { Probe::Tcp });
+        Box::new(HealthCheck { port: (port % 3 == 1).then_some(port), ..check })
+    });
     if draw.one_in(3) {
         spec.virtual_ip = VirtualIp::Address(address(draw));
     }
@@ -254,6 +262,7 @@ pub fn facts(draw: &mut Draw) -> NodeFacts {
                 labels_digest: labels.digest(),
                 labels,
                 name: sample::endpoint_name(draw.choose(&["e0", "e1", "far"])),
+                terminating: false,
                 op: if draw.bool() { PendingOp::Added } else { PendingOp::Removed },
                 sequence: draw.i64() as u64,
                 recorded: draw.bool().then(|| draw.i64()),
@@ -274,6 +283,7 @@ pub fn facts(draw: &mut Draw) -> NodeFacts {
         recorded_revision: draw.u64() as i64,
         health: NodeHealth::Ok,
         pending,
+        unwell: sample::facts().unwell,
     };
     let valid = |entry: &PendingEndpoint| entry.validate(&facts).is_ok();
     let pending = facts.pending.iter().filter(|entry| valid(entry)).cloned().collect();

@@ -12,9 +12,10 @@ use kvstore_schema::{
 };
 use kvstore_store::MemState;
 use node_core::{
-    Call, CallId, Command, EndpointSpec, Event, GossipUpdate, KvId, KvUpdate, Node, NodeConfig, Now,
-    SavedEndpoint, Snapshot,
+    Call, CallId, Command, EndpointSpec, Event, GossipUpdate, KvId, KvUpdate, Node, NodeConfig, Now, Probe,
+    ProbeId, SavedEndpoint, Snapshot,
 };
+use node_facts::Liveness;
 
 use super::{node_config, value};
 use crate::{draw::Draw, target::sample};
@@ -39,6 +40,7 @@ pub struct World {
     requests: Vec<(KvId, KvRequest)>,
     plan: Option<Plan>,
     observe: bool,
+    probes: Vec<Probe>,
     disk: Option<Box<Snapshot>>,
     disk_endpoints: BTreeMap<EndpointId, SavedEndpoint>,
     calls: u64,
@@ -63,6 +65,7 @@ impl World {
             requests: Vec::new(),
             plan: None,
             observe: false,
+            probes: Vec::new(),
             disk: None,
             disk_endpoints: BTreeMap::new(),
             calls: 0,
@@ -127,6 +130,13 @@ impl World {
                     self.wake_at = Some(at);
                 }
                 Command::Halt(text) => assert!(!text.is_empty()),
+                Command::Probe(probes) => {
+                    for probe in probes {
+                        let unique = self.probes.iter().all(|other| other.id != probe.id);
+                        assert!(unique && !probe.timeout.is_zero(), "{probe:?}");
+                        self.probes.push(probe);
+                    }
+                }
             }
         }
     }
@@ -293,7 +303,8 @@ impl World {
                 let address = (draw.byte() == 2).then(|| value::address(draw));
                 Call::EndpointAdd(EndpointSpec { name, labels: value::labels(draw), attachment, address })
             }
-            4..=8 => Call::EndpointDelete(name),
+            4..=7 => Call::EndpointDelete(name),
+            8 => Call::EndpointDrain(name),
             9 | 10 => Call::NodeRemove(value::node(draw)),
             11 | 12 => Call::CidrRelease(value::network(draw)),
             13 => {
@@ -313,18 +324,30 @@ impl World {
             return;
         }
         let update = if draw.one_in(4) {
-            GossipUpdate::Live { node: value::node(draw), alive: draw.bool() }
+            let liveness = *draw.choose(&[&Liveness::Alive, &Liveness::Silent, &Liveness::Dead]);
+            GossipUpdate::Live { node: value::node(draw), liveness }
         } else {
             let facts = value::facts(draw);
             if facts.validate().is_err() {
                 return; // the codec has refused it
             }
-            GossipUpdate::Facts(facts)
+            GossipUpdate::Facts(Box::new(facts))
         };
         self.handle(Event::Gossip(update));
     }
 
+    /// All that was asked is answered, badly as often as well, and something that nobody asked.
+    fn answer_probes(&mut self) {
+        let mut answers: Vec<(ProbeId, Result<(), String>)> = std::mem::take(&mut self.probes)
+            .into_iter()
+            .map(|probe| (probe.id, if probe.id.0 % 3 == 0 { Ok(()) } else { Err("é\"\n".repeat(40)) }))
+            .collect();
+        answers.extend(answers.last().cloned());
+        self.handle(Event::Probed(answers));
+    }
+
     fn wake(&mut self) {
+        self.answer_probes();
         if let Some(at) = self.wake_at.take() {
             self.store.advance(at.saturating_sub(self.now));
             self.now = self.now.max(at);
@@ -337,6 +360,7 @@ impl World {
         self.node = Node::new(self.config.clone());
         self.twin = None;
         self.requests.clear();
+        self.probes.clear();
         self.open_calls.clear();
         (self.plan, self.observe, self.wake_at, self.watched) = (None, false, None, None);
         if draw.one_in(8) {

@@ -9,6 +9,7 @@ mod drift;
 mod faults;
 mod fleet_claims;
 mod forgery;
+mod health;
 mod lab_itself;
 mod leaks;
 mod mistakes;

@@ -104,6 +104,7 @@ impl Fleet {
             address: Self::address(node, endpoint).into(),
             identity: Self::identity(endpoint),
             name: format!("e{endpoint}").parse().unwrap(),
+            terminating: false,
         };
         Snapshot {
             fleet: lab.name().as_str().parse().unwrap(),
@@ -185,6 +186,7 @@ impl Fleet {
                     identity: Self::identity(endpoint),
                     labels_digest: labels.digest(),
                     labels,
+                    terminating: false,
                     unknown: Default::default(),
                 };
                 put(schema.endpoint(&name, Self::address(it, endpoint).into()), record.encode());

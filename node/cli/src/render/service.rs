@@ -111,7 +111,12 @@ pub fn services(listing: &Listing<Service>, _: Style) -> String {
     let mut rows = Vec::new();
     for service in &listing.items {
         for port in &service.ports {
-            rows.push([service.name.to_string(), frontend(service, port), outside(service, port), counts(port)]);
+            rows.push([
+                service.name.to_string(),
+                frontend(service, port),
+                outside(service, port),
+                counts(port),
+            ]);
         }
     }
     let total = rows.len();

@@ -15,8 +15,8 @@ use kvstore_schema::{
         IdentityLabelsRecord, IdentityRefRecord, NodeRecord, Record,
     },
     service::{
-        FixedBackend, HealthCheck, NodePort, NodePortGiven, Probe, ServiceClaim, ServiceClaimRecord, ServiceProtocol,
-        ServiceRecord, ServiceSpec, Topology, TrafficPolicy, VirtualIp,
+        FixedBackend, HealthCheck, NodePort, NodePortGiven, Probe, ServiceClaim, ServiceClaimRecord,
+        ServiceProtocol, ServiceRecord, ServiceSpec, Topology, TrafficPolicy, VirtualIp,
     },
 };
 use node_core::{Expected, Underlay};

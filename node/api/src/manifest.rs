@@ -141,7 +141,8 @@ mod tests {
             assert!(found.starts_with(expected), "{text:?} says {found}");
         };
         let spec = |lines: &str| format!("{HEAD}{lines}");
-        check(&spec("  healthCheck: {}\n"), "line 6, column 16: not there yet: healthCheck (every endpoint");
+        check(&spec("  healthCheck: {interval: 2}\n"), "line 6, column 27: ");
+        check(&spec("  healthCheck: {interval: 2x}\n"), "line 6, column 27: \"2x\" is no span of time: use");
         check(
             &spec("  selector: {}\n  ports: [{port: 80, nodePort: some}]\n"),
             "line 7, column 32: nodePort \"some\" is not valid: use auto, or a number",

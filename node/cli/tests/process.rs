@@ -250,7 +250,7 @@ fn in_file(name: &str, text: &str) -> (tempfile::TempDir, PathBuf) {
 
 #[test]
 fn a_manifest_is_applied_and_a_folder_of_them() {
-    let body = r#"{"name":"web","outcome":"created","virtual_ip":"10.201.0.5","revision":7}"#;
+    let body = r#"{"name":"web","outcome":"created","virtual_ip":"10.201.0.5","node_ports":[],"revision":7}"#;
     let agent = Agent::start("200 OK", body.to_owned());
     let (folder, path) = in_file("web.yaml", MANIFEST);
     fs::write(folder.path().join("README.md"), "no manifest").unwrap();
@@ -277,8 +277,8 @@ fn a_bad_manifest_is_wrong_usage_and_told_with_file_and_line() {
     };
     check("kind: Pod\n", "warren: FILE: line 1, column 7: unknown variant `Pod`");
     check(
-        &MANIFEST.replace("port: 80", "port: 80, nodePort: 30080"),
-        "FILE: line 6, column 32: not there yet: nodePort",
+        &MANIFEST.replace("port: 80", "port: 80, nodePort: some"),
+        "FILE: line 6, column 32: nodePort \"some\" is not valid",
     );
     check(
         &MANIFEST.replace("port: 80", "port: 0"),

@@ -5,9 +5,9 @@ use datapath_abi::{
     FlowKey, FrontendKey, NodeConfig, SocketEntry, SocketKey, V4, backend_flags, namespace_kind,
     service_flags, socket_kind,
 };
-use datapath_packet::flow_hash;
 
 use crate::{
+    affinity,
     maps::{SERVICES, SOCKETS_V4},
     service::{backend_at, backend_in_slot, service_at},
 };
@@ -96,20 +96,19 @@ fn candidate(choice: &Choice) -> u32 {
     if entry.flags & service_flags::PRESENT == 0 {
         return 0;
     }
-    let hash = if entry.affinity_seconds == 0 {
+    if entry.affinity_seconds == 0 {
         // SAFETY: a helper without arguments.
-        unsafe { bpf_get_prandom_u32() }
-    } else {
-        flow_hash(&FlowKey {
-            src: choice.client,
-            dst: choice.asked.address,
-            src_port_be: [0; 2],
-            dst_port_be: choice.asked.port_be,
-            protocol: choice.asked.protocol,
-            pad: [0; 3],
-        })
+        return backend_in_slot(entry, unsafe { bpf_get_prandom_u32() });
+    }
+    let key = FlowKey {
+        src: choice.client,
+        dst: choice.asked.address,
+        src_port_be: [0; 2],
+        dst_port_be: choice.asked.port_be,
+        protocol: choice.asked.protocol,
+        pad: [0; 3],
     };
-    backend_in_slot(entry, hash)
+    affinity::backend_of(&key, choice.service, entry)
 }
 
 /// Whether datagrams go on with the backend that they had. No connection breaks when they leave one that is not well.

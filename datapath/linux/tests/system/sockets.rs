@@ -232,6 +232,55 @@ fn clients_speak_to_backends_and_see_the_frontend() {
 }
 
 #[test]
+fn with_affinity_a_client_keeps_its_backend_by_whichever_way() {
+    let Some(play) = Play::new() else { return };
+    let end = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let _guard = EndAtLast(&end);
+        play.stage.play(async || {
+            let mut datapath = play.open().await;
+            for (workload, id) in [(&play.one, 2), (&play.two, 3)] {
+                answers(scope, workload, address(1, id), &end);
+            }
+            let all = [backend(1, address(1, 2)), backend(2, address(1, 3))];
+            let with_affinity = |backends: &[(BackendId, BackendValue)]| {
+                let keep = |mut op: Op| {
+                    if let Op::PutService(_, value) = &mut op {
+                        value.affinity_seconds = 600;
+                    }
+                    op
+                };
+                both(backends).into_iter().map(keep).collect::<Vec<_>>()
+            };
+            must(&mut datapath, with_affinity(&all)).await;
+            let at_the_socket = || ask(&mut play.tcp(&play.client, (VIP, PORT)).expect("connect")).0;
+            let by_packets = || {
+                // This process is in no cgroup of a node.
+                play.client.enter(|| {
+                    let mut stream = TcpStream::connect((VIP, PORT)).expect("connect");
+                    stream.set_read_timeout(Some(PATIENCE)).expect("a time-out");
+                    ask(&mut stream).0
+                })
+            };
+            let first = at_the_socket();
+            let keeps = || (0..8).all(|_| at_the_socket() == first && by_packets() == first);
+            assert!(keeps());
+            // It was the only one for a moment; the client stays where others come back.
+            let alone = if first == all[0].1.address { all[0] } else { all[1] };
+            must(&mut datapath, with_affinity(&[alone])).await;
+            assert!(keeps());
+            must(&mut datapath, with_affinity(&all)).await;
+            assert!(keeps());
+            // One that takes nothing new is left.
+            let leaving = BackendValue { state: BackendState::Terminating, ..alone.1 };
+            let other = if first == all[0].1.address { all[1] } else { all[0] };
+            must(&mut datapath, with_affinity(&[other, (alone.0, leaving)])).await;
+            assert!((0..8).all(|_| at_the_socket() == other.1.address && by_packets() == other.1.address));
+        });
+    });
+}
+
+#[test]
 fn a_socket_is_forgotten_with_its_end_and_when_it_goes_elsewhere() {
     let Some(play) = Play::new() else { return };
     let end = AtomicBool::new(false);

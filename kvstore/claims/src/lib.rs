@@ -40,5 +40,7 @@ pub use mark::mark_request;
 pub use node::{NodeRegistered, NodeRegistration, alive_request, node_removal_request};
 pub use release::{IdentityRelease, missing_refs, stray_refs};
 pub use restore::Restorer;
-pub use service::{Expected, ServiceOutcome, ServiceRemoval, ServiceWrite, ServiceWritten};
+pub use service::{
+    BatchAdded, Expected, ServiceBatch, ServiceOutcome, ServiceRemoval, ServiceWrite, ServiceWritten,
+};
 pub use view::{ChangeKind, Continuity, Discontinuity, Entry, FleetView, OtherFleet, Rejected, ViewChange};

@@ -2,8 +2,8 @@
 
 use identity::ServiceName;
 use kvstore_claims::{
-    ClaimError, Expected, FleetJoin, FleetView, Machine, NodeRegistration, Protocol, ServiceOutcome,
-    ServiceRemoval, ServiceWrite, Step,
+    BatchAdded, ClaimError, Expected, FleetJoin, FleetView, Machine, NodeRegistration, Protocol,
+    ServiceBatch, ServiceOutcome, ServiceRemoval, ServiceWrite, Step,
 };
 use kvstore_schema::{
     KvFailure, KvOp, KvRequest, Revision, Schema, StoreIdentity, Txn,
@@ -452,4 +452,83 @@ fn all_claims_of_a_service_are_replaced_in_one_transaction() {
     }
     assert_eq!(bench.write("a", many(101)).unwrap().0, Changed);
     assert_eq!(bench.claims().len(), 49);
+}
+
+/// A batch of these, and what became of adding each.
+fn batch(view: &FleetView, services: &[(&str, ServiceSpec)]) -> (ServiceBatch, Vec<BatchAdded>) {
+    let mut batch = ServiceBatch::default();
+    let added = services.iter().map(|(service, spec)| batch.add(view, &name(service), spec, Expected::Any));
+    let added = added.collect();
+    (batch, added)
+}
+
+#[test]
+fn many_services_are_one_transaction_and_each_gets_its_own() {
+    let mut bench = Bench::new();
+    let join = |pools: &[&str]| FleetRecord { fleet_id: "f".to_owned(), ..fleet(pools) };
+    let mut store = MemState::new(StoreIdentity(1));
+    std::mem::swap(&mut store, &mut bench.store);
+    bench.run(FleetJoin::start(&bench.schema, join(&["10.201.0.0/24"]))).unwrap();
+
+    let names: Vec<String> = (0..100).map(|index| format!("s{index}")).collect();
+    let wanted: Vec<(&str, ServiceSpec)> =
+        names.iter().map(|it| (it.as_str(), outside(r#","nodePort":"auto""#, ""))).collect();
+    let (mut first, mut written) = (0, Vec::new());
+    while first < wanted.len() {
+        let view = bench.view();
+        let (batch, added) = batch(&view, &wanted[first..]);
+        let taken = added.iter().take_while(|it| **it == BatchAdded::Yes).count();
+        assert!(taken > 30 || first + taken == wanted.len(), "{taken} of {first}");
+        assert!(added[taken..].iter().all(|it| *it == BatchAdded::Full), "{added:?}");
+        let (machine, request) = batch.start();
+        let KvRequest::Txn(txn) = &request else { panic!("a transaction") };
+        assert!(txn.conditions.len() <= Txn::MAX_OPS && txn.then.len() <= Txn::MAX_OPS);
+        written.extend(bench.run((machine, request)).unwrap().expect("written"));
+        first += taken;
+    }
+    assert_eq!(written.len(), wanted.len());
+    assert_eq!(bench.claims().len(), 200);
+    let view = bench.view();
+    for ((service, _), written) in wanted.iter().zip(&written) {
+        let entry = &view.services()[&name(service)];
+        assert_eq!((written.outcome, &written.record), (Created, entry.record.as_ref()));
+        assert_eq!(written.revision, entry.modified);
+    }
+
+    // Those that are so already, changed ones and new ones, in one.
+    let changed = outside(r#","nodePort":"auto""#, r#","algorithm":"random""#);
+    let (mixed, added) =
+        batch(&view, &[wanted[0].clone(), ("s1", changed.clone()), ("new", spec("auto", 80))]);
+    assert_eq!(added, [BatchAdded::Yes; 3]);
+    let outcomes = bench.run(mixed.start()).unwrap().expect("written");
+    assert_eq!(outcomes.iter().map(|it| it.outcome).collect::<Vec<_>>(), [Unchanged, Changed, Created]);
+    assert_eq!(outcomes[0].revision, view.services()[&name("s0")].modified);
+    bench.claims();
+}
+
+#[test]
+fn a_batch_that_does_not_hold_writes_nothing() {
+    let mut bench = Bench::new();
+    let old = bench.view();
+    bench.write("b", outside(r#","nodePort":30080"#, "")).unwrap();
+    let before = bench.claims();
+    // What is known not to work, or would write one key twice, is written alone.
+    let node_port =
+        |number: u16| outside(&format!(r#","nodePort":{number}"#), r#","virtualIp":"192.0.2.50""#);
+    let (_, added) =
+        batch(&bench.view(), &[("a", node_port(30080)), ("c", node_port(30081)), ("d", node_port(30082))]);
+    assert_eq!(added, [BatchAdded::Alone, BatchAdded::Yes, BatchAdded::Alone]);
+    let mut empty = ServiceBatch::default();
+    let expected = Expected::Revision(Revision(1));
+    assert_eq!(empty.add(&bench.view(), &name("b"), &spec("auto", 81), expected), BatchAdded::Alone);
+    // What is not known yet.
+    for services in [
+        vec![("a", spec("192.0.2.51", 80)), ("c", outside(r#","nodePort":30080"#, ""))],
+        vec![("a", spec("192.0.2.51", 80)), ("b", spec("auto", 81))],
+    ] {
+        let (stale, added) = batch(&old, &services);
+        assert_eq!(added, [BatchAdded::Yes; 2]);
+        assert_eq!(bench.run(stale.start()), Ok(None));
+        assert_eq!(bench.claims(), before);
+    }
 }

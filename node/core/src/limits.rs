@@ -67,3 +67,7 @@ pub(crate) const MAX_PENDING: usize = 1_000;
 /// Confirmed endpoint changes gossiped at once while a peer is cut off from the store: some 20 kB of each node that has
 /// so many, and what comes off the end has been told.
 pub(crate) const MAX_TOLD_AGAIN: usize = 64;
+
+/// Transactions that write services, at once: with fewer the store waits for this node, with more they hold fewer services
+/// each.
+pub(crate) const SERVICE_BATCHES: usize = 4;

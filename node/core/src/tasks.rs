@@ -6,12 +6,12 @@ use identity::{LabelDigest, NodeName};
 use ipnetwork::IpNetwork;
 use kvstore_claims::{
     CidrClaim, CidrRelease, ClaimError, EndpointWrites, FleetJoin, IdentityAcquire, IdentityRelease, Machine,
-    NodeRegistration, Protocol, ServiceRemoval, ServiceWrite, Step,
+    NodeRegistration, Protocol, ServiceBatch, ServiceRemoval, ServiceWrite, Step,
 };
 use kvstore_schema::{KvFailure, KvOutcome, KvRequest, KvResponse};
 use serde::{Deserialize, Serialize};
 
-use crate::{CallErrorKind, CallId, Command, KvId, limits::RELIST_RETRY, node::Node};
+use crate::{CallErrorKind, CallId, Command, KvId, limits::RELIST_RETRY, node::Node, services::Write};
 
 /// What an answer is for.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -24,6 +24,7 @@ pub(crate) enum Task {
     Release(LabelDigest, Machine<IdentityRelease>),
     Write(Machine<EndpointWrites>),
     PutService(CallId, Box<Machine<ServiceWrite>>),
+    PutServices(Vec<Write>, Box<Machine<ServiceBatch>>),
     DeleteService(CallId, Machine<ServiceRemoval>),
     /// Nobody waits for it: the view shows what came of it.
     Collect,
@@ -91,14 +92,20 @@ impl Node {
     pub(crate) fn abandon_tasks(&mut self) {
         let asked = std::mem::take(&mut self.tasks.in_flight).into_values();
         let waiting = std::mem::take(&mut self.tasks.waiting).into_values();
+        let text = "the store was emptied or restored meanwhile; look, and ask again".to_owned();
+        for call in self.abandon_service_writes() {
+            self.refuse(call, CallErrorKind::Unavailable, text.clone());
+        }
         for task in asked.chain(waiting).collect::<Vec<_>>() {
+            if let Task::PutServices(together, _) = &task {
+                self.refuse_writes(together, &text);
+            }
             if let Task::GiveBack(_, Some(call), _)
             | Task::PutService(call, _)
             | Task::DeleteService(call, _)
             | Task::Remove(_, call) = task
             {
-                let text = "the store was emptied or restored meanwhile; look, and ask again".to_owned();
-                self.refuse(call, CallErrorKind::Unavailable, text);
+                self.refuse(call, CallErrorKind::Unavailable, text.clone());
             }
         }
     }
@@ -126,6 +133,7 @@ impl Node {
             Task::Release(_, machine) => request(machine),
             Task::Write(machine) => request(machine),
             Task::PutService(_, machine) => request(machine),
+            Task::PutServices(_, machine) => request(machine),
             Task::DeleteService(_, machine) => request(machine),
             Task::Relist => Some(KvRequest::List(self.view.schema().root())),
             Task::Mark(number) => self.marking.is_open(*number).then(|| self.mark_reading()),
@@ -186,6 +194,15 @@ impl Node {
                     self.on_service_written(call, end);
                 }
             }
+            Task::PutServices(together, machine) => {
+                if let Some(text) = unanswered(&outcome) {
+                    return self.on_services_unanswered(&together, &text);
+                }
+                let again = |machine| Task::PutServices(together.clone(), Box::new(machine));
+                if let Some(end) = self.step(*machine, outcome, again) {
+                    self.on_services_written(together, end);
+                }
+            }
             Task::DeleteService(call, machine) => {
                 if let Some(end) = self.step_of_call(call, machine, outcome, Task::DeleteService) {
                     self.on_service_deleted(call, end);
@@ -235,11 +252,20 @@ impl Node {
         outcome: KvOutcome,
         task: fn(CallId, Machine<P>) -> Task,
     ) -> Option<Result<P::Output, ClaimError>> {
-        if let Err(failure @ (KvFailure::Unavailable(_) | KvFailure::Ambiguous(_))) = &outcome {
-            let text = format!("{failure}; whether it was carried out is not known: doing it again is safe");
+        if let Some(text) = unanswered(&outcome) {
             self.refuse(call, CallErrorKind::Unavailable, text);
             return None;
         }
         self.step(machine, outcome, |machine| task(call, machine))
+    }
+}
+
+/// What a caller is told when the store does not answer.
+fn unanswered(outcome: &KvOutcome) -> Option<String> {
+    match outcome {
+        Err(failure @ (KvFailure::Unavailable(_) | KvFailure::Ambiguous(_))) => {
+            Some(format!("{failure}; whether it was carried out is not known: doing it again is safe"))
+        }
+        _ => None,
     }
 }

@@ -3,6 +3,7 @@
 //! Anybody's agent may write them: there is no owner but the record itself. Claims change only in a transaction that also
 //! changes `services/<name>` under its modify revision, so that one comparison fences all.
 
+mod batch;
 mod pick;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,6 +14,8 @@ use kvstore_schema::{
     service::{ServiceClaim, ServiceClaimRecord, ServiceRecord, ServiceSpec, VirtualIp},
 };
 use serde::{Deserialize, Serialize};
+
+pub use batch::{BatchAdded, ServiceBatch};
 
 use crate::{
     ClaimError, Entry, FleetView,
@@ -83,7 +86,14 @@ impl ServiceWrite {
         spec: ServiceSpec,
         expected: Expected,
     ) -> (Machine<Self>, KvRequest) {
-        let mut this = Self {
+        let mut this = Self::new(view, name, spec, expected);
+        let txn =
+            this.guess(view).unwrap_or_else(|| Txn::new().then(KvOp::Get(this.schema.service(&this.name))));
+        Machine::begin(this, txn)
+    }
+
+    fn new(view: &FleetView, name: ServiceName, spec: ServiceSpec, expected: Expected) -> Self {
+        Self {
             schema: view.schema().clone(),
             name,
             spec,
@@ -91,10 +101,7 @@ impl ServiceWrite {
             taken: BTreeSet::new(),
             orphans: BTreeMap::new(),
             asked: None,
-        };
-        let txn =
-            this.guess(view).unwrap_or_else(|| Txn::new().then(KvOp::Get(this.schema.service(&this.name))));
-        Machine::begin(this, txn)
+        }
     }
 
     /// The write, if what the view knows is all that there is. What says that nothing is to be done, or cannot be, is

@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use self::{index::Index, member::backend_value, number::Numbers};
 use crate::node::Node;
+pub(crate) use call::{Write, Writing};
 
 /// All services. One per node.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -33,6 +34,7 @@ pub(crate) struct Services {
     services: BTreeMap<ServiceName, Service>,
     index: Index,
     numbers: Numbers,
+    writing: Writing,
     /// Records to be looked at again.
     pub touched: BTreeSet<ServiceName>,
     /// Ports whose members have changed.

@@ -3,27 +3,19 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    io::{ErrorKind, Read, Write},
-    net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    os::fd::AsRawFd,
-    process::{Child, Stdio},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread::{self, JoinHandle},
-    time::Duration,
+    io::ErrorKind,
+    net::{IpAddr, SocketAddr},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::ensure;
 use chaos_lab::{Endpoint, ask, namespace, process, wait};
 use nix::sys::signal::Signal;
 use node_api::{Listing, Service, StateDiff};
 
-use crate::support::{SOON, TestLab};
-
-/// What one connection may take. Nothing is lost here: it only ends a test that has failed.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+use crate::{
+    servers::{Server, WebServer, connect, counts, exchange, has_http},
+    support::{SOON, TestLab},
+};
 
 /// Connections of which shares are judged.
 const MANY: usize = 300;
@@ -40,128 +32,6 @@ spec:
   - {name: udp, port: 53, targetPort: 5353, protocol: udp}
   - {name: http, port: 8000}
 ";
-
-/// A workload that tells whoever comes its own name and the address that it sees, by TCP and UDP.
-pub struct Server {
-    listener: TcpListener,
-    stop: Arc<AtomicBool>,
-    threads: Vec<JoinHandle<()>>,
-}
-
-impl Server {
-    pub fn start(endpoint: &Endpoint) -> Self {
-        let (listener, datagrams) = namespace::inside(&endpoint.namespace, || {
-            Ok((TcpListener::bind("0.0.0.0:8080")?, UdpSocket::bind("0.0.0.0:5353")?))
-        })
-        .unwrap();
-        datagrams.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
-        let stop = Arc::new(AtomicBool::new(false));
-        let answer = |name: &str, peer: SocketAddr| format!("{name} {}", peer.ip());
-        let (name, accepting, ended) = (endpoint.name.clone(), listener.try_clone().unwrap(), stop.clone());
-        let tcp = thread::spawn(move || {
-            for stream in accepting.incoming() {
-                if ended.load(Ordering::Relaxed) {
-                    return;
-                }
-                let Ok(mut stream) = stream else { return };
-                let Ok(peer) = stream.peer_addr() else { continue };
-                // Whoever asked may have gone.
-                drop(stream.write_all(answer(&name, peer).as_bytes()));
-            }
-        });
-        let (name, ended) = (endpoint.name.clone(), stop.clone());
-        let udp = thread::spawn(move || {
-            while !ended.load(Ordering::Relaxed) {
-                if let Ok((_, peer)) = datagrams.recv_from(&mut [0; 16]) {
-                    drop(datagrams.send_to(answer(&name, peer).as_bytes(), peer));
-                }
-            }
-        });
-        Self { listener, stop, threads: vec![tcp, udp] }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        // Wakes the thread that waits for connections.
-        let _woken = nix::sys::socket::shutdown(self.listener.as_raw_fd(), nix::sys::socket::Shutdown::Both);
-        self.threads.drain(..).for_each(|thread| drop(thread.join()));
-    }
-}
-
-/// Python's own web server on port 8000 of a workload, with one page that says whose it is.
-struct WebServer {
-    child: Child,
-    _folder: tempfile::TempDir,
-}
-
-impl WebServer {
-    fn start(endpoint: &Endpoint) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join("name"), &endpoint.name).unwrap();
-        let mut command = std::process::Command::new("python3");
-        command.args(["-m", "http.server", "8000", "--directory"]).arg(folder.path());
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        process::enter(&mut command, &endpoint.namespace, None).unwrap();
-        Self { child: command.spawn().unwrap(), _folder: folder }
-    }
-}
-
-impl Drop for WebServer {
-    fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
-}
-
-/// Who answers one TCP connection: its name and the client's address that it saw.
-fn connect(to: SocketAddr) -> Result<(String, IpAddr)> {
-    let mut stream = TcpStream::connect_timeout(&to, PATIENCE).with_context(|| format!("connect to {to}"))?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text)?;
-    drop(stream.shutdown(Shutdown::Both));
-    answer(&text)
-}
-
-/// The same by UDP. Lost datagrams are sent again; an answer counts only from where the question went.
-fn exchange(to: SocketAddr) -> Result<(String, IpAddr)> {
-    let socket = UdpSocket::bind("0.0.0.0:0")?;
-    socket.connect(to)?;
-    socket.set_read_timeout(Some(Duration::from_secs(1)))?;
-    for _ in 0..PATIENCE.as_secs() {
-        socket.send(b"who")?;
-        let mut buffer = [0; 256];
-        match socket.recv(&mut buffer) {
-            Ok(length) => return answer(std::str::from_utf8(&buffer[..length])?),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    bail!("no answer from {to}")
-}
-
-pub fn answer(text: &str) -> Result<(String, IpAddr)> {
-    let (name, address) = text.split_once(' ').with_context(|| format!("{text:?} is no answer"))?;
-    Ok((name.to_owned(), address.parse()?))
-}
-
-/// How often each backend answers, from one namespace.
-fn counts(
-    from: &str,
-    to: SocketAddr,
-    times: usize,
-    once: fn(SocketAddr) -> Result<(String, IpAddr)>,
-) -> Result<BTreeMap<String, usize>> {
-    namespace::inside(from, || {
-        let mut counts = BTreeMap::new();
-        for _ in 0..times {
-            *counts.entry(once(to)?.0).or_default() += 1;
-        }
-        Ok(counts)
-    })
-}
 
 /// Until a node knows a service with this many backends at each port.
 pub fn wait_backends(lab: &TestLab, node: &str, expected: usize) {
@@ -273,17 +143,7 @@ pub fn apply(lab: &TestLab, path: &str) -> IpAddr {
 
 /// A real web server and a real client.
 fn http(lab: &TestLab, client: &Endpoint, backends: &[Endpoint], vip: IpAddr) {
-    let there = |program: &str, argument: &str| {
-        let mut command = std::process::Command::new(program);
-        command
-            .arg(argument)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status()
-            .is_ok_and(|it| it.success())
-    };
-    if !there("python3", "--version") || !there("curl", "--version") {
-        println!("skipped: HTTP needs python3 and curl");
+    if !has_http() {
         return;
     }
     let _servers: Vec<WebServer> = backends.iter().map(WebServer::start).collect();

@@ -19,7 +19,8 @@ use nix::sys::{
 };
 
 use crate::{
-    services::{MANIFEST, PATIENCE, Server, answer, apply, no_differences, wait_backends},
+    servers::{PATIENCE, Server, answer},
+    services::{MANIFEST, apply, no_differences, wait_backends},
     support::{SOON, TestLab},
 };
 

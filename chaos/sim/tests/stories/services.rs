@@ -324,6 +324,47 @@ fn what_makes_no_sense_or_belongs_to_others_is_refused() {
     check(&mut sim, [127, 0, 0, 1].into(), CallErrorKind::Invalid, "spec.virtualIp: 127.0.0.1");
 }
 
+/// From two nodes at once, some of them the same: everybody is answered, few transactions are needed, and each service is
+/// there once.
+#[test]
+fn services_that_come_together_are_written_together() {
+    let (mut sim, _) = fleet(70);
+    let requests = |sim: &Sim| (1..=2).map(|n| sim.node(n).status().counters.kv_requests).sum::<u64>();
+    let before = requests(&sim);
+    let write = |sim: &mut Sim, n: usize, index: u16| {
+        let name = format!("s{index}").parse().expect("a name");
+        sim.call(
+            n,
+            Call::ServicePut { name, spec: selecting("app=web", 80 + index), expected: Expected::Any },
+        )
+    };
+    let ours: Vec<_> = (0..200).map(|index| write(&mut sim, 1, index)).collect();
+    let theirs: Vec<_> = (190..200).map(|index| write(&mut sim, 2, index)).collect();
+    sim.settle();
+    let asked = requests(&sim) - before;
+    assert!(asked < 100, "{asked} requests");
+    let mut addresses = BTreeSet::new();
+    for (index, call) in ours.iter().chain(&theirs).enumerate() {
+        match sim.replies.remove(call) {
+            Some(Ok(Reply::ServiceWritten { virtual_ip, .. })) => addresses.insert(virtual_ip),
+            other => panic!("{index}: {other:?}"),
+        };
+    }
+    assert_eq!((addresses.len(), served(&sim).len()), (200, 200));
+
+    // The store goes while they are on their way: everybody is told.
+    let calls: Vec<_> = (200..400).map(|index| write(&mut sim, 1, index)).collect();
+    sim.store_away();
+    sim.advance(Duration::from_secs(30));
+    for call in calls {
+        let error = sim.replies.remove(&call).expect("an answer").expect_err("nowhere to write it");
+        assert_eq!(error.kind, CallErrorKind::Unavailable);
+    }
+    sim.store_back();
+    sim.advance(Duration::from_secs(30));
+    assert_eq!(put(&mut sim, 1, "s200", selecting("app=web", 280)).0, ServiceOutcome::Created);
+}
+
 /// Whatever comes and goes: every kernel has what selectors say of the endpoints that there are.
 #[test]
 fn services_are_what_their_selectors_say_whatever_comes_and_goes() {

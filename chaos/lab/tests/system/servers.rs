@@ -1,0 +1,158 @@
+//! Servers that say who they are, and clients that ask them: who answers, and whom it sees.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{ErrorKind, Read, Write},
+    net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::AsRawFd,
+    process::{Child, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use chaos_lab::{Endpoint, namespace, process};
+
+/// What one connection may take. Nothing is lost here: it only ends a test that has failed.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A workload that tells whoever comes its own name and the address that it sees, by TCP and UDP.
+pub struct Server {
+    listener: TcpListener,
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Server {
+    pub fn start(endpoint: &Endpoint) -> Self {
+        let (listener, datagrams) = namespace::inside(&endpoint.namespace, || {
+            Ok((TcpListener::bind("0.0.0.0:8080")?, UdpSocket::bind("0.0.0.0:5353")?))
+        })
+        .unwrap();
+        datagrams.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let answer = |name: &str, peer: SocketAddr| format!("{name} {}", peer.ip());
+        let (name, accepting, ended) = (endpoint.name.clone(), listener.try_clone().unwrap(), stop.clone());
+        let tcp = thread::spawn(move || {
+            for stream in accepting.incoming() {
+                if ended.load(Ordering::Relaxed) {
+                    return;
+                }
+                let Ok(mut stream) = stream else { return };
+                let Ok(peer) = stream.peer_addr() else { continue };
+                // Whoever asked may have gone.
+                drop(stream.write_all(answer(&name, peer).as_bytes()));
+            }
+        });
+        let (name, ended) = (endpoint.name.clone(), stop.clone());
+        let udp = thread::spawn(move || {
+            while !ended.load(Ordering::Relaxed) {
+                if let Ok((_, peer)) = datagrams.recv_from(&mut [0; 16]) {
+                    drop(datagrams.send_to(answer(&name, peer).as_bytes(), peer));
+                }
+            }
+        });
+        Self { listener, stop, threads: vec![tcp, udp] }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        // Wakes the thread that waits for connections.
+        let _woken = nix::sys::socket::shutdown(self.listener.as_raw_fd(), nix::sys::socket::Shutdown::Both);
+        self.threads.drain(..).for_each(|thread| drop(thread.join()));
+    }
+}
+
+/// Python's own web server on port 8000 of a workload, with one page that says whose it is.
+pub struct WebServer {
+    child: Child,
+    _folder: tempfile::TempDir,
+}
+
+impl WebServer {
+    pub fn start(endpoint: &Endpoint) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("name"), &endpoint.name).unwrap();
+        let mut command = std::process::Command::new("python3");
+        command.args(["-m", "http.server", "8000", "--directory"]).arg(folder.path());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        process::enter(&mut command, &endpoint.namespace, None).unwrap();
+        Self { child: command.spawn().unwrap(), _folder: folder }
+    }
+}
+
+impl Drop for WebServer {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// Whether there are a web server and a client for it; says so if not.
+pub fn has_http() -> bool {
+    let there = |program: &str| {
+        let mut command = std::process::Command::new(program);
+        command.arg("--version").stdout(Stdio::null()).stderr(Stdio::null());
+        command.status().is_ok_and(|it| it.success())
+    };
+    let both = there("python3") && there("curl");
+    if !both {
+        println!("skipped: HTTP needs python3 and curl");
+    }
+    both
+}
+
+/// Who answers one TCP connection: its name and the client's address that it saw.
+pub fn connect(to: SocketAddr) -> Result<(String, IpAddr)> {
+    let mut stream = TcpStream::connect_timeout(&to, PATIENCE).with_context(|| format!("connect to {to}"))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    drop(stream.shutdown(Shutdown::Both));
+    answer(&text)
+}
+
+/// The same by UDP. Lost datagrams are sent again; an answer counts only from where the question went.
+pub fn exchange(to: SocketAddr) -> Result<(String, IpAddr)> {
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    socket.connect(to)?;
+    socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+    for _ in 0..PATIENCE.as_secs() {
+        socket.send(b"who")?;
+        let mut buffer = [0; 256];
+        match socket.recv(&mut buffer) {
+            Ok(length) => return answer(std::str::from_utf8(&buffer[..length])?),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    bail!("no answer from {to}")
+}
+
+pub fn answer(text: &str) -> Result<(String, IpAddr)> {
+    let (name, address) = text.split_once(' ').with_context(|| format!("{text:?} is no answer"))?;
+    Ok((name.to_owned(), address.parse()?))
+}
+
+/// How often each backend answers, from one namespace.
+pub fn counts(
+    from: &str,
+    to: SocketAddr,
+    times: usize,
+    once: fn(SocketAddr) -> Result<(String, IpAddr)>,
+) -> Result<BTreeMap<String, usize>> {
+    namespace::inside(from, || {
+        let mut counts = BTreeMap::new();
+        for _ in 0..times {
+            *counts.entry(once(to)?.0).or_default() += 1;
+        }
+        Ok(counts)
+    })
+}

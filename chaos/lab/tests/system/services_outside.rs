@@ -1,0 +1,177 @@
+//! Clients outside the fleet: a machine on the underlay without an agent reaches services by node ports and external
+//! addresses of any node, in each mode; workloads and nodes reach the same.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    net::{IpAddr, SocketAddr},
+};
+
+use anyhow::{Context, Result, ensure};
+use chaos_lab::{Endpoint, ask, namespace, process, spec::underlay_address, wait};
+
+use crate::{
+    servers::{Server, WebServer, connect, counts, exchange, has_http},
+    support::{SOON, TestLab},
+};
+
+/// An address that nobody has: the outsider's route leads there.
+const EXTERNAL: &str = "198.51.100.7";
+/// Connections of which shares are judged.
+const MANY: usize = 120;
+
+fn manifest(more: &str) -> String {
+    format!(
+        "apiVersion: warren/v1\nkind: Service\nmetadata: {{name: web}}\nspec:\n  selector: {{matchLabels: {{app: web}}}}\n  \
+         ports:\n  - {{name: tcp, port: 80, targetPort: 8080, nodePort: 30080, hostPort: 8088}}\n  \
+         - {{name: udp, port: 53, targetPort: 5353, protocol: udp, nodePort: 30053}}\n  \
+         - {{name: http, port: 8000, nodePort: auto}}\n  externalIps: [{EXTERNAL}]\n{more}"
+    )
+}
+
+/// Writes the service, and waits until both nodes have it so.
+fn apply(lab: &TestLab, more: &str) {
+    let file = lab.name().folder().join("web.yaml");
+    fs::write(&file, manifest(more)).unwrap();
+    let (code, stdout, stderr) = lab.warren("n1", &["apply", "-f", file.to_str().unwrap()]);
+    assert_eq!((code, stderr.as_str()), (0, ""), "{stdout}");
+    let revision = ask(lab.api("n1").service(&"web".parse().unwrap())).unwrap().revision;
+    for node in ["n1", "n2"] {
+        wait::until(&format!("the service in the kernel of {node}"), SOON, || {
+            let service = ask(lab.api(node).service(&"web".parse()?))?;
+            ensure!(service.revision == revision, "revision {}", service.revision);
+            ensure!(service.ports.iter().all(|port| port.backends.len() == 3), "backends are missing");
+            let status = ask(lab.api(node).status())?;
+            ensure!(status.apply.pending == 0, "its kernel is behind");
+            Ok(())
+        })
+        .unwrap();
+    }
+}
+
+/// What a client finds out by asking many times.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Found {
+    /// Who answers, and as whom each sees the client.
+    seen: BTreeMap<String, BTreeSet<IpAddr>>,
+}
+
+fn find(from: &str, to: SocketAddr, times: usize, once: fn(SocketAddr) -> Result<(String, IpAddr)>) -> Found {
+    namespace::inside(from, || {
+        let mut found = Found::default();
+        for _ in 0..times {
+            let (name, seen) = once(to).with_context(|| format!("from {from} to {to}"))?;
+            found.seen.entry(name).or_default().insert(seen);
+        }
+        Ok(found)
+    })
+    .unwrap()
+}
+
+fn seen<'a>(expected: impl IntoIterator<Item = (&'a Endpoint, IpAddr)>) -> Found {
+    let seen = expected.into_iter().map(|(backend, address)| (backend.name.clone(), [address].into()));
+    Found { seen: seen.collect() }
+}
+
+#[test]
+fn clients_outside_reach_a_service_by_node_ports_and_external_addresses() {
+    let Some(lab) = TestLab::up("svc-out", 2, 1) else { return };
+    let backends = [("n1", "web-1"), ("n2", "web-2"), ("n2", "web-3")]
+        .map(|(node, name)| lab.endpoint(node, name, "app=web"));
+    let workload = lab.endpoint("n1", "client", "app=client");
+    let _servers: Vec<Server> = backends.iter().map(Server::start).collect();
+    lab.add_machine("x1").unwrap();
+    let outsider = lab.name().machine_namespace("x1");
+    let addresses = ["n1", "n2"].map(|node| IpAddr::from(underlay_address(node)));
+    let via = addresses[0].to_string();
+    process::run(&outsider, "ip", &["route", "add", EXTERNAL, "via", &via]).unwrap();
+    let client = IpAddr::from(underlay_address("x1"));
+    let nodes = ask(lab.api("n1").nodes()).unwrap().items;
+    let gateways = [0, 1].map(|index: usize| nodes[index].gateway.unwrap());
+    let external: IpAddr = EXTERNAL.parse().unwrap();
+    type Once = fn(SocketAddr) -> Result<(String, IpAddr)>;
+    // Each way in, and the node that it leads to.
+    let ways: [(SocketAddr, Once, usize); 6] = [
+        (SocketAddr::new(addresses[0], 30080), connect, 0),
+        (SocketAddr::new(addresses[1], 30080), connect, 1),
+        (SocketAddr::new(addresses[0], 30053), exchange, 0),
+        (SocketAddr::new(addresses[1], 30053), exchange, 1),
+        (SocketAddr::new(external, 80), connect, 0),
+        (SocketAddr::new(external, 53), exchange, 0),
+    ];
+    let on = |entry: usize, backend: &Endpoint| backend.node == ["n1", "n2"][entry];
+
+    // Backends elsewhere see the node that the client came to.
+    apply(&lab, "");
+    for (to, once, entry) in ways {
+        let expected = backends
+            .iter()
+            .map(|backend| (backend, if on(entry, backend) { client } else { gateways[entry] }));
+        assert_eq!(find(&outsider, to, MANY, once), seen(expected), "{to}");
+    }
+    if has_http() {
+        http(&lab, &outsider, &backends, addresses[1]);
+    }
+    // A host port leads to the node's own.
+    let local = |entry: usize| {
+        backends.iter().filter(move |backend| on(entry, backend)).map(|backend| (backend, client))
+    };
+    for entry in [0, 1] {
+        let to = SocketAddr::new(addresses[entry], 8088);
+        assert_eq!(find(&outsider, to, MANY / 4, connect), seen(local(entry)), "{to}");
+    }
+    // Workloads and nodes use the same addresses.
+    for from in [&workload.namespace, &lab.name().machine_namespace("n2")] {
+        let found = counts(from, SocketAddr::new(external, 80), MANY, connect).unwrap();
+        assert_eq!(found.len(), backends.len(), "{found:?}");
+    }
+
+    // Backends of the node only.
+    apply(&lab, "  trafficPolicy: local\n");
+    for (to, once, entry) in ways {
+        assert_eq!(find(&outsider, to, MANY / 4, once), seen(local(entry)), "{to}");
+    }
+
+    // Every backend sees the client, and answers it itself.
+    apply(&lab, "  mode: dsr\n");
+    for (to, once, _) in ways {
+        let expected = backends.iter().map(|backend| (backend, client));
+        assert_eq!(find(&outsider, to, MANY, once), seen(expected), "{to}");
+    }
+
+    // One client, one backend.
+    apply(&lab, "  affinity: {timeoutSeconds: 60}\n");
+    let found = counts(&outsider, SocketAddr::new(addresses[0], 30080), affine(), connect).unwrap();
+    assert_eq!(found.len(), 1, "{found:?}");
+
+    // Who is not let in hears nothing.
+    apply(&lab, "  sourceRanges: [203.0.113.0/24]\n");
+    let refused = namespace::inside(&outsider, || {
+        let to = SocketAddr::new(addresses[0], 30080);
+        Ok(std::net::TcpStream::connect_timeout(&to, std::time::Duration::from_millis(500)).is_err())
+    });
+    assert!(refused.unwrap());
+    assert!(lab.drops("n1", "service-source") > 0);
+    // That binds nobody of the fleet.
+    assert!(!counts(&workload.namespace, SocketAddr::new(external, 80), 10, connect).unwrap().is_empty());
+}
+
+/// Connections of one client that all meet one backend.
+fn affine() -> usize {
+    if std::env::var_os("WARREN_SCALE_SERVICES").is_some() { 1_000 } else { 100 }
+}
+
+/// A real client of real web servers, by the node port that the service was given.
+fn http(lab: &TestLab, outsider: &str, backends: &[Endpoint], node: IpAddr) {
+    let _servers: Vec<WebServer> = backends.iter().map(WebServer::start).collect();
+    let service = ask(lab.api("n1").service(&"web".parse().unwrap())).unwrap();
+    let port = service.ports[2].node_port.unwrap();
+    let url = format!("http://{node}:{port}/name");
+    let mut found = BTreeSet::new();
+    wait::until("all web servers to answer", SOON, || {
+        found.insert(process::run(outsider, "curl", &["--silent", "--fail", "--max-time", "20", &url])?);
+        ensure!(found.len() == backends.len(), "only {found:?} answer");
+        Ok(())
+    })
+    .unwrap();
+}

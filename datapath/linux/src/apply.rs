@@ -108,6 +108,7 @@ impl Datapath {
         if let Some(underlay) = self.netlink.link_at(base.underlay.ifindex).await? {
             self.hooks.attach_underlay(&self.netlink, &underlay.name).await?;
         }
+        self.sockets.mend(&mut self.hooks, &self.maps);
         match devices.vxlan {
             Some(_) => self.hooks.attach(VXLAN_DEVICE),
             // Last: until here packets could still go by it.

@@ -84,7 +84,10 @@ impl Hooks {
             .ebpf
             .program_mut(program.name())
             .ok_or_else(|| program.fail("find", io::ErrorKind::NotFound.into()))?;
-        object::load_socket(loaded).map_err(|error| DatapathError::program(program.name(), "load", error))?;
+        if loaded.fd().is_err() {
+            object::load_socket(loaded)
+                .map_err(|error| DatapathError::program(program.name(), "load", error))?;
+        }
         let fd = loaded.fd().map_err(|error| DatapathError::program(program.name(), "load", error))?.as_fd();
         let file = File::open(cgroup).map_err(|source| DatapathError::file("open cgroup", cgroup, source))?;
         let id =

@@ -78,6 +78,8 @@ impl Workshop<'_> {
         };
         check_ours(&outer)?;
         self.finish_outside(id, &name, value, base).await?;
+        // Not to be found: its sockets are not translated, its packets are.
+        self.sockets.forget(self.maps, id)?;
         if let Some(namespace) = self.namespace_of(&outer).await? {
             let inside = namespace.netlink()?;
             let links = inside.links().await?;

@@ -74,6 +74,7 @@ impl Datapath {
         if let Some(underlay) = self.netlink.link_at(underlay).await? {
             self.check_hooks(&underlay, UNDERLAY_PROGRAMS, broken).await?;
         }
+        broken.extend(self.sockets.damage(&self.hooks, &self.maps)?);
         Ok(broken.len() == before)
     }
 
@@ -171,6 +172,7 @@ impl Datapath {
         for pin in self.hooks.link_pins()? {
             ids.extend(device::endpoint_of(&pin.device));
         }
+        let lost = self.sockets.lost(&self.maps)?;
         for id in &ids {
             let before = observed.broken.len();
             let value = match devices.get(id) {
@@ -181,6 +183,11 @@ impl Datapath {
                 Some(link) => {
                     if mtu_bytes.is_some_and(|mtu_bytes| link.mtu_bytes != mtu_bytes) {
                         observed.broken.push(format!("endpoint {id}: its MTU is {}", link.mtu_bytes));
+                    }
+                    if lost.contains(id) {
+                        observed
+                            .broken
+                            .push(format!("endpoint {id}: its network namespace is not in the maps"));
                     }
                     self.check_hooks(link, programs_of(&link.name), &mut observed.broken).await?;
                     check_entries(*id, link, &by_ifindex, &by_address, &mut observed.broken)

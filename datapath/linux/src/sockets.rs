@@ -2,7 +2,7 @@
 //! whose backend is gone.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     fs, io,
     net::IpAddr,
     os::unix::fs::MetadataExt,
@@ -19,6 +19,7 @@ use crate::{
     hook::Hooks,
     maps::Maps,
     namespace::{self, Mark, Namespace},
+    object::SocketProgram,
     sock_diag,
 };
 
@@ -48,35 +49,60 @@ impl Sockets {
         let mut former = Vec::new();
         maps.namespaces.for_each(|cookie, entry| match entry.kind {
             namespace_kind::ENDPOINT => drop(namespaces.insert(EndpointId(entry.endpoint), *cookie)),
+            // Of this node or of another that had these pins: made anew where it is wanted.
             _ => former.push(*cookie),
         })?;
+        first_failure(maps.namespaces.delete_all(&former))?;
         let mut sockets = Self {
-            cgroup: None,
+            cgroup: config.map(|config| config.cgroup.clone()),
             ends_tcp: config.is_some_and(|config| config.ends_tcp),
             namespaces,
             is_due: true,
         };
-        let Some(config) = config else {
-            hooks.detach_sockets()?;
-            return Ok(sockets);
-        };
-        let mut attach = || {
-            let own = namespace::own_mark()?;
-            let entry =
-                NamespaceEntry { kind: namespace_kind::NODE, inode: own.inode, ..NamespaceEntry::default() };
-            maps.namespaces.put(&own.cookie, &entry)?;
-            former.retain(|cookie| *cookie != own.cookie);
-            first_failure(maps.namespaces.delete_all(&former))?;
-            hooks.attach_sockets(&config.cgroup)
-        };
-        match attach() {
-            Ok(()) => sockets.cgroup = Some(config.cgroup.clone()),
-            Err(error) => tracing::warn!(
-                cgroup = %config.cgroup.display(), error = error.chain(),
-                "services are not translated at the socket, only packet by packet"
-            ),
+        match config {
+            Some(_) => sockets.mend(hooks, maps),
+            None => hooks.detach_sockets()?,
         }
         Ok(sockets)
+    }
+
+    /// Puts to work what is not at work. If that fails, it is given up until the agent's next start.
+    pub(crate) fn mend(&mut self, hooks: &mut Hooks, maps: &Maps) {
+        let Some(cgroup) = &self.cgroup else { return };
+        let mut put = || {
+            let Mark { cookie, inode } = namespace::own_mark()?;
+            let entry = NamespaceEntry { kind: namespace_kind::NODE, inode, ..NamespaceEntry::default() };
+            maps.namespaces.put(&cookie, &entry)?;
+            hooks.attach_sockets(cgroup)
+        };
+        if let Err(error) = put() {
+            tracing::warn!(
+                cgroup = %cgroup.display(), error = error.chain(),
+                "services are not translated at the socket, only packet by packet"
+            );
+            self.cgroup = None;
+        }
+    }
+
+    /// What is not as it was made.
+    pub(crate) fn damage(&self, hooks: &Hooks, maps: &Maps) -> Result<Vec<String>, DatapathError> {
+        let Some(cgroup) = &self.cgroup else { return Ok(Vec::new()) };
+        let mut damage = Vec::new();
+        for program in SocketProgram::ALL {
+            if !hooks.is_at_sockets(program, cgroup) {
+                damage.push(format!("{}: program {} is not attached", cgroup.display(), program.name()));
+            }
+        }
+        if maps.namespaces.get(&namespace::own_mark()?.cookie)?.is_none() {
+            damage.push("the node's network namespace is not in the maps".into());
+        }
+        Ok(damage)
+    }
+
+    /// Endpoints whose namespace was known, and is not in the map any more.
+    pub(crate) fn lost(&self, maps: &Maps) -> Result<BTreeSet<EndpointId>, DatapathError> {
+        let there: HashSet<u64> = maps.namespaces.dump()?.into_iter().map(|(cookie, _)| cookie).collect();
+        Ok(self.namespaces.iter().filter(|(_, cookie)| !there.contains(cookie)).map(|(id, _)| *id).collect())
     }
 
     /// From now on the sockets in an endpoint's namespace are translated.

@@ -192,7 +192,7 @@ fn sockets_of_workloads_and_nodes_see_the_service() {
             assert_eq!(refused, Some(nix::errno::Errno::ECONNREFUSED), "{error:#}");
         }
     }
-    assert_eq!(lab.drops("n1", "no-backend"), before + 4);
+    assert!(lab.drops("n1", "no-backend") >= before + 4);
     let drops = lab.observed_drops("n1", "no-backend");
     assert!(drops.iter().any(|event| event.source.address == Some(client.address)), "{drops:#?}");
     no_differences(&lab, "n1");

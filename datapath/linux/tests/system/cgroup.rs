@@ -2,7 +2,7 @@
 //! wherever it is used.
 
 use std::{
-    fs,
+    fs, io,
     os::{
         fd::{AsRawFd, FromRawFd, OwnedFd},
         unix::process::CommandExt,
@@ -10,6 +10,8 @@ use std::{
     path::PathBuf,
     process::{Command, Stdio},
 };
+
+use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd};
 
 use crate::stage::Namespace;
 
@@ -30,7 +32,34 @@ impl Cgroup {
             println!("skipped: no cgroup can be made: {error}");
             return None;
         }
-        Some(Self { path })
+        let cgroup = Self { path };
+        if let Err(error) = cgroup.programs() {
+            println!("skipped: no programs at cgroups (CONFIG_CGROUP_BPF): {error}");
+            return None;
+        }
+        Some(cgroup)
+    }
+
+    /// The numbers of the programs at its connect4.
+    pub fn programs(&self) -> io::Result<Vec<u32>> {
+        let cgroup = fs::File::open(&self.path)?;
+        let mut ids = vec![0u32; 64];
+        // SAFETY: plain integers; zero is valid.
+        let mut attributes: bpf_attr = unsafe { std::mem::zeroed() };
+        attributes.query.__bindgen_anon_1.target_fd = cgroup.as_raw_fd() as u32;
+        attributes.query.attach_type = bpf_attach_type::BPF_CGROUP_INET4_CONNECT as u32;
+        attributes.query.prog_ids = ids.as_mut_ptr() as u64;
+        attributes.query.__bindgen_anon_2.prog_cnt = ids.len() as u32;
+        // SAFETY: there is room for as many numbers as it says.
+        let failed = unsafe {
+            libc::syscall(libc::SYS_bpf, bpf_cmd::BPF_PROG_QUERY, &raw mut attributes, size_of::<bpf_attr>())
+        };
+        if failed != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: written by the kernel.
+        ids.truncate(unsafe { attributes.query.__bindgen_anon_2.prog_cnt } as usize);
+        Ok(ids)
     }
 
     /// A socket of IPv4 (`libc::SOCK_STREAM`, `libc::SOCK_DGRAM`) in a network namespace.
@@ -46,7 +75,7 @@ impl Cgroup {
                 nix::sched::setns(&netns, nix::sched::CloneFlags::CLONE_NEWNET)?;
                 let made = libc::socket(libc::AF_INET, kind, 0);
                 if made < 0 || libc::dup2(made, libc::STDIN_FILENO) < 0 {
-                    return Err(std::io::Error::last_os_error());
+                    return Err(io::Error::last_os_error());
                 }
                 Ok(())
             });
@@ -55,10 +84,10 @@ impl Cgroup {
         // SAFETY: numbers only; what the kernel gives is ours alone.
         let socket = unsafe {
             let process = libc::syscall(libc::SYS_pidfd_open, child.id(), 0) as i32;
-            assert!(process >= 0, "{}", std::io::Error::last_os_error());
+            assert!(process >= 0, "{}", io::Error::last_os_error());
             let process = OwnedFd::from_raw_fd(process);
             let socket = libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), libc::STDIN_FILENO, 0);
-            assert!(socket >= 0, "{}", std::io::Error::last_os_error());
+            assert!(socket >= 0, "{}", io::Error::last_os_error());
             OwnedFd::from_raw_fd(socket as i32)
         };
         child.kill().expect("end sleep");

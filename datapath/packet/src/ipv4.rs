@@ -109,6 +109,16 @@ impl Ipv4 {
         self
     }
 
+    /// The header with another type of service, its checksum updated as in [`Self::next_hop`].
+    #[inline(always)]
+    #[must_use]
+    pub fn with_tos(mut self, tos: u8) -> Self {
+        let word = |tos| [[self.version_length, tos]];
+        self.checksum_be = checksum::updated(self.checksum_be, word(self.tos), word(tos));
+        self.tos = tos;
+        self
+    }
+
     /// The header after one more hop, its checksum updated and not computed anew (RFC 1141; `ip_decrease_ttl`):
     /// what arrived damaged stays so.
     ///

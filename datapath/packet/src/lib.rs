@@ -17,7 +17,9 @@ mod masquerade;
 mod overlay;
 mod slot;
 mod tcp;
+mod translate;
 mod transport;
+mod vxlan;
 
 pub use arp::{Arp, answer};
 pub use checksum::of_native as native_checksum;
@@ -29,7 +31,9 @@ pub use masquerade::{TRIES, flow_hash, is_answer_to, is_translatable, port as ma
 pub use overlay::{check_sender, direct_macs, direct_place, tunnel_identity};
 pub use slot::slot_of;
 pub use tcp::{PseudoHeader, Tcp, TcpState, flag, may_end, opens, tcp_state};
+pub use translate::{is_unfinished, translated_checksum};
 pub use transport::{ICMP, PortPlace, SCTP, Start, TCP, Transport, UDP, WirePort, ports};
+pub use vxlan::{TUNNEL_BYTES, TunnelHeader, is_ecn_the_same, is_tunnel_packet, tunnel_ipv4};
 
 /// A header as it is on the wire: what may be read from and written to a packet whole.
 ///

@@ -75,6 +75,8 @@ drop_reasons! {
     NoBackend = 23, "no-backend";
     /// To a service whose source ranges the client is not in.
     ServiceSource = 24, "service-source";
+    /// From a network that nothing is taken from.
+    DroppedNetwork = 25, "dropped-network";
 }
 
 /// Which way a packet goes, seen from the endpoint.
@@ -100,8 +102,11 @@ impl Direction {
     }
 }
 
-/// Slots of the counter map: reason 0 (forwarded) to 254 for each direction, and 255: events that the ring
-/// did not take.
+/// In the place of a reason: packets that went on before the stack. They are among those that went on, too.
+pub const COUNTED_BEFORE_STACK: u8 = 254;
+
+/// Slots of the counter map: reason 0 (forwarded) to 253 for each direction, [`COUNTED_BEFORE_STACK`], and 255: events
+/// that the ring did not take.
 pub const COUNTER_SLOTS: u32 = 512;
 
 /// The slot of a reason (0: forwarded, 255: events lost) and direction.

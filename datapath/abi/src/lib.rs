@@ -18,7 +18,7 @@ mod socket;
 
 pub mod identity_number;
 
-pub use counter::{COUNTER_SLOTS, Counter, Direction, DropReason, counter_slot};
+pub use counter::{COUNTED_BEFORE_STACK, COUNTER_SLOTS, Counter, Direction, DropReason, counter_slot};
 pub use event::{Event, EventKind};
 pub use flow::{FlowAction, FlowEntry, FlowKey, FragmentKey, FragmentPorts, SourceKind, flow_flags};
 pub use map::*;

@@ -54,6 +54,8 @@ pub mod map_name {
     pub const SOCKETS_V4: &str = "WARREN_SOCK_V4";
     /// LPM trie: IPv4 prefix -> u32 (1): destinations that are not masqueraded.
     pub const UNMASQUERADED_LPM_V4: &str = "WARREN_UNMASQ_V4";
+    /// LPM trie: IPv4 prefix -> u32 (1): sources that nothing is taken from before the stack.
+    pub const DROPPED_LPM_V4: &str = "WARREN_DROP_V4";
     /// Array of u32: the epoch of each shard.
     pub const EPOCHS: &str = "WARREN_EPOCHS";
     /// Per-CPU array of [`crate::Counter`], by [`crate::counter_slot`].
@@ -82,6 +84,8 @@ pub const MAX_FLOWS: u32 = 524_288;
 pub const MAX_FRAGMENTS: u32 = 8_192;
 /// Prefixes that are not masqueraded: the fleet's pools, and some settings.
 pub const MAX_UNMASQUERADED: u32 = 1_024;
+/// Prefixes that nothing is taken from: a list that people keep.
+pub const MAX_DROPPED: u32 = 16_384;
 /// Bytes of the event ring: a power of two and of pages.
 pub const EVENT_RING_BYTES: u32 = 1 << 20;
 /// Epoch shards, a power of two.

@@ -20,20 +20,36 @@ impl Flow {
         unsafe { &*self.0 }
     }
 
+    /// What the table says to a key, whether that holds or not.
+    #[inline(always)]
+    pub fn find(key: &FlowKey<V4>) -> Option<Self> {
+        FLOWS_V4.get_ptr_mut(key).map(Self)
+    }
+
     /// Counts a packet that was sent on as the entry says, and notes what its flags do to the connection.
     #[inline(always)]
     pub fn touch(&self, packet: &Packet) {
+        self.count(packet.bytes(), packet.tcp_flags);
+        let entry = self.0;
+        // SAFETY: as in `entry`.
+        unsafe {
+            if may_end(packet.tcp_flags) && (*entry).flags & ENDED == 0 {
+                end(packet, &mut *entry, reverse_of(packet, &*entry));
+            }
+        }
+    }
+
+    /// Counts a packet, and notes its flags.
+    #[inline(always)]
+    pub fn count(&self, bytes: u32, tcp_flags: u8) {
         let entry = self.0;
         // SAFETY: as in `entry`. Times and flags are plain writes: CPUs that race write nearly the same.
         unsafe {
             atomic::add(&raw mut (*entry).packets, 1);
-            atomic::add(&raw mut (*entry).bytes, u64::from(packet.bytes()));
+            atomic::add(&raw mut (*entry).bytes, u64::from(bytes));
             (*entry).last_seen_ns = now_ns();
-            if packet.tcp_flags & !(*entry).tcp_flags != 0 {
-                (*entry).tcp_flags |= packet.tcp_flags;
-            }
-            if may_end(packet.tcp_flags) && (*entry).flags & ENDED == 0 {
-                end(packet, &mut *entry, reverse_of(packet, &*entry));
+            if tcp_flags & !(*entry).tcp_flags != 0 {
+                (*entry).tcp_flags |= tcp_flags;
             }
         }
     }
@@ -53,12 +69,12 @@ pub fn known(packet: &mut Packet, comes_from: impl FnOnce(&FlowEntry) -> bool) -
         return None;
     }
     let key = &packet.key;
-    let flow = Flow(FLOWS_V4.get_ptr_mut(key)?);
+    let flow = Flow::find(key)?;
     let entry = flow.entry();
     if opens(packet.tcp_flags) && is_over(entry) {
         return None;
     }
-    if !(comes_from(entry) && is_valid(entry) && is_whole(&packet.key, entry)) {
+    if !(comes_from(entry) && holds(&packet.key, entry)) {
         service::note(packet, entry);
         return None;
     }
@@ -72,6 +88,12 @@ pub fn known(packet: &mut Packet, comes_from: impl FnOnce(&FlowEntry) -> bool) -
 fn is_over(entry: &FlowEntry) -> bool {
     let is_heard_in_half = entry.backend != 0 && !rewrite::is_rewritten(entry);
     entry.flags & ENDED != 0 || is_heard_in_half && may_end(entry.tcp_flags)
+}
+
+/// Whether what the entry of a key says holds now.
+#[inline(always)]
+pub fn holds(key: &FlowKey<V4>, entry: &FlowEntry) -> bool {
+    is_valid(entry) && is_whole(key, entry)
 }
 
 /// Whether nothing has changed that the entry depends on.

@@ -13,7 +13,7 @@ use datapath_abi::{
 use crate::{maps, packet::Packet};
 
 /// As in `linux/socket.h`.
-const AF_INET: u8 = 2;
+pub const AF_INET: u8 = 2;
 
 /// What the programs must know of their node.
 ///

@@ -1,5 +1,5 @@
 //! The kernel programs: classifiers on the host sides of the endpoints' devices, on `warren_vxlan`, on
-//! `warren_host`, and on the underlay interface.
+//! `warren_host`, and on the underlay interface; and one before the stack.
 //!
 //! Each decides in a module of its own and ends in [`finish`], the one place where a verdict becomes what the
 //! kernel is told. A packet of a known flow costs one lookup in the flow table; the first one is decided from
@@ -31,6 +31,7 @@ mod sock;
 mod sock_choice;
 mod to_endpoint;
 mod to_netdev;
+mod xdp;
 
 /// On the host there is nothing to run: the crate builds there so that compiler and lints see it.
 #[cfg(not(target_arch = "bpf"))]

@@ -7,10 +7,10 @@ use aya_ebpf::{
 use datapath_abi::{
     AffinityEntry, AffinityKey, BackendEntry, Budget, COUNTER_SLOTS, Counter, EPOCH_SHARDS, EVENT_RING_BYTES,
     EndpointEntry, Event, FlowEntry, FlowKey, FragmentKey, FragmentPorts, FrontendEntry, FrontendKey,
-    IpcacheEntry, MAX_AFFINITIES, MAX_BACKENDS, MAX_ENDPOINTS, MAX_FLOWS, MAX_FRAGMENTS, MAX_FRONTENDS,
-    MAX_IPCACHE, MAX_IPCACHE_LPM, MAX_NODES, MAX_SERVICES, MAX_SLOT_BLOCKS, MAX_SOCKETS, MAX_SOURCES,
-    MAX_UNMASQUERADED, NamespaceEntry, NodeConfig, NodeEntry, SERVICE_PORT_WORDS, ServiceEntry, SlotBlock,
-    SlotsKey, SocketEntry, SocketKey, Source, V4,
+    IpcacheEntry, MAX_AFFINITIES, MAX_BACKENDS, MAX_DROPPED, MAX_ENDPOINTS, MAX_FLOWS, MAX_FRAGMENTS,
+    MAX_FRONTENDS, MAX_IPCACHE, MAX_IPCACHE_LPM, MAX_NODES, MAX_SERVICES, MAX_SLOT_BLOCKS, MAX_SOCKETS,
+    MAX_SOURCES, MAX_UNMASQUERADED, NamespaceEntry, NodeConfig, NodeEntry, SERVICE_PORT_WORDS, ServiceEntry,
+    SlotBlock, SlotsKey, SocketEntry, SocketKey, Source, V4,
 };
 
 use crate::packet::Scratch;
@@ -79,6 +79,9 @@ pub static SOCKETS_V4: LruHashMap<SocketKey<V4>, SocketEntry<V4>, { MAX_SOCKETS 
 
 #[btf_map(name = "WARREN_UNMASQ_V4")]
 pub static UNMASQUERADED_LPM_V4: LpmTrie<V4, u32, { MAX_UNMASQUERADED as usize }> = LpmTrie::new();
+
+#[btf_map(name = "WARREN_DROP_V4")]
+pub static DROPPED_LPM_V4: LpmTrie<V4, u32, { MAX_DROPPED as usize }> = LpmTrie::new();
 
 #[btf_map(name = "WARREN_EPOCHS")]
 pub static EPOCHS: Array<u32, { EPOCH_SHARDS as usize }> = Array::new();

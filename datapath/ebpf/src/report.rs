@@ -2,14 +2,14 @@
 
 use aya_ebpf::{helpers::bpf_ktime_get_ns, maps::ring_buf::RingBufEntry};
 use datapath_abi::{
-    BUDGET_EVENTS, BUDGET_WINDOW_NS, DropReason, EVENTS_PER_WINDOW, Event, EventKind, FlowEntry, FlowKey, V4,
-    V6, counter_slot, flow_flags::REPLY,
+    BUDGET_EVENTS, BUDGET_WINDOW_NS, Direction, DropReason, EVENTS_PER_WINDOW, Event, EventKind, FlowEntry,
+    FlowKey, V4, V6, counter_slot, flow_flags::REPLY,
 };
 
 use crate::{flows, maps, packet::Packet};
 
 /// Slot of packets that went on.
-const FORWARDED: u8 = 0;
+pub const FORWARDED: u8 = 0;
 /// Slot of events that the ring did not take.
 const EVENTS_LOST: u8 = 255;
 
@@ -112,11 +112,17 @@ pub fn mapped(address: V4) -> V6 {
 
 #[inline(always)]
 fn count(packet: &Packet, reason: u8) {
-    if let Some(counter) = maps::COUNTERS.get_ptr_mut(counter_slot(reason, packet.direction)) {
+    add(reason, packet.direction, packet.bytes());
+}
+
+/// Counts a packet of so many bytes.
+#[inline(always)]
+pub fn add(reason: u8, direction: Direction, bytes: u32) {
+    if let Some(counter) = maps::COUNTERS.get_ptr_mut(counter_slot(reason, direction)) {
         // SAFETY: this CPU's own; a program is not interrupted by another on its CPU.
         unsafe {
             (*counter).packets += 1;
-            (*counter).bytes += u64::from(packet.bytes());
+            (*counter).bytes += u64::from(bytes);
         }
     }
 }

@@ -7,11 +7,11 @@ fn main() {}
 
 mod programs {
     use aya_ebpf::{
-        bindings::{TC_ACT_OK, TC_ACT_SHOT, bpf_tunnel_key},
+        bindings::{TC_ACT_OK, TC_ACT_SHOT, bpf_tunnel_key, xdp_action::XDP_PASS},
         btf_maps::ProgramArray,
         helpers::{bpf_skb_get_tunnel_key, bpf_skb_set_tunnel_key},
-        macros::{btf_map, classifier},
-        programs::TcContext,
+        macros::{btf_map, classifier, xdp},
+        programs::{TcContext, XdpContext},
     };
 
     /// Slot 0: the program under test.
@@ -74,6 +74,13 @@ mod programs {
     #[classifier]
     pub fn nothing(_context: TcContext) -> i32 {
         TC_ACT_OK
+    }
+
+    /// The same before the stack. A veth also wants some program at its other end before it delivers there what one of
+    /// ours sends back.
+    #[xdp]
+    pub fn nothing_early(_context: XdpContext) -> u32 {
+        XDP_PASS
     }
 }
 

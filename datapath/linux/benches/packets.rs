@@ -16,7 +16,7 @@ mod namespace;
 #[path = "../tests/packet/world.rs"]
 mod world;
 
-use std::time::Duration;
+use std::{process::Command, time::Duration};
 
 use datapath_abi::{
     BLOCK_SLOTS, BackendEntry, FlowEntry, FlowKey, FrontendEntry, FrontendKey, NodeConfig, ServiceEntry,
@@ -80,6 +80,52 @@ fn main() {
     let frame = Frame::ack(&INTERNET, &frontend).macs([0; 6], [2, 9, 9, 9, 9, 9]);
     for (name, backend) in [("from_netdev, service here", B), ("from_netdev, service there", R)] {
         service_row(&mut kernel, name, Program::FromNetdev, &frame, &backend);
+    }
+    early_rows(&mut kernel, &frame);
+}
+
+/// The same flow before the stack: its packets, and its answers out of the tunnel. `frame` is as a classifier gets it.
+fn early_rows(kernel: &mut Kernel, frame: &Frame) {
+    const OURS: [u8; 6] = [2, 9, 9, 9, 9, 1];
+    for line in [
+        "link set under0 address 02:09:09:09:09:01",
+        "neigh add 192.0.2.5 lladdr 02:09:09:09:09:05 dev under0 nud permanent",
+        "neigh add 192.0.2.254 lladdr 02:09:09:09:09:fe dev under0 nud permanent",
+    ] {
+        let output = Command::new("ip").args(line.split(' ')).output().expect("run ip");
+        assert!(output.status.success(), "ip {line}");
+    }
+    kernel.attach_xdp(namespace::UNDERLAY_IFINDEX);
+    let entry =
+        BackendEntry { service: 1, address: R.address, port_be: [31, 144], ..BackendEntry::default() };
+    kernel.set(map_name::BACKENDS_V4, &1u32, &entry);
+    kernel.time(Program::FromNetdev, &frame.bytes(), None, 1);
+    let port = u16::from_be_bytes(kernel.flow(&frame.key()).expect("the flow is known").rewrite_src_port_be);
+    let answer = Frame::tcp(&R, &GATEWAY, 8080, port, 0x10);
+    let tunnel = Some(tunnel_from(&R));
+    let behind_tunnel = median(|| kernel.time_nothing(&answer.bytes(), tunnel, 1));
+    let known = median(|| kernel.time(Program::FromOverlay, &answer.bytes(), tunnel, 1));
+    println!("{:<28} {:>6} ns", "from_overlay, its answer", known.saturating_sub(behind_tunnel));
+    let mut payload = vec![0xc0, 1];
+    payload.extend(world::TUNNEL_PORT.to_be_bytes());
+    payload.extend((answer.len() as u16 + 16).to_be_bytes());
+    payload.extend([0, 0, 8, 0, 0, 0]);
+    payload.extend(&R.identity.to_be_bytes()[1..]);
+    payload.push(0);
+    payload.extend(answer.bytes());
+    let node = Peer { address: world::NODE_5.address, ..INTERNET };
+    let own = Frame::ack(&INTERNET, &UNDERLAY).destination_port(22);
+    for (name, frame) in [
+        ("xdp_entry, service there", frame.clone()),
+        ("xdp_entry, its answer", Frame::ipv4(&node, &UNDERLAY, 17, &payload)),
+        ("xdp_entry, the node's own", own),
+    ] {
+        let frame = frame.macs(OURS, [2, 9, 9, 9, 9, 9]).bytes();
+        let is_carried = kernel.run_xdp(&frame, namespace::UNDERLAY_IFINDEX).code == 3;
+        assert_eq!(is_carried, !name.ends_with("own"), "{name}");
+        let base = median(|| kernel.time_nothing_early(&frame, namespace::UNDERLAY_IFINDEX));
+        let known = median(|| kernel.time_xdp(&frame, namespace::UNDERLAY_IFINDEX));
+        println!("{name:<28} {:>6} ns", known.saturating_sub(base));
     }
 }
 

@@ -291,6 +291,37 @@ pub(crate) fn cgroup_link(link: BorrowedFd<'_>) -> io::Result<CgroupLink> {
     Ok(CgroupLink { program_id: info.prog_id, cgroup_id })
 }
 
+/// What the kernel says of a link before the stack of a device.
+pub(crate) struct DeviceLink {
+    pub program_id: u32,
+    /// 0 when the device has gone.
+    pub ifindex: u32,
+}
+
+/// Asks a link to a device.
+pub(crate) fn device_link(link: BorrowedFd<'_>) -> io::Result<DeviceLink> {
+    // SAFETY: plain integers; zero is valid.
+    let mut info: bpf_link_info = unsafe { MaybeUninit::zeroed().assume_init() };
+    describe(link, &mut info)?;
+    // SAFETY: as in `cgroup_link`.
+    let ifindex = unsafe { info.__bindgen_anon_1.xdp.ifindex };
+    Ok(DeviceLink { program_id: info.prog_id, ifindex })
+}
+
+/// Attaches a program before the stack of a device (`flags`: by whom); it works there as long as the link or a pin of it
+/// lives.
+pub(crate) fn create_device_link(program: BorrowedFd<'_>, ifindex: u32, flags: u32) -> io::Result<OwnedFd> {
+    let mut attributes = attributes();
+    attributes.link_create.__bindgen_anon_1.prog_fd = program.as_raw_fd() as u32;
+    attributes.link_create.__bindgen_anon_2.target_ifindex = ifindex;
+    attributes.link_create.attach_type = bpf_attach_type::BPF_XDP as u32;
+    attributes.link_create.flags = flags;
+    // SAFETY: numbers only.
+    let fd = unsafe { bpf(bpf_cmd::BPF_LINK_CREATE, &mut attributes) }?;
+    // SAFETY: the kernel made this descriptor for us just now.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
 /// Attaches a program to a cgroup, beside others; it works there as long as the link or a pin of it lives.
 pub(crate) fn create_link(
     program: BorrowedFd<'_>,

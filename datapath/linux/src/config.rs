@@ -5,6 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use ipnetwork::Ipv4Network;
+
 /// The number that marks routes as ours (`ip route show proto 112`). In the range that iproute2 leaves to
 /// administrators' daemons, not taken in its rt_protos.
 pub const WARREN_ROUTE_PROTOCOL: u8 = 112;
@@ -21,6 +23,8 @@ pub struct LinuxConfig {
     pub route_protocol: u8,
     /// Services at the socket; `None`: only packet by packet.
     pub sockets: Option<SocketConfig>,
+    /// Known flows before the stack; `None`: all of them by classifiers.
+    pub xdp: Option<XdpConfig>,
     /// Attach by clsact also where the kernel has TCX: for tests of what older kernels get.
     pub force_clsact: bool,
 }
@@ -31,6 +35,7 @@ impl Default for LinuxConfig {
             pin_root: DEFAULT_PIN_ROOT.into(),
             route_protocol: WARREN_ROUTE_PROTOCOL,
             sockets: None,
+            xdp: None,
             force_clsact: false,
         }
     }
@@ -50,6 +55,24 @@ pub struct SocketConfig {
     pub cgroup: PathBuf,
     /// Whether TCP connections to a backend that is gone are reset, as UDP sockets are ended.
     pub ends_tcp: bool,
+}
+
+/// What is done on the underlay's interface before the stack.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct XdpConfig {
+    /// By whom.
+    pub mode: XdpMode,
+    /// Sources that nothing is taken from.
+    pub refused: Vec<Ipv4Network>,
+}
+
+/// Who runs the program before the stack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum XdpMode {
+    /// The device's driver, before the kernel makes a packet of a frame.
+    Native,
+    /// The kernel, for any driver: correct, and not much faster than classifiers.
+    Generic,
 }
 
 /// Which of the node's addresses other nodes send tunnel packets to.

@@ -8,7 +8,9 @@ use std::{
 };
 
 use aya::maps::MapData;
-use datapath_abi::{COUNTER_SLOTS, Counter, Direction, DropReason, counter_slot, map_name};
+use datapath_abi::{
+    COUNTED_BEFORE_STACK, COUNTER_SLOTS, Counter, Direction, DropReason, counter_slot, map_name,
+};
 use serde::Serialize;
 
 use crate::{bpf, error::DatapathError};
@@ -20,6 +22,8 @@ pub enum CounterKind {
     Forwarded,
     /// Packets that were dropped.
     Dropped(DropReason),
+    /// Packets that went on before the stack; they are among those that went on.
+    BeforeStack,
     /// Events that were not reported: the ring was full, or their budget was used up.
     EventsLost,
 }
@@ -28,7 +32,7 @@ impl CounterKind {
     /// All of them.
     pub fn all() -> impl Iterator<Item = Self> {
         let dropped = DropReason::ALL.iter().copied().map(Self::Dropped);
-        [Self::Forwarded].into_iter().chain(dropped).chain([Self::EventsLost])
+        [Self::Forwarded].into_iter().chain(dropped).chain([Self::BeforeStack, Self::EventsLost])
     }
 
     /// The word used in metrics and on the command line.
@@ -36,6 +40,7 @@ impl CounterKind {
         match self {
             Self::Forwarded => "forwarded",
             Self::Dropped(reason) => reason.key(),
+            Self::BeforeStack => "before-stack",
             Self::EventsLost => "events-lost",
         }
     }
@@ -44,6 +49,7 @@ impl CounterKind {
         match self {
             Self::Forwarded => 0,
             Self::Dropped(reason) => reason as u8,
+            Self::BeforeStack => COUNTED_BEFORE_STACK,
             Self::EventsLost => 255,
         }
     }

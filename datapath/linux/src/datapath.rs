@@ -19,6 +19,7 @@ use crate::{
     pins::Pins,
     service,
     sockets::Sockets,
+    xdp,
 };
 
 /// The node's maps, programs, devices and routes. One per agent and node namespace; whoever opens it owns them.
@@ -79,6 +80,8 @@ impl Datapath {
             pin_root = %config.pin_root.display(), ?mode, ?adoption, adopted, carried, late, "datapath open"
         );
         let slot_tables = service::Tables::adopt(&maps)?;
+        xdp::refuse(&maps, config.xdp.as_ref().map_or(&[], |xdp| &xdp.refused))?;
+        hooks.adopt_xdp(config.xdp.as_ref())?;
         let sockets = Sockets::open(config.sockets.as_ref(), &mut hooks, &maps)?;
         Ok(Self { config, netlink, maps, hooks, slot_tables, sockets, events: Some(events) })
     }

@@ -26,6 +26,7 @@ use crate::{
     object::{self, MAPS, Program},
     pins,
     pins::Pins,
+    xdp,
 };
 
 /// Our filter's place at a clsact hook: fixed, so that it is found and replaced.
@@ -132,7 +133,7 @@ fn is_of_ours(program_id: u32) -> Result<bool, DatapathError> {
 }
 
 impl LinkPin {
-    fn parse(name: &str) -> Option<Self> {
+    pub(crate) fn parse(name: &str) -> Option<Self> {
         let (device, program) = name.rsplit_once('-')?;
         let program = Program::ALL.into_iter().find(|candidate| candidate.name() == program)?;
         Some(Self { device: device.into(), program })
@@ -180,7 +181,7 @@ impl Hooks {
         match self.mode {
             AttachMode::Tcx => {
                 for name in pins::names(&self.pins.links())? {
-                    if cgroup::is_pin(&name) {
+                    if cgroup::is_pin(&name) || xdp::is_pin(&name) {
                         continue;
                     }
                     let fail = |error: LinkError| DatapathError::program(&name, "ask the link of", error);

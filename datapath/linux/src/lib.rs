@@ -40,13 +40,16 @@ mod table;
 mod underlay;
 mod users;
 mod watch;
+mod xdp;
 
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 
 pub use cgroup::cgroup_root;
 pub use cleanup::{CleanupStep, cleanup};
-pub use config::{DEFAULT_PIN_ROOT, LinuxConfig, SocketConfig, UnderlayChoice, WARREN_ROUTE_PROTOCOL};
+pub use config::{
+    DEFAULT_PIN_ROOT, LinuxConfig, SocketConfig, UnderlayChoice, WARREN_ROUTE_PROTOCOL, XdpConfig, XdpMode,
+};
 pub use counters::{Count, CounterKind, Counters};
 pub use datapath::Datapath;
 pub use device::{ENDPOINT_PREFIX, GROUP as DEVICE_GROUP, HOST_DEVICE, NET_DEVICE, VXLAN_DEVICE};

@@ -43,6 +43,7 @@ pub(crate) struct Maps {
     pub namespaces: Table<u64, NamespaceEntry>,
     pub sockets_v4: Table<SocketKey<V4>, SocketEntry<V4>>,
     pub unmasqueraded_lpm_v4: Table<LpmKey<V4>, u32>,
+    pub dropped_lpm_v4: Table<LpmKey<V4>, u32>,
     pub epochs: Table<u32, u32>,
     pub counters: CounterTable,
 }
@@ -185,6 +186,7 @@ impl Maps {
             namespaces: open(ebpf, map_name::NAMESPACES)?,
             sockets_v4: open(ebpf, map_name::SOCKETS_V4)?,
             unmasqueraded_lpm_v4: open(ebpf, map_name::UNMASQUERADED_LPM_V4)?,
+            dropped_lpm_v4: open(ebpf, map_name::DROPPED_LPM_V4)?,
             epochs: open(ebpf, map_name::EPOCHS)?,
             counters: CounterTable::open(data(ebpf, map_name::COUNTERS)?)?,
         })

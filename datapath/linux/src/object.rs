@@ -4,7 +4,7 @@ use std::io;
 
 use aya::{
     include_bytes_aligned,
-    programs::{ProgramError, SchedClassifier},
+    programs::{ProgramError, SchedClassifier, Xdp},
 };
 use datapath_abi::map_name;
 
@@ -51,6 +51,9 @@ impl Program {
         }
     }
 }
+
+/// The name of the program in [`OBJECT`] that works before the stack, on the underlay interface.
+pub const XDP_PROGRAM: &str = "xdp_entry";
 
 /// A program at sockets in [`OBJECT`]; it belongs to a cgroup and not to a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -108,6 +111,14 @@ pub fn load_socket(program: &mut aya::programs::Program) -> Result<(), ProgramEr
     })
 }
 
+/// As [`load`], for the program before the stack.
+///
+/// # Errors
+/// As [`Xdp::load`].
+pub fn load_xdp(program: &mut Xdp) -> Result<(), ProgramError> {
+    persist(|| program.load())
+}
+
 fn persist(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
     let mut attempt = 1;
     loop {
@@ -123,7 +134,7 @@ fn persist(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), Pro
 }
 
 /// The maps of [`OBJECT`], all of them.
-pub const MAPS: [&str; 24] = [
+pub const MAPS: [&str; 25] = [
     map_name::CONFIG,
     map_name::ENDPOINTS_BY_IFINDEX,
     map_name::ENDPOINTS_V4,
@@ -143,6 +154,7 @@ pub const MAPS: [&str; 24] = [
     map_name::NAMESPACES,
     map_name::SOCKETS_V4,
     map_name::UNMASQUERADED_LPM_V4,
+    map_name::DROPPED_LPM_V4,
     map_name::EPOCHS,
     map_name::COUNTERS,
     map_name::EVENTS,
@@ -164,8 +176,12 @@ mod tests {
 
         let mut programs: Vec<_> = object.programs.keys().map(String::as_str).collect();
         let at_sockets = SocketProgram::ALL.iter().map(|program| program.name());
-        let mut expected: Vec<_> =
-            Program::ALL.iter().map(|program| program.name()).chain(at_sockets).collect();
+        let mut expected: Vec<_> = Program::ALL
+            .iter()
+            .map(|program| program.name())
+            .chain(at_sockets)
+            .chain([XDP_PROGRAM])
+            .collect();
         programs.sort_unstable();
         expected.sort_unstable();
         assert_eq!(programs, expected);

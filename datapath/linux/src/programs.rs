@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::{
+    config::XdpConfig,
     datapath::Datapath,
     error::DatapathError,
     hook::{AttachMode, UNDERLAY_PROGRAMS, programs_of},
-    object::{Program, SocketProgram},
+    object::{Program, SocketProgram, XDP_PROGRAM},
 };
 
 /// A program and the devices where it is at work.
@@ -16,7 +17,7 @@ use crate::{
 pub struct ProgramInfo {
     /// Its name in the object.
     pub name: String,
-    /// How it is attached: `tcx`, `clsact` or `cgroup`.
+    /// How it is attached: `tcx`, `clsact`, `cgroup`, `xdp native` or `xdp generic`.
     pub hook: &'static str,
     /// The devices, sorted; of one at sockets its cgroup.
     pub devices: Vec<String>,
@@ -53,6 +54,17 @@ impl Datapath {
             ProgramInfo { name: name.to_owned(), hook, devices }
         };
         let mut programs: Vec<ProgramInfo> = devices.into_iter().map(info).collect();
+        if let Some(XdpConfig { mode, .. }) = self.config.xdp {
+            let links = self.netlink.links().await?;
+            let works = links.iter().filter(|link| {
+                link.index == underlay && self.hooks.is_before_stack(&link.name, link.index, mode)
+            });
+            programs.push(ProgramInfo {
+                name: XDP_PROGRAM.to_owned(),
+                hook: mode.hook(),
+                devices: works.map(|link| link.name.clone()).collect(),
+            });
+        }
         if let Some(wanted) = &self.config.sockets {
             let at = self.sockets.cgroup.as_ref();
             programs.extend(SocketProgram::ALL.iter().map(|program| {

@@ -10,14 +10,14 @@ use std::{
 use aya::{
     Ebpf, EbpfError, EbpfLoader, Pod, TestRun,
     maps::{Array, HashMap, LpmTrie, Map, PerCpuArray, ProgramArray, RingBuf, lpm_trie::Key},
-    programs::{ProgramFd, ProgramInfo, SchedClassifier, TestRunOptions},
+    programs::{ProgramFd, ProgramInfo, SchedClassifier, TestRunOptions, Xdp, XdpMode},
 };
 use datapath_abi::{
     AbiBytes, BackendEntry, COUNTER_SLOTS, Counter, EPOCH_SHARDS, EndpointEntry, Event, FlowEntry, FlowKey,
     FrontendEntry, FrontendKey, IpcacheEntry, LpmKey, NodeConfig, NodeEntry, ServiceEntry, SlotBlock,
     SlotsKey, Source, V4, map_name,
 };
-use datapath_linux::object::{self, OBJECT, Program, SocketProgram};
+use datapath_linux::object::{self, OBJECT, Program, SocketProgram, XDP_PROGRAM};
 
 /// What only tests load: see `datapath/ebpf/src/test.rs`.
 static TEST_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("WARREN_BPF_TEST_OBJECT"));
@@ -26,6 +26,10 @@ static TEST_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("WARREN_BPF_TEST_OB
 const INGRESS_OFFSET: usize = 36;
 const CB_OFFSET: usize = 48;
 const SK_BUFF_BYTES: usize = 192;
+/// Where `struct xdp_md` has `data_end` and `ingress_ifindex`, and its size.
+const DATA_END_OFFSET: usize = 4;
+const INGRESS_XDP_OFFSET: usize = 12;
+const XDP_MD_BYTES: usize = 24;
 /// A packet may grow by as much.
 const HEADROOM: usize = 256;
 
@@ -134,6 +138,49 @@ impl Kernel {
         let loaded = self.ebpf.program_mut(program.name()).expect("the object has the program");
         object::load_socket(loaded).unwrap_or_else(|error| panic!("{}: {error}", program.name()));
         loaded.info().expect("it is loaded")
+    }
+
+    /// The program before the stack, loaded.
+    pub fn load_xdp(&mut self) -> &mut Xdp {
+        let program = self.ebpf.program_mut(XDP_PROGRAM).expect("the object has the program");
+        let program: &mut Xdp = program.try_into().expect("it is of that kind");
+        if program.fd().is_err() {
+            object::load_xdp(program).unwrap_or_else(|error| panic!("{XDP_PROGRAM}: {error:#?}"));
+        }
+        program
+    }
+
+    /// Puts the program to work before the stack of a veth: only there a test run can claim to come from.
+    pub fn attach_xdp(&mut self, ifindex: u32) {
+        self.load_xdp().attach_to_if_index(ifindex, XdpMode::Driver).expect("a veth can");
+    }
+
+    /// Runs the program before the stack on a frame that comes in there.
+    pub fn run_xdp(&mut self, frame: &[u8], ifindex: u32) -> Ran {
+        let mut bytes = vec![0; frame.len() + HEADROOM];
+        let mut options = TestRunOptions::new();
+        let context = xdp_context(frame, ifindex);
+        options.data_in = Some(frame);
+        options.ctx_in = Some(&context);
+        options.data_out = Some(&mut bytes);
+        let result = self.load_xdp().test_run(options).expect("BPF_PROG_TEST_RUN");
+        bytes.truncate(result.data_size_out as usize);
+        Ran { code: result.return_value, bytes }
+    }
+
+    /// The time of one run of it.
+    pub fn time_xdp(&mut self, frame: &[u8], ifindex: u32) -> Duration {
+        time_xdp(self.load_xdp(), frame, ifindex)
+    }
+
+    /// The time of one run of a program before the stack that does nothing.
+    pub fn time_nothing_early(&mut self, frame: &[u8], ifindex: u32) -> Duration {
+        let program = self.test.program_mut("nothing_early").expect("in the test object");
+        let program: &mut Xdp = program.try_into().expect("it is of that kind");
+        if program.fd().is_err() {
+            object::load_xdp(program).expect("it loads");
+        }
+        time_xdp(program, frame, ifindex)
     }
 
     /// Writes an entry.
@@ -362,6 +409,22 @@ impl Kernel {
     fn map(&self, name: &str) -> &Map {
         self.ebpf.map(name).expect("the object has the map")
     }
+}
+
+fn time_xdp(program: &Xdp, frame: &[u8], ifindex: u32) -> Duration {
+    let mut options = TestRunOptions::new();
+    let context = xdp_context(frame, ifindex);
+    options.data_in = Some(frame);
+    options.ctx_in = Some(&context);
+    program.test_run(options).expect("BPF_PROG_TEST_RUN").duration
+}
+
+/// `struct xdp_md` for [`Kernel::run_xdp`].
+fn xdp_context(frame: &[u8], ifindex: u32) -> [u8; XDP_MD_BYTES] {
+    let mut context = [0; XDP_MD_BYTES];
+    context[DATA_END_OFFSET..][..4].copy_from_slice(&(frame.len() as u32).to_ne_bytes());
+    context[INGRESS_XDP_OFFSET..][..4].copy_from_slice(&ifindex.to_ne_bytes());
+    context
 }
 
 /// `struct __sk_buff` for [`Kernel::run`].

@@ -1,7 +1,7 @@
 //! The kernel's verifier takes every program, with room to grow.
 
 use aya::programs::SchedClassifier;
-use datapath_linux::object::{Program, SocketProgram};
+use datapath_linux::object::{Program, SocketProgram, XDP_PROGRAM};
 
 use crate::kernel::kernel_or_skip;
 
@@ -24,6 +24,10 @@ fn verifier_takes_every_program() {
         println!("{}: {instructions} verified instructions", program.name());
         assert!(instructions < MAX_VERIFIED_INSTRUCTIONS, "{}: {instructions}", program.name());
     }
+    let info = kernel.load_xdp().info().expect("a loaded program has an id");
+    let instructions = info.verified_instruction_count().expect("since Linux 5.16");
+    println!("{XDP_PROGRAM}: {instructions} verified instructions");
+    assert!(instructions < MAX_VERIFIED_INSTRUCTIONS, "{XDP_PROGRAM}: {instructions}");
 }
 
 #[test]

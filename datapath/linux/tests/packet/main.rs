@@ -22,3 +22,4 @@ mod service;
 mod stack;
 mod to_endpoint;
 mod world;
+mod xdp;

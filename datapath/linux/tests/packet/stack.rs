@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use aya_obj::{Object, generated::bpf_insn};
-use datapath_linux::object::{OBJECT, Program, SocketProgram};
+use datapath_linux::object::{OBJECT, Program, SocketProgram, XDP_PROGRAM};
 
 /// `MAX_BPF_STACK`: of all frames of a chain together.
 const MAX_STACK_BYTES: u64 = 512;
@@ -78,12 +78,12 @@ fn programs_fit_the_stack_of_old_kernels() {
     let sections = object.functions.keys().map(|(section, _)| *section).collect();
     object.relocate_calls(&sections).expect("the object links");
     let at_sockets = SocketProgram::ALL.iter().map(|program| program.name());
-    for program in Program::ALL.iter().map(|program| program.name()).chain(at_sockets) {
+    for program in Program::ALL.iter().map(|program| program.name()).chain(at_sockets).chain([XDP_PROGRAM]) {
         let key = object.programs[program].function_key();
         let frames = frames(&object.functions[&key].instructions);
         let (bytes, chain) = deepest(&frames, 0);
         println!("{program}: {bytes} bytes, {chain:?}");
-        let is_small = program.starts_with("sock_");
+        let is_small = program.starts_with("sock_") || program == XDP_PROGRAM;
         assert!(is_small || chain.len() > 1, "{program}: calls are seen");
         assert!(bytes <= MAX_STACK_BYTES, "{program}: {bytes} bytes in frames of {chain:?}");
     }

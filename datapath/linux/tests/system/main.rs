@@ -16,3 +16,4 @@ mod traffic;
 mod underlay;
 mod watching;
 mod world;
+mod xdp;

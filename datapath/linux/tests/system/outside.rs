@@ -24,22 +24,23 @@ use crate::{
     traffic::other_node,
 };
 
-const CLIENT: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 100);
-const EXTERNAL: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 7);
+pub const CLIENT: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 100);
+pub const EXTERNAL: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 7);
 const VIRTUAL: Ipv4Addr = Ipv4Addr::new(10, 201, 0, 1);
-const PORT: u16 = 80;
+pub const PORT: u16 = 80;
 const NODE_PORT: u16 = 30_080;
 
 /// Two nodes with a backend each, and the client, whose routes lead to node 1.
-struct Play {
-    cluster: Cluster,
-    client: Namespace,
-    workloads: [Namespace; 2],
-    force_clsact: bool,
+pub struct Play {
+    pub cluster: Cluster,
+    pub client: Namespace,
+    pub workloads: [Namespace; 2],
+    /// How datapaths are opened, but for their pins.
+    pub settings: LinuxConfig,
 }
 
 impl Play {
-    fn new(host_routing: HostRouting, force_clsact: bool) -> Option<Self> {
+    pub fn new(host_routing: HostRouting, settings: LinuxConfig) -> Option<Self> {
         let cluster = Cluster::new(2)?;
         let client = Namespace::new("client");
         let bridge = &cluster.bridge;
@@ -54,7 +55,7 @@ impl Play {
             ip(&client, &format!("route add {frontend} via {}", Cluster::underlay(1)));
         }
         let workloads = ["one", "two"].map(Namespace::new);
-        let play = Self { cluster, client, workloads, force_clsact };
+        let play = Self { cluster, client, workloads, settings };
         for number in [1, 2] {
             let node = &play.cluster.node(number).node;
             let index = node.run("ip", &["-o", "link", "show", "under0"]);
@@ -73,14 +74,14 @@ impl Play {
         Some(play)
     }
 
-    fn apply(&self, node: u8, ops: Vec<Op>) {
+    pub fn apply(&self, node: u8, ops: Vec<Op>) {
         let stage = self.cluster.node(node);
-        let config = LinuxConfig { force_clsact: self.force_clsact, ..stage.config() };
+        let config = LinuxConfig { pin_root: stage.pin_root.clone(), ..self.settings.clone() };
         stage.play(async || must(&mut stage.open_with(config).await, ops).await);
     }
 
     /// Makes both nodes serve by these backends, over both protocols, at all frontends.
-    fn serve(&self, backends: &[(BackendId, BackendValue)], value: &ServiceValue) {
+    pub fn serve(&self, backends: &[(BackendId, BackendValue)], value: &ServiceValue) {
         let mut ops = Vec::new();
         for (number, protocol) in [(1, Protocol::Tcp), (2, Protocol::Udp)] {
             let service = ServiceId(number);
@@ -105,21 +106,26 @@ impl Play {
     }
 
     fn dropped(&self, node: u8, reason: DropReason) -> u64 {
+        self.counted(node, CounterKind::Dropped(reason))
+    }
+
+    pub fn counted(&self, node: u8, kind: CounterKind) -> u64 {
         let stage = self.cluster.node(node);
+        let config = LinuxConfig { pin_root: stage.pin_root.clone(), ..self.settings.clone() };
         stage.play(async || {
-            let counters = stage.open().await.counters().expect("counters");
-            counters[&(CounterKind::Dropped(reason), Direction::Ingress)].packets
+            let counters = stage.open_with(config).await.counters().expect("counters");
+            counters[&(kind, Direction::Ingress)].packets
         })
     }
 }
 
-fn connect(to: SocketAddr) -> TcpStream {
+pub fn connect(to: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect_timeout(&to, PATIENCE).expect("connect");
     stream.set_read_timeout(Some(PATIENCE)).expect("a time-out");
     stream
 }
 
-fn socket(to: SocketAddr) -> UdpSocket {
+pub fn socket(to: SocketAddr) -> UdpSocket {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("bind");
     socket.connect(to).expect("connect");
     socket.set_read_timeout(Some(PATIENCE)).expect("a time-out");
@@ -159,13 +165,14 @@ fn seen(ask_once: impl Fn() -> (IpAddr, SocketAddr)) -> BTreeMap<IpAddr, IpAddr>
     seen
 }
 
-fn snat() -> ServiceValue {
+pub fn snat() -> ServiceValue {
     service(Vec::new())
 }
 
 #[track_caller]
 fn check(host_routing: HostRouting, force_clsact: bool) {
-    let Some(play) = Play::new(host_routing, force_clsact) else { return };
+    let settings = LinuxConfig { force_clsact, ..LinuxConfig::default() };
+    let Some(play) = Play::new(host_routing, settings) else { return };
     let backends = [backend(1, address(1, 1)), backend(2, address(2, 1))];
     play.serve(&backends, &snat());
     let end = AtomicBool::new(false);
@@ -279,7 +286,7 @@ impl Capture {
 /// Backends answer themselves: they see the client, and the node that it came to sees no answer.
 #[track_caller]
 fn check_direct(host_routing: HostRouting) {
-    let Some(play) = Play::new(host_routing, false) else { return };
+    let Some(play) = Play::new(host_routing, LinuxConfig::default()) else { return };
     let backends = [backend(1, address(1, 1)), backend(2, address(2, 1))];
     let value = ServiceValue { mode: ServiceMode::Dsr, ..snat() };
     play.serve(&backends, &value);

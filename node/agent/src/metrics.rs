@@ -183,6 +183,7 @@ impl Page {
     fn kernel(&mut self, live: &Metrics, snapshot: &Snapshot) {
         let mut dropped = Vec::new();
         let mut forwarded = Vec::new();
+        let mut early = Vec::new();
         let lost = live.events_lost.clone();
         let in_kernel = lost.get_or_create(&vec![("where", "kernel".to_owned())]).clone();
         let mut kernel_lost = 0;
@@ -193,6 +194,7 @@ impl Page {
                 CounterKind::Dropped(reason) => {
                     dropped.push((vec![("reason", reason.key().to_owned()), direction], *count));
                 }
+                CounterKind::BeforeStack => early.push((vec![direction], *count)),
                 CounterKind::EventsLost => kernel_lost += count.packets,
             }
         }
@@ -205,6 +207,10 @@ impl Page {
         self.counters(
             &metric::DROPPED_BYTES,
             dropped.iter().map(|(series, count)| (series.clone(), count.bytes)),
+        );
+        self.counters(
+            &metric::BEFORE_STACK,
+            early.iter().map(|(series, count)| (series.clone(), count.packets)),
         );
         self.counters(
             &metric::FORWARDED,
@@ -281,6 +287,7 @@ mod tests {
         let counts = [
             ((dropped, Direction::Egress), Count { packets: 3, bytes: 300 }),
             ((CounterKind::Forwarded, Direction::Ingress), Count { packets: 9, bytes: 900 }),
+            ((CounterKind::BeforeStack, Direction::Ingress), Count { packets: 2, bytes: 200 }),
             ((CounterKind::EventsLost, Direction::Egress), Count { packets: 4, bytes: 0 }),
         ];
         let map = MapInfo {
@@ -336,6 +343,7 @@ mod tests {
         for line in [
             "warren_dropped_packets_total{reason=\"source-spoofed\",direction=\"egress\"} 3",
             "warren_forwarded_bytes_total{direction=\"ingress\"} 900",
+            "warren_before_stack_packets_total{direction=\"ingress\"} 2",
             "warren_events_lost_total{where=\"kernel\"} 4",
             "warren_map_entries{map=\"WARREN_IPC_V4\"} 7.0",
             "warren_gossip_datagrams_total{outcome=\"bad-tag\"} 5",

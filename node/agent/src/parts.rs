@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use datapath_linux::{SocketConfig, Underlay, UnderlayChoice, cgroup_root};
+use datapath_linux::{SocketConfig, Underlay, UnderlayChoice, XdpConfig, XdpMode, cgroup_root};
 use datapath_plan::{HostRouting, Masquerade, Mode};
 use ipnetwork::IpNetwork;
 use kvstore_etcd::EtcdStore;
@@ -16,7 +16,8 @@ use tracing::warn;
 use crate::{
     check,
     config::{
-        Config, DatapathSection, HostRoutingKind, MasqueradeSection, NativeRoutesKind, RoutingMode, StoreKind,
+        Config, DatapathSection, HostRoutingKind, MasqueradeSection, NativeRoutesKind, RoutingMode,
+        StoreKind, XdpKind,
     },
     endpoints::{self, EndpointKeeper},
     machine::Machine,
@@ -68,6 +69,20 @@ pub fn sockets(section: &DatapathSection) -> Option<SocketConfig> {
         warn!("cgroup2 is not mounted: services are translated packet by packet only");
     }
     cgroup.map(|cgroup| SocketConfig { cgroup, ends_tcp: section.socket_lb_ends_tcp })
+}
+
+/// What is done before the stack.
+pub fn xdp(section: &DatapathSection) -> Option<XdpConfig> {
+    let mode = match section.xdp {
+        XdpKind::Off => return None,
+        XdpKind::Native => XdpMode::Native,
+        XdpKind::Generic => XdpMode::Generic,
+    };
+    let ipv4 = |network: &IpNetwork| match network {
+        IpNetwork::V4(network) => Some(*network),
+        IpNetwork::V6(_) => None,
+    };
+    Some(XdpConfig { mode, refused: section.drop_cidrs.iter().filter_map(ipv4).collect() })
 }
 
 /// The store, and the tasks that it needs.

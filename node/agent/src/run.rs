@@ -135,6 +135,7 @@ impl Parts {
         let gossip = parts::gossip(config, machine, &underlay, &core, &stop, &mut tasks).await?;
         let linux = LinuxConfig {
             sockets: parts::sockets(&config.datapath),
+            xdp: parts::xdp(&config.datapath),
             ..LinuxConfig::at(&config.datapath.pin_root)
         };
         let kernel =

@@ -140,7 +140,7 @@ pub struct ProgramStatus {
     pub name: String,
     /// The devices that it is attached to; of a program at sockets its cgroup.
     pub devices: Vec<String>,
-    /// The hook: `tcx`, `clsact` or `cgroup`.
+    /// The hook: `tcx`, `clsact`, `cgroup`, `xdp native` or `xdp generic`.
     pub hook: String,
 }
 

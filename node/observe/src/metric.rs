@@ -46,6 +46,7 @@ metrics! {
     DROPPED_BYTES = Counter "warren_dropped_bytes" ["reason", "direction"] "Bytes of dropped packets";
     FORWARDED = Counter "warren_forwarded_packets" ["direction"] "Packets forwarded by the programs";
     FORWARDED_BYTES = Counter "warren_forwarded_bytes" ["direction"] "Bytes of forwarded packets";
+    BEFORE_STACK = Counter "warren_before_stack_packets" ["direction"] "Of the forwarded packets those that the program before the stack carried (datapath.xdp)";
     EVENTS_LOST = Counter "warren_events_lost" ["where"] "Flow events lost: ring full, queue full, or not decodable";
     ENDPOINTS = Gauge "warren_endpoints" [] "Endpoints of this node";
     NODES = Gauge "warren_nodes" [] "Nodes of the fleet that this one knows";

@@ -106,6 +106,10 @@ pub const fn advice(reason: DropReason) -> Advice {
             "from a client outside that is in none of the service's source ranges",
             "add the client's range to the service's sourceRanges, if it is to be let in",
         ),
+        DropReason::DroppedNetwork => (
+            "from a network that this node takes nothing from",
+            "take the network out of datapath.drop_cidrs and restart warrend, if it is to be let in",
+        ),
     };
     Advice { meaning, remedy }
 }

@@ -17,7 +17,7 @@ use kvstore_schema::{
 pub use section::{Config, DatapathSection, EtcdSection, LogSection, MasqueradeSection};
 pub use settings::SETTINGS;
 pub use value::{
-    HostRoutingKind, Input, LogFormat, LogLevel, NativeRoutesKind, PortRange, RoutingMode, StoreKind,
+    HostRoutingKind, Input, LogFormat, LogLevel, NativeRoutesKind, PortRange, RoutingMode, StoreKind, XdpKind,
 };
 
 /// Where the configuration is unless a flag says otherwise. May be absent; one named by a flag may not.
@@ -176,6 +176,12 @@ fn check_together(config: &Config, places: &BTreeMap<&str, String>, mistakes: &m
             "datapath.mtu_bytes",
             format!("must be at least {LEAST_MTU_BYTES}: every IPv4 host takes that much"),
         );
+    }
+    if config.datapath.xdp == XdpKind::Off && !config.datapath.drop_cidrs.is_empty() {
+        wrong("datapath.drop_cidrs", "needs datapath.xdp = \"native\" or \"generic\"".to_owned());
+    }
+    for cidr in config.datapath.drop_cidrs.iter().filter(|cidr| !cidr.is_ipv4()) {
+        wrong("datapath.drop_cidrs", format!("{cidr} is no IPv4 network"));
     }
     let PortRange { first, last } = config.masquerade.ports;
     if config.masquerade.enabled && last - first < LEAST_PORTS - 1 {

@@ -10,7 +10,7 @@ use identity::{FleetName, Labels, NodeName};
 use ipnetwork::IpNetwork;
 
 use super::value::{
-    HostRoutingKind, LogFormat, LogLevel, NativeRoutesKind, PortRange, RoutingMode, StoreKind,
+    HostRoutingKind, LogFormat, LogLevel, NativeRoutesKind, PortRange, RoutingMode, StoreKind, XdpKind,
 };
 
 /// `[node]`
@@ -94,6 +94,8 @@ pub struct DatapathSection {
     /// `None`: where cgroup2 is mounted.
     pub cgroup: Option<PathBuf>,
     pub socket_lb_ends_tcp: bool,
+    pub xdp: XdpKind,
+    pub drop_cidrs: Vec<IpNetwork>,
 }
 
 /// `[masquerade]`
@@ -199,6 +201,8 @@ impl Default for Config {
                 socket_lb: true,
                 cgroup: None,
                 socket_lb_ends_tcp: false,
+                xdp: XdpKind::Off,
+                drop_cidrs: Vec::new(),
             },
             // Above what Linux gives to connections by default (32768-60999).
             masquerade: MasqueradeSection {

@@ -105,6 +105,9 @@ settings! {
     "datapath.cgroup" datapath.cgroup "Folder of a cgroup2: for processes in it and below it; where cgroup2 is mounted if not set.";
     "datapath.socket_lb_ends_tcp" datapath.socket_lb_ends_tcp "Whether TCP connections to a backend that was removed are ended as well; UDP sockets always are.";
 
+    "datapath.xdp" datapath.xdp "Whether known flows of clients outside are carried before the node's stack: \"off\", \"native\" (by the underlay's driver), or \"generic\" (by the kernel, for any driver).";
+    "datapath.drop_cidrs" datapath.drop_cidrs "IPv4 networks that the underlay interface takes nothing from; needs datapath.xdp.";
+
     "masquerade.enabled" masquerade.enabled "Whether endpoints reach what is outside the fleet with this node's underlay address.";
     "masquerade.ports" masquerade.ports "Ports for that, as first-last; kept from the node's own sockets (ip_local_reserved_ports).";
     "masquerade.exclude" masquerade.exclude "Destinations that see endpoints' own addresses, besides the fleet's pools.";

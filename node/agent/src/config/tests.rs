@@ -98,6 +98,14 @@ fn rules_between_settings() {
          /etc/warren/warren.toml: datapath.mtu_bytes: must be at least 576: every IPv4 host takes that much",
     );
     check(
+        "[datapath]\ndrop_cidrs = [\"198.51.100.0/24\"]",
+        "/etc/warren/warren.toml: datapath.drop_cidrs: needs datapath.xdp = \"native\" or \"generic\"",
+    );
+    check(
+        "[datapath]\nxdp = \"generic\"\ndrop_cidrs = [\"2001:db8::/32\"]",
+        "/etc/warren/warren.toml: datapath.drop_cidrs: 2001:db8::/32 is no IPv4 network",
+    );
+    check(
         "[gossip]\nport = 8472",
         "/etc/warren/warren.toml: gossip.port: 8472 is the tunnel's port too: use another",
     );

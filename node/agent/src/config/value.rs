@@ -329,6 +329,18 @@ choice! {
 }
 
 choice! {
+    /// Who carries known flows before the stack.
+    XdpKind {
+        /// Nobody.
+        Off = "off",
+        /// The kernel.
+        Generic = "generic",
+        /// The driver.
+        Native = "native",
+    }
+}
+
+choice! {
     /// The least important messages that are logged.
     LogLevel {
         /// Broken.

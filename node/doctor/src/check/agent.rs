@@ -15,7 +15,7 @@ pub const FULL_MAP_PERCENT: u64 = 90;
 const SHOWN: usize = 4;
 
 /// What is asked of an agent that answers, beside whether it does.
-const NAMES: [&str; 17] = [
+const NAMES: [&str; 18] = [
     "node",
     "warnings",
     "store",
@@ -30,6 +30,7 @@ const NAMES: [&str; 17] = [
     "mtu",
     "hooks",
     "sockets",
+    "xdp",
     "maps",
     "plan",
     "state",
@@ -72,6 +73,7 @@ fn answered(answers: &Answers) -> Vec<Finding> {
         mtu(answers),
         hooks::hooks(&answers.hooks),
         hooks::sockets(&status.programs),
+        hooks::xdp(&status.programs),
         maps(&status.maps, &status.apply.full),
         plan(&status.apply),
         state(&answers.diff),

@@ -55,6 +55,23 @@ pub(super) fn sockets(programs: &[ProgramStatus]) -> Finding {
     }
 }
 
+/// Whether the program before the stack works, where it is wanted.
+pub(super) fn xdp(programs: &[ProgramStatus]) -> Finding {
+    const CHECK: &str = "xdp";
+    match programs.iter().find(|program| program.hook.starts_with(CHECK)) {
+        None => Finding::ok(CHECK, "off: nothing is done before the stack"),
+        Some(program) if program.devices.is_empty() => Finding::warn(
+            CHECK,
+            format!(
+                "{}: not at work; networks of datapath.drop_cidrs are let in, all else is as it would be",
+                program.hook
+            ),
+            "the agent's log says why and what to do: journalctl -u warrend | grep \"before the stack\"",
+        ),
+        Some(program) => Finding::ok(CHECK, format!("{} on {}", program.hook, some(&program.devices))),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -87,6 +104,18 @@ mod tests {
         expect(sockets(std::slice::from_ref(&packets)), Ok, "packet by packet", "");
         expect(sockets(&[packets.clone(), works.clone()]), Ok, "/sys/fs/cgroup connect", "");
         expect(sockets(&[packets, works, idle]), Warn, "not at work: sock_recvmsg4", "journalctl");
+    }
+
+    #[test]
+    fn the_program_before_the_stack_is_at_work_or_not() {
+        let program = |devices: &[&str]| ProgramStatus {
+            name: "xdp_entry".to_owned(),
+            hook: "xdp native".to_owned(),
+            devices: devices.iter().map(|device| (*device).to_owned()).collect(),
+        };
+        expect(xdp(&[]), Ok, "off", "");
+        expect(xdp(&[program(&["eth0"])]), Ok, "xdp native on eth0", "");
+        expect(xdp(&[program(&[])]), Warn, "not at work", "journalctl");
     }
 
     #[test]

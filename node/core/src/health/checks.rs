@@ -15,6 +15,14 @@ use super::{
 };
 use crate::{Command, Probe, ProbeId, ProbeTarget, node::Node};
 
+/// Checks are made at multiples of this: some hundred of them wake the node twenty times a second and not each for itself.
+const GRID: Duration = Duration::from_millis(50);
+
+fn on_grid(at: Duration) -> Duration {
+    let grid = GRID.as_millis() as u64;
+    Duration::from_millis((at.as_millis() as u64).next_multiple_of(grid))
+}
+
 /// Who was asked.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) enum Asked {
@@ -180,7 +188,7 @@ impl Node {
         let pause = spec.interval.get().mul_f64(0.9 + 0.2 * self.rng.f64());
         let answer = answer.map_err(|why| Unwell::reason(&why));
         let Some(check) = self.health.checks.get_mut(key) else { return };
-        let due = self.now.monotonic + pause;
+        let due = on_grid(self.now.monotonic + pause);
         (check.due, check.asked) = (Some(due), None);
         let changed = check.answered(&spec, answer);
         let unwell = check.unwell().is_some();

@@ -35,6 +35,10 @@ pub(crate) const PERSIST_FLEET_PAUSE: Duration = Duration::from_secs(5);
 /// a peer that is cut off from the store tells of its newest endpoints by gossip alone.
 pub(crate) const GOSSIP_SETTLED: Duration = Duration::from_secs(10);
 
+/// How long a new member on another node is held back for want of word whether it is well: two rounds of gossip, which mostly
+/// needs some ms.
+pub(crate) const MEMBER_HELD: Duration = Duration::from_secs(2);
+
 /// After the store was founded anew: how long what others own is left to them. Above a watch's way back to a store that
 /// was replaced, whose clients find it within some 10 s.
 pub(crate) const RESTORE_GRACE: Duration = Duration::from_secs(30);

@@ -146,6 +146,7 @@ impl Node {
                     endpoint.state = EndpointState::Ready;
                     self.counters.endpoints_added += 1;
                     if let Some(address) = endpoint.address {
+                        self.note_attached(address);
                         self.endpoint_changed(address);
                     }
                 }

@@ -10,8 +10,8 @@ use crate::ProbeId;
 /// What is thought of a backend.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Opinion {
-    /// It was never asked: it counts as well, and the first answer decides.
-    Unasked,
+    /// It was never asked: the first answer decides. Until then one that may not yet listen is not well.
+    Unasked { presumed_well: bool },
     /// It is well; so many bad answers have come since the last good one.
     Well { bad: u16 },
     /// It is not; so many good answers have come since the last bad one.
@@ -38,17 +38,18 @@ impl Check {
     pub fn unwell(&self) -> Option<&str> {
         match &self.opinion {
             Opinion::Unwell { why, .. } => Some(why),
-            Opinion::Unasked | Opinion::Well { .. } => None,
+            Opinion::Unasked { presumed_well: false } => Some("not asked yet"),
+            Opinion::Unasked { presumed_well: true } | Opinion::Well { .. } => None,
         }
     }
 
     /// Takes an answer in. Whether the backend is well now that was not, or the other way round.
     pub fn answered(&mut self, spec: &HealthCheck, answer: Result<(), String>) -> bool {
         let before = self.unwell().is_some();
-        let opinion = std::mem::replace(&mut self.opinion, Opinion::Unasked);
+        let opinion = std::mem::replace(&mut self.opinion, Opinion::Well { bad: 0 });
         self.opinion = match (opinion, answer) {
-            (Opinion::Unasked | Opinion::Well { .. }, Ok(())) => Opinion::Well { bad: 0 },
-            (Opinion::Unasked, Err(why)) => Opinion::Unwell { good: 0, why },
+            (Opinion::Unasked { .. } | Opinion::Well { .. }, Ok(())) => Opinion::Well { bad: 0 },
+            (Opinion::Unasked { .. }, Err(why)) => Opinion::Unwell { good: 0, why },
             (Opinion::Well { bad }, Err(why)) if bad + 1 >= spec.unhealthy_threshold => {
                 Opinion::Unwell { good: 0, why }
             }
@@ -93,8 +94,10 @@ mod tests {
         let check = |opinion, thresholds, answers: &str, thought: &str| {
             assert_eq!(course(opinion, thresholds, answers), thought, "{answers}");
         };
-        check(Opinion::Unasked, (3, 2), "+--+---", "wwwwwwu");
-        check(Opinion::Unasked, (3, 2), "-+-++", "uuuuw");
+        for presumed_well in [true, false] {
+            check(Opinion::Unasked { presumed_well }, (3, 2), "+--+---", "wwwwwwu");
+            check(Opinion::Unasked { presumed_well }, (3, 2), "-+-++", "uuuuw");
+        }
         check(well(), (3, 2), "--+---+", "wwwwwuu");
         check(unwell(), (3, 2), "+-++--", "uuuwww");
         check(well(), (1, 1), "-+-+", "uwuw");

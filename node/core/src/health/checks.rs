@@ -13,7 +13,7 @@ use super::{
     check::{Check, Opinion},
     checkers,
 };
-use crate::{Command, Probe, ProbeId, ProbeTarget, node::Node};
+use crate::{Command, EndpointState, Probe, ProbeId, ProbeTarget, node::Node};
 
 /// Checks are made at multiples of this: some hundred of them wake the node twenty times a second and not each for itself.
 const GRID: Duration = Duration::from_millis(50);
@@ -23,11 +23,12 @@ fn on_grid(at: Duration) -> Duration {
     Duration::from_millis((at.as_millis() as u64).next_multiple_of(grid))
 }
 
-/// Who was asked.
+/// What is to be done at a moment: somebody is asked, or a member is held back no longer.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub(super) enum Asked {
+pub(super) enum Due {
     Backend(CheckKey),
     Node(NodeName),
+    Held(Ipv4Addr),
 }
 
 impl Node {
@@ -44,7 +45,10 @@ impl Node {
             Some(None) => members,
         };
         let owner = self.peers.owner_of_ip(address.into());
-        let (outside, ours) = (owner.is_none(), owner == Some(&self.config.node));
+        // One that is on its way into the kernel cannot answer.
+        let attached =
+            self.endpoints.at(address.into()).is_none_or(|endpoint| endpoint.state == EndpointState::Ready);
+        let (outside, ours) = (owner.is_none(), attached && owner == Some(&self.config.node));
         self.follow_outside(service, address, if outside { &asked } else { &[] });
         let mine = |port: &u16| {
             let chosen = || self.health.outside.get(&(address, *port)).map(|it| &it.checkers);
@@ -109,7 +113,11 @@ impl Node {
         let adopted = self.health.adopted.range(member(0)..=member(u16::MAX)).next().map(|(_, state)| *state);
         // One that the kernel had is asked in its turn, as all others of this node; a new one at once.
         let (opinion, wait) = match adopted {
-            None => (Opinion::Unasked, Duration::ZERO),
+            // Outside the fleet nobody can say whether it is new.
+            None => {
+                let presumed_well = self.peers.owner_of_ip(key.address.into()).is_none();
+                (Opinion::Unasked { presumed_well }, Duration::ZERO)
+            }
             Some(BackendState::Unhealthy) => {
                 let why = "as before the restart".to_owned();
                 (Opinion::Unwell { good: 0, why }, interval.mul_f64(self.rng.f64()))
@@ -123,7 +131,7 @@ impl Node {
         if check.unwell().is_some() {
             self.health.unwell.insert(key.clone());
         }
-        self.health.due.insert((due, Asked::Backend(key.clone())));
+        self.health.due.insert((due, Due::Backend(key.clone())));
         self.health.checks.insert(key, check);
     }
 
@@ -131,7 +139,7 @@ impl Node {
         let Some(check) = self.health.checks.remove(key) else { return };
         self.health.unwell.remove(key);
         if let Some(due) = check.due {
-            self.health.due.remove(&(due, Asked::Backend(key.clone())));
+            self.health.due.remove(&(due, Due::Backend(key.clone())));
         }
         if let Some(asked) = check.asked {
             self.health.in_flight.remove(&asked);
@@ -149,8 +157,12 @@ impl Node {
             self.health.last_probe += 1;
             let id = ProbeId(self.health.last_probe);
             let probe = match &asked {
-                Asked::Backend(key) => self.question(key, id),
-                Asked::Node(node) => self.echo(node, id),
+                Due::Backend(key) => self.question(key, id),
+                Due::Node(node) => self.echo(node, id),
+                Due::Held(address) => {
+                    self.release_member(*address);
+                    None
+                }
             };
             if let Some(probe) = probe {
                 self.health.in_flight.insert(id, asked);
@@ -174,10 +186,10 @@ impl Node {
     pub(crate) fn on_probed(&mut self, answers: Vec<(ProbeId, Result<(), String>)>) {
         for (id, answer) in answers {
             match self.health.in_flight.remove(&id) {
-                Some(Asked::Backend(key)) => self.on_backend_answer(&key, answer),
-                Some(Asked::Node(node)) => self.on_echo(node, answer.is_ok()),
+                Some(Due::Backend(key)) => self.on_backend_answer(&key, answer),
+                Some(Due::Node(node)) => self.on_echo(node, answer.is_ok()),
                 // It is asked for no more.
-                None => {}
+                Some(Due::Held(_)) | None => {}
             }
         }
     }
@@ -192,7 +204,7 @@ impl Node {
         (check.due, check.asked) = (Some(due), None);
         let changed = check.answered(&spec, answer);
         let unwell = check.unwell().is_some();
-        self.health.due.insert((due, Asked::Backend(key.clone())));
+        self.health.due.insert((due, Due::Backend(key.clone())));
         if !changed {
             return;
         }

@@ -20,7 +20,7 @@ use datapath_plan::BackendState;
 use identity::{NodeName, ServiceName};
 use serde::{Deserialize, Serialize};
 
-use self::{check::Check, checks::Asked, pulse::Pulse};
+use self::{check::Check, checks::Due, pulse::Pulse};
 use crate::{ProbeId, limits::GOSSIP_SETTLED, node::Node};
 
 /// What one check is about.
@@ -56,9 +56,11 @@ pub(crate) struct Health {
     choose_again: bool,
     /// Other nodes of which gossip hears nothing.
     silent: BTreeMap<NodeName, Pulse>,
+    /// New members on other nodes, whose nodes have not told of them yet: whether they are well is not known.
+    held: BTreeSet<Ipv4Addr>,
     /// When checks and echoes are due.
-    due: BTreeSet<(Duration, Asked)>,
-    in_flight: BTreeMap<ProbeId, Asked>,
+    due: BTreeSet<(Duration, Due)>,
+    in_flight: BTreeMap<ProbeId, Due>,
     last_probe: u64,
     /// Whether what has never been heard of counts as silent.
     settled: bool,
@@ -113,6 +115,9 @@ impl Node {
         if let Some(state) = adopted {
             self.health.adopted.insert((address, service.clone(), port), state);
         }
+        if adopted.is_none() {
+            self.hold_member(service, address);
+        }
         let members = self.health.members.entry(address).or_default();
         *members.entry((service.clone(), port)).or_default() += 1;
         self.health.touch(service, address);
@@ -165,6 +170,9 @@ impl Node {
         if let Some(node) = owner.filter(|node| self.is_dead(node)) {
             return (BackendState::Unhealthy, Some(format!("node {node} does not answer")));
         }
+        if self.health.held.contains(&address) && self.is_checked(service) {
+            return (BackendState::Unhealthy, Some("its node has not told of it yet".to_owned()));
+        }
         let member = (address, service.clone(), port);
         let adopted = self.health.adopted.get(&member) == Some(&BackendState::Unhealthy);
         let unwell = match self.checkers(owner, service, (address, port)) {
@@ -179,6 +187,10 @@ impl Node {
             Some(why) => (BackendState::Unhealthy, Some(why)),
             None => (BackendState::Active, None),
         }
+    }
+
+    fn is_checked(&self, service: &ServiceName) -> bool {
+        self.view.services().get(service).is_some_and(|entry| entry.record.spec.health_check.is_some())
     }
 
     fn asked_port(&self, service: &ServiceName, port: u16) -> Option<u16> {
@@ -213,7 +225,10 @@ impl Node {
         let key = CheckKey { service: service.clone(), address, port: self.asked_port(service, port)? };
         let says = |node: &NodeName| {
             if *node == self.config.node {
-                return self.health.checks.get(&key)?.unwell();
+                return match self.health.checks.get(&key) {
+                    Some(check) => check.unwell(),
+                    None => owner.map(|_| "not attached yet"),
+                };
             }
             self.health.told.get(&key)?.get(node).map(String::as_str)
         };
@@ -233,6 +248,13 @@ impl Node {
             false => self.health.terminating.remove(&address),
         };
         if changed {
+            self.health.touch_range(address, address);
+        }
+    }
+
+    /// An endpoint of this node is in the kernel now: it can be asked.
+    pub(crate) fn note_attached(&mut self, address: IpAddr) {
+        if let Some(address) = v4(address) {
             self.health.touch_range(address, address);
         }
     }

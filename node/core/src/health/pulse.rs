@@ -8,7 +8,7 @@ use identity::NodeName;
 use node_facts::Liveness;
 use serde::{Deserialize, Serialize};
 
-use super::{checks::Asked, v4};
+use super::{checks::Due, v4};
 use crate::{Probe, ProbeId, ProbeTarget, limits::GOSSIP_SETTLED, node::Node};
 
 /// How long a silent node has to answer: longer than any way around the earth; it is asked several times meanwhile. With
@@ -58,7 +58,7 @@ impl Node {
             (true, false) => {
                 let due = self.now.monotonic;
                 self.health.silent.insert(node.clone(), Pulse { due: Some(due), ..Pulse::default() });
-                self.health.due.insert((due, Asked::Node(node.clone())));
+                self.health.due.insert((due, Due::Node(node.clone())));
             }
             (false, true) => self.forget_pulse(node),
             (true, true) | (false, false) => {}
@@ -68,7 +68,7 @@ impl Node {
     fn forget_pulse(&mut self, node: &NodeName) {
         let Some(pulse) = self.health.silent.remove(node) else { return };
         if let Some(due) = pulse.due {
-            self.health.due.remove(&(due, Asked::Node(node.clone())));
+            self.health.due.remove(&(due, Due::Node(node.clone())));
         }
         if let Some(asked) = pulse.asked {
             self.health.in_flight.remove(&asked);
@@ -95,7 +95,7 @@ impl Node {
         let Some(gateway) = gateway else {
             let due = self.now.monotonic + ECHO_PAUSE;
             pulse.due = Some(due);
-            self.health.due.insert((due, Asked::Node(node.clone())));
+            self.health.due.insert((due, Due::Node(node.clone())));
             return None;
         };
         (pulse.due, pulse.asked) = (None, Some(id));
@@ -108,7 +108,7 @@ impl Node {
         (pulse.due, pulse.asked) = (Some(due), None);
         let changed = (pulse.dead, pulse.answered) != (!answered, pulse.answered | answered);
         (pulse.dead, pulse.answered) = (!answered, pulse.answered | answered);
-        self.health.due.insert((due, Asked::Node(node.clone())));
+        self.health.due.insert((due, Due::Node(node.clone())));
         if changed {
             self.touch_members_of(&node);
         }

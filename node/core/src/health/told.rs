@@ -2,12 +2,13 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use identity::NodeName;
+use identity::{NodeName, ServiceName};
 use ipnetwork::IpNetwork;
-use node_facts::{MAX_UNWELL, NodeFacts, Unwell};
+use kvstore_schema::{Revision, record::ClaimEpoch};
+use node_facts::{Liveness, MAX_UNWELL, NodeFacts, Unwell};
 
-use super::CheckKey;
-use crate::node::Node;
+use super::{CheckKey, checks::Due};
+use crate::{limits::MEMBER_HELD, node::Node};
 
 impl Node {
     /// The backends that this node has found not to be well, for gossip; as many as gossip takes.
@@ -31,9 +32,50 @@ impl Node {
         })
     }
 
+    /// A member of a checked service is new on another node. Its record may come before the facts that say how it is: it
+    /// waits for these, if there is anybody to tell them.
+    pub(super) fn hold_member(&mut self, service: &ServiceName, address: Ipv4Addr) {
+        let Some(owner) = self.peers.owner_of_ip(address.into()).cloned() else { return };
+        let speaks = self.peers.liveness_of(&owner) == Some(Liveness::Alive);
+        if owner == self.config.node || !speaks || !self.is_checked(service) || self.tells_of(&owner, address)
+        {
+            return;
+        }
+        if self.health.held.insert(address) {
+            self.health.due.insert((self.now.monotonic + MEMBER_HELD, Due::Held(address)));
+        }
+    }
+
+    /// A member is held back no longer.
+    pub(super) fn release_member(&mut self, address: Ipv4Addr) {
+        if self.health.held.remove(&address) {
+            self.health.touch_range(address, address);
+        }
+    }
+
+    /// Whether a node's facts are as new as what is known of its endpoint.
+    fn tells_of(&self, node: &NodeName, address: Ipv4Addr) -> bool {
+        let Some(facts) = self.peers.facts_of(node) else { return false };
+        let record = self.view.endpoints().get(node).and_then(|records| records.get(&IpAddr::from(address)));
+        let recorded = ClaimEpoch { life: facts.recorded_life, revision: Revision(facts.recorded_revision) };
+        let modified =
+            record.map(|entry| ClaimEpoch { life: self.view.life().number, revision: entry.modified });
+        facts.pending.iter().any(|change| change.ip == IpAddr::from(address))
+            || modified.is_some_and(|modified| modified <= recorded)
+    }
+
     /// Takes in what a node says now of backends, where it spoke of others before.
     pub(crate) fn hear_of_backends(&mut self, before: Option<&NodeFacts>, facts: &NodeFacts) {
         let node = &facts.node;
+        let told: Vec<Ipv4Addr> = self
+            .health
+            .held
+            .iter()
+            .filter(|address| self.peers.owner_of_ip(IpAddr::from(**address)) == Some(node))
+            .filter(|address| self.tells_of(node, **address))
+            .copied()
+            .collect();
+        told.into_iter().for_each(|address| self.release_member(address));
         if before.is_none() {
             // Until now what was known of its backends before this agent's start stood.
             self.touch_members_of(node);

@@ -104,8 +104,11 @@ fn decide_anew(packet: &mut Packet, config: &NodeConfig) {
     }
     if packet.stale.is_reply && packet.stale.is_from_outside {
         outside::as_if_asked(packet, config);
-        // Its backend may have gone to another node.
-        if packet.decided().is_ok_and(|halves| !comes_from(&halves.forward, SourceKind::Node, node)) {
+        let vni = packet.vni;
+        let Ok(halves) = packet.decided() else { return };
+        // The sender knows its endpoint's identity first. Its backend may have gone to another node.
+        (halves.forward.src_identity, halves.reverse.dst_identity) = (vni, vni);
+        if !comes_from(&halves.forward, SourceKind::Node, node) {
             packet.refuse(DropReason::InnerSource);
         }
         return;

@@ -551,6 +551,27 @@ fn answers_that_are_decided_again_still_come_from_the_frontend() {
     }
 }
 
+/// The sender knows its endpoint first: one decision, and no more.
+#[test]
+fn a_backends_new_identity_is_learnt_from_its_answer() {
+    let mut kernel = furnished!();
+    let r = backend(1, R);
+    serving(&mut kernel, &[r]);
+    let (request, answer) = conversations(&r, &GATEWAY).swap_remove(1);
+    let port = own_port(&request, &r, 0);
+    let [forward, reverse] = begin_through_tunnel(&mut kernel, &request, &r, port);
+    let answer = answer.destination_port(port);
+    let newer = Tunnel { identity: R.identity + 1, underlay: NODE_5.address };
+    let mut reverse = (reverse.0, FlowEntry { src_identity: newer.identity, ..reverse.1 });
+    let forward = (forward.0, FlowEntry { dst_identity: newer.identity, ..forward.1 });
+    let out = to_client(&answer, &request).ttl(63);
+    let expected =
+        |reverse| Expected::forwarded(Redirect, out.bytes(), Ingress).flow(reverse).origin(Some(newer));
+    reverse = and_packet(reverse, &answer);
+    check(&mut kernel, FromOverlay, &answer.bytes(), expected(reverse).flow(forward));
+    check(&mut kernel, FromOverlay, &answer.bytes(), expected(and_packet(reverse, &answer)));
+}
+
 #[test]
 fn fragments_follow_their_first() {
     let mut kernel = furnished!();

@@ -101,7 +101,7 @@ fn to_the_node_or_a_service(
         (entry.flags & REWRITE_DST != 0 || entry.backend != 0) && comes_from(entry, SourceKind::Underlay, 0)
     };
     let known = flows::known(packet, is_ours);
-    if known.is_none() && is_left(packet, is_answer, is_asked) {
+    if known.is_none() && is_left(packet, config, is_answer, is_asked) {
         return Ok(Verdict::Leave);
     }
     deliver::flow(packet, config, ip, known, |packet| decide_anew(packet, config))
@@ -109,12 +109,13 @@ fn to_the_node_or_a_service(
 
 /// Whether a packet whose flow is not known is the stack's. Otherwise it is noted which service port it goes to, if any.
 #[inline(never)]
-fn is_left(packet: &mut Packet, is_answer: bool, is_asked: bool) -> bool {
+fn is_left(packet: &mut Packet, config: &NodeConfig, is_answer: bool, is_asked: bool) -> bool {
     if packet.is_error {
         return true;
     }
     if is_asked {
         service::find_or_keep(packet);
+        outside::find_at_other_addresses(packet, config);
         if packet.port_number != 0 {
             // A connection that the node has made itself, from a port that became a service's.
             return !opens(packet.tcp_flags) && masquerade::has_connection(packet, &packet.key);

@@ -1,7 +1,9 @@
 //! What the maps say.
 
 use aya_ebpf::{
-    bindings::{BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup},
+    bindings::{
+        BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup,
+    },
     btf_maps::lpm_trie::Key,
     helpers::bpf_fib_lookup,
 };
@@ -88,6 +90,23 @@ pub fn leaves_by_underlay(packet: &Packet, config: &NodeConfig, endpoint: &Endpo
     // A neighbour that is not known yet will be asked for by the kernel as the packet leaves.
     matches!(answer as u32, BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH)
         && question.ifindex == config.underlay_ifindex
+}
+
+/// Whether an address is one of this node's own, by its routing.
+#[inline(never)]
+pub fn is_own(packet: &Packet, config: &NodeConfig, address: V4) -> bool {
+    // SAFETY: integers and byte arrays only.
+    let mut question: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+    question.family = AF_INET;
+    question.ifindex = config.underlay_ifindex;
+    question.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(packet.key.src);
+    question.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(address);
+    // SAFETY: context and structure are of the sizes that the kernel is told.
+    let answer = unsafe {
+        bpf_fib_lookup(packet.skb().cast(), &raw mut question, size_of::<bpf_fib_lookup>() as i32, 0)
+    };
+    // What is broadcast comes in frames that are not for this node alone.
+    answer as u32 == BPF_FIB_LKUP_RET_NOT_FWDED
 }
 
 /// The underlay address of a node, `None` where there is no such node or it has no IPv4 one.

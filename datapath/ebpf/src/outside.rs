@@ -59,6 +59,19 @@ pub fn decide_turned(packet: &mut Packet, config: &NodeConfig) {
     decide_for(packet, config);
 }
 
+/// A port of the node is one of each of its addresses, and not only of those that the programs are told.
+#[inline(always)]
+pub fn find_at_other_addresses(packet: &mut Packet, config: &NodeConfig) {
+    if packet.port_number != 0 {
+        return;
+    }
+    let number = service::number_at(packet, [0; 4]);
+    if number != 0 && lookup::is_own(packet, config, packet.key.dst) {
+        packet.port_number = number;
+        packet.is_at_other_address = true;
+    }
+}
+
 #[inline(never)]
 fn decide_for(packet: &mut Packet, config: &NodeConfig) {
     admit(packet, config);
@@ -90,7 +103,9 @@ fn admit(packet: &mut Packet, config: &NodeConfig) {
     }
     let Some(service) = SERVICES.get(packet.port_number) else { return };
     // Somebody of the fleet would be answered by another way than it asked.
-    packet.is_direct = service.flags & service_flags::DSR != 0 && !packet.is_from_fleet;
+    // And another node would not know the node by an address that the fleet does not.
+    packet.is_direct =
+        service.flags & service_flags::DSR != 0 && !packet.is_from_fleet && !packet.is_at_other_address;
     if service.flags & service_flags::SOURCES != 0
         && !packet.is_from_fleet
         && !is_in_range(packet.port_number, packet.key.src)

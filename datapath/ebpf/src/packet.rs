@@ -86,6 +86,8 @@ pub struct Facts {
     pub is_error: bool,
     /// Whether its sender, who comes from outside, has an address of the fleet.
     pub is_from_fleet: bool,
+    /// Whether it came to an address of the node that the fleet does not know.
+    pub is_at_other_address: bool,
     /// Whether its backend answers the client itself.
     pub is_direct: bool,
     /// That backend's address, where another node has chosen it.
@@ -186,6 +188,7 @@ impl Packet {
             is_rest: false,
             is_error: false,
             is_from_fleet: false,
+            is_at_other_address: false,
             is_direct: false,
             direct_address: [0; 4],
             direct_port_be: [0; 2],

@@ -6,6 +6,8 @@ use std::{fs, process::Command};
 pub const UNDERLAY_IFINDEX: u32 = 2;
 /// The kernel routes this out of another interface than the underlay's.
 pub const BEHIND_ANOTHER_DEVICE: [u8; 4] = [198, 18, 0, 9];
+/// An address of the node's on that interface.
+pub const OTHER_ADDRESS: [u8; 4] = [198, 18, 0, 1];
 /// The kernel refuses to route this.
 pub const UNREACHABLE: [u8; 4] = [198, 19, 0, 9];
 

@@ -500,11 +500,7 @@ fn either_half_brings_back_the_other() {
         .identities(R.identity, 0)
         .origin(Some(tunnel_from(&R)));
     check(&mut kernel, FromOverlay, &answer.bytes(), expected);
-    let period = || coarse_ns() >> 30;
-    let now = period();
-    while period() == now {
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    }
+    wait_for_the_next_second();
     let twice = FlowEntry { packets: 2, bytes: 2 * ack.len(), ..once };
     let expected = Expected::forwarded(Redirect, through_tunnel(&ack, &r, port).bytes(), Ingress)
         .flow((key, twice))
@@ -548,6 +544,124 @@ fn answers_that_are_decided_again_still_come_from_the_frontend() {
             .origin(Some(elsewhere));
         check(&mut kernel, FromOverlay, &answer.bytes(), expected);
         kernel.set(map_name::EPOCHS, &epoch_shard_v4(R.address), &epoch_of(R.address));
+    }
+}
+
+#[test]
+fn a_port_of_the_node_is_one_of_each_of_its_addresses() {
+    // First: programs, test runs and routes are then of the same namespace.
+    if !namespace::enter() {
+        return;
+    }
+    let mut kernel = furnished!();
+    let underlay_ifindex = namespace::UNDERLAY_IFINDEX;
+    kernel.set(map_name::CONFIG, &0u32, &NodeConfig { underlay_ifindex, ..CONFIG });
+    let r = backend(1, R);
+    serving(&mut kernel, &[r]);
+    // Also where backends answer themselves: their nodes do not know this address.
+    let flags = service_flags::PRESENT | service_flags::DSR;
+    let entry = ServiceEntry { table: 5 << 32 | 1, flags, ..ServiceEntry::default() };
+    kernel.set(map_name::SERVICES, &SERVICE, &entry);
+    let other = Peer { address: namespace::OTHER_ADDRESS, ..UNDERLAY };
+    let request = came(Frame::udp(&CLIENT, &other, 5000, PORT));
+    let port = own_port(&request, &r, 0);
+    let client = Peer { action: (FlowAction::Underlay, underlay_ifindex), ..CLIENT };
+    let [forward, reverse] = hidden(&request, &client, &r, GATEWAY.address, port);
+    let expected = Expected::forwarded(Redirect, through_tunnel(&request, &r, port).bytes(), Ingress)
+        .flow(forward)
+        .flow(reverse)
+        .event(new_event(&request, &CLIENT, &r));
+    check(&mut kernel, FromNetdev, &request.bytes(), expected);
+    let answer = Frame::udp(&R, &GATEWAY, r.port, port);
+    let expected = Expected::forwarded(Redirect, to_client(&answer, &request).ttl(63).bytes(), Ingress)
+        .flow(and_packet(reverse, &answer))
+        .origin(Some(tunnel_from(&R)));
+    check(&mut kernel, FromOverlay, &answer.bytes(), expected);
+    // Not of what is behind the node.
+    for address in [namespace::BEHIND_ANOTHER_DEVICE, namespace::UNREACHABLE, [10, 201, 0, 9]] {
+        let elsewhere = Peer { address, ..UNDERLAY };
+        let frame = came(Frame::udp(&CLIENT, &elsewhere, 5000, PORT));
+        check(&mut kernel, FromNetdev, &frame.bytes(), Expected::left(&frame.bytes(), Ingress));
+    }
+}
+
+/// Makes the table forget what nobody has used: it fills it with flows of somebody else.
+#[track_caller]
+fn flood(kernel: &mut Kernel, key: &FlowKey<V4>) {
+    for port in 10_000..40_000 {
+        kernel.run(FromEndpoint, &Frame::udp(&A, &B, port, 7).bytes(), None);
+        if port % 100 == 0 && kernel.flow(key).is_none() {
+            kernel.events();
+            return;
+        }
+    }
+    panic!("the table forgets nothing");
+}
+
+fn wait_for_the_next_second() {
+    let period = || coarse_ns() >> 30;
+    let now = period();
+    while period() == now {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}
+
+/// Keeps the thread on one CPU: what a CPU has just added, others do not evict.
+fn stay_on_this_cpu() {
+    // SAFETY: the set is ours and of the size given.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(libc::sched_getcpu() as usize, &mut set);
+        assert_eq!(libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set), 0);
+    }
+}
+
+/// A table that is full forgets, and never half of what it would need: whoever speaks next goes on as before.
+#[test]
+fn what_a_full_table_forgets_goes_on() {
+    let mut kernel = furnished!();
+    stay_on_this_cpu();
+    for (at, flags) in [(A, 0), (R, 0), (R, service_flags::DSR)] {
+        let backend = backend(1, at);
+        serving(&mut kernel, &[backend]);
+        let flags = service_flags::PRESENT | flags;
+        let entry = ServiceEntry { table: 5 << 32 | 1, flags, ..ServiceEntry::default() };
+        kernel.set(map_name::SERVICES, &SERVICE, &entry);
+        let syn = came(Frame::tcp(&CLIENT, &VIP, 1000, PORT, 2));
+        let ack = came(Frame::tcp(&CLIENT, &VIP, 1000, PORT, 0x10));
+        assert_eq!(kernel.run(FromNetdev, &syn.bytes(), None).code, Redirect as u32);
+        let before = kernel.run(FromNetdev, &ack.bytes(), None);
+        let entry = kernel.flow(&syn.key()).expect("the flow is known");
+        let back_key = entry.reverse_key(&syn.key());
+        let answer = match at.source.0 {
+            SourceKind::Endpoint => Frame::tcp(&A, &CLIENT, backend.port, 1000, 0x10),
+            _ => Frame::tcp(&R, &GATEWAY, backend.port, u16::from_be_bytes(entry.rewrite_src_port_be), 0x10),
+        };
+        // Of what is in use it forgets the half that is not; then it has neither.
+        for is_whole_gone in [false, true] {
+            flood(&mut kernel, &back_key);
+            if is_whole_gone {
+                kernel.remove::<FlowKey<V4>, FlowEntry>(map_name::FLOWS_V4, &syn.key());
+            } else {
+                assert!(kernel.flow(&syn.key()).is_some(), "what is in use stays");
+                wait_for_the_next_second();
+            }
+            let after = kernel.run(FromNetdev, &ack.bytes(), None);
+            assert_eq!((after.code, after.bytes), (before.code, before.bytes.clone()), "{at:?}");
+            // And what answers it. (Of one that answers itself nothing comes by.)
+            if flags & service_flags::DSR == 0 {
+                let out = to_client(&answer, &ack).ttl(63).bytes();
+                let (program, tunnel) = match at.source.0 {
+                    SourceKind::Endpoint => (FromEndpoint, None),
+                    _ => (FromOverlay, Some(tunnel_from(&R))),
+                };
+                let answered = kernel.run(program, &answer.bytes(), tunnel);
+                assert_eq!((answered.code, answered.bytes), (Redirect as u32, out), "{at:?}");
+                // It has been used, and is not the one to be forgotten.
+                kernel.remove::<FlowKey<V4>, FlowEntry>(map_name::FLOWS_V4, &back_key);
+            }
+        }
+        kernel.remove::<FlowKey<V4>, FlowEntry>(map_name::FLOWS_V4, &syn.key());
     }
 }
 

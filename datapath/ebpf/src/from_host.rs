@@ -6,7 +6,7 @@ use datapath_abi::{
 };
 use datapath_packet::{ETHERTYPE_IPV4, Halves, Ipv4, Place, Side, comes_from};
 
-use crate::{deliver, flows, lookup, packet::Packet, programs::Verdict, rewrite, service};
+use crate::{deliver, flows, lookup, outside, packet::Packet, programs::Verdict, rewrite, service};
 
 /// To a local endpoint's device, where `to_endpoint` decides, or into the tunnel.
 #[inline(always)]
@@ -39,6 +39,12 @@ fn ipv4(packet: &mut Packet, config: &NodeConfig) -> Result<Verdict, DropReason>
                 flow.touch(packet);
                 return Ok(verdict);
             }
+            // The node itself answers a client outside.
+            Some(FlowAction::Underlay) if rewrite::is_on_both_sides(entry) => {
+                let verdict = deliver::by_entry(packet, config, ip, entry)?;
+                flow.touch(packet);
+                return Ok(verdict);
+            }
             // An address that has become this node's own since: decided anew.
             Some(FlowAction::Host | FlowAction::Stack | FlowAction::Underlay) | None => {}
         }
@@ -47,6 +53,13 @@ fn ipv4(packet: &mut Packet, config: &NodeConfig) -> Result<Verdict, DropReason>
         && packet.stale.backend == 0
     {
         return hand_over(packet, endpoint.ifindex, endpoint.mac, endpoint.host_mac);
+    }
+    if packet.stale.is_reply && packet.stale.is_from_outside {
+        outside::as_if_asked(packet, config);
+        let halves = packet.decided()?;
+        let verdict = deliver::by_entry(packet, config, ip, &halves.forward)?;
+        flows::remember(packet, halves)?;
+        return Ok(verdict);
     }
     let halves = decide_anew(packet, config)?;
     let verdict = send(packet, config, ip, &halves.forward)?;

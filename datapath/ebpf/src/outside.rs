@@ -7,7 +7,7 @@
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use datapath_abi::{
     DropReason, FlowAction, FlowEntry, NODE_NONE, NODE_SELF, NodeConfig, SOURCE_SERVICE_BITS, Source,
-    SourceKind, V4, identity_number as identity, node_flags, service_flags,
+    SourceKind, TUNNEL_DST_MAC, V4, identity_number as identity, node_flags, service_flags,
 };
 use datapath_packet::{Halves, Place, Side, direct_macs, opens};
 
@@ -144,7 +144,9 @@ fn directly(packet: &mut Packet, config: &NodeConfig) -> Result<(), DropReason> 
     }
     let owner = lookup::owner(packet.key.dst);
     let (source, to) = match (owner.node, owner.identity) {
-        // Its answers would not come by a program that could translate them.
+        (NODE_SELF, identity::HOST) => {
+            (answered_by_host(config), Side::stack(Place::Host, identity::HOST, shard, config.host_mac))
+        }
         (NODE_SELF, _) => return Err(DropReason::NoBackend),
         (NODE_NONE, identity::UNKNOWN) => {
             (config.underlay_v4, Side::stack(underlay, identity::WORLD, shard, config.host_mac))
@@ -156,7 +158,7 @@ fn directly(packet: &mut Packet, config: &NodeConfig) -> Result<(), DropReason> 
     };
     let client = client(underlay);
     packet.dst_identity = to.identity;
-    if is_direct(packet) && to.place != underlay {
+    if is_direct(packet) && to.dst_mac == TUNNEL_DST_MAC {
         let (dst_mac, src_mac) = direct_macs(packet.key.dst, packet.key.dst_port_be);
         packet.is_direct = true;
         flows::decide(packet, &client, &Side { dst_mac, src_mac, ..to });
@@ -169,6 +171,13 @@ fn directly(packet: &mut Packet, config: &NodeConfig) -> Result<(), DropReason> 
     }
     flows::decide(packet, &client, &to).replace_source(&packet.key, source, port_be);
     Ok(())
+}
+
+/// Whom the node itself sees: an address that its stack sends out by `warren_host`, and so by `from_host`. The one before the
+/// gateway, which is no endpoint's: that of the network.
+#[inline(always)]
+fn answered_by_host(config: &NodeConfig) -> V4 {
+    u32::from_be_bytes(config.gateway_v4).wrapping_sub(1).to_be_bytes()
 }
 
 /// Whether the backend answers the client itself: as the service says, but for a flow that is under way.

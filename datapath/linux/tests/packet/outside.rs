@@ -364,10 +364,45 @@ fn without_backends_the_client_is_refused() {
         let expected = Expected::dropped(&rst, DropReason::NoBackend, Ingress).identities(CLIENT.identity, 0);
         check(&mut kernel, FromNetdev, &rst.bytes(), expected);
     }
-    // The node itself as a backend is none to them.
-    serving(&mut kernel, &[backend(1, UNDERLAY)]);
+    // An address of the node's that nobody has.
+    serving(&mut kernel, &[backend(1, NOBODY)]);
     let syn = came(Frame::syn(&CLIENT, &VIP));
     check(&mut kernel, FromNetdev, &syn.bytes(), refused(&syn, &syn.reset(0, 1, true)));
+}
+
+/// It sees an address that its stack sends out where `from_host` is.
+#[test]
+fn to_a_backend_that_is_this_node_and_back() {
+    let mut kernel = furnished!();
+    let host = backend(1, UNDERLAY);
+    let seen = Peer { address: [10, 0, 1, 0], ..CLIENT };
+    serving(&mut kernel, &[host]);
+    for (request, answer) in conversations(&host, &seen) {
+        let port = own_port(&request, &host, 0);
+        let [forward, reverse] = hidden(&request, &CLIENT, &host, seen.address, port);
+        let out = to_backend(&request, &host).source(seen.address).source_port(port).towards(&UNDERLAY);
+        let expected = Expected::forwarded(Redirect, out.bytes(), Ingress)
+            .flow(forward)
+            .flow(reverse)
+            .event(new_event(&request, &CLIENT, &host));
+        check(&mut kernel, FromNetdev, &request.bytes(), expected);
+        let answer = answer.destination_port(port);
+        let out = to_client(&answer, &request).ttl(63).bytes();
+        let reverse = and_packet(reverse, &answer);
+        let expected = Expected::forwarded(Redirect, out.clone(), Egress).flow(reverse);
+        check(&mut kernel, FromHost, &answer.bytes(), expected);
+        // Decided again.
+        raise(&mut kernel, UNDERLAY.address);
+        let expected = Expected::forwarded(Redirect, out, Egress)
+            .flow(again(forward))
+            .flow(and_packet(again(reverse), &answer));
+        check(&mut kernel, FromHost, &answer.bytes(), expected);
+        kernel.set(map_name::EPOCHS, &epoch_shard_v4(UNDERLAY.address), &epoch_of(UNDERLAY.address));
+    }
+    // What answers nobody goes nowhere, and ends no connection.
+    let stray = Frame::tcp(&UNDERLAY, &seen, 8080, 61_999, 0x10);
+    let expected = Expected::dropped(&stray, DropReason::UnknownDestination, Egress);
+    check(&mut kernel, FromHost, &stray.bytes(), expected);
 }
 
 #[test]

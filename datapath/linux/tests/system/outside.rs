@@ -339,6 +339,41 @@ fn backends_answer_clients_outside_themselves_by_the_stack() {
     check_direct(HostRouting::Legacy);
 }
 
+/// A process of the node's own, beside a workload, as a backend.
+#[track_caller]
+fn check_the_node(host_routing: HostRouting) {
+    let Some(play) = Play::new(host_routing, LinuxConfig::default()) else { return };
+    let own = IpcacheValue { identity: Identity::HOST, node: NodeIndex::SELF };
+    play.apply(1, vec![Op::PutIpcache(IpAddr::from(Cluster::underlay(1)).into(), own)]);
+    let backends = [backend(1, Cluster::underlay(1)), backend(2, address(1, 1))];
+    play.serve(&backends, &snat());
+    let end = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let _guard = EndAtLast(&end);
+        answers(scope, &play.cluster.node(1).node, Cluster::underlay(1), &end);
+        answers(scope, &play.workloads[0], address(1, 1), &end);
+        let hidden = Ipv4Addr::new(10, 77, 1, 0);
+        let expected: BTreeMap<IpAddr, IpAddr> =
+            [(Cluster::underlay(1).into(), hidden.into()), (address(1, 1).into(), CLIENT.into())].into();
+        play.client.enter(|| {
+            for (frontend, _) in frontends().into_iter().filter(|(_, node)| *node == 1) {
+                assert_eq!(seen(|| ask(&mut connect(frontend))), expected, "tcp {frontend}");
+                assert_eq!(seen(|| ask_by_datagram(frontend)), expected, "udp {frontend}");
+            }
+        });
+    });
+}
+
+#[test]
+fn the_node_itself_answers_clients_outside() {
+    check_the_node(HostRouting::Bpf);
+}
+
+#[test]
+fn the_node_itself_answers_clients_outside_by_the_stack() {
+    check_the_node(HostRouting::Legacy);
+}
+
 #[test]
 fn clients_outside_reach_services() {
     check(HostRouting::Bpf, false);

@@ -85,6 +85,7 @@ impl Datapath {
             map_name::IPCACHE_LPM_V4 => maps.ipcache_lpm_v4.count(|_, _| true)?,
             map_name::NODE_BY_ADDRESS_V4 => maps.node_by_address_v4.count(|_, _| true)?,
             map_name::FLOWS_V4 => maps.flows_v4.count(|_, _| true)?,
+            map_name::DROPPED_LPM_V4 => maps.dropped_lpm_v4.count(|_, _| true)?,
             map_name::UNMASQUERADED_LPM_V4 => maps.unmasqueraded_lpm_v4.count(|_, _| true)?,
             map_name::FRONTENDS_V4 => maps.frontends_v4.count(|_, _| true)?,
             map_name::SERVICES => {
@@ -142,6 +143,9 @@ impl Datapath {
                 let networks = networks(maps.ipcache_lpm_v4.dump()?);
                 rows(networks, |network, entry| Some((json!(network), ipcache(entry))))
             }
+            map_name::DROPPED_LPM_V4 => rows(networks(maps.dropped_lpm_v4.dump()?), |network, value| {
+                Some((json!(network), json!(value)))
+            }),
             map_name::UNMASQUERADED_LPM_V4 => {
                 rows(networks(maps.unmasqueraded_lpm_v4.dump()?), |network, value| {
                     Some((json!(network), json!(value)))

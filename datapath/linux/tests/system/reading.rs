@@ -79,6 +79,7 @@ fn every_map_can_be_dumped() {
             map_name::SOCKETS_V4,
             map_name::SOURCES_LPM_V4,
             map_name::AFFINITY,
+            map_name::DROPPED_LPM_V4,
             map_name::UNMASQUERADED_LPM_V4,
         ];
         for name in object::MAPS.into_iter().filter(|name| !own.contains(name) && !empty.contains(name)) {

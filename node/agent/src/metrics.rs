@@ -248,7 +248,7 @@ impl Page {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::{collections::BTreeMap, net::Ipv4Addr};
 
     use datapath_abi::{Direction, DropReason};
     use datapath_linux::Count;
@@ -315,6 +315,7 @@ mod tests {
         let metrics = Metrics::new();
         metrics.count_kv("answered");
         metrics.count_apply_failure(OpErrorKind::Conflict);
+        metrics.count_probe(&ProbeTarget::Node(Ipv4Addr::LOCALHOST.into()), true);
         let page = metrics.render(&snapshot());
         for metric in metric::ALL {
             let kind = match metric.kind {

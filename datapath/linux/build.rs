@@ -43,7 +43,7 @@ const INSTALL: &str = "run deploy/setup.sh, or by hand on Debian 12 and newer:\n
 fn main() {
     let manifest_dir = PathBuf::from(variable("CARGO_MANIFEST_DIR"));
     let workspace = manifest_dir.ancestors().nth(2).expect("this crate is at datapath/linux").to_path_buf();
-    watch(&workspace);
+    watch();
 
     let objects = match env::var_os("BPF_PREBUILT") {
         Some(directory) => PathBuf::from(directory),
@@ -60,16 +60,14 @@ fn variable(name: &str) -> String {
     env::var(name).unwrap_or_else(|_| panic!("cargo sets {name} for build scripts"))
 }
 
-fn watch(workspace: &Path) {
+/// By relative paths: two checkouts that share a target directory must not watch each other's sources.
+fn watch() {
     for path in ["abi", "packet", "ebpf"] {
         for part in ["src", "Cargo.toml"] {
-            println!(
-                "cargo::rerun-if-changed={}",
-                workspace.join("datapath").join(path).join(part).display()
-            );
+            println!("cargo::rerun-if-changed=../{path}/{part}");
         }
     }
-    println!("cargo::rerun-if-changed={}", workspace.join("Cargo.lock").display());
+    println!("cargo::rerun-if-changed=../../Cargo.lock");
     println!("cargo::rerun-if-changed=build.rs");
     for name in ["BPF_PREBUILT", "BPF_RUSTC"] {
         println!("cargo::rerun-if-env-changed={name}");

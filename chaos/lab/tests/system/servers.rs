@@ -9,7 +9,7 @@ use std::{
     process::{Child, Stdio},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU16, Ordering},
     },
     thread::{self, JoinHandle},
     time::Duration,
@@ -121,7 +121,7 @@ pub fn connect(to: SocketAddr) -> Result<(String, IpAddr)> {
 
 /// The same by UDP. Lost datagrams are sent again; an answer counts only from where the question went.
 pub fn exchange(to: SocketAddr) -> Result<(String, IpAddr)> {
-    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    let socket = fresh_socket()?;
     socket.connect(to)?;
     socket.set_read_timeout(Some(Duration::from_secs(1)))?;
     for _ in 0..PATIENCE.as_secs() {
@@ -134,6 +134,17 @@ pub fn exchange(to: SocketAddr) -> Result<(String, IpAddr)> {
         }
     }
     bail!("no answer from {to}")
+}
+
+/// A socket with a port of its own: one that was used before may belong to a flow that still runs, and keeps its backend.
+fn fresh_socket() -> Result<UdpSocket> {
+    static NEXT: AtomicU16 = AtomicU16::new(10_000);
+    loop {
+        match UdpSocket::bind(("0.0.0.0", NEXT.fetch_add(1, Ordering::Relaxed))) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse => {}
+            result => return Ok(result?),
+        }
+    }
 }
 
 pub fn answer(text: &str) -> Result<(String, IpAddr)> {

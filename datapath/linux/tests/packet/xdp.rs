@@ -4,8 +4,9 @@
 use std::{collections::BTreeMap, process::Command};
 
 use datapath_abi::{
-    COUNTED_BEFORE_STACK, Direction::Ingress, DropReason, FlowEntry, FlowKey, LpmKey, MacBytes, NodeConfig,
-    ServiceEntry, V4, counter_slot, epoch_shard_v4, map_name, node_flags, service_flags,
+    BACKEND_ELSEWHERE, COUNTED_BEFORE_STACK, Direction::Ingress, DropReason, FlowAction, FlowEntry, FlowKey,
+    LpmKey, MacBytes, NodeConfig, ServiceEntry, SourceKind, V4, counter_slot, epoch_shard_v4, flow_flags,
+    map_name, node_flags, service_flags,
 };
 use datapath_linux::object::Program::{self, FromNetdev, FromOverlay};
 
@@ -396,6 +397,7 @@ fn what_the_tunnel_brings_is_checked_as_the_classifier_does() {
         ("from another node", in_tunnel(&answer, Tunnel { underlay: [192, 0, 2, 6], ..tunnel }).bytes()),
         ("from nobody", in_tunnel(&answer, Tunnel { underlay: [192, 0, 2, 77], ..tunnel }).bytes()),
         ("another identity", in_tunnel(&answer, Tunnel { identity: 401, ..tunnel }).bytes()),
+        ("the world", in_tunnel(&answer, Tunnel { identity: WORLD, ..tunnel }).bytes()),
         (
             "names a backend",
             in_tunnel(&answer.clone().macs(*b"\x02D\x0a\x00\x02\x07", *b"\x02DSR\x1f\x90"), tunnel).bytes(),
@@ -407,9 +409,14 @@ fn what_the_tunnel_brings_is_checked_as_the_classifier_does() {
         ("options", in_tunnel(&answer, tunnel).options(1).bytes()),
         ("another port", with(37, 0x19)),
         ("shorter inside", with(39, usual[39] - 1)),
-        ("longer than it says", [&usual[..], &[0]].concat()),
+        ("padding behind the tunnel's packet", [&usual[..], &[0]].concat()),
         ("a checksum", with(41, 1)),
         ("an extension", with(42, 0x88)),
+        ("without an identity", with(42, 0)),
+        ("reserved byte 1", with(43, 1)),
+        ("reserved byte 2", with(44, 1)),
+        ("reserved byte 3", with(45, 1)),
+        ("reserved byte 7", with(49, 1)),
         ("congestion on the way", with(15, 3)),
         ("for another", {
             let mut bytes = usual.clone();
@@ -423,6 +430,73 @@ fn what_the_tunnel_brings_is_checked_as_the_classifier_does() {
     // A node that left, or moved.
     kernel.set(map_name::NODES, &5u32, &datapath_abi::NodeEntry::default());
     up(&mut kernel, &usual, "of a node that left");
+}
+
+/// What a flow's entry has to say for a packet to be carried.
+#[test]
+fn entries_that_say_something_else_leave_it_to_classifiers() {
+    let mut kernel = stage!();
+    let r = backend(1, R);
+    serve(&mut kernel, &[r]);
+    let first = came(Frame::udp(&INTERNET, &VIP, 1000, PORT));
+    let port = begin(&mut kernel, &first);
+    let answer = Frame::udp(&R, &GATEWAY, r.port, port);
+    type Change = (&'static str, fn(FlowEntry) -> FlowEntry);
+    let check = |kernel: &mut Kernel, frame: &Frame, key: FlowKey<V4>, changes: &[Change]| {
+        let entry = kernel.flow(&key).expect("known");
+        for (what, change) in changes {
+            kernel.set(map_name::FLOWS_V4, &key, &change(entry));
+            up(kernel, &frame.bytes(), what);
+            kernel.set(map_name::FLOWS_V4, &key, &entry);
+            assert_eq!(kernel.run_xdp(&frame.bytes(), UNDERLAY_IFINDEX).code, TX, "{what}: was all");
+        }
+    };
+    // Of both directions.
+    let both: [Change; 10] = [
+        ("to an endpoint", |entry| sends(entry, FlowAction::Local, HERE)),
+        ("to the node", |entry| sends(entry, FlowAction::Host, 0)),
+        ("by the stack", |entry| sends(entry, FlowAction::Stack, 0)),
+        ("by another interface", |entry| sends(entry, FlowAction::Underlay, UNDERLAY_IFINDEX + 1)),
+        ("what is unknown here", |entry| FlowEntry { action: 99, ..entry }),
+        ("from an endpoint", |entry| comes(entry, SourceKind::Endpoint, HERE)),
+        ("from the node", |entry| comes(entry, SourceKind::Host, 0)),
+        ("from an unknown node", |entry| comes(entry, SourceKind::Node, 7)),
+        ("from no node", |entry| comes(entry, SourceKind::Node, u32::MAX)),
+        ("an epoch ago", |entry| FlowEntry { epoch: entry.epoch.wrapping_sub(1), ..entry }),
+    ];
+    check(&mut kernel, &on_wire(&first), first.key(), &both);
+    let requests: [Change; 6] = [
+        ("from the backend's node", |entry| comes(entry, SourceKind::Node, 5)),
+        ("from another interface", |entry| comes(entry, SourceKind::Underlay, 1)),
+        ("to an unknown node", |entry| sends(entry, FlowAction::Tunnel, 7)),
+        ("to no node", |entry| sends(entry, FlowAction::Tunnel, u32::MAX)),
+        ("to a node without a neighbour", |entry| sends(entry, FlowAction::Tunnel, 6)),
+        ("to no backend", |entry| FlowEntry {
+            backend: 0,
+            flags: entry.flags & !flow_flags::REWRITE_DST,
+            ..entry
+        }),
+    ];
+    check(&mut kernel, &on_wire(&first), first.key(), &requests);
+
+    let wire = in_tunnel(&answer, tunnel_from(&R));
+    check(&mut kernel, &wire, answer.key(), &both);
+    let answers: [Change; 5] = [
+        ("from the underlay", |entry| comes(entry, SourceKind::Underlay, 0)),
+        ("from another node", |entry| comes(entry, SourceKind::Node, 6)),
+        ("back into the tunnel", |entry| sends(entry, FlowAction::Tunnel, 5)),
+        ("a backend chosen elsewhere", |entry| FlowEntry { backend: BACKEND_ELSEWHERE, ..entry }),
+        ("of somebody else", |entry| FlowEntry { src_identity: 401, ..entry }),
+    ];
+    check(&mut kernel, &wire, answer.key(), &answers);
+}
+
+fn sends(entry: FlowEntry, action: FlowAction, target: u32) -> FlowEntry {
+    FlowEntry { action: action as u8, target, ..entry }
+}
+
+fn comes(entry: FlowEntry, kind: SourceKind, source: u32) -> FlowEntry {
+    FlowEntry { source_kind: kind as u8, source, ..entry }
 }
 
 #[test]

@@ -1,12 +1,11 @@
 //! The kernel programs' object, carried inside this crate, and what it holds.
 
-use std::io;
-
 use aya::{
     include_bytes_aligned,
     programs::{ProgramError, SchedClassifier, Xdp},
 };
 use datapath_abi::map_name;
+use nix::sys::signal::{SigSet, SigmaskHow};
 
 /// The ELF object that `build.rs` made; aligned as the parser wants it.
 pub static OBJECT: &[u8] = include_bytes_aligned!(env!("WARREN_BPF_OBJECT"));
@@ -87,16 +86,13 @@ impl SocketProgram {
     }
 }
 
-/// Attempts at loading a program: as many as libbpf makes.
-const LOAD_ATTEMPTS: u32 = 5;
-
 /// Loads a program into the kernel. Its verifier gives up with `EAGAIN` when the thread has a signal waiting (the end of a
-/// child, for one); it is then asked again.
+/// child, for one): until it is done signals wait, or go to another thread.
 ///
 /// # Errors
 /// As [`SchedClassifier::load`].
 pub fn load(classifier: &mut SchedClassifier) -> Result<(), ProgramError> {
-    persist(|| classifier.load())
+    undisturbed(|| classifier.load())
 }
 
 /// As [`load`], for a program at sockets.
@@ -104,7 +100,7 @@ pub fn load(classifier: &mut SchedClassifier) -> Result<(), ProgramError> {
 /// # Errors
 /// As [`CgroupSockAddr::load`].
 pub fn load_socket(program: &mut aya::programs::Program) -> Result<(), ProgramError> {
-    persist(|| match program {
+    undisturbed(|| match program {
         aya::programs::Program::CgroupSockAddr(program) => program.load(),
         aya::programs::Program::CgroupSock(program) => program.load(),
         _ => Err(ProgramError::UnexpectedProgramType),
@@ -116,21 +112,17 @@ pub fn load_socket(program: &mut aya::programs::Program) -> Result<(), ProgramEr
 /// # Errors
 /// As [`Xdp::load`].
 pub fn load_xdp(program: &mut Xdp) -> Result<(), ProgramError> {
-    persist(|| program.load())
+    undisturbed(|| program.load())
 }
 
-fn persist(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
-    let mut attempt = 1;
-    loop {
-        match load() {
-            Err(ProgramError::LoadError { io_error, .. })
-                if io_error.kind() == io::ErrorKind::WouldBlock && attempt < LOAD_ATTEMPTS =>
-            {
-                attempt += 1;
-            }
-            result => return result,
-        }
+fn undisturbed<T>(load: impl FnOnce() -> T) -> T {
+    let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK);
+    let result = load();
+    if let Ok(before) = before {
+        // Of a mask that was this thread's own nothing can be wrong.
+        let _restored = before.thread_set_mask();
     }
+    result
 }
 
 /// The maps of [`OBJECT`], all of them.

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use datapath_plan::BackendState::{self, Active, Terminating, Unhealthy};
-use kvstore_schema::service::{FixedBackend, HealthCheck, Probe, ServicePort, ServiceSpec, Span};
+use kvstore_schema::service::{FixedBackend, HealthCheck, Probe, ServicePort, ServiceSpec, Span, Topology};
 use node_core::{Call, CallErrorKind, EndpointSpec, Expected, Reply};
 
 use chaos_sim::{Sim, added, check, name, spec};
@@ -131,6 +131,24 @@ fn where_none_is_well_all_are_used_and_that_is_said() {
     sim.advance(5 * SECOND);
     expect(&sim, &[(a, Terminating), (b, Unhealthy), (c, Active)]);
     assert!(!warns(&sim, 1, "is well"));
+}
+
+#[test]
+fn where_the_near_one_is_sick_those_further_away_are_used() {
+    let spec = ServiceSpec { topology: Topology::Node, ..checked(web()) };
+    let (mut sim, [a, b, c]) = fleet(90, spec);
+    let used = |sim: &Sim, n| -> Vec<IpAddr> {
+        kernel(sim, n).into_iter().filter(|(_, (_, used))| *used).map(|(ip, _)| ip).collect()
+    };
+    assert_eq!([1, 2, 3].map(|n| used(&sim, n)), [vec![a], vec![b], vec![c]]);
+    sim.sick.insert(a);
+    sim.advance(6 * SECOND);
+    let mut others = vec![b, c];
+    others.sort();
+    assert_eq!([1, 2, 3].map(|n| used(&sim, n)), [others, vec![b], vec![c]]);
+    sim.sick.clear();
+    sim.advance(6 * SECOND);
+    assert_eq!(used(&sim, 1), [a]);
 }
 
 #[test]

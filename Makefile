@@ -74,11 +74,11 @@ test-upgrade: setup ## agents killed, stopped, upgraded and downgraded under tra
 	UPGRADE_ROUNDS=20 cargo test --locked -p chaos-lab --test system upgrade -- --nocapture --test-threads=1
 
 # Release programs, on a quiet machine: some ten minutes. Prints figures; fails on leaks.
-test-scale: build ## 10,000 endpoints come and go; agents start with 100,000 known; 10,000 services are applied
-	WARREN_SCALE_ENDPOINTS=10000 WARREN_SCALE_KNOWN=100000 WARREN_SCALE_SERVICES=10000 \
+test-scale: build ## 10,000 endpoints come and go; 100,000 are known; 10,000 services; backends die under 1,000 connections/s
+	WARREN_SCALE_ENDPOINTS=10000 WARREN_SCALE_KNOWN=100000 WARREN_SCALE_SERVICES=10000 WARREN_SCALE_RATE=1000 \
 	    WARREN_SCALE_PROGRAMS=$(abspath $(TARGET_DIR))/release \
 	    cargo test --locked -p chaos-lab --test system -- --test-threads=1 --nocapture \
-	    come_and_go a_large_fleet many_services clients_outside
+	    come_and_go a_large_fleet many_services clients_outside health::
 
 bench: setup ## what programs and decisions cost
 	cargo bench --locked -p datapath-linux -p node-core

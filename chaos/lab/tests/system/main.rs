@@ -12,6 +12,7 @@ mod forgery;
 mod health;
 mod lab_itself;
 mod leaks;
+mod load;
 mod mistakes;
 mod modes;
 mod probes;

@@ -165,10 +165,18 @@ fn mistakes_of_a_health_check_are_named() {
         &[
             "spec.healthCheck.port: 0 is none; use 1 to 65535",
             "spec.healthCheck.interval: 1ms is out of range; use 200ms to 10m",
-            "spec.healthCheck.timeout: 2s is out of range; use 10ms to the interval, 1ms",
             "spec.healthCheck.unhealthyThreshold: 0 is out of range; use 1 to 100",
             "spec.healthCheck.healthyThreshold: 101 is out of range; use 1 to 100",
         ],
+    );
+    // The timeout that nobody named is no second mistake.
+    check(
+        r#"{"port":1,"interval":"0s"}"#,
+        &["spec.healthCheck.interval: 0ms is out of range; use 200ms to 10m"],
+    );
+    check(
+        r#"{"port":1,"interval":"1s","timeout":"2s"}"#,
+        &["spec.healthCheck.timeout: 2s is out of range; use 10ms to the interval, 1s"],
     );
     check(
         r#"{"port":1,"http":{"path":"x y","host":"a\r\nb"}}"#,

@@ -71,7 +71,7 @@ impl Manifest {
         }
         let options = serde_saphyr::options! { with_snippet: false };
         let documents: Vec<Spanned<Self>> =
-            serde_saphyr::from_multiple_with_options(text, options).map_err(|error| explain(&error))?;
+            serde_saphyr::from_multiple_with_options(text, options).map_err(|error| explain(&error, text))?;
         let mut mistakes = Vec::new();
         for Spanned { value: Self { metadata, spec, .. }, referenced, .. } in &documents {
             for mistake in spec.validate().err().into_iter().flat_map(|error| error.0) {
@@ -94,18 +94,54 @@ impl Manifest {
     }
 }
 
-/// The library's words, with the place first.
-fn explain(error: &serde_saphyr::Error) -> ManifestError {
+/// What is wrong, in our words, with the place and the field first.
+fn explain(error: &serde_saphyr::Error, source: &str) -> ManifestError {
     let text = error.to_string();
     let Some(location) = error.location() else { return ManifestError(text) };
-    let place = format!("line {}, column {}", location.line(), location.column());
+    let (line, column) = (location.line(), location.column());
+    let place = format!("line {line}, column {column}");
     let text = text.strip_suffix(&format!(" at {place}")).unwrap_or(&text);
-    let text = match text {
+    let twice = |rest: &str| Some(format!("`{}` is there twice", rest.split_once(',')?.0));
+    let words = match text {
         "invalid u16" => "not a whole number from 0 to 65535",
-        "expected mapping start" => "not a manifest: write apiVersion, kind, metadata and spec",
+        "invalid u32" => "not a whole number from 0 to 4294967295",
+        "invalid IP address syntax" => "not an IP address",
+        // Only a document of its own begins there.
+        "expected mapping start" if column == 1 => {
+            "not a manifest: write apiVersion, kind, metadata and spec"
+        }
+        "expected mapping start" => {
+            "fields are wanted here: write {name: value}, or name: value on lines below"
+        }
+        "expected sequence start" => {
+            "a list is wanted here: write [one, another], or - before each on lines below"
+        }
+        "expected string scalar" => "one word or number is wanted here",
         other => other,
     };
-    ManifestError(format!("{place}: {text}"))
+    let words = words
+        .strip_prefix("duplicate mapping key: ")
+        .and_then(twice)
+        .or_else(|| {
+            Some(format!(
+                "{:?} is no network: write it as 192.0.2.0/24",
+                words.strip_prefix("invalid address: ")?
+            ))
+        })
+        .unwrap_or_else(|| words.to_owned());
+    match field_before(source, line as usize, column as usize) {
+        Some(field) if !words.starts_with(field) => ManifestError(format!("{place}: {field}: {words}")),
+        _ => ManifestError(format!("{place}: {words}")),
+    }
+}
+
+/// The name of the field whose value begins at a place, if it stands on the same line: `port` of `{port: here}`.
+fn field_before(source: &str, line: usize, column: usize) -> Option<&str> {
+    let line = source.lines().nth(line.checked_sub(1)?)?;
+    let (end, _) = line.char_indices().nth(column.checked_sub(1)?)?;
+    let before = line[..end].trim_end().trim_end_matches('[').trim_end().strip_suffix(':')?;
+    let name = before.rsplit(|c: char| !c.is_ascii_alphanumeric() && c != '"').next()?.trim_matches('"');
+    (!name.is_empty()).then_some(name)
 }
 
 #[cfg(test)]
@@ -142,7 +178,10 @@ mod tests {
         };
         let spec = |lines: &str| format!("{HEAD}{lines}");
         check(&spec("  healthCheck: {interval: 2}\n"), "line 6, column 27: ");
-        check(&spec("  healthCheck: {interval: 2x}\n"), "line 6, column 27: \"2x\" is no span of time: use");
+        check(
+            &spec("  healthCheck: {interval: 2x}\n"),
+            "line 6, column 27: interval: \"2x\" is no span of time: use",
+        );
         check(
             &spec("  selector: {}\n  ports: [{port: 80, nodePort: some}]\n"),
             "line 7, column 32: nodePort \"some\" is not valid: use auto, or a number",
@@ -151,13 +190,38 @@ mod tests {
             &spec("  selector: {}\n  ports: [{port: 80, nodePort: 3}]\n"),
             "line 1: service web: spec.ports[0].nodePort: 3 is out of range; use 30000 to 32767, or auto",
         );
-        check(&spec("  sourceRanges: [here]\n"), "line 6, column 18: invalid address: here");
+        check(
+            &spec("  sourceRanges: [here]\n"),
+            "line 6, column 18: sourceRanges: \"here\" is no network: write it as 192.0.2.0/24",
+        );
+        check(
+            &spec("  sourceRanges: [192.0.2.0/24, 192.0.2.0/33]\n"),
+            "line 6, column 32: \"192.0.2.0/33\" is no network",
+        );
         check(
             &spec("  colour: 1\n"),
             "line 6, column 3: unknown field `colour`, expected one of virtualIp, ",
         );
-        check(&spec("  ports: [{port: http}]\n"), "line 6, column 18: not a whole number from 0 to 65535");
-        check(&spec("  ports: [{protocol: icmp, port: 1}]\n"), "line 6, column 22: unknown variant `icmp`");
+        for number in ["http", "70000", "-1", "8.5"] {
+            check(
+                &spec(&format!("  ports: [{{port: {number}}}]\n")),
+                "line 6, column 18: port: not a whole number from 0 to 65535",
+            );
+        }
+        check(
+            &spec("  affinity: {timeoutSeconds: -1}\n"),
+            "line 6, column 30: timeoutSeconds: not a whole number from 0 to 4294967295",
+        );
+        check(
+            &spec("  ports: [{protocol: icmp, port: 1}]\n"),
+            "line 6, column 22: protocol: unknown variant `icmp`, expected one of tcp, udp, sctp",
+        );
+        check(&spec("  ports: {port: 80}\n"), "line 6, column 10: ports: a list is wanted here");
+        check(&spec("  affinity: clientIp\n"), "line 6, column 13: affinity: fields are wanted here");
+        check(&spec("  selector: {matchLabels: {app: [a]}}\n"), "line 6, column 33: app: one word or number");
+        check(&spec("  mode: dsr\n  mode: dsr\n"), "line 7, column 3: `mode` is there twice");
+        check(&spec("  backends: [{address: here}]\n"), "line 6, column 24: address: not an IP address");
+        check(&spec("  healthCheck: {http: {}}\n"), "line 6, column 23: http: missing field `path`");
         check(
             &spec("  virtualIp: none\n"),
             "line 6, column 14: virtualIp \"none\" is not valid: use auto, or an address",
@@ -168,9 +232,9 @@ mod tests {
         );
         check(
             "apiVersion: v1\nkind: Service\n",
-            "line 1, column 13: unknown variant `v1`, expected one of warren/v1",
+            "line 1, column 13: apiVersion: unknown variant `v1`, expected one of warren/v1",
         );
-        check("kind: Pod\n", "line 1, column 7: unknown variant `Pod`, expected one of Service");
+        check("kind: Pod\n", "line 1, column 7: kind: unknown variant `Pod`, expected one of Service");
         check(
             "apiVersion: warren/v1\nkind: Service\nmetadata: {name: Web}\n",
             "line 3, column 18: name \"Web\" is not valid",

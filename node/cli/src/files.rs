@@ -1,17 +1,20 @@
 //! Manifests from files, folders and the standard input.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     fs,
     io::{self, Read},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, bail};
-use node_api::{MAX_MANIFEST_BYTES, Manifest};
+use node_api::{MAX_MANIFEST_BYTES, Manifest, Metadata};
 
 /// What a file of manifests in a folder is called.
 const EXTENSIONS: [&str; 3] = ["yaml", "yml", "json"];
+
+/// The name that stands for the standard input.
+const STANDARD_INPUT: &str = "-";
 
 /// Reads all manifests, in the order in which they are named; in a folder, by the names of its files.
 ///
@@ -24,30 +27,38 @@ pub fn read(paths: &[PathBuf]) -> Result<Vec<Manifest>> {
         for file in expand(path)? {
             let text = text(&file)?;
             match Manifest::parse_all(&text) {
-                Ok(found) => manifests.extend(found),
+                Ok(found) => manifests.extend(found.into_iter().map(|manifest| (shown(&file), manifest))),
                 Err(error) => {
                     let lines = error.to_string();
-                    mistakes.extend(lines.lines().map(|line| format!("{}: {line}", file.display())));
+                    mistakes.extend(lines.lines().map(|line| format!("{}: {line}", shown(&file))));
                 }
             }
         }
     }
-    let mut names = BTreeSet::new();
-    for Manifest { metadata, .. } in &manifests {
-        if !names.insert(&metadata.name) {
-            mistakes.push(format!("service {} is there twice", metadata.name));
+    let mut places = BTreeMap::new();
+    for (place, Manifest { metadata: Metadata { name }, .. }) in &manifests {
+        if let Some(first) = places.insert(name, place) {
+            let both =
+                if first == place { format!("in {place}") } else { format!("in {first} and in {place}") };
+            mistakes.push(format!("service {name} is there twice: {both}"));
         }
     }
     if !mistakes.is_empty() {
         bail!(mistakes.join("\nwarren: "));
     }
     if manifests.is_empty() {
-        bail!(
-            "no manifest in {}",
-            paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
-        );
+        bail!("no manifest in {}", paths.iter().map(|path| shown(path)).collect::<Vec<_>>().join(", "));
     }
-    Ok(manifests)
+    Ok(manifests.into_iter().map(|(_, manifest)| manifest).collect())
+}
+
+/// What a place is called in messages.
+fn shown(path: &Path) -> String {
+    if path == Path::new(STANDARD_INPUT) {
+        "the standard input".to_owned()
+    } else {
+        path.display().to_string()
+    }
 }
 
 fn expand(path: &Path) -> Result<Vec<PathBuf>> {
@@ -68,7 +79,7 @@ fn expand(path: &Path) -> Result<Vec<PathBuf>> {
 }
 
 fn text(path: &Path) -> Result<String> {
-    let source: Box<dyn Read> = if path == Path::new("-") {
+    let source: Box<dyn Read> = if path == Path::new(STANDARD_INPUT) {
         Box::new(io::stdin())
     } else {
         Box::new(fs::File::open(path).with_context(|| format!("open {}", path.display()))?)
@@ -78,6 +89,6 @@ fn text(path: &Path) -> Result<String> {
     source
         .take(MAX_MANIFEST_BYTES as u64 + 1)
         .read_to_string(&mut text)
-        .with_context(|| format!("read {}", path.display()))?;
+        .with_context(|| format!("read {}", shown(path)))?;
     Ok(text)
 }

@@ -275,7 +275,7 @@ fn a_bad_manifest_is_wrong_usage_and_told_with_file_and_line() {
             assert!(stderr.contains(&expected.replace("FILE", &path.display().to_string())), "{stderr}");
         }
     };
-    check("kind: Pod\n", "warren: FILE: line 1, column 7: unknown variant `Pod`");
+    check("kind: Pod\n", "warren: FILE: line 1, column 7: kind: unknown variant `Pod`");
     check(
         &MANIFEST.replace("port: 80", "port: 80, nodePort: some"),
         "FILE: line 6, column 32: nodePort \"some\" is not valid",
@@ -285,11 +285,20 @@ fn a_bad_manifest_is_wrong_usage_and_told_with_file_and_line() {
         "FILE: line 1: service web: spec.ports[0].port: 0 is none",
     );
     check("# nothing\n", "no manifest in FILE");
-    check(&format!("{MANIFEST}---\n{MANIFEST}"), "service web is there twice");
+    check(&format!("{MANIFEST}---\n{MANIFEST}"), "service web is there twice: in FILE");
     check(&"#".repeat(9 << 20), "at most 8388608 are read");
     let (code, _, stderr) = finish(&mut warren(&["apply", "-f", "/no/such/file.yaml"]));
     assert_eq!(code, WRONG_USAGE);
     assert!(stderr.contains("open /no/such/file.yaml: No such file"), "{stderr}");
+    let (code, _, stderr) = finish(&mut warren(&["apply", "-f", "-"]));
+    assert_eq!((code, stderr.as_str()), (WRONG_USAGE, "warren: no manifest in the standard input\n"));
+    let (folder, path) = in_file("a.yaml", MANIFEST);
+    let other = folder.path().join("b.yaml");
+    fs::write(&other, MANIFEST).unwrap();
+    let (code, _, stderr) = finish(warren(&["apply", "-f"]).arg(folder.path()));
+    let both =
+        format!("warren: service web is there twice: in {} and in {}\n", path.display(), other.display());
+    assert_eq!((code, stderr), (WRONG_USAGE, both));
 }
 
 #[test]

@@ -78,8 +78,7 @@ impl HealthCheck {
         let (shortest, longest) = INTERVALS;
         if !(shortest..=longest).contains(&self.interval) {
             wrong(format!(".interval: {} is out of range; use {shortest} to {longest}", self.interval));
-        }
-        if !(SHORTEST_TIMEOUT..=self.interval).contains(&self.timeout) {
+        } else if !(SHORTEST_TIMEOUT..=self.interval).contains(&self.timeout) {
             wrong(format!(
                 ".timeout: {} is out of range; use {SHORTEST_TIMEOUT} to the interval, {}",
                 self.timeout, self.interval
@@ -208,8 +207,8 @@ impl Span {
 impl std::fmt::Display for Span {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let ms = self.0.as_millis();
-        let whole = |(_, factor): &&(&str, u64)| ms.is_multiple_of(u128::from(*factor));
-        let (unit, factor) = UNITS.iter().find(whole).expect("1 divides everything");
+        let whole = |(_, factor): &&(&str, u64)| ms > 0 && ms.is_multiple_of(u128::from(*factor));
+        let (unit, factor) = UNITS.iter().find(whole).unwrap_or(&("ms", 1));
         write!(f, "{}{unit}", ms / u128::from(*factor))
     }
 }

@@ -13,7 +13,7 @@ LAB := $(TARGET_DIR)/release/warren-lab
 SCENARIOS ?= $(basename $(notdir $(wildcard chaos/scenarios/*.toml)))
 CARGO_DENY_VERSION := 0.20
 
-.PHONY: help setup build lab lab-down test chaos fuzz test-scale bench fmt fmt-check clippy check-tests test-etcd test-kernels test-upgrade docs deny
+.PHONY: help setup build lab lab-down test chaos fuzz test-scale bench bench-services fmt fmt-check clippy check-tests test-etcd test-kernels test-upgrade docs deny
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -82,6 +82,12 @@ test-scale: build ## 10,000 endpoints come and go; 100,000 are known; 10,000 ser
 
 bench: setup ## what programs and decisions cost
 	cargo bench --locked -p datapath-linux -p node-core
+
+# By hand: make bench-services COUNT=1000 ROUNDS=9
+bench-services: build ## a service alone and beside 10,000 others (COUNT=n, ROUNDS=n), and the same by iptables
+	@trap '$(LAB) --name bench down' EXIT; \
+	$(LAB) --name bench up --nodes 1 --etcd 1; \
+	$(LAB) --name bench services $(if $(COUNT),--count $(COUNT)) $(if $(ROUNDS),--rounds $(ROUNDS))
 
 docs: ## the crates' documentation, broken links denied
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps

@@ -27,6 +27,7 @@ etcd                            etcd-server
 etcdctl                         etcd-client
 ip                              iproute2
 nft                             nftables
+iptables-restore                iptables
 tcpdump                         tcpdump
 bpftool                         bpftool
 ethtool                         ethtool

@@ -75,6 +75,23 @@ pub enum Command {
         #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=200))]
         count: u32,
     },
+    /// Measure: a service's first packets and round trips, alone and beside thousands of others; the same by iptables.
+    Services {
+        /// The others.
+        #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=30_000))]
+        count: u32,
+        /// How often everything is measured.
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=9))]
+        rounds: u16,
+    },
+    /// The client of `services`, run where it shall be.
+    #[command(hide = true)]
+    ServicesClient {
+        /// The service.
+        to: std::net::SocketAddr,
+        /// The first port that it asks from.
+        first_port: u16,
+    },
     /// Do something to the fleet: cut, lose, delay, pause, kill, reboot, wipe. What stands is listed and can be healed; `down` takes it away too.
     #[command(subcommand)]
     Fault(FaultCommand),

@@ -4,6 +4,7 @@ mod arguments;
 mod demo;
 mod latency;
 mod replay;
+mod services;
 
 use std::{
     io::{self, ErrorKind, Write},
@@ -97,6 +98,8 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
             print(&text)?;
         }
         Command::Latency { count } => print(&latency::run(&open()?, count, json)?)?,
+        Command::Services { count, rounds } => print(&services::run(&open()?, count, rounds, json)?)?,
+        Command::ServicesClient { to, first_port } => print(&services::run_client(to, first_port)?)?,
         Command::Fault(FaultCommand::List) if json => {
             print(&(serde_json::to_string_pretty(&open()?.faults()?)? + "\n"))?;
         }

@@ -78,13 +78,20 @@ fn moved(count: usize, gone: usize) -> f64 {
 }
 
 /// Published of others: 0.55 % of 100 members and 0.98 % of 400 in a table of 65,537 slots, 1.3 % of 100 in one of
-/// 16,381. Here 0.59, 0.96, and (of 81) 1.27 %.
+/// 16,381. Here 0.59 and 0.96, and 1.27 of 81. Which one goes matters as much: of 100 from 0.54 to 0.66 %.
 #[test]
 fn one_member_less_moves_few_flows_of_the_others() {
     for (count, limit) in [(81, 0.013), (100, 0.006), (400, 0.0098)] {
         let moved: Vec<f64> = (0..count).step_by(count / 10).map(|gone| moved(count, gone)).collect();
         let mean = moved.iter().sum::<f64>() / moved.len() as f64;
-        println!("one of {count} gone: {:.2} % of the others' slots move", mean * 100.0);
+        let (least, most) =
+            moved.iter().fold((f64::MAX, 0.0), |(least, most), it| (it.min(least), it.max(most)));
+        println!(
+            "one of {count} gone: {:.2} % of the others' slots move ({:.2} to {:.2}, as to which one goes)",
+            mean * 100.0,
+            least * 100.0,
+            most * 100.0
+        );
         assert!(mean <= limit, "{count}: {mean}, at the most {limit}");
     }
 }

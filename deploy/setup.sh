@@ -34,6 +34,8 @@ ethtool                         ethtool
 ping                            iputils-ping
 curl                            curl
 jq                              jq
+wrk                             wrk
+python3                         python3
 setpriv                         util-linux
 ps                              procps
 /etc/ssl/certs/ca-certificates.crt  ca-certificates

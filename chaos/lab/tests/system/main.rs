@@ -20,6 +20,7 @@ mod restart;
 mod scenarios;
 mod servers;
 mod services;
+mod services_http;
 mod services_outside;
 mod services_scale;
 mod sockets;

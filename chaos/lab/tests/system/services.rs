@@ -143,7 +143,7 @@ pub fn apply(lab: &TestLab, path: &str) -> IpAddr {
 
 /// A real web server and a real client.
 fn http(lab: &TestLab, client: &Endpoint, backends: &[Endpoint], vip: IpAddr) {
-    if !has_http() {
+    if !has_http(&["python3", "curl"]) {
         return;
     }
     let _servers: Vec<WebServer> = backends.iter().map(WebServer::start).collect();

@@ -11,8 +11,8 @@ use anyhow::{Context, Result, ensure};
 use chaos_lab::{Endpoint, ask, namespace, process, spec::underlay_address, wait};
 
 use crate::{
-    servers::{Server, WebServer, connect, counts, exchange, has_http},
-    support::{SOON, TestLab},
+    servers::{Server, connect, counts, exchange},
+    support::{SOON, TestLab, use_scale_programs},
 };
 
 /// An address that nobody has: the outsider's route leads there.
@@ -75,7 +75,7 @@ fn seen<'a>(expected: impl IntoIterator<Item = (&'a Endpoint, IpAddr)>) -> Found
 
 #[test]
 fn clients_outside_reach_a_service_by_node_ports_and_external_addresses() {
-    let Some(lab) = TestLab::up("svc-out", 2, 1) else { return };
+    let Some(lab) = TestLab::up_with("svc-out", 2, 1, use_scale_programs) else { return };
     let backends = [("n1", "web-1"), ("n2", "web-2"), ("n2", "web-3")]
         .map(|(node, name)| lab.endpoint(node, name, "app=web"));
     let workload = lab.endpoint("n1", "client", "app=client");
@@ -109,9 +109,6 @@ fn clients_outside_reach_a_service_by_node_ports_and_external_addresses() {
             .map(|backend| (backend, if on(entry, backend) { client } else { gateways[entry] }));
         assert_eq!(find(&outsider, to, MANY, once), seen(expected), "{to}");
     }
-    if has_http() {
-        http(&lab, &outsider, &backends, addresses[1]);
-    }
     // A host port leads to the node's own.
     let local = |entry: usize| {
         backends.iter().filter(move |backend| on(entry, backend)).map(|backend| (backend, client))
@@ -143,6 +140,9 @@ fn clients_outside_reach_a_service_by_node_ports_and_external_addresses() {
     apply(&lab, "  affinity: {timeoutSeconds: 60}\n");
     let found = counts(&outsider, SocketAddr::new(addresses[0], 30080), affine(), connect).unwrap();
     assert_eq!(found.len(), 1, "{found:?}");
+    println!("{} connections of one client with affinity: {found:?}", affine());
+
+    weights(&lab, &backends, &[&workload.namespace, &outsider], addresses[0]);
 
     // Who is not let in hears nothing.
     apply(&lab, "  sourceRanges: [203.0.113.0/24]\n");
@@ -156,22 +156,54 @@ fn clients_outside_reach_a_service_by_node_ports_and_external_addresses() {
     assert!(!counts(&workload.namespace, SocketAddr::new(external, 80), 10, connect).unwrap().is_empty());
 }
 
-/// Connections of one client that all meet one backend.
-fn affine() -> usize {
-    if std::env::var_os("WARREN_SCALE_SERVICES").is_some() { 1_000 } else { 100 }
-}
-
-/// A real client of real web servers, by the node port that the service was given.
-fn http(lab: &TestLab, outsider: &str, backends: &[Endpoint], node: IpAddr) {
-    let _servers: Vec<WebServer> = backends.iter().map(WebServer::start).collect();
-    let service = ask(lab.api("n1").service(&"web".parse().unwrap())).unwrap();
-    let port = service.ports[2].node_port.unwrap();
-    let url = format!("http://{node}:{port}/name");
-    let mut found = BTreeSet::new();
-    wait::until("all web servers to answer", SOON, || {
-        found.insert(process::run(outsider, "curl", &["--silent", "--fail", "--max-time", "20", &url])?);
-        ensure!(found.len() == backends.len(), "only {found:?} answer");
+/// A service of these backends with weights: each gets its part, from inside and outside.
+fn weights(lab: &TestLab, backends: &[Endpoint], clients: &[&String], node: IpAddr) {
+    let weights = [1, 3, 6];
+    let listed: Vec<String> = backends
+        .iter()
+        .zip(weights)
+        .map(|(backend, weight)| format!("{{address: {}, weight: {weight}}}", backend.address))
+        .collect();
+    let manifest = format!(
+        "apiVersion: warren/v1\nkind: Service\nmetadata: {{name: weighted}}\nspec:\n  backends: [{}]\n  \
+         ports: [{{port: 80, targetPort: 8080, nodePort: 30081}}]\n",
+        listed.join(", ")
+    );
+    let file = lab.name().folder().join("weighted.yaml");
+    fs::write(&file, manifest).unwrap();
+    let (code, _, stderr) = lab.warren("n1", &["apply", "-f", file.to_str().unwrap()]);
+    assert_eq!((code, stderr.as_str()), (0, ""));
+    wait::until("the service in the kernel of n1", SOON, || {
+        let service = ask(lab.api("n1").service(&"weighted".parse()?))?;
+        ensure!(service.ports[0].id.is_some(), "it has no number");
+        ensure!(ask(lab.api("n1").status())?.apply.pending == 0, "its kernel is behind");
         Ok(())
     })
     .unwrap();
+    let times = if is_scale() { 10_000 } else { 400 };
+    for from in clients {
+        let found = counts(from, SocketAddr::new(node, 30081), times, connect).unwrap();
+        for (backend, weight) in backends.iter().zip(weights) {
+            let wanted = f64::from(weight) / f64::from(weights.iter().sum::<u32>());
+            let got = *found.get(&backend.name).unwrap_or(&0) as f64 / times as f64;
+            println!(
+                "weight {weight} from {from}: {:.2} % of {times} connections, {:.2} % wanted",
+                got * 1e2,
+                wanted * 1e2
+            );
+            // Half a percent is the table's, the rest five standard deviations: at the most 3 % for 10,000 connections.
+            let allowed = 0.005 + 5.0 * (wanted * (1.0 - wanted) / times as f64).sqrt();
+            assert!((got - wanted).abs() < allowed, "{found:?}");
+        }
+    }
+}
+
+/// Whether this is `make test-scale`.
+fn is_scale() -> bool {
+    std::env::var_os("WARREN_SCALE_SERVICES").is_some()
+}
+
+/// Connections of one client that all meet one backend.
+fn affine() -> usize {
+    if is_scale() { 1_000 } else { 100 }
 }

@@ -1,0 +1,133 @@
+//! A real web server behind a service under a real load: from outside in each mode, and from a workload, each request
+//! by a new connection. None fails, and all servers answer.
+
+use std::{collections::BTreeSet, fs, net::IpAddr, process::Command};
+
+use anyhow::{Context, ensure};
+use chaos_lab::{Endpoint, ask, namespace, process, spec::underlay_address, wait};
+
+use crate::{
+    servers::{WebServer, has_http},
+    support::{SOON, TestLab, finish, use_scale_programs},
+};
+
+/// One port of nodes, and who answers there.
+const NODE_PORT: u16 = 30088;
+
+/// Applies the service, and waits until both nodes have it so; answers the virtual IP.
+fn apply(lab: &TestLab, more: &str) -> IpAddr {
+    let file = lab.name().folder().join("web.yaml");
+    let manifest = format!(
+        "apiVersion: warren/v1\nkind: Service\nmetadata: {{name: web}}\nspec:\n  selector: {{matchLabels: {{app: web}}}}\n  \
+         ports: [{{port: 8000, nodePort: {NODE_PORT}}}]\n{more}"
+    );
+    fs::write(&file, manifest).unwrap();
+    let (code, stdout, stderr) = lab.warren("n1", &["apply", "-f", file.to_str().unwrap()]);
+    assert_eq!((code, stderr.as_str()), (0, ""), "{stdout}");
+    let made = ask(lab.api("n1").service(&"web".parse().unwrap())).unwrap();
+    for node in ["n1", "n2"] {
+        wait::until(&format!("the service in the kernel of {node}"), SOON, || {
+            let service = ask(lab.api(node).service(&"web".parse()?))?;
+            ensure!(service.revision == made.revision, "revision {}", service.revision);
+            ensure!(service.ports[0].backends.len() == 3, "backends are missing");
+            ensure!(ask(lab.api(node).status())?.apply.pending == 0, "its kernel is behind");
+            Ok(())
+        })
+        .unwrap();
+    }
+    made.virtual_ip
+}
+
+/// Requests are answered by all of these and nobody else.
+fn check_answers(mut curl: impl FnMut() -> Command, url: &str, expected: &[&Endpoint]) {
+    let expected: BTreeSet<String> = expected.iter().map(|endpoint| endpoint.name.clone()).collect();
+    let mut found = BTreeSet::new();
+    wait::until("all web servers to answer", SOON, || {
+        let (code, stdout, stderr) =
+            finish(curl().args(["--silent", "--show-error", "--fail", "--max-time", "20", url]));
+        ensure!(code == 0, "{url}: {stderr}");
+        found.insert(stdout);
+        ensure!(found.len() >= expected.len(), "only {found:?} answer");
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(found, expected, "{url}");
+}
+
+/// Many requests at once, a connection each; none may fail, as wrk counts.
+fn check_load(mut wrk: Command, url: &str, what: &str) {
+    let seconds = if std::env::var_os("WARREN_SCALE_SERVICES").is_some() { "3s" } else { "1s" };
+    wrk.args(["--threads", "1", "--connections", "16", "--duration", seconds, "--timeout", "20s"]);
+    let (code, stdout, stderr) = finish(wrk.args(["--header", "Connection: close", url]));
+    assert_eq!(code, 0, "{what}: {stdout}{stderr}");
+    let requests = requests(&stdout).unwrap_or_else(|error| panic!("{what}: {error:#}\n{stdout}"));
+    println!("{what}: {requests} requests in {seconds}, none failed");
+}
+
+/// How many requests were answered, by wrk's report: it names errors only where there are some.
+fn requests(report: &str) -> anyhow::Result<u64> {
+    for line in report.lines().map(str::trim) {
+        ensure!(!line.starts_with("Socket errors:") && !line.starts_with("Non-2xx"), "{line}");
+    }
+    let (before, _) = report.split_once(" requests in ").context("no count of requests")?;
+    let count = before.rsplit(char::is_whitespace).next().context("no count of requests")?.parse()?;
+    ensure!(count > 0, "nobody answers");
+    Ok(count)
+}
+
+#[test]
+fn reports_of_wrk_are_understood() {
+    let good = "Running 1s test @ http://10.0.0.1/\n  1 threads\n  1234 requests in 1.00s, 1.00MB read\n";
+    assert_eq!(requests(good).unwrap(), 1_234);
+    for bad in [
+        "",
+        "  0 requests in 1.00s, 0.00B read\n",
+        "  9 requests in 1.00s, 1.00MB read\n  Socket errors: connect 0, read 0, write 0, timeout 1\n",
+        "  9 requests in 1.00s, 1.00MB read\n  Non-2xx or 3xx responses: 1\n",
+    ] {
+        assert!(requests(bad).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn web_servers_under_load_answer_every_request_in_each_mode() {
+    if !has_http(&["python3", "curl", "wrk"]) {
+        return;
+    }
+    let Some(lab) = TestLab::up_with("svc-http", 2, 1, use_scale_programs) else { return };
+    let [web_1, web_2, web_3] = [("n1", "web-1"), ("n2", "web-2"), ("n2", "web-3")]
+        .map(|(node, name)| lab.endpoint(node, name, "app=web"));
+    lab.endpoint("n1", "client", "app=client");
+    let all = [&web_1, &web_2, &web_3];
+    let _servers = all.map(WebServer::start);
+    lab.add_machine("x1").unwrap();
+    let there = |target: &str, program: &str| {
+        let mut command = Command::new(program);
+        let namespace = lab.find_namespace(target).unwrap().0;
+        process::enter(&mut command, &namespace, None).unwrap();
+        command
+    };
+    // Each connection keeps its port for a minute.
+    namespace::inside(&lab.name().machine_namespace("x1"), || {
+        Ok(fs::write("/proc/sys/net/ipv4/ip_local_port_range", "2000 65000")?)
+    })
+    .unwrap();
+    let url = |node: &str| format!("http://{}:{NODE_PORT}/", underlay_address(node));
+
+    for (mode, more) in [("snat", ""), ("dsr", "  mode: dsr\n"), ("local", "  trafficPolicy: local\n")] {
+        apply(&lab, more);
+        for (node, near) in [("n1", &all[..1]), ("n2", &all[1..])] {
+            let answering = if mode == "local" { near } else { &all[..] };
+            check_answers(|| there("x1", "curl"), &url(node), answering);
+        }
+        check_load(there("x1", "wrk"), &url("n2"), &format!("from outside, {mode}"));
+    }
+
+    let vip = apply(&lab, "");
+    let url = format!("http://{vip}:8000/");
+    let at_socket = |program: &str| lab.command("n1/client", program).unwrap();
+    check_answers(|| there("n1/client", "curl"), &url, &all);
+    check_load(there("n1/client", "wrk"), &url, "from a workload, by packets");
+    check_answers(|| at_socket("curl"), &url, &all);
+    check_load(at_socket("wrk"), &url, "from a workload, at the socket");
+}

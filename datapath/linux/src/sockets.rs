@@ -49,9 +49,11 @@ impl Sockets {
         let mut former = Vec::new();
         maps.namespaces.for_each(|cookie, entry| match entry.kind {
             namespace_kind::ENDPOINT => drop(namespaces.insert(EndpointId(entry.endpoint), *cookie)),
-            // Of this node or of another that had these pins: made anew where it is wanted.
             _ => former.push(*cookie),
         })?;
+        // The node's own stays while it is wanted: sockets are translated all the time.
+        let own = config.and_then(|_| namespace::own_mark().ok()).map(|mark| mark.cookie);
+        former.retain(|cookie| Some(*cookie) != own);
         first_failure(maps.namespaces.delete_all(&former))?;
         let mut sockets = Self {
             cgroup: config.map(|config| config.cgroup.clone()),

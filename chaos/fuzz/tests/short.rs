@@ -64,7 +64,7 @@ macro_rules! targets {
 targets! {
     api config endpoint_file event facts gossip handle kernel_values key_file label manifest netlink
     packet record_key record_value
-    snapshot store_file
+    snapshot sockets store_file
 }
 
 /// The engine finds what is wrong: each of these bugs is reached by mutation alone.

@@ -16,7 +16,7 @@ use rtnetlink::{
 use crate::{
     dump, events, flows,
     netlink::{Link, parse},
-    observe,
+    observe, sock_diag,
 };
 
 /// An item of the event ring.
@@ -80,6 +80,29 @@ pub fn netlink_samples() -> Vec<Vec<u8>> {
             bytes
         })
         .collect()
+}
+
+/// A part of an answer about sockets; the cookies of those that it names.
+pub fn sockets(bytes: &[u8]) -> Vec<u64> {
+    let mut cookies = Vec::new();
+    // What is wrong is an error, after what was right before.
+    let _ = sock_diag::part(bytes, &mut |message| {
+        cookies.extend(sock_diag::socket_id(message).map(|id| sock_diag::cookie(&id)));
+    });
+    cookies
+}
+
+/// An answer that names one socket, and its end.
+pub fn sockets_sample() -> Vec<u8> {
+    let header = |bytes: u32, kind: u16| {
+        let [kind, flags] = [kind, 2].map(u16::to_ne_bytes);
+        [&bytes.to_ne_bytes()[..], &kind, &flags, &[0; 8]].concat()
+    };
+    let mut answer = header(16 + 72, 20);
+    answer.extend([2, 1, 0, 0]);
+    answer.extend(1..=68);
+    answer.extend(header(16, 3));
+    answer
 }
 
 /// Values of the maps as they are read back: flows, endpoints, ipcache entries.

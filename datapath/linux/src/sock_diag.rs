@@ -25,7 +25,7 @@ const COOKIE_AT: usize = 40;
 /// As large as the kernel makes the parts of a dump.
 const BUFFER_BYTES: usize = 64 << 10;
 
-type SocketId = [u8; ID_BYTES];
+pub(crate) type SocketId = [u8; ID_BYTES];
 
 /// Ends the connected IPv4 sockets of a protocol that have one of these cookies, in the calling thread's network
 /// namespace. Says how many there were. Doing it again finds none.
@@ -52,19 +52,17 @@ pub(crate) fn end(protocol: u8, cookies: &HashSet<u64>) -> io::Result<usize> {
 fn find(kernel: &OwnedFd, protocol: u8, cookies: &HashSet<u64>) -> io::Result<Vec<SocketId>> {
     let mut found = Vec::new();
     ask(kernel, SOCK_DIAG_BY_FAMILY, libc::NLM_F_DUMP, protocol, &[0; ID_BYTES])?;
-    answers(kernel, |message| {
-        let id = message.get(ID_AT..ID_AT + ID_BYTES).and_then(|id| SocketId::try_from(id).ok());
-        if let Some(id) = id
-            && cookies.contains(&cookie(&id))
-        {
-            found.push(id);
-        }
-    })?;
+    answers(kernel, |message| found.extend(socket_id(message).filter(|id| cookies.contains(&cookie(id)))))?;
     Ok(found)
 }
 
+/// The socket that a message is about.
+pub(crate) fn socket_id(message: &[u8]) -> Option<SocketId> {
+    message.get(ID_AT..ID_AT + ID_BYTES)?.try_into().ok()
+}
+
 /// Two words, the low one first, each in the machine's order.
-fn cookie(id: &SocketId) -> u64 {
+pub(crate) fn cookie(id: &SocketId) -> u64 {
     let word = |at: usize| u64::from(u32::from_ne_bytes(id[at..at + 4].try_into().expect("four bytes")));
     word(COOKIE_AT) | word(COOKIE_AT + 4) << 32
 }
@@ -88,27 +86,33 @@ fn answers(kernel: &OwnedFd, mut each: impl FnMut(&[u8])) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER_BYTES];
     loop {
         let length = recv(kernel.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-        let mut rest = &buffer[..length];
-        while rest.len() >= HEADER_BYTES {
-            let bytes = u32::from_ne_bytes(rest[..4].try_into().expect("four bytes")) as usize;
-            let kind = u16::from_ne_bytes(rest[4..6].try_into().expect("two bytes"));
-            if bytes < HEADER_BYTES || bytes > rest.len() {
-                return Err(io::ErrorKind::InvalidData.into());
-            }
-            let (message, after) = rest.split_at(bytes);
-            match i32::from(kind) {
-                libc::NLMSG_DONE => return Ok(()),
-                libc::NLMSG_ERROR => {
-                    let error = message.get(HEADER_BYTES..HEADER_BYTES + 4);
-                    let error = error.ok_or(io::ErrorKind::InvalidData)?;
-                    return match i32::from_ne_bytes(error.try_into().expect("four bytes")) {
-                        0 => Ok(()),
-                        error => Err(io::Error::from_raw_os_error(-error)),
-                    };
-                }
-                _ => each(message),
-            }
-            rest = &after[(bytes.next_multiple_of(4) - bytes).min(after.len())..];
+        if part(&buffer[..length], &mut each)? {
+            return Ok(());
         }
     }
+}
+
+/// Hands over each message of a part of an answer; true at the end of all.
+pub(crate) fn part(mut rest: &[u8], each: &mut impl FnMut(&[u8])) -> io::Result<bool> {
+    while let Some(header) = rest.get(..HEADER_BYTES) {
+        let bytes = u32::from_ne_bytes(header[..4].try_into().expect("four bytes")) as usize;
+        let kind = u16::from_ne_bytes(header[4..6].try_into().expect("two bytes"));
+        if bytes < HEADER_BYTES || bytes > rest.len() {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        let (message, after) = rest.split_at(bytes);
+        match i32::from(kind) {
+            libc::NLMSG_DONE => return Ok(true),
+            libc::NLMSG_ERROR => {
+                let error = message.get(HEADER_BYTES..HEADER_BYTES + 4).ok_or(io::ErrorKind::InvalidData)?;
+                return match i32::from_ne_bytes(error.try_into().expect("four bytes")) {
+                    0 => Ok(true),
+                    error => Err(io::Error::from_raw_os_error(error.wrapping_neg())),
+                };
+            }
+            _ => each(message),
+        }
+        rest = &after[(bytes.next_multiple_of(4) - bytes).min(after.len())..];
+    }
+    Ok(false)
 }

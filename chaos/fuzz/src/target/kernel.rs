@@ -73,6 +73,17 @@ pub const NETLINK: Target = Target {
     rounds: 5_000,
 };
 
+/// Sockets, as the kernel names them to whom it asks.
+pub const SOCKETS: Target = Target {
+    name: "sockets",
+    run: |bytes| {
+        fuzzing::sockets(bytes);
+    },
+    seeds: || vec![fuzzing::sockets_sample()],
+    words: &[],
+    rounds: 5_000,
+};
+
 /// Headers, as the programs read them.
 pub const PACKET: Target = Target {
     name: "packet",

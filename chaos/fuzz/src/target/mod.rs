@@ -41,6 +41,7 @@ pub const TARGETS: &[Target] = &[
     store::RECORD_KEY,
     store::RECORD_VALUE,
     agent::SNAPSHOT,
+    kernel::SOCKETS,
     store::STORE_FILE,
 ];
 

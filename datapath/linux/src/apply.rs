@@ -260,7 +260,7 @@ impl Datapath {
         route::delete_all(&self.netlink, self.config.route_protocol, destinations.collect()).await
     }
 
-    fn bump_epochs(&self, scope: &EpochScope) -> Answer {
+    pub(crate) fn bump_epochs(&self, scope: &EpochScope) -> Answer {
         let mut epochs = match scope {
             EpochScope::All => self.maps.epochs.dump()?,
             EpochScope::Addresses(addresses) => {

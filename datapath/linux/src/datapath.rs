@@ -1,7 +1,7 @@
 //! The datapath of one node: opened once, then observed and changed.
 
 use datapath_abi::{LpmKey, NodeConfig, V4, map_name, node_flags};
-use datapath_plan::{Base, BaseUnderlay, HostRouting, Masquerade, Mode};
+use datapath_plan::{Base, BaseUnderlay, EpochScope, HostRouting, Masquerade, Mode};
 use ipnetwork::{IpNetwork, Ipv4Network};
 use nix::unistd::Uid;
 
@@ -83,7 +83,10 @@ impl Datapath {
         xdp::refuse(&maps, config.xdp.as_ref().map_or(&[], |xdp| &xdp.refused))?;
         hooks.adopt_xdp(config.xdp.as_ref())?;
         let sockets = Sockets::open(config.sockets.as_ref(), &mut hooks, &maps)?;
-        Ok(Self { config, netlink, maps, hooks, slot_tables, sockets, events: Some(events) })
+        let datapath = Self { config, netlink, maps, hooks, slot_tables, sockets, events: Some(events) };
+        // The agent before may have died between an entry and the epochs that it concerns.
+        datapath.bump_epochs(&EpochScope::All)?;
+        Ok(datapath)
     }
 
     /// Packets and bytes by reason and direction, since the maps were made. Lost events count as packets.

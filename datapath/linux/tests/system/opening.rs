@@ -98,6 +98,24 @@ fn another_version_takes_over_what_the_maps_hold() {
 }
 
 #[test]
+fn what_an_agent_had_no_time_to_say_of_flows_is_said_by_the_next() {
+    let Some(stage) = Stage::new() else { return };
+    let workload = Namespace::new("one");
+    stage.play(async || {
+        let mut first = stage.open().await;
+        must(&mut first, node_with_endpoint(&workload)).await;
+        assert!(workload.pings(gateway(1)));
+        assert!(flows(&first).iter().all(|flow| flow.current));
+        drop(first);
+
+        // Its last entry may be in the kernel without the epochs: what flows were decided by may not hold.
+        let second = stage.open().await;
+        assert!(flows(&second).iter().all(|flow| !flow.current), "none is believed");
+        assert!(workload.pings(gateway(1)));
+    });
+}
+
+#[test]
 fn flows_that_only_programs_at_work_know_are_carried_and_decided_again() {
     let Some(stage) = Stage::new() else { return };
     let workload = Namespace::new("one");

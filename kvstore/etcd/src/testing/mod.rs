@@ -136,9 +136,19 @@ impl EtcdCluster {
         }
     }
 
-    /// A member stops to answer; its connections stay open.
+    /// A member stops to answer; its connections stay open. Waits until all its threads stand still.
+    ///
+    /// # Panics
+    /// When that cannot be waited for.
     pub fn freeze(&self, index: usize) {
-        self.members[index].signal(libc::SIGSTOP);
+        let member = &self.members[index];
+        member.signal(libc::SIGSTOP);
+        // SAFETY: all zeros is a siginfo_t; it is written before the call returns, and outlives it.
+        let result = unsafe {
+            let mut told: libc::siginfo_t = std::mem::zeroed();
+            libc::waitid(libc::P_PID, member.pid().cast_unsigned(), &raw mut told, libc::WSTOPPED)
+        };
+        assert_eq!(result, 0, "wait for member {index}: {}", std::io::Error::last_os_error());
     }
 
     /// It answers again.
@@ -201,9 +211,12 @@ impl EtcdCluster {
 }
 
 impl Member {
+    fn pid(&self) -> i32 {
+        self.process.as_ref().expect("the member runs").id().cast_signed()
+    }
+
     fn signal(&self, signal: i32) {
-        let process = self.process.as_ref().expect("the member runs");
-        let pid = process.id().cast_signed();
+        let pid = self.pid();
         // SAFETY: kill(2) takes plain numbers; the child is ours and not yet waited for, so its id is its own.
         let result = unsafe { libc::kill(pid, signal) };
         assert_eq!(result, 0, "signal {signal} to {pid}: {}", std::io::Error::last_os_error());

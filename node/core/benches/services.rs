@@ -173,21 +173,26 @@ fn main() {
     assert_eq!(found, (10_000, 10_000, 100_000));
 
     let mut bench = Bench { node, kernel, revision: 2 };
-    let ip = |index: u32| address([10, 0, 0, 0], ((index * 7 % NODES) << 8) + 2 + index % PER_NODE);
     bench.measure("one endpoint goes to another service", |index, revision| {
         KvEvent::Put(endpoint(
             &schema,
             index * 7 % NODES,
             2 + index % PER_NODE,
-            index * 13 % SERVICES,
+            // Never the one that it has: that would be no change.
+            (index * 13 + 1) % SERVICES,
             revision,
         ))
     });
     bench.measure("one service gets another port", |index, revision| {
         KvEvent::Put(service(&schema, index * 3 % SERVICES, 81 + (index / SERVICES) as u16, revision))
     });
-    bench.measure("one endpoint goes", |index, revision| KvEvent::Delete {
-        key: schema.endpoint(&format!("m{}", index * 7 % NODES).parse().expect("a name"), ip(index).into()),
-        mod_revision: Revision(revision),
+    bench.measure("one endpoint goes", |index, revision| {
+        // Each of them once.
+        let (node, host) = (index % NODES, 2 + index / NODES);
+        let ip = address([10, 0, 0, 0], (node << 8) + host);
+        KvEvent::Delete {
+            key: schema.endpoint(&format!("m{node}").parse().expect("a name"), ip.into()),
+            mod_revision: Revision(revision),
+        }
     });
 }

@@ -22,6 +22,7 @@ mod servers;
 mod services;
 mod services_http;
 mod services_outside;
+mod services_restart;
 mod services_scale;
 mod sockets;
 mod start;

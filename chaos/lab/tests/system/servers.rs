@@ -110,8 +110,8 @@ impl Drop for WebServer {
     }
 }
 
-/// Whether programs that a test of HTTP needs are installed; says so if not.
-pub fn has_http(programs: &[&str]) -> bool {
+/// Whether programs that a test needs are installed; says so if not.
+pub fn are_installed(programs: &[&str]) -> bool {
     let missing = programs.iter().find(|program| {
         let mut command = std::process::Command::new(program);
         command.arg("--version").stdout(Stdio::null()).stderr(Stdio::null());

@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 use node_api::{Listing, Service, StateDiff};
 
 use crate::{
-    servers::{Server, WebServer, connect, counts, exchange, has_http},
+    servers::{Server, WebServer, are_installed, connect, counts, exchange},
     support::{SOON, TestLab},
 };
 
@@ -143,7 +143,7 @@ pub fn apply(lab: &TestLab, path: &str) -> IpAddr {
 
 /// A real web server and a real client.
 fn http(lab: &TestLab, client: &Endpoint, backends: &[Endpoint], vip: IpAddr) {
-    if !has_http(&["python3", "curl"]) {
+    if !are_installed(&["python3", "curl"]) {
         return;
     }
     let _servers: Vec<WebServer> = backends.iter().map(WebServer::start).collect();

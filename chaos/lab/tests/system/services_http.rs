@@ -7,7 +7,7 @@ use anyhow::{Context, ensure};
 use chaos_lab::{Endpoint, ask, namespace, process, spec::underlay_address, wait};
 
 use crate::{
-    servers::{WebServer, has_http},
+    servers::{WebServer, are_installed},
     support::{SOON, TestLab, finish, use_scale_programs},
 };
 
@@ -91,7 +91,7 @@ fn reports_of_wrk_are_understood() {
 
 #[test]
 fn web_servers_under_load_answer_every_request_in_each_mode() {
-    if !has_http(&["python3", "curl", "wrk"]) {
+    if !are_installed(&["python3", "curl", "wrk"]) {
         return;
     }
     let Some(lab) = TestLab::up_with("svc-http", 2, 1, use_scale_programs) else { return };

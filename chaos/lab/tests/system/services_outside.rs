@@ -11,8 +11,8 @@ use anyhow::{Context, Result, ensure};
 use chaos_lab::{Endpoint, ask, namespace, process, spec::underlay_address, wait};
 
 use crate::{
-    servers::{Server, connect, counts, exchange},
-    support::{SOON, TestLab, use_scale_programs},
+    servers::{Server, are_installed, connect, counts, exchange},
+    support::{SOON, TestLab, finish, use_scale_programs},
 };
 
 /// An address that nobody has: the outsider's route leads there.
@@ -181,21 +181,52 @@ fn weights(lab: &TestLab, backends: &[Endpoint], clients: &[&String], node: IpAd
     })
     .unwrap();
     let times = if is_scale() { 10_000 } else { 400 };
-    for from in clients {
-        let found = counts(from, SocketAddr::new(node, 30081), times, connect).unwrap();
+    let to = SocketAddr::new(node, 30081);
+    let by_packets = |from: &&String| (format!("by packets from {from}"), counts(from, to, times, connect));
+    let mut found: Vec<_> = clients.iter().map(by_packets).collect();
+    if are_installed(&["python3"]) {
+        found.push(("at the socket".to_owned(), counts_at_the_socket(lab, to, times)));
+    }
+    for (how, found) in found {
+        let found = found.unwrap();
         for (backend, weight) in backends.iter().zip(weights) {
             let wanted = f64::from(weight) / f64::from(weights.iter().sum::<u32>());
             let got = *found.get(&backend.name).unwrap_or(&0) as f64 / times as f64;
             println!(
-                "weight {weight} from {from}: {:.2} % of {times} connections, {:.2} % wanted",
+                "weight {weight} {how}: {:.2} % of {times} connections, {:.2} % wanted",
                 got * 1e2,
                 wanted * 1e2
             );
             // Half a percent is the table's, the rest five standard deviations: at the most 3 % for 10,000 connections.
             let allowed = 0.005 + 5.0 * (wanted * (1.0 - wanted) / times as f64).sqrt();
-            assert!((got - wanted).abs() < allowed, "{found:?}");
+            assert!((got - wanted).abs() < allowed, "{how}: {found:?}");
         }
     }
+}
+
+/// Asks so many times, and says how often each backend has answered.
+const COUNT: &str = "
+import collections, socket, sys
+host, port, times = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+counts = collections.Counter()
+for _ in range(times):
+    with socket.create_connection((host, port), 20) as connection:
+        counts[connection.makefile().read().split()[0]] += 1
+for name, count in counts.items():
+    print(name, count)
+";
+
+/// As [`counts`], by a process of the workload, whose connections are translated at the socket.
+fn counts_at_the_socket(lab: &TestLab, to: SocketAddr, times: usize) -> Result<BTreeMap<String, usize>> {
+    let mut command = lab.command("n1/client", "python3")?;
+    command.args(["-c", COUNT, &to.ip().to_string(), &to.port().to_string(), &times.to_string()]);
+    let (code, stdout, stderr) = finish(&mut command);
+    ensure!(code == 0, "{stderr}");
+    let line = |line: &str| {
+        let (name, count) = line.split_once(' ').context("a name and a number")?;
+        Ok((name.to_owned(), count.parse()?))
+    };
+    stdout.lines().map(line).collect()
 }
 
 /// Whether this is `make test-scale`.

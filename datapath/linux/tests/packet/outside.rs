@@ -622,7 +622,7 @@ fn a_port_of_the_node_is_one_of_each_of_its_addresses() {
 
 /// Makes the table forget what nobody has used: it fills it with flows of somebody else.
 #[track_caller]
-fn flood(kernel: &mut Kernel, key: &FlowKey<V4>) {
+pub fn flood(kernel: &mut Kernel, key: &FlowKey<V4>) {
     for port in 10_000..40_000 {
         kernel.run(FromEndpoint, &Frame::udp(&A, &B, port, 7).bytes(), None);
         if port % 100 == 0 && kernel.flow(key).is_none() {
@@ -633,7 +633,7 @@ fn flood(kernel: &mut Kernel, key: &FlowKey<V4>) {
     panic!("the table forgets nothing");
 }
 
-fn wait_for_the_next_second() {
+pub fn wait_for_the_next_second() {
     let period = || coarse_ns() >> 30;
     let now = period();
     while period() == now {
@@ -642,7 +642,7 @@ fn wait_for_the_next_second() {
 }
 
 /// Keeps the thread on one CPU: what a CPU has just added, others do not evict.
-fn stay_on_this_cpu() {
+pub fn stay_on_this_cpu() {
     // SAFETY: the set is ours and of the size given.
     unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();

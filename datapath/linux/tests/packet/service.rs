@@ -16,6 +16,7 @@ use crate::{
     furnished,
     kernel::Kernel,
     namespace,
+    outside::{flood, stay_on_this_cpu, wait_for_the_next_second},
     world::*,
 };
 
@@ -318,6 +319,42 @@ fn an_endpoint_reaches_itself_by_the_service() {
         let expected =
             Expected::forwarded(Redirect, out.bytes(), Egress).flow(and_packet((key, entry), &request));
         check(&mut kernel, FromEndpoint, &request.bytes(), expected);
+    }
+}
+
+/// Whichever half of it a full table forgets, or both: an endpoint that speaks with itself goes on, by the same port.
+#[test]
+fn what_a_full_table_forgets_of_an_endpoint_that_reaches_itself_goes_on() {
+    let mut kernel = furnished!();
+    stay_on_this_cpu();
+    let a = backend(1, A);
+    serve(&mut kernel, &[a]);
+    let syn = Frame::syn(&A, &VIP);
+    assert_eq!(kernel.run(FromEndpoint, &syn.bytes(), None).code, Redirect as u32);
+    let request = Frame::tcp(&A, &VIP, 1000, PORT, 0x10);
+    let entry = kernel.flow(&syn.key()).expect("the flow is known");
+    let (key, back_key) = (syn.key(), entry.reverse_key(&syn.key()));
+    let answer = Frame::tcp(&A, &GATEWAY, a.port, u16::from_be_bytes(entry.rewrite_src_port_be), 0x10);
+    let asked = kernel.run(FromEndpoint, &request.bytes(), None).bytes;
+    let answered = from_frontend(&answer).destination(A.address).destination_port(1000).towards(&A).ttl(63);
+    let forget = |kernel: &mut Kernel, key: &FlowKey<V4>| {
+        kernel.remove::<FlowKey<V4>, FlowEntry>(map_name::FLOWS_V4, key);
+    };
+
+    // What nobody has used goes first.
+    flood(&mut kernel, &back_key);
+    assert!(kernel.flow(&key).is_some(), "what is in use stays");
+    for gone in [&[][..], &[back_key], &[key], &[key, back_key]] {
+        gone.iter().for_each(|key| forget(&mut kernel, key));
+        wait_for_the_next_second();
+        // Of what is left the next packet is, whoever sends it.
+        if gone != [key] {
+            let ran = kernel.run(FromEndpoint, &request.bytes(), None);
+            assert_eq!((ran.code, &ran.bytes), (Redirect as u32, &asked), "{gone:?}");
+        }
+        let ran = kernel.run(FromEndpoint, &answer.bytes(), None);
+        assert_eq!((ran.code, ran.bytes), (Redirect as u32, answered.bytes()), "{gone:?}");
+        assert!(kernel.flow(&key).is_some() && kernel.flow(&back_key).is_some(), "{gone:?}");
     }
 }
 

@@ -16,7 +16,6 @@ use datapath_plan::{
 use ipnetwork::{IpNetwork, Ipv4Network};
 
 use crate::{
-    config::XdpConfig,
     datapath::Datapath,
     device::{self, HOST_DEVICE, VXLAN_DEVICE},
     endpoint::Workshop,
@@ -108,16 +107,7 @@ impl Datapath {
         // One that is gone is told by the watch, and another one will be wanted.
         if let Some(underlay) = self.netlink.link_at(base.underlay.ifindex).await? {
             self.hooks.attach_underlay(&self.netlink, &underlay.name).await?;
-            if let Some(XdpConfig { mode, .. }) = self.config.xdp
-                && let Err(error) = self.hooks.attach_xdp(&underlay.name, underlay.index, mode)
-            {
-                // The classifiers answer the same.
-                tracing::warn!(
-                    device = underlay.name,
-                    error = error.chain(),
-                    "nothing is done before the stack"
-                );
-            }
+            self.put_before_stack(&underlay);
         }
         self.sockets.mend(&mut self.hooks, &self.maps);
         match devices.vxlan {

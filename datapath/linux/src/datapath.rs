@@ -36,6 +36,8 @@ pub struct Datapath {
     pub(crate) hooks: Hooks,
     pub(crate) slot_tables: service::Tables,
     pub(crate) sockets: Sockets,
+    /// The interface that took no program before the stack when it was last asked.
+    pub(crate) without_xdp: Option<u32>,
     events: Option<events::Ring>,
 }
 
@@ -83,7 +85,8 @@ impl Datapath {
         xdp::refuse(&maps, config.xdp.as_ref().map_or(&[], |xdp| &xdp.refused))?;
         hooks.adopt_xdp(config.xdp.as_ref())?;
         let sockets = Sockets::open(config.sockets.as_ref(), &mut hooks, &maps)?;
-        let datapath = Self { config, netlink, maps, hooks, slot_tables, sockets, events: Some(events) };
+        let events = Some(events);
+        let datapath = Self { config, netlink, maps, hooks, slot_tables, sockets, without_xdp: None, events };
         // The agent before may have died between an entry and the epochs that it concerns.
         datapath.bump_epochs(&EpochScope::All)?;
         Ok(datapath)

@@ -73,6 +73,7 @@ impl Datapath {
         }
         if let Some(underlay) = self.netlink.link_at(underlay).await? {
             self.check_hooks(&underlay, UNDERLAY_PROGRAMS, broken).await?;
+            broken.extend(self.missing_before_stack(&underlay));
         }
         broken.extend(self.sockets.damage(&self.hooks, &self.maps)?);
         Ok(broken.len() == before)

@@ -14,9 +14,11 @@ use crate::{
     apply::{Answer, first_failure, lpm_key},
     bpf,
     config::{XdpConfig, XdpMode},
+    datapath::Datapath,
     error::DatapathError,
     hook::{Hooks, LinkPin},
     maps::Maps,
+    netlink::Link,
     object::{self, XDP_PROGRAM},
     pins,
 };
@@ -63,6 +65,33 @@ pub(crate) fn refuse(maps: &Maps, networks: &[Ipv4Network]) -> Answer {
         .filter(|key| wanted.iter().all(|(kept, _)| kept != key))
         .collect();
     first_failure(table.delete_all(&stale))
+}
+
+impl Datapath {
+    /// Puts the program to work on the underlay's interface, where it is wanted and can be.
+    pub(crate) fn put_before_stack(&mut self, underlay: &Link) {
+        let Some(XdpConfig { mode, .. }) = self.config.xdp else { return };
+        let device = &underlay.name;
+        self.without_xdp = None;
+        if let Err(error) = self.hooks.attach_xdp(device, underlay.index, mode) {
+            tracing::warn!(device, error = error.chain(), "nothing is done before the stack");
+            self.without_xdp = Some(underlay.index);
+        } else if mode == XdpMode::Native && underlay.kind == "veth" {
+            tracing::warn!(
+                device,
+                "a veth loses what is carried before the stack, unless its other end runs an XDP program too: set \
+                 datapath.xdp = \"generic\""
+            );
+        }
+    }
+
+    /// What is not as it was made, or wanted now and not before. Who cannot is not asked at each look.
+    pub(crate) fn missing_before_stack(&self, underlay: &Link) -> Option<String> {
+        let mode = self.config.xdp.as_ref()?.mode;
+        let works = self.hooks.is_before_stack(&underlay.name, underlay.index, mode)
+            || self.without_xdp == Some(underlay.index);
+        (!works).then(|| format!("{}: program {XDP_PROGRAM} is not attached", underlay.name))
+    }
 }
 
 impl Hooks {

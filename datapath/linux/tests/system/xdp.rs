@@ -18,7 +18,7 @@ use datapath_plan::{Base, BaseUnderlay, HostRouting, IpcacheValue, NodeIndex, Op
 use crate::{
     outside::{CLIENT, EXTERNAL, PORT, Play, connect, snat, socket},
     services::{EndAtLast, PATIENCE, answers, ask, backend, parse},
-    stage::{Cluster, Namespace, Stage, address, base, endpoint, gateway, must},
+    stage::{Cluster, Namespace, Stage, address, base, endpoint, foundations, gateway, must},
 };
 
 /// What only tests load: see `datapath/ebpf/src/test.rs`.
@@ -149,6 +149,34 @@ fn known_flows_are_carried_by_the_driver() {
     check(XdpMode::Native);
 }
 
+/// What an agent finds to do when it starts with another setting; afterwards nothing.
+#[test]
+fn another_setting_is_a_difference_until_it_is_applied() {
+    let Some(cluster) = Cluster::new(1) else { return };
+    let stage = cluster.node(1);
+    let mut ops = foundations(1);
+    ops[0] = underlay_op(stage, "under0");
+    stage.play(async || {
+        must(&mut stage.open().await, ops.clone()).await;
+        for mode in [XdpMode::Generic, XdpMode::Native, XdpMode::Generic] {
+            let config = LinuxConfig { pin_root: stage.pin_root.clone(), ..settings(mode, &[]) };
+            let mut datapath = stage.open_with(config.clone()).await;
+            let observed = datapath.observe().await.expect("observe");
+            assert_eq!(observed.broken, ["under0: program xdp_entry is not attached"], "{mode:?}");
+            assert_eq!(observed.tables.base, None);
+            must(&mut datapath, vec![ops[0].clone()]).await;
+            assert!(has_program(stage));
+            let applied = datapath.observe().await.expect("observe");
+            assert!(applied.broken.is_empty() && applied.tables.base.is_some(), "{applied:?}");
+            drop(datapath);
+            assert_eq!(stage.open_with(config).await.observe().await.expect("observe"), applied);
+        }
+        let mut datapath = stage.open().await;
+        assert_eq!(datapath.observe().await.expect("observe").broken, [""; 0]);
+        assert!(!has_program(stage));
+    });
+}
+
 #[test]
 fn a_driver_that_cannot_leaves_all_to_classifiers() {
     let Some(stage) = Stage::new() else { return };
@@ -157,6 +185,8 @@ fn a_driver_that_cannot_leaves_all_to_classifiers() {
     stage.play(async || {
         let mut datapath = stage.open_with(config).await;
         must(&mut datapath, vec![underlay_op(&stage, "br9")]).await;
+        // That is no damage: nothing can mend it.
+        assert_eq!(datapath.observe().await.expect("observe").broken, [""; 0]);
         for program in datapath.programs().await.expect("programs") {
             let expected: &[&str] = match program.name.as_str() {
                 "xdp_entry" => &[],

@@ -24,6 +24,7 @@ mod services_http;
 mod services_outside;
 mod services_restart;
 mod services_scale;
+mod services_xdp;
 mod sockets;
 mod start;
 mod support;

@@ -182,7 +182,7 @@ pub async fn gossip(
 }
 
 fn datapath_config(config: &Config) -> DatapathConfig {
-    let DatapathSection { mode, host_routing, native_routes, mtu_bytes, .. } = &config.datapath;
+    let DatapathSection { mode, host_routing, native_routes, mtu_bytes, drop_cidrs, .. } = &config.datapath;
     let MasqueradeSection { enabled, ports, exclude } = &config.masquerade;
     DatapathConfig {
         mode: match mode {
@@ -203,6 +203,7 @@ fn datapath_config(config: &Config) -> DatapathConfig {
             last_port: ports.last,
             exclude: exclude.iter().filter_map(without_host_bits).collect(),
         }),
+        refused: drop_cidrs.clone(),
     }
 }
 

@@ -44,6 +44,8 @@ pub struct DatapathConfig {
     pub pod_mtu_bytes: Option<u32>,
     /// To the world; the fleet's pools are excluded besides what is said here.
     pub masquerade: Option<Masquerade>,
+    /// Networks that the underlay interface takes nothing from.
+    pub refused: Vec<IpNetwork>,
 }
 
 /// The configuration of one node. Checked by the agent before it gets here.

@@ -255,7 +255,7 @@ impl Node {
 
     /// What an operator should know of the ways that packets take.
     pub(crate) fn routing_warnings(&self) -> Vec<String> {
-        let DatapathConfig { mode, native_routes, pod_mtu_bytes, .. } = &self.config.datapath;
+        let DatapathConfig { mode, native_routes, pod_mtu_bytes, refused, .. } = &self.config.datapath;
         let mut warnings = Vec::new();
         let fits = self.fitting_mtu_bytes();
         if let Some(wanted) = pod_mtu_bytes.filter(|wanted| *wanted > fits) {
@@ -263,9 +263,17 @@ impl Node {
                 "datapath.mtu_bytes is {wanted}, but the underlay carries {fits} at the most, which is used"
             ));
         }
-        for (name, entry) in self.view.nodes() {
+        for (name, entry) in self.view.nodes().iter().filter(|(name, _)| **name != self.config.node) {
+            for address in &entry.record.underlay {
+                if let Some(network) = refused.iter().find(|network| network.contains(*address)) {
+                    warnings.push(format!(
+                        "datapath.drop_cidrs has {network}, and node {name} is at {address}: nothing that it sends gets here; \
+                         take the network out of it and restart warrend"
+                    ));
+                }
+            }
             let Some(theirs) = &entry.record.datapath_mode else { continue };
-            if *name != self.config.node && *theirs != mode.word() {
+            if *theirs != mode.word() {
                 warnings.push(format!(
                     "node {name} works with datapath.mode = \"{theirs}\", this node with \"{}\": their endpoints do not reach \
                      each other until all nodes agree",

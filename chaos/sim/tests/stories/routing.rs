@@ -80,6 +80,17 @@ fn a_node_behind_a_router_gets_no_route_and_a_warning() {
 }
 
 #[test]
+fn a_node_in_a_network_that_is_refused_is_named() {
+    let mut refusing = config(1);
+    refusing.datapath.refused = ["203.0.113.0/24", "192.0.2.0/24"].map(|text| text.parse().unwrap()).into();
+    let mut sim = Sim::with(38, vec![refusing, config(2)]);
+    sim.settle();
+    let warnings = sim.node(1).status().warnings;
+    let expected = "datapath.drop_cidrs has 192.0.2.0/24, and node n2 is at 192.0.2.2: ";
+    assert!(warnings.len() == 1 && warnings[0].starts_with(expected), "{warnings:?}");
+}
+
+#[test]
 fn nodes_that_do_not_agree_on_the_mode_are_named_and_may_change_one_by_one() {
     let mut sim = Sim::with(34, vec![config(1), config(2)]);
     sim.settle();

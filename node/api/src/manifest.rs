@@ -9,6 +9,11 @@ use serde_saphyr::Spanned;
 
 /// The most bytes of a file of manifests: some ten thousand services.
 pub const MAX_MANIFEST_BYTES: usize = 8 * 1024 * 1024;
+/// Documents of one text: the services that a node's kernel has room for, at one port each.
+const MAX_DOCUMENTS: usize = 65_536;
+/// Values and lists in one text: 10,000 services have 500,000 when all is said of them. This bounds what anchors that
+/// are used again and again make of a short text.
+const MAX_NODES: usize = 2_000_000;
 
 /// One thing to be applied.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,7 +74,15 @@ impl Manifest {
                 "{size} bytes; at most {MAX_MANIFEST_BYTES} are read: use several files"
             )));
         }
-        let options = serde_saphyr::options! { with_snippet: false };
+        let options = serde_saphyr::options! {
+            with_snippet: false,
+            budget: serde_saphyr::budget! {
+                max_documents: MAX_DOCUMENTS,
+                max_nodes: MAX_NODES,
+                // Each list and each document has a beginning and an end.
+                max_events: 2 * (MAX_NODES + MAX_DOCUMENTS),
+            },
+        };
         let documents: Vec<Spanned<Self>> =
             serde_saphyr::from_multiple_with_options(text, options).map_err(|error| explain(&error, text))?;
         let mut mistakes = Vec::new();
@@ -115,6 +128,13 @@ fn explain(error: &serde_saphyr::Error, source: &str) -> ManifestError {
         }
         "expected sequence start" => {
             "a list is wanted here: write [one, another], or - before each on lines below"
+        }
+        breach
+            if ["Documents", "Nodes", "Events"]
+                .iter()
+                .any(|it| breach.starts_with(&format!("budget breached: {it}"))) =>
+        {
+            "there is more from here on than is read at once: use several files"
         }
         "expected string scalar" => "one word or number is wanted here",
         other => other,
@@ -168,6 +188,26 @@ mod tests {
             assert_eq!(Manifest::parse_all(&json), Ok(vec![manifest.clone()]));
         }
         assert_eq!(Manifest::parse_all("# nothing\n"), Ok(Vec::new()));
+    }
+
+    #[test]
+    fn ten_thousand_services_are_one_text() {
+        let document = |number: usize| {
+            format!(
+                "{}  ports: [{{name: a, port: 80, targetPort: 8080}}, {{name: b, port: 81}}]\n  \
+                 backends: [{{address: 192.0.2.1, weight: 2}}, {{address: 192.0.2.2, weight: 3}}]\n---\n",
+                HEAD.replace("web", &format!("web-{number}"))
+            )
+        };
+        let text: String = (0..10_000).map(document).collect();
+        let manifests = Manifest::parse_all(&text).unwrap();
+        assert_eq!(manifests.len(), 10_000);
+        assert_eq!(manifests[9_999].metadata.name.as_str(), "web-9999");
+        let error = Manifest::parse_all(&"---\n".repeat(MAX_DOCUMENTS + 1)).unwrap_err().to_string();
+        assert!(
+            error.ends_with("there is more from here on than is read at once: use several files"),
+            "{error}"
+        );
     }
 
     #[test]

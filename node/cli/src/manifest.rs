@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use identity::ServiceName;
 use node_api::{
     ApiError, Client, ClientError, ErrorKind, Listing, Manifest, RevisionQuery, ServicePut, ServiceWritten,
@@ -14,6 +14,9 @@ use crate::{Printer, files, render};
 
 /// Requests under way at once: the agent writes some 40 services in a transaction, and has four of these under way.
 const AT_ONCE: usize = 256;
+
+/// So many refusals in a row for want of the store are no affair of single services.
+const ENOUGH: usize = 10;
 
 /// What came of one manifest.
 #[derive(Debug, Serialize)]
@@ -41,11 +44,20 @@ fn read(paths: &[PathBuf]) -> Result<Vec<Manifest>, ExitCode> {
     })
 }
 
-/// Asks for each of `items`, many at once. The answers, in order; what was refused is told at once.
+/// What came of many questions.
+struct Asked<T> {
+    /// The answers, in the order of the questions.
+    answers: Vec<T>,
+    /// Whether all were asked, and none refused.
+    whole: bool,
+}
+
+/// Asks for each of `items`, many at once. What was refused is told at once, and the others go on; unless nobody is there to
+/// answer, or the user has had enough: then it is told how far things have come.
 async fn ask_all<I: Send + 'static, T: Send + 'static, F>(
     items: Vec<(ServiceName, I)>,
     ask: impl Fn(ServiceName, I) -> F,
-) -> Result<(Vec<T>, bool)>
+) -> Result<Asked<T>>
 where
     F: Future<Output = Result<T, ClientError>> + Send + 'static,
 {
@@ -53,30 +65,55 @@ where
     let mut waiting = items.into_iter().enumerate();
     let mut running = JoinSet::new();
     let mut answers: Vec<Option<T>> = (0..total).map(|_| None).collect();
-    let mut failed = false;
-    loop {
+    let (mut refused, mut unavailable) = (0, 0);
+    let mut interrupted = std::pin::pin!(tokio::signal::ctrl_c());
+    let stopped = loop {
         while running.len() < AT_ONCE {
             let Some((index, (name, item))) = waiting.next() else { break };
             let asked = ask(name.clone(), item);
             running.spawn(async move { (index, name, asked.await) });
         }
-        let Some(done) = running.join_next().await else { break };
+        let done = tokio::select! {
+            done = running.join_next() => done,
+            signal = &mut interrupted => {
+                signal.context("wait for Ctrl-C")?;
+                break Some("interrupted".to_owned());
+            }
+        };
+        let Some(done) = done else { break None };
         let (index, name, answer) = done?;
         match answer {
-            Ok(answer) => answers[index] = Some(answer),
-            // Of a refusal the others know nothing; without an agent they would all fail alike.
-            Err(error @ ClientError::Refused(_)) => {
-                eprintln!("warren: service {name}: {error}");
-                failed = true;
+            Ok(answer) => {
+                answers[index] = Some(answer);
+                unavailable = 0;
             }
-            Err(error) => return Err(error.into()),
+            Err(ClientError::Refused(error)) => {
+                eprintln!("warren: service {name}: {error}");
+                refused += 1;
+                unavailable += usize::from(error.kind == ErrorKind::Unavailable);
+                if unavailable == ENOUGH && refused < total {
+                    break Some("the store is away".to_owned());
+                }
+            }
+            Err(error) => break Some(format!("{:#}", anyhow::Error::from(error))),
+        }
+    };
+    let answers: Vec<T> = answers.into_iter().flatten().collect();
+    if let Some(reason) = &stopped {
+        let left = total - answers.len() - refused;
+        eprintln!("warren: {reason}");
+        if total > 1 {
+            eprintln!(
+                "warren: {} of {total} are done, {refused} were refused; {left} are not done, or it is not known: do it again",
+                answers.len()
+            );
         }
     }
-    Ok((answers.into_iter().flatten().collect(), failed))
+    Ok(Asked { answers, whole: stopped.is_none() && refused == 0 })
 }
 
-fn code(failed: bool) -> ExitCode {
-    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+fn code(whole: bool) -> ExitCode {
+    if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// Writes what manifests describe.
@@ -86,13 +123,13 @@ pub async fn apply(client: &Client, out: &Printer, paths: &[PathBuf]) -> Result<
         Err(code) => return Ok(code),
     };
     let items = manifests.into_iter().map(|manifest| (manifest.metadata.name, manifest.spec)).collect();
-    let (written, failed): (Vec<ServiceWritten>, bool) = ask_all(items, |name, spec| {
+    let asked: Asked<ServiceWritten> = ask_all(items, |name, spec| {
         let client = client.clone();
         async move { client.service_put(&name, &ServicePut { spec, revision: None }).await }
     })
     .await?;
-    out.print(&Listing::new(written, None), render::applied)?;
-    Ok(code(failed))
+    out.print(&Listing::new(asked.answers, None), render::applied)?;
+    Ok(code(asked.whole))
 }
 
 /// Deletes what is named, or what manifests name.
@@ -110,7 +147,7 @@ pub async fn delete(
         },
     };
     let items = names.into_iter().map(|name| (name, ())).collect();
-    let (deleted, failed): (Vec<Deleted>, bool) = ask_all(items, |name, ()| {
+    let asked: Asked<Deleted> = ask_all(items, |name, ()| {
         let client = client.clone();
         async move {
             let answer = client.service_delete(&name, &RevisionQuery::default()).await?;
@@ -118,8 +155,8 @@ pub async fn delete(
         }
     })
     .await?;
-    out.print(&Listing::new(deleted, None), render::deleted)?;
-    Ok(code(failed))
+    out.print(&Listing::new(asked.answers, None), render::deleted)?;
+    Ok(code(asked.whole))
 }
 
 /// The manifest of a name as it is now.
@@ -138,7 +175,7 @@ pub async fn diff(client: &Client, out: &Printer, paths: &[PathBuf]) -> Result<E
         Err(code) => return Ok(code),
     };
     let items = manifests.into_iter().map(|manifest| (manifest.metadata.name.clone(), manifest)).collect();
-    let (differences, failed): (Vec<Difference>, bool) = ask_all(items, |name, wanted| {
+    let asked: Asked<Difference> = ask_all(items, |name, wanted| {
         let client = client.clone();
         async move {
             let there = current(&client, &name).await?;
@@ -147,9 +184,11 @@ pub async fn diff(client: &Client, out: &Printer, paths: &[PathBuf]) -> Result<E
         }
     })
     .await?;
-    let changes = differences.iter().any(|difference| !difference.lines.is_empty());
-    out.print(&Listing::new(differences, None), render::differences)?;
-    Ok(code(failed || changes))
+    let equal = asked.answers.iter().all(|difference| difference.lines.is_empty());
+    if asked.whole || !equal || out.json {
+        out.print(&Listing::new(asked.answers, None), render::differences)?;
+    }
+    Ok(code(asked.whole && equal))
 }
 
 /// Shows what is there: a list of all, or a manifest.

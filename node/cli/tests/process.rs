@@ -311,6 +311,55 @@ fn a_refused_manifest_fails_the_whole_and_is_told() {
     assert_eq!(stderr, "warren: service web: address 10.201.0.5 belongs to service db\n");
 }
 
+fn many(count: usize) -> (tempfile::TempDir, PathBuf) {
+    let manifests: Vec<String> =
+        (0..count).map(|number| MANIFEST.replace("web}", &format!("web-{number}}}"))).collect();
+    in_file("many.yaml", &manifests.join("---\n"))
+}
+
+/// A thousand times the same words tell nothing.
+#[test]
+fn a_store_that_is_away_is_told_a_few_times_and_then_how_far_things_have_come() {
+    let body = r#"{"kind":"unavailable","message":"etcd is away"}"#;
+    let agent = Agent::start("503 Service Unavailable", body.to_owned());
+    let (_folder, path) = many(300);
+    let (code, stdout, stderr) = finish(agent.ask(&["apply", "-f"]).arg(&path));
+    assert_eq!((code, stdout.as_str()), (FAILED, ""));
+    let lines: Vec<&str> = stderr.lines().collect();
+    assert!(lines[..10].iter().all(|line| line.ends_with(": etcd is away")), "{stderr}");
+    assert_eq!(
+        lines[10..],
+        [
+            "warren: the store is away",
+            "warren: 0 of 300 are done, 10 were refused; 290 are not done, or it is not known: do it again"
+        ]
+    );
+    let (_folder, path) = many(2);
+    let (_, _, stderr) = finish(agent.ask(&["apply", "-f"]).arg(&path));
+    assert_eq!(stderr.lines().count(), 2, "{stderr}");
+}
+
+#[test]
+fn who_interrupts_is_told_how_far_things_have_come() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("warren.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let (_folder, path) = many(2);
+    let mut command = warren(&["apply", "--socket"]);
+    command.arg(&socket).arg("-f").arg(&path).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    // It has asked, and gets no answer.
+    let _silent = listener.accept().unwrap();
+    let pid = nix::unistd::Pid::from_raw(child.id().try_into().unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+    let finished = child.wait_with_output().unwrap();
+    assert_eq!(finished.status.code(), Some(FAILED));
+    assert_eq!(
+        String::from_utf8(finished.stderr).unwrap(),
+        "warren: interrupted\nwarren: 0 of 2 are done, 0 were refused; 2 are not done, or it is not known: do it again\n"
+    );
+}
+
 #[test]
 fn a_diff_exits_1_when_apply_would_change_something() {
     let spec = r#"{"virtualIp":"auto","ports":[{"protocol":"tcp","port":80,"targetPort":80}],"selector":{"matchLabels":{"app":"web"}},"algorithm":"maglev"}"#;

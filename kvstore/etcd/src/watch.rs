@@ -86,7 +86,7 @@ impl Pump {
             Err(_) => Ok(None),
             Ok(Ok(Some(response))) => Ok(Some(response)),
             Ok(Ok(None)) => Err(StoreError::Unavailable("the member closed the watch".to_owned())),
-            Ok(Err(error)) => Err(StoreError::Unavailable(error.to_string())),
+            Ok(Err(error)) => Err(StoreError::Unavailable(Failure::from(error).to_string())),
         }
     }
 

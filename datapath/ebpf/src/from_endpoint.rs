@@ -2,7 +2,7 @@
 
 use datapath_abi::{
     BACKEND_ELSEWHERE, DropReason, EndpointEntry, NODE_NONE, NODE_SELF, NodeConfig, SourceKind,
-    identity_number as identity, node_flags,
+    TUNNEL_DST_MAC, identity_number as identity, node_flags,
 };
 use datapath_packet::{
     Arp, ETHERNET_BYTES, ETHERTYPE_ARP, ETHERTYPE_IPV4, Ethernet, Halves, Place, Side, UDP, answer,
@@ -101,6 +101,10 @@ fn decide_directly(packet: &mut Packet, config: &NodeConfig, endpoint: &Endpoint
 fn directly(packet: &mut Packet, config: &NodeConfig, endpoint: &EndpointEntry) -> Result<(), DropReason> {
     let (mut to, is_world) = destination(packet, config, packet.moment.dst_shard)?;
     packet.dst_identity = to.identity;
+    let is_client = asks_a_port_of_a_node(packet, &to);
+    if is_client {
+        to = Side::stack(Place::Stack, to.identity, packet.moment.dst_shard, config.host_mac);
+    }
     // To a node's listed address it would be taken for the tunnel's own; to another address of a node as well, once
     // masquerade, or the host's own, has given it this node's address.
     if packet.key.protocol == UDP
@@ -116,6 +120,7 @@ fn directly(packet: &mut Packet, config: &NodeConfig, endpoint: &EndpointEntry) 
     // One that a service leads to itself would answer itself directly: it sees the gateway instead.
     let is_itself = packet.key.dst == endpoint.address_v4;
     let source = if is_itself { config.gateway_v4 } else { config.underlay_v4 };
+    let is_masqueraded = is_masqueraded || is_client;
     let port_be =
         if is_masqueraded || is_itself { masquerade::port_of(packet, config, source)? } else { NO_PORT };
     let may_pass_the_stack = to.place == Place::Stack && (port_be != NO_PORT || !is_world);
@@ -134,6 +139,16 @@ fn directly(packet: &mut Packet, config: &NodeConfig, endpoint: &EndpointEntry) 
         }
     }
     Ok(())
+}
+
+/// Whether this goes by the tunnel to a service's port of another node. That one takes it as from a client outside, in the
+/// name of this node: it has the backends of those, and nothing goes from tunnel to tunnel.
+#[inline(never)]
+fn asks_a_port_of_a_node(packet: &Packet, to: &Side) -> bool {
+    to.dst_mac == TUNNEL_DST_MAC
+        && to.identity == identity::REMOTE_NODE
+        && service::number_at(packet, [0; 4]) != 0
+        && lookup::node_at(packet.key.dst).is_some()
 }
 
 /// The endpoint behind the interface, if the frame is its own.

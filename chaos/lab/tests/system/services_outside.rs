@@ -117,10 +117,15 @@ fn clients_outside_reach_a_service_by_node_ports_and_external_addresses() {
         let to = SocketAddr::new(addresses[entry], 8088);
         assert_eq!(find(&outsider, to, MANY / 4, connect), seen(local(entry)), "{to}");
     }
-    // Workloads and nodes use the same addresses.
-    for from in [&workload.namespace, &lab.name().machine_namespace("n2")] {
-        let found = counts(from, SocketAddr::new(external, 80), MANY, connect).unwrap();
-        assert_eq!(found.len(), backends.len(), "{found:?}");
+    // Workloads and nodes use the same addresses. (What a node sends to itself only its sockets' programs see.)
+    let node = lab.name().machine_namespace("n2");
+    let used = [
+        (&workload.namespace, vec![SocketAddr::new(external, 80), ways[0].0, ways[1].0]),
+        (&node, vec![SocketAddr::new(external, 80), ways[0].0]),
+    ];
+    for (from, to) in used.iter().flat_map(|(from, all)| all.iter().map(move |to| (from, *to))) {
+        let found = counts(from, to, MANY, connect).unwrap();
+        assert_eq!(found.len(), backends.len(), "from {from} to {to}: {found:?}");
     }
 
     // Backends of the node only.

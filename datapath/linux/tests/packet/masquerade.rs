@@ -15,6 +15,7 @@ use crate::{
     frame::{Frame, ICMP, SCTP, TCP, UDP},
     kernel::Kernel,
     namespace,
+    service::frontend,
     world::*,
 };
 
@@ -82,12 +83,17 @@ fn translated(frame: &Frame, to: &Peer, port: u16) -> [Entry; 2] {
 /// Sends the first packet of a flow from A past the stack, and expects this port.
 #[track_caller]
 fn begin(kernel: &mut Kernel, frame: &Frame, port: u16) -> [Entry; 2] {
+    begin_to(kernel, frame, &OUTSIDE, port)
+}
+
+#[track_caller]
+fn begin_to(kernel: &mut Kernel, frame: &Frame, to: &Peer, port: u16) -> [Entry; 2] {
     let out = frame.clone().ttl(63).source(UNDERLAY.address).source_port(port);
-    let [forward, reverse] = translated(frame, &OUTSIDE, port);
+    let [forward, reverse] = translated(frame, to, port);
     let expected = Expected::forwarded(Redirect, out.bytes(), Egress)
         .flow(forward)
         .flow(reverse)
-        .event(new_event(frame, &OUTSIDE));
+        .event(new_event(frame, to));
     check(kernel, FromEndpoint, &frame.bytes(), expected);
     [forward, reverse]
 }
@@ -115,6 +121,29 @@ fn as_delivered(frame: Frame) -> Frame {
 
 fn forget(kernel: &mut Kernel, key: &FlowKey<V4>) {
     kernel.remove::<FlowKey<V4>, FlowEntry>(map_name::FLOWS_V4, key);
+}
+
+/// That node takes it as from outside: with the services' ports of its own, and its own backends of them.
+#[test]
+fn a_services_port_of_another_node_is_asked_in_this_nodes_name() {
+    let mut kernel = masquerading!();
+    frontend(&mut kernel, [0; 4], TCP);
+    let node = Peer { address: NODE_5.address, identity: REMOTE_NODE, ..OUTSIDE };
+    let request = Frame::syn(&A, &node).checksummed();
+    let port = port(&request, 0);
+    let [_, reverse] = begin_to(&mut kernel, &request, &node, port);
+    let reply = Frame::syn_ack(&node, &A).checksummed();
+    let back = answer(reply.clone(), port);
+    let expected =
+        Expected::forwarded(Redirect, as_delivered(reply).bytes(), Ingress).flow(and_packet(reverse, &back));
+    check(&mut kernel, FromNetdev, &back.bytes(), expected);
+    // What is at no service's port, or asked by a name that only the tunnel knows, goes by the tunnel.
+    for elsewhere in [Frame::syn(&A, &NODE_5).destination_port(22), Frame::syn(&A, &GATEWAY_OF_5)] {
+        let to = if elsewhere.key().dst == NODE_5.address { &NODE_5 } else { &GATEWAY_OF_5 };
+        let out = elsewhere.clone().towards(to).bytes();
+        let expected = Expected::forwarded(Redirect, out, Egress).new_flow(&elsewhere, &A, to);
+        check(&mut kernel, FromEndpoint, &elsewhere.bytes(), expected);
+    }
 }
 
 #[test]

@@ -414,11 +414,6 @@ fn a_port_of_the_node_is_a_frontend_for_endpoints_too() {
     for (own, port) in [(GATEWAY, 1000), (UNDERLAY, 1001)] {
         begin(&mut kernel, &Frame::syn(&A, &own).source_port(port), &b);
     }
-    // Of this node only.
-    let elsewhere = Frame::syn(&A, &NODE_5);
-    let out = elsewhere.clone().towards(&NODE_5).bytes();
-    let expected = Expected::forwarded(Redirect, out, Egress).new_flow(&elsewhere, &A, &NODE_5);
-    check(&mut kernel, FromEndpoint, &elsewhere.bytes(), expected);
 }
 
 #[test]

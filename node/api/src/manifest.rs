@@ -190,6 +190,18 @@ mod tests {
         assert_eq!(Manifest::parse_all("# nothing\n"), Ok(Vec::new()));
     }
 
+    /// They say so themselves.
+    #[test]
+    fn examples_of_the_documentation_can_be_applied_as_they_are() {
+        let page = include_str!("../../../docs/SERVICES.md");
+        let examples: Vec<&str> =
+            page.split("```").filter(|block| block.trim_start().starts_with("apiVersion:")).collect();
+        assert!(examples.len() >= 6, "{} examples", examples.len());
+        for example in examples {
+            assert_eq!(Manifest::parse_all(example).map(|found| found.len()), Ok(1), "{example}");
+        }
+    }
+
     #[test]
     fn ten_thousand_services_are_one_text() {
         let document = |number: usize| {

@@ -146,6 +146,10 @@ impl Socket for SealedSocket {
     }
 
     async fn send(&mut self, to: SocketAddr, envelope: ChitchatEnvelope) -> anyhow::Result<SendOutcome> {
+        // A former incarnation of this node counts as one that may come back, and chitchat greets it.
+        if to == self.local_addr()? {
+            return Ok(SendOutcome { num_bytes_sent: 0 });
+        }
         // A message that does not fit a datagram is a digest of too many nodes: no handshake could be
         // begun any more, and gossip would be silent without an error. Starting anew forgets them.
         let message = match self.relay.encode(envelope).await {

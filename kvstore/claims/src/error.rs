@@ -172,6 +172,16 @@ pub enum ClaimError {
         /// The pool.
         pool: IpNetwork,
     },
+    /// A backend is a virtual IP, or could become one: no flow is translated twice.
+    #[error(
+        "backend {address} lies in service pool {pool}, where virtual IPs come from: services do not lead to services; name the addresses of its backends"
+    )]
+    BackendOfServices {
+        /// The address.
+        address: IpAddr,
+        /// The pool.
+        pool: IpNetwork,
+    },
     /// An address lies where endpoints get theirs.
     #[error(
         "address {address} lies in pool {pool}, where endpoints get theirs; use one outside the fleet's pools (virtualIp: auto finds one)"
@@ -214,7 +224,8 @@ pub enum ClaimError {
 /// What finds a free one.
 fn or_auto(claim: &ServiceClaim) -> &'static str {
     match claim {
-        ServiceClaim::VirtualIp(_) => ", or virtualIp: auto",
+        // Somebody may have wanted it as an external address.
+        ServiceClaim::VirtualIp(_) => " (as a virtualIp, auto finds one)",
         ServiceClaim::Frontend { address: EVERY_NODE, port, .. } if NODE_PORTS.contains(port) => {
             ", or nodePort: auto"
         }

@@ -354,6 +354,11 @@ fn what_the_fleet_uses_itself_is_no_services() {
     refused(external("192.0.2.1"), "address 192.0.2.1 is node n1's; use another one");
     refused(external("10.0.3.4"), "address 10.0.3.4 lies in pool 10.0.0.0/16, where endpoints get theirs");
     refused(external("10.201.0.2"), "address 10.201.0.2 lies in service pool 10.201.0.0/30");
+    let fixed = r#"{"ports":[{"port":80}],"backends":[{"address":"192.0.2.77"},{"address":"10.201.0.2"}]}"#;
+    refused(
+        serde_json::from_str(fixed).unwrap(),
+        "backend 10.201.0.2 lies in service pool 10.201.0.0/30, where virtual IPs come from: services do not lead to services",
+    );
     bench.write("a", outside(r#","hostPort":8472"#, "")).unwrap();
 }
 

@@ -136,6 +136,7 @@ fn explain(error: &serde_saphyr::Error, source: &str) -> ManifestError {
         {
             "there is more from here on than is read at once: use several files"
         }
+        "cannot deserialize null into string; use Option<String>" => "nothing is written here",
         "expected string scalar" => "one word or number is wanted here",
         other => other,
     };
@@ -291,6 +292,7 @@ mod tests {
             "apiVersion: warren/v1\nkind: Service\nmetadata: {name: Web}\n",
             "line 3, column 18: name \"Web\" is not valid",
         );
+        check("metadata: {name: }\n", "line 1, column 17: name: nothing is written here");
         check("[1]", "line 1, column 1: not a manifest");
         check("hello", "line 1, column 1: not a manifest");
         check("apiVersion: [", "line 1");

@@ -24,6 +24,11 @@ impl ServiceWrite {
             node_ports: Vec::new(),
             unknown: Default::default(),
         };
+        for backend in &self.spec.backends {
+            if let Some(pool) = service_pools(view).iter().find(|pool| pool.contains(backend.address)) {
+                return Err(ClaimError::BackendOfServices { address: backend.address, pool: *pool });
+            }
+        }
         let had = |port: &ServicePort| found.and_then(|there| there.record.node_port(port));
         for port in &self.spec.ports {
             let node_port = match port.node_port {

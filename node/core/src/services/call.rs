@@ -175,6 +175,7 @@ fn kind(error: &ClaimError) -> CallErrorKind {
         }
         ClaimError::AddressOfEndpoints { .. }
         | ClaimError::AddressOfServices { .. }
+        | ClaimError::BackendOfServices { .. }
         | ClaimError::AddressOfNode { .. }
         | ClaimError::PortOfAgents { .. } => CallErrorKind::Invalid,
         ClaimError::ServicePoolExhausted { .. } | ClaimError::NodePortsExhausted { .. } => {

@@ -1,8 +1,11 @@
 //! Wrong input of every kind ends in an error that says what to do.
 
+use std::fs;
+
 use anyhow::ensure;
 use chaos_lab::{Lab, ask, namespace, process, wait};
 use nix::sys::signal::Signal;
+use node_api::Service;
 
 use crate::support::{SOON, TestLab};
 
@@ -44,8 +47,46 @@ fn mistakes_of_users_are_explained() {
     let cidr = ask(lab.api("n1").status()).unwrap().cidrs[0].cidr.to_string();
     check(&["cidr", "release", &cidr], 1, &[&cidr]);
 
+    services_that_cannot_be(&lab);
     a_namespace_that_is_gone(&lab);
     a_second_agent_on_the_node(&lab);
+}
+
+/// One that the fleet refuses does its neighbours no harm; of a mistake in the file nothing comes at all.
+fn services_that_cannot_be(lab: &TestLab) {
+    let file = lab.name().folder().join("services.yaml");
+    let path = file.to_str().unwrap();
+    let service = |name: &str, more: &str| {
+        format!(
+            "apiVersion: warren/v1\nkind: Service\nmetadata: {{name: {name}}}\nspec:\n  selector: {{}}\n  ports: [{{port: 80{more}}}]\n"
+        )
+    };
+    let write = |services: &[String]| fs::write(&file, services.join("---\n")).unwrap();
+    let node_port = ", nodePort: 30080";
+    write(&[service("first", node_port)]);
+    assert_eq!(lab.warren("n1", &["apply", "-f", path]).0, 0);
+    write(&[service("second", node_port), service("third", "")]);
+    let (code, stdout, stderr) = lab.warren("n1", &["apply", "-f", path]);
+    assert_eq!(code, 1);
+    assert!(stdout.starts_with("service third created: ") && stdout.lines().count() == 1, "{stdout}");
+    assert_eq!(
+        stderr,
+        "warren: service second: node port 30080/tcp belongs to service first; use another one, or nodePort: auto\n"
+    );
+    write(&[service("fourth", ""), service("fifth", ", nodePort: 80")]);
+    let (code, stdout, stderr) = lab.warren("n1", &["apply", "-f", path]);
+    assert_eq!((code, stdout.as_str()), (2, ""));
+    assert!(
+        stderr.contains(&format!("{path}: line 8: service fifth: spec.ports[0].nodePort: 80")),
+        "{stderr}"
+    );
+    let names =
+        |services: Vec<_>| services.into_iter().map(|it: Service| it.name.to_string()).collect::<Vec<_>>();
+    assert_eq!(names(ask(lab.api("n1").services()).unwrap().items), ["first", "third"]);
+    for (name, said) in [("first", "deleted"), ("third", "deleted"), ("third", "was not there")] {
+        let answer = (0, format!("service {name} {said}\n"), String::new());
+        assert_eq!(lab.warren("n1", &["delete", "service", name]), answer);
+    }
 }
 
 /// The namespace of an endpoint goes away under the agent: the endpoint can still be deleted.

@@ -338,6 +338,14 @@ pub(crate) fn create_link(
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
+/// Ends what a link does, at once. (Without its last pin and descriptor it ends as well, but when the kernel comes to it.)
+pub(crate) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attributes = attributes();
+    attributes.link_detach.link_fd = link.as_raw_fd() as u32;
+    // SAFETY: numbers only.
+    unsafe { bpf(bpf_cmd::BPF_LINK_DETACH, &mut attributes) }.map(drop)
+}
+
 /// Gives a link another program, with no moment without one.
 pub(crate) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     let mut attributes = attributes();

@@ -4,7 +4,11 @@
 //! What keeps it from working is a warning: packets then take the path of classifiers, which answers the same. Only
 //! networks are then not refused.
 
-use std::{io, os::fd::AsFd, path::PathBuf};
+use std::{
+    io,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+};
 
 use aya::programs::Xdp;
 use datapath_abi::{LpmKey, V4};
@@ -100,7 +104,7 @@ impl Hooks {
         let wanted = config.map(|config| pin_prefix(config.mode));
         for name in self.xdp_pins()? {
             if wanted.is_none_or(|prefix| !name.starts_with(prefix)) {
-                pins::remove(&self.pins.links().join(name))?;
+                end(&self.pins.links().join(name))?;
             }
         }
         if wanted.is_none() {
@@ -129,13 +133,13 @@ impl Hooks {
         let name = format!("{}{device}", pin_prefix(mode));
         let path = self.pins.links().join(&name);
         for other in self.xdp_pins()?.iter().filter(|other| **other != name) {
-            pins::remove(&self.pins.links().join(other))?;
+            end(&self.pins.links().join(other))?;
         }
         if self.is_before_stack(device, ifindex, mode) {
             return Ok(());
         }
         // Of a device that had this name.
-        pins::remove(&path)?;
+        end(&path)?;
         let link = bpf::create_device_link(self.xdp_fd()?, ifindex, mode.flags());
         let link = link.map_err(|error| refusal(device, mode, error))?;
         bpf::pin(link.as_fd(), &path).map_err(|error| fail("pin the link of", error))
@@ -167,6 +171,18 @@ impl Hooks {
     fn xdp_fd(&mut self) -> Result<std::os::fd::BorrowedFd<'_>, DatapathError> {
         Ok(self.xdp()?.fd().map_err(|error| fail("load", error))?.as_fd())
     }
+}
+
+/// Ends a link and takes its pin away. Without the pin alone the kernel ends it later, and a link of the other mode that is
+/// made until then is refused.
+fn end(path: &Path) -> Answer {
+    if let Ok(link) = bpf::pinned(path)
+        && let Err(error) = bpf::detach_link(link.as_fd())
+    {
+        // It ends with its pin.
+        tracing::debug!(pin = %path.display(), %error, "a link before the stack ends later");
+    }
+    pins::remove(path)
 }
 
 fn refusal(device: &str, mode: XdpMode, error: io::Error) -> DatapathError {

@@ -7,8 +7,11 @@ fn main() {}
 
 mod programs {
     use aya_ebpf::{
-        bindings::{TC_ACT_OK, TC_ACT_SHOT, bpf_tunnel_key, xdp_action::XDP_PASS},
-        btf_maps::ProgramArray,
+        bindings::{
+            TC_ACT_OK, TC_ACT_SHOT, bpf_tunnel_key,
+            xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX},
+        },
+        btf_maps::{Array, ProgramArray},
         helpers::{bpf_skb_get_tunnel_key, bpf_skb_set_tunnel_key},
         macros::{btf_map, classifier, xdp},
         programs::{TcContext, XdpContext},
@@ -17,6 +20,10 @@ mod programs {
     /// Slot 0: the program under test.
     #[btf_map(name = "TEST_PROGRAMS")]
     static PROGRAMS: ProgramArray<1> = ProgramArray::new();
+
+    /// What [`send`] sends.
+    #[btf_map(name = "TEST_FRAME")]
+    static FRAME: Array<[u64; 8], 1> = Array::new();
 
     /// Gives the packet a tunnel key and runs the program under test: identity in `cb[0]`, the sending node's underlay
     /// address in `cb[1]` (as a number).
@@ -81,6 +88,26 @@ mod programs {
     #[xdp]
     pub fn nothing_early(_context: XdpContext) -> u32 {
         XDP_PASS
+    }
+
+    /// The end of a frame's way.
+    #[xdp]
+    pub fn end(_context: XdpContext) -> u32 {
+        XDP_DROP
+    }
+
+    /// Sends the frame that the map has by the interface that it is said to come from. (In a test run with live frames their
+    /// memory is used again, as the last receiver left it.)
+    #[xdp]
+    pub fn send(context: XdpContext) -> u32 {
+        let start = context.data() as *mut [u64; 8];
+        let Some(frame) = FRAME.get(0) else { return XDP_ABORTED };
+        if context.data() + size_of::<[u64; 8]>() > context.data_end() {
+            return XDP_ABORTED;
+        }
+        // SAFETY: there are as many bytes, and any alignment will do.
+        unsafe { start.write_unaligned(*frame) };
+        XDP_TX
     }
 }
 

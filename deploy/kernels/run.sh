@@ -21,7 +21,7 @@ export PATH+=":/usr/sbin:/sbin"
 declare -Ar SUITES=([6.1]=bookworm [6.12]=trixie)
 readonly TOOLS=(qemu-system-x86 busybox-static kmod)
 # Of the tests: what they and the programs start.
-readonly PROGRAMS=(ip tc nft bpftool ping etcd etcdctl)
+readonly PROGRAMS=(ip tc nft bpftool ethtool ping etcd etcdctl)
 # Kernel modules that a network of machines may ask for; disks, graphics and real network cards are left out.
 readonly MODULES=(net lib crypto arch/x86/crypto drivers/net/vxlan drivers/net/veth drivers/net/tun
     drivers/net/dummy drivers/net/geneve drivers/net/netkit drivers/net/macvlan drivers/net/bonding

@@ -160,7 +160,9 @@ fn explain(error: &serde_saphyr::Error, source: &str) -> ManifestError {
 fn field_before(source: &str, line: usize, column: usize) -> Option<&str> {
     let line = source.lines().nth(line.checked_sub(1)?)?;
     let (end, _) = line.char_indices().nth(column.checked_sub(1)?)?;
-    let before = line[..end].trim_end().trim_end_matches('[').trim_end().strip_suffix(':')?;
+    let before = line[..end].trim_end().trim_end_matches('[').trim_end();
+    // A value that is not there is looked for at the colon.
+    let before = before.strip_suffix(':').or_else(|| line[end..].starts_with(':').then_some(before))?;
     let name = before.rsplit(|c: char| !c.is_ascii_alphanumeric() && c != '"').next()?.trim_matches('"');
     (!name.is_empty()).then_some(name)
 }
@@ -292,7 +294,7 @@ mod tests {
             "apiVersion: warren/v1\nkind: Service\nmetadata: {name: Web}\n",
             "line 3, column 18: name \"Web\" is not valid",
         );
-        check("metadata: {name: }\n", "line 1, column 17: name: nothing is written here");
+        check("metadata: {name: }\n", "line 1, column 16: name: nothing is written here");
         check("[1]", "line 1, column 1: not a manifest");
         check("hello", "line 1, column 1: not a manifest");
         check("apiVersion: [", "line 1");

@@ -130,7 +130,11 @@ impl Lab {
     /// # Errors
     /// When cgroups cannot be read.
     pub fn processes(&self, machine: &str) -> Result<Vec<i32>> {
-        cgroup::processes(&cgroup::lab_folder(self.name())?.join(machine))
+        cgroup::processes(&self.cgroup(machine)?)
+    }
+
+    fn cgroup(&self, machine: &str) -> Result<PathBuf> {
+        Ok(cgroup::lab_folder(self.name())?.join(machine))
     }
 
     /// Sends a signal to what runs on a machine and waits until it has ended.
@@ -146,7 +150,7 @@ impl Lab {
             process::signal(pid, signal)?;
         }
         wait::until(&format!("the end of what runs on {machine}"), STOP_LIMIT, || {
-            let left = self.processes(machine)?;
+            let left = cgroup::threads(&self.cgroup(machine)?)?;
             if left.is_empty() { Ok(()) } else { Err(anyhow!("still there: {left:?}")) }
         })
     }

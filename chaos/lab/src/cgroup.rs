@@ -62,10 +62,23 @@ pub fn create(lab: &LabName, machine: &str) -> Result<PathBuf> {
 /// # Errors
 /// When it cannot be read; a missing one has none.
 pub fn processes(folder: &Path) -> Result<Vec<i32>> {
-    match fs::read_to_string(folder.join("cgroup.procs")) {
+    numbers(folder, "cgroup.procs")
+}
+
+/// The threads in a cgroup, none if it does not exist. When a process is killed, its number may go before its last
+/// thread, and with that its files: what it had locked stays locked until then.
+///
+/// # Errors
+/// When the kernel does not say.
+pub fn threads(folder: &Path) -> Result<Vec<i32>> {
+    numbers(folder, "cgroup.threads")
+}
+
+fn numbers(folder: &Path, file: &str) -> Result<Vec<i32>> {
+    match fs::read_to_string(folder.join(file)) {
         Ok(text) => Ok(text.lines().filter_map(|line| line.parse().ok()).collect()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(error) => Err(error).with_context(|| format!("read {}/cgroup.procs", folder.display())),
+        Err(error) => Err(error).with_context(|| format!("read {}/{file}", folder.display())),
     }
 }
 

@@ -4,7 +4,6 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
     io::ErrorKind,
     net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
@@ -29,12 +28,7 @@ fn apply(lab: &TestLab, health_check: &str) -> SocketAddr {
         "apiVersion: warren/v1\nkind: Service\nmetadata: {{name: web}}\nspec:\n  selector: {{matchLabels: {{app: web}}}}\n  \
          ports: [{{port: 80, targetPort: {PORT}}}]\n{health_check}"
     );
-    let file = lab.name().folder().join("web.yaml");
-    fs::write(&file, manifest).unwrap();
-    let (code, stdout, stderr) = lab.warren("n1", &["apply", "-f", file.to_str().unwrap()]);
-    assert_eq!((code, stderr.as_str()), (0, ""));
-    let vip = stdout.trim().strip_prefix("service web created: virtual IP ").expect("created");
-    SocketAddr::new(vip.parse().unwrap(), 80)
+    SocketAddr::new(lab.apply("n1", &manifest).virtual_ip, 80)
 }
 
 fn backends(lab: &TestLab, node: &str) -> Result<BTreeMap<IpAddr, ServiceBackend>> {

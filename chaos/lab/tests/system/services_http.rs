@@ -4,7 +4,7 @@
 use std::{collections::BTreeSet, fs, net::IpAddr, process::Command};
 
 use anyhow::{Context, ensure};
-use chaos_lab::{Endpoint, ask, namespace, process, spec::underlay_address, wait};
+use chaos_lab::{Endpoint, namespace, process, spec::underlay_address, wait};
 
 use crate::{
     servers::{WebServer, are_installed},
@@ -16,26 +16,15 @@ const NODE_PORT: u16 = 30088;
 
 /// Applies the service, and waits until both nodes have it so; answers the virtual IP.
 fn apply(lab: &TestLab, more: &str) -> IpAddr {
-    let file = lab.name().folder().join("web.yaml");
     let manifest = format!(
         "apiVersion: warren/v1\nkind: Service\nmetadata: {{name: web}}\nspec:\n  selector: {{matchLabels: {{app: web}}}}\n  \
          ports: [{{port: 8000, nodePort: {NODE_PORT}}}]\n{more}"
     );
-    fs::write(&file, manifest).unwrap();
-    let (code, stdout, stderr) = lab.warren("n1", &["apply", "-f", file.to_str().unwrap()]);
-    assert_eq!((code, stderr.as_str()), (0, ""), "{stdout}");
-    let made = ask(lab.api("n1").service(&"web".parse().unwrap())).unwrap();
+    let written = lab.apply("n1", &manifest);
     for node in ["n1", "n2"] {
-        wait::until(&format!("the service in the kernel of {node}"), SOON, || {
-            let service = ask(lab.api(node).service(&"web".parse()?))?;
-            ensure!(service.revision == made.revision, "revision {}", service.revision);
-            ensure!(service.ports[0].backends.len() == 3, "backends are missing");
-            ensure!(ask(lab.api(node).status())?.apply.pending == 0, "its kernel is behind");
-            Ok(())
-        })
-        .unwrap();
+        lab.wait_served(node, &written, 3);
     }
-    made.virtual_ip
+    written.virtual_ip
 }
 
 /// Requests are answered by all of these and nobody else.

@@ -3,16 +3,15 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     net::{IpAddr, SocketAddr},
 };
 
 use anyhow::{Context, Result, ensure};
-use chaos_lab::{Endpoint, ask, namespace, process, spec::underlay_address, wait};
+use chaos_lab::{Endpoint, ask, namespace, process, spec::underlay_address};
 
 use crate::{
     servers::{Server, are_installed, connect, counts, exchange},
-    support::{SOON, TestLab, finish, use_scale_programs},
+    support::{TestLab, finish, use_scale_programs},
 };
 
 /// An address that nobody has: the outsider's route leads there.
@@ -31,21 +30,9 @@ fn manifest(more: &str) -> String {
 
 /// Writes the service, and waits until both nodes have it so.
 fn apply(lab: &TestLab, more: &str) {
-    let file = lab.name().folder().join("web.yaml");
-    fs::write(&file, manifest(more)).unwrap();
-    let (code, stdout, stderr) = lab.warren("n1", &["apply", "-f", file.to_str().unwrap()]);
-    assert_eq!((code, stderr.as_str()), (0, ""), "{stdout}");
-    let revision = ask(lab.api("n1").service(&"web".parse().unwrap())).unwrap().revision;
+    let written = lab.apply("n1", &manifest(more));
     for node in ["n1", "n2"] {
-        wait::until(&format!("the service in the kernel of {node}"), SOON, || {
-            let service = ask(lab.api(node).service(&"web".parse()?))?;
-            ensure!(service.revision == revision, "revision {}", service.revision);
-            ensure!(service.ports.iter().all(|port| port.backends.len() == 3), "backends are missing");
-            let status = ask(lab.api(node).status())?;
-            ensure!(status.apply.pending == 0, "its kernel is behind");
-            Ok(())
-        })
-        .unwrap();
+        lab.wait_served(node, &written, 3);
     }
 }
 
@@ -174,17 +161,8 @@ fn weights(lab: &TestLab, backends: &[Endpoint], clients: &[&String], node: IpAd
          ports: [{{port: 80, targetPort: 8080, nodePort: 30081}}]\n",
         listed.join(", ")
     );
-    let file = lab.name().folder().join("weighted.yaml");
-    fs::write(&file, manifest).unwrap();
-    let (code, _, stderr) = lab.warren("n1", &["apply", "-f", file.to_str().unwrap()]);
-    assert_eq!((code, stderr.as_str()), (0, ""));
-    wait::until("the service in the kernel of n1", SOON, || {
-        let service = ask(lab.api("n1").service(&"weighted".parse()?))?;
-        ensure!(service.ports[0].id.is_some(), "it has no number");
-        ensure!(ask(lab.api("n1").status())?.apply.pending == 0, "its kernel is behind");
-        Ok(())
-    })
-    .unwrap();
+    let written = lab.apply("n1", &manifest);
+    lab.wait_served("n1", &written, backends.len());
     let times = if is_scale() { 10_000 } else { 400 };
     let to = SocketAddr::new(node, 30081);
     let by_packets = |from: &&String| (format!("by packets from {from}"), counts(from, to, times, connect));

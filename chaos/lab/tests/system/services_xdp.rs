@@ -6,6 +6,7 @@ use std::{fs, net::SocketAddr, process::Command};
 use anyhow::{Context, Result, ensure};
 use chaos_lab::{Endpoint, ask, namespace, process, spec::underlay_address, wait};
 use nix::sys::signal::Signal;
+use node_api::ServiceWritten;
 
 use crate::{
     servers::{Server, connect, exchange},
@@ -19,41 +20,26 @@ const EXTERNAL: &str = "198.51.100.7";
 const MANY: usize = 48;
 
 /// Writes the service, and waits until both nodes have it so.
-fn apply(lab: &TestLab, more: &str) {
-    let text = format!(
+fn apply(lab: &TestLab, more: &str) -> ServiceWritten {
+    let manifest = format!(
         "apiVersion: warren/v1\nkind: Service\nmetadata: {{name: web}}\nspec:\n  selector: {{matchLabels: {{app: web}}}}\n  \
          ports:\n  - {{name: tcp, port: 80, targetPort: 8080, nodePort: 30080}}\n  \
          - {{name: udp, port: 53, targetPort: 5353, protocol: udp, nodePort: 30053}}\n  externalIps: [{EXTERNAL}]\n{more}"
     );
-    let file = lab.name().folder().join("web.yaml");
-    fs::write(&file, text).unwrap();
-    let (code, stdout, stderr) = lab.warren("n1", &["apply", "-f", file.to_str().unwrap()]);
-    assert_eq!((code, stderr.as_str()), (0, ""), "{stdout}");
-    let revision = ask(lab.api("n1").service(&"web".parse().unwrap())).unwrap().revision;
-    NODES.iter().for_each(|node| wait_served(lab, node, revision));
-}
-
-fn wait_served(lab: &TestLab, node: &str, revision: i64) {
-    wait::until(&format!("the service in the kernel of {node}"), SOON, || {
-        let service = ask(lab.api(node).service(&"web".parse()?))?;
-        ensure!(service.revision == revision, "revision {}", service.revision);
-        ensure!(service.ports.iter().all(|port| port.backends.len() == 3), "backends are missing");
-        ensure!(ask(lab.api(node).status())?.apply.pending == 0, "its kernel is behind");
-        Ok(())
-    })
-    .unwrap();
+    let written = lab.apply("n1", &manifest);
+    NODES.iter().for_each(|node| lab.wait_served(node, &written, 3));
+    written
 }
 
 /// Starts the agents anew with a setting; each then has the service.
-fn restart(lab: &TestLab, setting: &str) {
-    let revision = ask(lab.api("n1").service(&"web".parse().unwrap())).unwrap().revision;
+fn restart(lab: &TestLab, setting: &str, service: &ServiceWritten) {
     for node in NODES {
         lab.end(node, Signal::SIGTERM).unwrap();
         lab.start_agent_with(node, &["--datapath-xdp", setting]).unwrap();
     }
     for node in NODES {
         lab.wait_node_ready(node).unwrap();
-        wait_served(lab, node, revision);
+        lab.wait_served(node, service, 3);
     }
 }
 
@@ -160,33 +146,33 @@ fn a_fleet_answers_the_same_before_the_stack() {
     }
     let client = Client { lab: &lab, outsider, backends: &backends };
 
-    apply(&lab, "");
+    let service = apply(&lab, "");
     wait_for_program(&lab, None);
     client.ask(Seen::AsNodeElsewhere, false);
 
-    restart(&lab, "generic");
+    restart(&lab, "generic", &service);
     wait_for_program(&lab, Some("xdp generic"));
     client.ask(Seen::AsNodeElsewhere, true);
     apply(&lab, "  mode: dsr\n");
     client.ask(Seen::AsItself, true);
     apply(&lab, "  trafficPolicy: local\n");
     client.ask(Seen::ByLocalOnly, true);
-    apply(&lab, "");
+    let service = apply(&lab, "");
 
     // A veth's driver runs it, and loses what it sends back: the agent says so. What goes up is as ever.
-    restart(&lab, "native");
+    restart(&lab, "native", &service);
     wait_for_program(&lab, Some("xdp native"));
     for node in NODES {
         let log = fs::read_to_string(lab.log_path(node)).unwrap();
         assert!(log.contains("set datapath.xdp = \"generic\""), "{node} warns of its veth");
     }
 
-    restart(&lab, "off");
+    restart(&lab, "off", &service);
     wait_for_program(&lab, None);
     client.ask(Seen::AsNodeElsewhere, false);
 
     // What an agent leaves for the next one, cleanup takes away.
-    restart(&lab, "generic");
+    restart(&lab, "generic", &service);
     wait_for_program(&lab, Some("xdp generic"));
     client.ask(Seen::AsNodeElsewhere, true);
     lab.end("n1", Signal::SIGTERM).unwrap();

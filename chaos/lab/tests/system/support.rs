@@ -10,10 +10,10 @@ use std::{
 
 use anyhow::{Result, ensure};
 use chaos_lab::{
-    Endpoint, Lab, LabName, Spec, kernel_ipcache, namespace, spec::underlay_address, take_down, wait,
+    Endpoint, Lab, LabName, Spec, ask, kernel_ipcache, namespace, spec::underlay_address, take_down, wait,
 };
 use identity::{Identity, Labels};
-use node_api::{Client, CounterRow, FlowEvent, Listing, ObserveLine};
+use node_api::{Client, CounterRow, FlowEvent, Listing, ObserveLine, ServiceWritten};
 use serde::de::DeserializeOwned;
 
 /// How long anything may take that a fleet does by itself: generous, since only failures wait so long.
@@ -108,6 +108,28 @@ impl TestLab {
                 ObserveLine::Lagged { events } => panic!("{events} events were lost"),
             })
             .collect()
+    }
+
+    /// Applies the manifest of a service, by the agent of a node.
+    pub fn apply(&self, node: &str, manifest: &str) -> ServiceWritten {
+        let file = self.name().folder().join("service.yaml");
+        fs::write(&file, manifest).unwrap();
+        let written: Listing<ServiceWritten> =
+            self.warren_json(node, &["apply", "-f", file.to_str().unwrap()]);
+        let [written] = <[ServiceWritten; 1]>::try_from(written.items).expect("one service");
+        written
+    }
+
+    /// Waits until a node, and its kernel, has a service as it was written, with so many backends of each port.
+    pub fn wait_served(&self, node: &str, written: &ServiceWritten, backends: usize) {
+        wait::until(&format!("the service in the kernel of {node}"), SOON, || {
+            let service = ask(self.api(node).service(&written.name))?;
+            ensure!(service.revision == written.revision, "revision {}", service.revision);
+            ensure!(service.ports.iter().all(|port| port.backends.len() == backends), "backends are missing");
+            ensure!(ask(self.api(node).status())?.apply.pending == 0, "its kernel is behind");
+            Ok(())
+        })
+        .unwrap();
     }
 
     /// Waits until a node's kernel has these addresses in its ipcache, with their identities.

@@ -7,10 +7,10 @@ use aya_ebpf::{
     bindings::BPF_F_CURRENT_NETNS,
     helpers::{bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp},
 };
-use datapath_abi::{DropReason, FlowKey, NodeConfig, V4, flow_flags, node_flags};
+use datapath_abi::{DropReason, FlowEntry, FlowKey, NodeConfig, V4, flow_flags, node_flags};
 use datapath_packet::{TCP, TRIES, UDP, flow_hash, is_answer_to, is_translatable, masquerade_port, opens};
 
-use crate::{lookup, maps::FLOWS_V4, packet::Packet, service};
+use crate::{flows::now_ns, lookup, maps::FLOWS_V4, packet::Packet, service};
 
 /// Whether what endpoints send to this address of the world is masqueraded.
 #[inline(always)]
@@ -76,7 +76,12 @@ pub fn port_of(packet: &mut Packet, config: &NodeConfig, source: V4) -> Result<[
     }
 }
 
-/// Notes the port that the flow has (`had`, or that of its answering half), or one that is free; else [`NO_PORT`].
+/// How long the flow of a port must have been over before another takes the port, if none is free: late packets of the
+/// former would be taken for the latter's. Linux too uses ports of its own again after a second (`tcp_tw_reuse`).
+const REST_NS: u64 = 1_000_000_000;
+
+/// Notes the port that the flow has (`had`, or that of its answering half), or one that is free, or one whose connection has
+/// ended; else [`NO_PORT`].
 #[inline(never)]
 fn choose(packet: &mut Packet, config: &NodeConfig, source: V4, had: [u8; 2]) {
     let key = &packet.key;
@@ -89,6 +94,7 @@ fn choose(packet: &mut Packet, config: &NodeConfig, source: V4, had: [u8; 2]) {
         pad: [0; 3],
     };
     packet.own_port_be = NO_PORT;
+    packet.ended_port_be = NO_PORT;
     packet.is_port_chosen = false;
     if had != NO_PORT {
         keep(packet, &answer);
@@ -101,6 +107,10 @@ fn choose(packet: &mut Packet, config: &NodeConfig, source: V4, had: [u8; 2]) {
         attempt += 1;
         answer.dst_port_be = port.to_be_bytes();
         take(packet, &answer);
+    }
+    if packet.own_port_be == NO_PORT && packet.ended_port_be != NO_PORT {
+        answer.dst_port_be = packet.ended_port_be;
+        take_over(packet, &answer);
     }
 }
 
@@ -127,6 +137,8 @@ fn take(packet: &mut Packet, answer: &FlowKey<V4>) {
             if is_answer_to(entry, &packet.key) {
                 packet.own_port_be = answer.dst_port_be;
                 packet.is_port_chosen = true;
+            } else if packet.ended_port_be == NO_PORT && opens(packet.tcp_flags) && rests(entry) {
+                packet.ended_port_be = answer.dst_port_be;
             }
         }
         None => {
@@ -142,6 +154,27 @@ fn take(packet: &mut Packet, answer: &FlowKey<V4>) {
             }
         }
     }
+}
+
+/// Takes the port of a connection that has ended. Both its halves go: what comes late belongs to nobody.
+#[inline(never)]
+fn take_over(packet: &mut Packet, answer: &FlowKey<V4>) {
+    // SAFETY: as in `port_of`.
+    if let Some(entry) = unsafe { FLOWS_V4.get(answer) }
+        && rests(entry)
+        && !has_socket(packet, answer)
+    {
+        // Whichever is gone already was evicted.
+        let _ = FLOWS_V4.remove(entry.reverse_key(answer));
+        let _ = FLOWS_V4.remove(answer);
+        packet.own_port_be = answer.dst_port_be;
+    }
+}
+
+/// Whether the entry's connection has ended some time ago.
+#[inline(always)]
+fn rests(entry: &FlowEntry) -> bool {
+    entry.flags & flow_flags::ENDED != 0 && now_ns().wrapping_sub(entry.last_seen_ns) > REST_NS
 }
 
 /// Whether a packet to the node is for a port of the range that nobody has: neither a socket, nor (its entry was looked for

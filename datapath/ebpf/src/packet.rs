@@ -96,6 +96,8 @@ pub struct Facts {
     pub direct_port_be: [u8; 2],
     /// The port of this node that its flow gets as source; zeros: none yet.
     pub own_port_be: [u8; 2],
+    /// The one to take if none is free: its flow has ended, and rests; zeros: none.
+    pub ended_port_be: [u8; 2],
     /// Whether no other is looked for.
     pub is_port_chosen: bool,
 }
@@ -193,6 +195,7 @@ impl Packet {
             direct_address: [0; 4],
             direct_port_be: [0; 2],
             own_port_be: [0; 2],
+            ended_port_be: [0; 2],
             is_port_chosen: false,
         };
         // SAFETY: a live map value, this CPU's own.

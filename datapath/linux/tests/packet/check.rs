@@ -217,6 +217,12 @@ impl Expected {
         self
     }
 
+    /// This entry goes.
+    pub fn without_flow(mut self, key: FlowKey<V4>) -> Self {
+        self.outcome.flows.insert(key, None);
+        self
+    }
+
     /// This is reported, after what was expected so far.
     pub fn event(mut self, event: Event) -> Self {
         self.outcome.events.push(event);

@@ -1,6 +1,9 @@
 //! Between endpoints and the world: the node's address and a port of ours outside, the endpoint's inside.
 
-use std::net::{Ipv4Addr, TcpListener};
+use std::{
+    net::{Ipv4Addr, TcpListener},
+    time::Duration,
+};
 
 use datapath_abi::{
     Direction::{Egress, Ingress},
@@ -332,6 +335,43 @@ fn no_port_left_is_counted_and_passes() {
 }
 
 #[test]
+fn where_no_port_is_left_that_of_an_ended_connection_is_taken() {
+    let mut kernel = masquerading!();
+    let frame = Frame::syn(&A, &INTERNET);
+    let taken: Vec<_> = (0..TRIES).map(|attempt| occupy(&mut kernel, TCP, port(&frame, attempt))).collect();
+    let key = taken[3];
+    let entry: FlowEntry = kernel.get(map_name::FLOWS_V4, &key).expect("it was put there");
+    let forward = entry.reverse_key(&key);
+    let ended = |silent: Duration| FlowEntry {
+        flags: entry.flags | flow_flags::ENDED,
+        last_seen_ns: coarse_ns() - silent.as_nanos() as u64,
+        ..entry
+    };
+    kernel.set(map_name::FLOWS_V4, &forward, &ended(Duration::from_secs(2)));
+
+    // Its last packets may still be under way.
+    kernel.set(map_name::FLOWS_V4, &key, &ended(Duration::ZERO));
+    let dropped = Expected::dropped(&frame, DropReason::MasqueradePorts, Egress);
+    check(&mut kernel, FromEndpoint, &frame.bytes(), dropped.identities(A.identity, INTERNET.identity));
+
+    kernel.set(map_name::FLOWS_V4, &key, &ended(Duration::from_secs(2)));
+    // What does not begin a connection ends none.
+    let ack = Frame::ack(&A, &INTERNET);
+    let dropped = Expected::dropped(&ack, DropReason::MasqueradePorts, Egress);
+    check(&mut kernel, FromEndpoint, &ack.bytes(), dropped.identities(A.identity, INTERNET.identity));
+
+    let used = u16::from_be_bytes(key.dst_port_be);
+    let output = frame.clone().ttl(63).source(UNDERLAY.address).source_port(used).bytes();
+    let [forward_half, answering_half] = translated(&frame, &OUTSIDE, used);
+    let expected = Expected::forwarded(Redirect, output, Egress)
+        .flow(forward_half)
+        .flow(answering_half)
+        .without_flow(forward)
+        .event(new_event(&frame, &OUTSIDE));
+    check(&mut kernel, FromEndpoint, &frame.bytes(), expected);
+}
+
+#[test]
 fn a_port_of_the_nodes_own_socket_is_not_taken() {
     let mut kernel = masquerading!();
     let frame = Frame::syn(&A, &INTERNET);
@@ -381,7 +421,7 @@ fn wait_for_the_next_second() {
     let period = || coarse_ns() >> 30;
     let now = period();
     while period() == now {
-        std::thread::sleep(std::time::Duration::from_millis(5));
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use anyhow::ensure;
 use chaos_lab::{Endpoint, namespace, probe, process, spec::underlay_address, wait};
 use etherparse::PacketBuilder;
-use node_api::{FlowEvent, Verdict};
+use node_api::FlowEvent;
 
 use crate::support::{SOON, TestLab};
 
@@ -49,13 +49,7 @@ fn check(
     })
     .unwrap();
     assert_eq!(lab.drops(node, reason) - before, packets, "{reason} on {node}");
-    wait::until(&format!("a drop for {reason} in what {node} observed"), SOON, || {
-        let events = lab.observed_drops(node, reason);
-        ensure!(events.iter().any(&fits), "it has {events:#?}");
-        ensure!(events.iter().all(|event| event.verdict == Verdict::Dropped), "it has {events:#?}");
-        Ok(())
-    })
-    .unwrap();
+    lab.wait_observed_drop(node, reason, fits);
     let (code, text, _) = lab.warren(node, &["observe", "--verdict", "dropped", "--reason", reason]);
     assert_eq!(code, 0);
     assert!(text.contains(&format!("DROP {reason}")), "{text}");

@@ -193,8 +193,7 @@ fn sockets_of_workloads_and_nodes_see_the_service() {
         }
     }
     assert!(lab.drops("n1", "no-backend") >= before + 4);
-    let drops = lab.observed_drops("n1", "no-backend");
-    assert!(drops.iter().any(|event| event.source.address == Some(client.address)), "{drops:#?}");
+    lab.wait_observed_drop("n1", "no-backend", |event| event.source.address == Some(client.address));
     no_differences(&lab, "n1");
 }
 

@@ -13,7 +13,7 @@ use chaos_lab::{
     Endpoint, Lab, LabName, Spec, ask, kernel_ipcache, namespace, spec::underlay_address, take_down, wait,
 };
 use identity::{Identity, Labels};
-use node_api::{Client, CounterRow, FlowEvent, Listing, ObserveLine, ServiceWritten};
+use node_api::{Client, CounterRow, FlowEvent, Listing, ObserveLine, ServiceWritten, Verdict};
 use serde::de::DeserializeOwned;
 
 /// How long anything may take that a fleet does by itself: generous, since only failures wait so long.
@@ -97,8 +97,19 @@ impl TestLab {
         rows.items.iter().filter(|row| row.reason == reason).map(|row| row.packets).sum()
     }
 
+    /// Waits until a node has observed a drop for a reason that fits.
+    pub fn wait_observed_drop(&self, node: &str, reason: &str, fits: impl Fn(&FlowEvent) -> bool) {
+        wait::until(&format!("a drop for {reason} in what {node} observed"), SOON, || {
+            let events = self.observed_drops(node, reason);
+            ensure!(events.iter().any(&fits), "it has {events:#?}");
+            ensure!(events.iter().all(|event| event.verdict == Verdict::Dropped), "it has {events:#?}");
+            Ok(())
+        })
+        .unwrap();
+    }
+
     /// The drops for a reason that a node remembers, as `warren observe` shows them.
-    pub fn observed_drops(&self, node: &str, reason: &str) -> Vec<FlowEvent> {
+    fn observed_drops(&self, node: &str, reason: &str) -> Vec<FlowEvent> {
         let (code, stdout, stderr) = self.warren(node, &["observe", "--reason", reason, "-o", "json"]);
         assert_eq!((code, stderr.as_str()), (0, ""));
         stdout

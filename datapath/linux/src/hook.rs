@@ -4,7 +4,7 @@
 //! A link is never made twice: one that is pinned gets the new program in place, without a packet in between
 //! that meets none (FACTS: 100 swaps under load, no loss).
 
-use std::{fs, io, os::fd::AsFd, path::PathBuf};
+use std::{fs, io, os::fd::AsFd, path::PathBuf, thread};
 
 use aya::{
     Ebpf,
@@ -141,11 +141,25 @@ impl LinkPin {
 }
 
 impl Hooks {
-    /// Loads the programs into the kernel, where they are checked.
+    /// Loads the programs into the kernel, where they are checked: all at once, as that is what the start of an agent
+    /// waits for.
     pub(crate) fn load(mut ebpf: Ebpf, pins: Pins, mode: AttachMode) -> Result<Self, DatapathError> {
         for program in Program::ALL {
-            object::load(classifier(&mut ebpf, program)?).map_err(|error| program.fail("load", error))?;
+            classifier(&mut ebpf, program)?;
         }
+        thread::scope(|scope| {
+            let classifiers = ebpf.programs_mut().filter_map(|(name, loaded)| {
+                let program = Program::ALL.into_iter().find(|program| program.name() == name)?;
+                Some((program, <&mut SchedClassifier>::try_from(loaded).ok()?))
+            });
+            let loads: Vec<_> = classifiers
+                .map(|(program, classifier)| (program, scope.spawn(|| object::load(classifier))))
+                .collect();
+            loads.into_iter().try_for_each(|(program, load)| {
+                let result = load.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                result.map_err(|error| program.fail("load", error))
+            })
+        })?;
         Ok(Self { ebpf, pins, mode })
     }
 

@@ -213,6 +213,7 @@ fn measure(lab: &TestLab, fleet: &Fleet, how: &str) {
     lab.start_agent("n1").unwrap();
     while !in_kernel(lab, fleet.last()) {
         assert!(start.elapsed() < LIMIT, "{how}: the last entry is not there: {}", lab.log_end("n1"));
+        wait::pause();
     }
     let took = start.elapsed();
     let memory = memory_kb(lab);

@@ -25,7 +25,7 @@ pub use endpoint::{
 pub use error::{ApiError, ErrorKind};
 pub use fleet::{CidrReleased, Identity, IdentityState, IpEntry, IpSource, Node, NodeRemoved};
 pub use kvstore_schema::service::{Mode, ServiceProtocol, TrafficPolicy};
-pub use manifest::{ApiVersion, Kind, MAX_MANIFEST_BYTES, Manifest, ManifestError, Metadata};
+pub use manifest::{ApiVersion, Kind, MAX_MANIFEST_BYTES, Manifest, Manifests, Metadata};
 pub use needs::{CAPABILITIES, Capability};
 pub use node_observe::{EventFilter, FlowEvent, PartyFilter, Protocol, Verdict};
 pub use query::{DiffQuery, FlowQuery, LimitQuery, ObserveQuery, RevisionQuery};

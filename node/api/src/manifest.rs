@@ -9,11 +9,9 @@ use serde_saphyr::Spanned;
 
 /// The most bytes of a file of manifests: some ten thousand services.
 pub const MAX_MANIFEST_BYTES: usize = 8 * 1024 * 1024;
-/// Documents of one text: the services that a node's kernel has room for, at one port each.
-const MAX_DOCUMENTS: usize = 65_536;
-/// Values and lists in one text: 10,000 services have 500,000 when all is said of them. This bounds what anchors that
+/// Values and lists of one document: several times what a service has when all is said of it. This bounds what anchors that
 /// are used again and again make of a short text.
-const MAX_NODES: usize = 2_000_000;
+const MAX_NODES: usize = 50_000;
 
 /// One thing to be applied.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,53 +50,65 @@ pub struct Metadata {
     pub name: ServiceName,
 }
 
-/// What is wrong with a text of manifests: one line for each mistake, each with where it was made.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct ManifestError(String);
+/// What a text holds. A document with a mistake does not hold up the others.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Manifests {
+    /// Those that make sense, normalised, in their order.
+    pub manifests: Vec<Manifest>,
+    /// A line for each mistake in the others, with where it was made.
+    pub mistakes: Vec<String>,
+}
+
+impl Manifests {
+    /// Reads the documents of a text. Of a document of another form the first mistake is told, of one that makes no sense all.
+    /// What is no YAML ends the text, as nobody knows where the next document begins.
+    pub fn parse(text: &str) -> Self {
+        let mut read = Self::default();
+        if text.len() > MAX_MANIFEST_BYTES {
+            let size = text.len();
+            read.mistakes
+                .push(format!("{size} bytes; at most {MAX_MANIFEST_BYTES} are read: use several files"));
+            return read;
+        }
+        let options = serde_saphyr::options! {
+            with_snippet: false,
+            // Of a document each.
+            budget: serde_saphyr::budget! {
+                max_nodes: MAX_NODES,
+                // A list has a beginning and an end.
+                max_events: 2 * MAX_NODES,
+            },
+        };
+        let lines: Vec<&str> = text.lines().collect();
+        let mut bytes = text.as_bytes();
+        for document in serde_saphyr::read_with_options(&mut bytes, options) {
+            let document: Spanned<Manifest> = match document {
+                Ok(document) => document,
+                Err(error) => {
+                    read.mistakes.push(explain(&error, &lines));
+                    continue;
+                }
+            };
+            let (line, Manifest { metadata, spec, .. }) = (document.referenced.line(), &document.value);
+            match spec.validate() {
+                Ok(()) => {
+                    let spec = spec.clone().normalised();
+                    read.manifests.push(Manifest { spec, ..document.value });
+                }
+                Err(error) => {
+                    let told = |mistake| format!("line {line}: service {}: {mistake}", metadata.name);
+                    read.mistakes.extend(error.0.into_iter().map(told));
+                }
+            }
+        }
+        read
+    }
+}
 
 impl Manifest {
     /// The manifest of a service.
     pub fn service(name: ServiceName, spec: ServiceSpec) -> Self {
         Self { api_version: ApiVersion::V1, kind: Kind::Service, metadata: Metadata { name }, spec }
-    }
-
-    /// Reads the documents of a text, checked and normalised.
-    ///
-    /// # Errors
-    /// Of a text that is no YAML, or of another form, the first mistake; else all that do not make sense.
-    pub fn parse_all(text: &str) -> Result<Vec<Self>, ManifestError> {
-        if text.len() > MAX_MANIFEST_BYTES {
-            let size = text.len();
-            return Err(ManifestError(format!(
-                "{size} bytes; at most {MAX_MANIFEST_BYTES} are read: use several files"
-            )));
-        }
-        let options = serde_saphyr::options! {
-            with_snippet: false,
-            budget: serde_saphyr::budget! {
-                max_documents: MAX_DOCUMENTS,
-                max_nodes: MAX_NODES,
-                // Each list and each document has a beginning and an end.
-                max_events: 2 * (MAX_NODES + MAX_DOCUMENTS),
-            },
-        };
-        let documents: Vec<Spanned<Self>> =
-            serde_saphyr::from_multiple_with_options(text, options).map_err(|error| explain(&error, text))?;
-        let mut mistakes = Vec::new();
-        for Spanned { value: Self { metadata, spec, .. }, referenced, .. } in &documents {
-            for mistake in spec.validate().err().into_iter().flat_map(|error| error.0) {
-                mistakes.push(format!("line {}: service {}: {mistake}", referenced.line(), metadata.name));
-            }
-        }
-        if !mistakes.is_empty() {
-            return Err(ManifestError(mistakes.join("\n")));
-        }
-        let normalised = |document: Spanned<Self>| Self {
-            spec: document.value.spec.clone().normalised(),
-            ..document.value
-        };
-        Ok(documents.into_iter().map(normalised).collect())
     }
 
     /// The manifest as a text that can be applied.
@@ -108,9 +118,9 @@ impl Manifest {
 }
 
 /// What is wrong, in our words, with the place and the field first.
-fn explain(error: &serde_saphyr::Error, source: &str) -> ManifestError {
+fn explain(error: &serde_saphyr::Error, lines: &[&str]) -> String {
     let text = error.to_string();
-    let Some(location) = error.location() else { return ManifestError(text) };
+    let Some(location) = error.location() else { return text };
     let (line, column) = (location.line(), location.column());
     let place = format!("line {line}, column {column}");
     let text = text.strip_suffix(&format!(" at {place}")).unwrap_or(&text);
@@ -130,11 +140,9 @@ fn explain(error: &serde_saphyr::Error, source: &str) -> ManifestError {
             "a list is wanted here: write [one, another], or - before each on lines below"
         }
         breach
-            if ["Documents", "Nodes", "Events"]
-                .iter()
-                .any(|it| breach.starts_with(&format!("budget breached: {it}"))) =>
+            if ["Nodes", "Events"].iter().any(|it| breach.starts_with(&format!("budget breached: {it}"))) =>
         {
-            "there is more from here on than is read at once: use several files"
+            "there is more in this document than a service can have"
         }
         "cannot deserialize null into string; use Option<String>" => "nothing is written here",
         "expected string scalar" => "one word or number is wanted here",
@@ -150,15 +158,15 @@ fn explain(error: &serde_saphyr::Error, source: &str) -> ManifestError {
             ))
         })
         .unwrap_or_else(|| words.to_owned());
-    match field_before(source, line as usize, column as usize) {
-        Some(field) if !words.starts_with(field) => ManifestError(format!("{place}: {field}: {words}")),
-        _ => ManifestError(format!("{place}: {words}")),
+    let source = (line as usize).checked_sub(1).and_then(|line| lines.get(line));
+    match source.and_then(|line| field_before(line, column as usize)) {
+        Some(field) if !words.starts_with(field) => format!("{place}: {field}: {words}"),
+        _ => format!("{place}: {words}"),
     }
 }
 
-/// The name of the field whose value begins at a place, if it stands on the same line: `port` of `{port: here}`.
-fn field_before(source: &str, line: usize, column: usize) -> Option<&str> {
-    let line = source.lines().nth(line.checked_sub(1)?)?;
+/// The name of the field whose value begins at a column, if it stands on the same line: `port` of `{port: here}`.
+fn field_before(line: &str, column: usize) -> Option<&str> {
     let (end, _) = line.char_indices().nth(column.checked_sub(1)?)?;
     let before = line[..end].trim_end().trim_end_matches('[').trim_end();
     // A value that is not there is looked for at the colon.
@@ -171,6 +179,13 @@ fn field_before(source: &str, line: usize, column: usize) -> Option<&str> {
 mod tests {
     use super::*;
 
+    /// What a text without a mistake holds.
+    fn parse(text: &str) -> Vec<Manifest> {
+        let Manifests { manifests, mistakes } = Manifests::parse(text);
+        assert_eq!(mistakes, [""; 0], "{text}");
+        manifests
+    }
+
     const HEAD: &str = "apiVersion: warren/v1\nkind: Service\nmetadata:\n  name: web\nspec:\n";
 
     #[test]
@@ -180,17 +195,18 @@ mod tests {
             HEAD.replace("web", "db")
                 + "  virtualIp: 10.201.0.9\n  backends: [{address: 192.0.2.7}]\n  ports: [{port: 5432}]\n"
         );
-        let manifests = Manifest::parse_all(&text).unwrap();
+        let manifests = parse(&text);
         let names: Vec<&str> = manifests.iter().map(|manifest| manifest.metadata.name.as_str()).collect();
         assert_eq!(names, ["web", "db"]);
         let golden = "apiVersion: warren/v1\nkind: Service\nmetadata:\n  name: web\nspec:\n  virtualIp: auto\n  ports:\n  - protocol: tcp\n    port: 80\n    targetPort: 80\n  selector:\n    matchLabels:\n      app: web\n  algorithm: maglev\n  trafficPolicy: fleet\n  mode: snat\n  topology: any\n";
         assert_eq!(manifests[0].to_yaml(), golden);
         for manifest in &manifests {
-            assert_eq!(Manifest::parse_all(&manifest.to_yaml()), Ok(vec![manifest.clone()]));
+            assert_eq!(parse(&manifest.to_yaml()), std::slice::from_ref(manifest));
             let json = serde_json::to_string(manifest).unwrap();
-            assert_eq!(Manifest::parse_all(&json), Ok(vec![manifest.clone()]));
+            assert_eq!(parse(&json), std::slice::from_ref(manifest));
         }
-        assert_eq!(Manifest::parse_all("# nothing\n"), Ok(Vec::new()));
+        assert_eq!(parse("# nothing\n"), []);
+        assert_eq!(parse(&"---\n".repeat(100_000)), []);
     }
 
     /// They say so themselves.
@@ -201,7 +217,7 @@ mod tests {
             page.split("```").filter(|block| block.trim_start().starts_with("apiVersion:")).collect();
         assert!(examples.len() >= 6, "{} examples", examples.len());
         for example in examples {
-            assert_eq!(Manifest::parse_all(example).map(|found| found.len()), Ok(1), "{example}");
+            assert_eq!(parse(example).len(), 1, "{example}");
         }
     }
 
@@ -215,20 +231,56 @@ mod tests {
             )
         };
         let text: String = (0..10_000).map(document).collect();
-        let manifests = Manifest::parse_all(&text).unwrap();
+        let manifests = parse(&text);
         assert_eq!(manifests.len(), 10_000);
         assert_eq!(manifests[9_999].metadata.name.as_str(), "web-9999");
-        let error = Manifest::parse_all(&"---\n".repeat(MAX_DOCUMENTS + 1)).unwrap_err().to_string();
+    }
+
+    #[test]
+    fn a_document_with_a_mistake_does_not_hold_up_the_others() {
+        let document = |name: &str, lines: &str| HEAD.replace("web", name) + lines;
+        let ports = "  selector: {}\n  ports: [{port: 80}]\n";
+        let text = [
+            document("first", ports),
+            document("other-form", "  ports: {}\n  mode: snat\n"),
+            document("no-sense", "  selector: {}\n  ports: [{port: 0}]\n"),
+            document("second", ports),
+            document("no-yaml", "  ports: [}\n"),
+            document("third", ports),
+        ]
+        .join("---\n");
+        let Manifests { manifests, mistakes } = Manifests::parse(&text);
+        let names: Vec<&str> = manifests.iter().map(|manifest| manifest.metadata.name.as_str()).collect();
+        assert_eq!(names, ["first", "second"]);
+        let [form, sense, yaml] = &mistakes[..] else { panic!("{mistakes:#?}") };
+        assert!(form.starts_with("line 14, column 10: ports: a list is wanted here"), "{form}");
+        assert!(sense.starts_with("line 17: service no-sense: spec.ports[0].port: 0 is none"), "{sense}");
+        assert!(yaml.starts_with("line 38, column "), "{yaml}");
+    }
+
+    /// What anchors make of a short text.
+    #[test]
+    fn a_document_cannot_grow_without_bound() {
+        let mut text = "a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n".to_owned();
+        for level in 1..8 {
+            let again = format!("*a{}, ", level - 1).repeat(10);
+            text += &format!("a{level}: &a{level} [{again}]\n");
+        }
+        assert_eq!(Manifests::parse(&text).manifests, []);
+        let ports = "{port: 80}, ".repeat(MAX_NODES / 2);
+        let Manifests { manifests, mistakes } = Manifests::parse(&format!("{HEAD}  ports: [{ports}]\n"));
+        assert_eq!(manifests, []);
         assert!(
-            error.ends_with("there is more from here on than is read at once: use several files"),
-            "{error}"
+            mistakes[0].ends_with("there is more in this document than a service can have"),
+            "{mistakes:?}"
         );
     }
 
     #[test]
     fn mistakes_are_told_with_their_line() {
         let check = |text: &str, expected: &str| {
-            let found = Manifest::parse_all(text).unwrap_err().to_string();
+            let Manifests { mistakes, .. } = Manifests::parse(text);
+            let found = mistakes.join("\n");
             assert!(found.starts_with(expected), "{text:?} says {found}");
         };
         let spec = |lines: &str| format!("{HEAD}{lines}");

@@ -1,14 +1,15 @@
 //! Manifests from files, folders and the standard input.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::{self, Read},
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, bail};
-use node_api::{MAX_MANIFEST_BYTES, Manifest, Metadata};
+use anyhow::{Context, Result};
+use identity::ServiceName;
+use node_api::{MAX_MANIFEST_BYTES, Manifest, Manifests};
 
 /// What a file of manifests in a folder is called.
 const EXTENSIONS: [&str; 3] = ["yaml", "yml", "json"];
@@ -16,40 +17,51 @@ const EXTENSIONS: [&str; 3] = ["yaml", "yml", "json"];
 /// The name that stands for the standard input.
 const STANDARD_INPUT: &str = "-";
 
-/// Reads all manifests, in the order in which they are named; in a folder, by the names of its files.
-///
-/// # Errors
-/// All mistakes in all files, each with its file and line; also a thing that is there twice, or none at all.
-pub fn read(paths: &[PathBuf]) -> Result<Vec<Manifest>> {
-    let mut manifests = Vec::new();
+/// Reads all manifests, in the order in which they are named; in a folder, by the names of its files. Each mistake is told
+/// with its file and line: what cannot be read, what makes no sense, what is there twice, and that nothing is there. It does
+/// not hold up the others.
+pub fn read(paths: &[PathBuf]) -> Manifests {
+    let mut found: Vec<(String, Manifest)> = Vec::new();
     let mut mistakes = Vec::new();
     for path in paths {
-        for file in expand(path)? {
-            let text = text(&file)?;
-            match Manifest::parse_all(&text) {
-                Ok(found) => manifests.extend(found.into_iter().map(|manifest| (shown(&file), manifest))),
-                Err(error) => {
-                    let lines = error.to_string();
-                    mistakes.extend(lines.lines().map(|line| format!("{}: {line}", shown(&file))));
+        let files = expand(path).unwrap_or_else(|error| {
+            mistakes.push(format!("{error:#}"));
+            Vec::new()
+        });
+        for file in files {
+            let place = shown(&file);
+            match text(&file) {
+                Ok(text) => {
+                    let read = Manifests::parse(&text);
+                    found.extend(read.manifests.into_iter().map(|manifest| (place.clone(), manifest)));
+                    mistakes.extend(read.mistakes.iter().map(|mistake| format!("{place}: {mistake}")));
                 }
+                Err(error) => mistakes.push(format!("{error:#}")),
             }
         }
     }
-    let mut places = BTreeMap::new();
-    for (place, Manifest { metadata: Metadata { name }, .. }) in &manifests {
-        if let Some(first) = places.insert(name, place) {
-            let both =
-                if first == place { format!("in {place}") } else { format!("in {first} and in {place}") };
-            mistakes.push(format!("service {name} is there twice: {both}"));
-        }
+    if found.is_empty() && mistakes.is_empty() {
+        let places: Vec<String> = paths.iter().map(|path| shown(path)).collect();
+        mistakes.push(format!("no manifest in {}", places.join(", ")));
     }
-    if !mistakes.is_empty() {
-        bail!(mistakes.join("\nwarren: "));
+    let mut places: BTreeMap<ServiceName, Vec<&String>> = BTreeMap::new();
+    for (place, manifest) in &found {
+        places.entry(manifest.metadata.name.clone()).or_default().push(place);
     }
-    if manifests.is_empty() {
-        bail!("no manifest in {}", paths.iter().map(|path| shown(path)).collect::<Vec<_>>().join(", "));
+    // Nobody knows which one is meant.
+    places.retain(|_, places| places.len() > 1);
+    for (name, places) in &places {
+        let mut words: Vec<String> = places.iter().map(|place| format!("in {place}")).collect();
+        words.dedup();
+        let times = if places.len() == 2 { "twice".to_owned() } else { format!("{} times", places.len()) };
+        mistakes.push(format!("service {name} is there {times}: {}", words.join(" and ")));
     }
-    Ok(manifests.into_iter().map(|(_, manifest)| manifest).collect())
+    let again: BTreeSet<ServiceName> = places.into_keys().collect();
+    let manifests = found.into_iter().map(|(_, manifest)| manifest);
+    Manifests {
+        manifests: manifests.filter(|manifest| !again.contains(&manifest.metadata.name)).collect(),
+        mistakes,
+    }
 }
 
 /// What a place is called in messages.

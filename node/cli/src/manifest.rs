@@ -5,7 +5,8 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::{Context, Result};
 use identity::ServiceName;
 use node_api::{
-    ApiError, Client, ClientError, ErrorKind, Listing, Manifest, RevisionQuery, ServicePut, ServiceWritten,
+    ApiError, Client, ClientError, ErrorKind, Listing, Manifest, Manifests, RevisionQuery, ServicePut,
+    ServiceWritten,
 };
 use serde::Serialize;
 use tokio::task::JoinSet;
@@ -36,12 +37,13 @@ pub struct Difference {
     pub lines: Vec<String>,
 }
 
-/// Reads manifests; mistakes in them are wrong usage.
-fn read(paths: &[PathBuf]) -> Result<Vec<Manifest>, ExitCode> {
-    files::read(paths).map_err(|error| {
-        eprintln!("warren: {error:#}");
-        ExitCode::from(2)
-    })
+/// Reads manifests and tells the mistakes in them; also, whether there was none.
+fn read(paths: &[PathBuf]) -> (Vec<Manifest>, bool) {
+    let Manifests { manifests, mistakes } = files::read(paths);
+    for mistake in &mistakes {
+        eprintln!("warren: {mistake}");
+    }
+    (manifests, mistakes.is_empty())
 }
 
 /// What came of many questions.
@@ -112,16 +114,21 @@ where
     Ok(Asked { answers, whole: stopped.is_none() && refused == 0 })
 }
 
-fn code(whole: bool) -> ExitCode {
-    if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+/// Mistakes in manifests are wrong usage; the others were taken.
+fn code(sound: bool, whole: bool) -> ExitCode {
+    match (sound, whole) {
+        (false, _) => ExitCode::from(2),
+        (true, false) => ExitCode::FAILURE,
+        (true, true) => ExitCode::SUCCESS,
+    }
 }
 
 /// Writes what manifests describe.
 pub async fn apply(client: &Client, out: &Printer, paths: &[PathBuf]) -> Result<ExitCode> {
-    let manifests = match read(paths) {
-        Ok(manifests) => manifests,
-        Err(code) => return Ok(code),
-    };
+    let (manifests, sound) = read(paths);
+    if manifests.is_empty() {
+        return Ok(code(sound, true));
+    }
     let items = manifests.into_iter().map(|manifest| (manifest.metadata.name, manifest.spec)).collect();
     let asked: Asked<ServiceWritten> = ask_all(items, |name, spec| {
         let client = client.clone();
@@ -129,7 +136,7 @@ pub async fn apply(client: &Client, out: &Printer, paths: &[PathBuf]) -> Result<
     })
     .await?;
     out.print(&Listing::new(asked.answers, None), render::applied)?;
-    Ok(code(asked.whole))
+    Ok(code(sound, asked.whole))
 }
 
 /// Deletes what is named, or what manifests name.
@@ -139,13 +146,16 @@ pub async fn delete(
     named: Option<ServiceName>,
     paths: &[PathBuf],
 ) -> Result<ExitCode> {
-    let names: Vec<ServiceName> = match named {
-        Some(name) => vec![name],
-        None => match read(paths) {
-            Ok(manifests) => manifests.into_iter().map(|manifest| manifest.metadata.name).collect(),
-            Err(code) => return Ok(code),
-        },
+    let (names, sound): (Vec<ServiceName>, bool) = match named {
+        Some(name) => (vec![name], true),
+        None => {
+            let (manifests, sound) = read(paths);
+            (manifests.into_iter().map(|manifest| manifest.metadata.name).collect(), sound)
+        }
     };
+    if names.is_empty() {
+        return Ok(code(sound, true));
+    }
     let items = names.into_iter().map(|name| (name, ())).collect();
     let asked: Asked<Deleted> = ask_all(items, |name, ()| {
         let client = client.clone();
@@ -156,7 +166,7 @@ pub async fn delete(
     })
     .await?;
     out.print(&Listing::new(asked.answers, None), render::deleted)?;
-    Ok(code(asked.whole))
+    Ok(code(sound, asked.whole))
 }
 
 /// The manifest of a name as it is now.
@@ -170,10 +180,10 @@ async fn current(client: &Client, name: &ServiceName) -> Result<Option<Manifest>
 
 /// Shows what `apply` would change.
 pub async fn diff(client: &Client, out: &Printer, paths: &[PathBuf]) -> Result<ExitCode> {
-    let manifests = match read(paths) {
-        Ok(manifests) => manifests,
-        Err(code) => return Ok(code),
-    };
+    let (manifests, sound) = read(paths);
+    if manifests.is_empty() {
+        return Ok(code(sound, true));
+    }
     let items = manifests.into_iter().map(|manifest| (manifest.metadata.name.clone(), manifest)).collect();
     let asked: Asked<Difference> = ask_all(items, |name, wanted| {
         let client = client.clone();
@@ -185,10 +195,10 @@ pub async fn diff(client: &Client, out: &Printer, paths: &[PathBuf]) -> Result<E
     })
     .await?;
     let equal = asked.answers.iter().all(|difference| difference.lines.is_empty());
-    if asked.whole || !equal || out.json {
+    if sound && asked.whole || !equal || out.json {
         out.print(&Listing::new(asked.answers, None), render::differences)?;
     }
-    Ok(code(asked.whole && equal))
+    Ok(code(sound, asked.whole && equal))
 }
 
 /// Shows what is there: a list of all, or a manifest.

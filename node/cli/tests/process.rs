@@ -264,7 +264,7 @@ fn a_manifest_is_applied_and_a_folder_of_them() {
     assert_eq!(value["items"][0]["outcome"], "created");
 }
 
-/// Nobody is asked for anything when there is a mistake.
+/// Nobody is asked for anything when there is nothing else.
 #[test]
 fn a_bad_manifest_is_wrong_usage_and_told_with_file_and_line() {
     let check = |text: &str, expected: &str| {
@@ -299,6 +299,44 @@ fn a_bad_manifest_is_wrong_usage_and_told_with_file_and_line() {
     let both =
         format!("warren: service web is there twice: in {} and in {}\n", path.display(), other.display());
     assert_eq!((code, stderr), (WRONG_USAGE, both));
+}
+
+#[test]
+fn mistakes_in_manifests_do_not_hold_up_the_others() {
+    let body = r#"{"name":"web","outcome":"created","virtual_ip":"10.201.0.5","node_ports":[],"revision":7}"#;
+    let agent = Agent::start("200 OK", body.to_owned());
+    let named = |name: &str| MANIFEST.replace("{name: web}", &format!("{{name: {name}}}"));
+    let bad = named("bad").replace("port: 80", "port: 0");
+    let (folder, first) =
+        in_file("1.yaml", &[named("a"), bad, named("b"), "kind: Pod\n".to_owned()].join("---\n"));
+    let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
+    write("2.yaml", "[");
+    write("3.yaml", &[named("c"), named("twice")].join("---\n"));
+    write("4.yaml", &named("twice"));
+    fs::write(folder.path().join("5.yaml"), b"\xff").unwrap();
+    let places = [folder.path().to_owned(), "/no/such/folder".into(), first.with_file_name("6.yml")];
+    write("6.yml", &named("d"));
+    let mut command = agent.ask(&["apply", "-o", "json"]);
+    command.args(places.iter().flat_map(|place| ["-f".as_ref(), place.as_os_str()]));
+    let (code, stdout, stderr) = finish(&mut command);
+    assert_eq!(code, WRONG_USAGE);
+    let value: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(value["items"].as_array().unwrap().len(), 3, "a, b and c: {stdout}");
+    let found: Vec<String> =
+        stderr.lines().map(|line| line.replace(&format!("{}/", folder.path().display()), "")).collect();
+    let expected = [
+        "warren: 1.yaml: line 8: service bad: spec.ports[0].port: 0 is none",
+        "warren: 1.yaml: line 22, column 7: kind: unknown variant `Pod`",
+        "warren: 2.yaml: line ",
+        "warren: read 5.yaml: ",
+        "warren: open /no/such/folder: No such file",
+        "warren: service d is there twice: in 6.yml",
+        "warren: service twice is there twice: in 3.yaml and in 4.yaml",
+    ];
+    assert_eq!(found.len(), expected.len(), "{stderr}");
+    for (found, expected) in found.iter().zip(expected) {
+        assert!(found.starts_with(expected), "{found:?} is not {expected:?}");
+    }
 }
 
 #[test]

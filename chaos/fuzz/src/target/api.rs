@@ -2,7 +2,8 @@
 
 use axum::{extract::Query, http::Uri};
 use node_api::{
-    DiffQuery, EndpointAdd, FlowQuery, LimitQuery, Manifest, ObserveQuery, RevisionQuery, ServicePut,
+    DiffQuery, EndpointAdd, FlowQuery, LimitQuery, Manifest, Manifests, ObserveQuery, RevisionQuery,
+    ServicePut,
 };
 use node_observe::EventFilter;
 use serde::de::DeserializeOwned;
@@ -120,9 +121,10 @@ pub const MANIFEST: Target = Target {
 
 fn manifest(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
-    for manifest in Manifest::parse_all(text).into_iter().flatten() {
+    for manifest in Manifests::parse(text).manifests {
         let again = manifest.to_yaml();
-        assert_eq!(Manifest::parse_all(&again), Ok(vec![manifest]), "{again}");
+        let expected = Manifests { manifests: vec![manifest], mistakes: Vec::new() };
+        assert_eq!(Manifests::parse(&again), expected, "{again}");
     }
 }
 

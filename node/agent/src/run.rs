@@ -132,6 +132,10 @@ impl Parts {
         info!(interface = underlay.interface, address = %underlay.address, reason = underlay.reason, "underlay chosen");
         let metrics_listener = http::bind_metrics(config.http.metrics_listen).await?;
         let store = parts::store(config, &stop, &mut tasks)?;
+        // While the kernel checks the programs, a large fleet is listed.
+        let schema = Schema::new(&config.fleet.name);
+        let followed = follow(store.clone(), schema.root(), core.clone(), metrics.clone());
+        spawn_until(&stop, &mut tasks, "store watch", async { Ok(followed.await?) });
         let gossip = parts::gossip(config, machine, &underlay, &core, &stop, &mut tasks).await?;
         let linux = LinuxConfig {
             sockets: parts::sockets(&config.datapath),
@@ -150,9 +154,6 @@ impl Parts {
             keep.await;
             Ok(())
         });
-        let schema = Schema::new(&config.fleet.name);
-        let followed = follow(store.clone(), schema.root(), core.clone(), metrics.clone());
-        spawn_until(&stop, &mut tasks, "store watch", async { Ok(followed.await?) });
         let sources = EventSources { reports: kernel.events, ended: kernel.ended };
         let pumped = pump(sources, core.clone(), hub.clone(), metrics.clone());
         spawn_until(&stop, &mut tasks, "event pump", async { Ok(pumped.await?) });

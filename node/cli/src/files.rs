@@ -1,7 +1,7 @@
 //! Manifests from files, folders and the standard input.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fs,
     io::{self, Read},
     path::{Path, PathBuf},
@@ -44,24 +44,19 @@ pub fn read(paths: &[PathBuf]) -> Manifests {
         let places: Vec<String> = paths.iter().map(|path| shown(path)).collect();
         mistakes.push(format!("no manifest in {}", places.join(", ")));
     }
-    let mut places: BTreeMap<ServiceName, Vec<&String>> = BTreeMap::new();
+    let mut places: BTreeMap<ServiceName, Vec<String>> = BTreeMap::new();
     for (place, manifest) in &found {
-        places.entry(manifest.metadata.name.clone()).or_default().push(place);
+        places.entry(manifest.metadata.name.clone()).or_default().push(format!("in {place}"));
     }
     // Nobody knows which one is meant.
     places.retain(|_, places| places.len() > 1);
-    for (name, places) in &places {
-        let mut words: Vec<String> = places.iter().map(|place| format!("in {place}")).collect();
-        words.dedup();
+    found.retain(|(_, manifest)| !places.contains_key(&manifest.metadata.name));
+    for (name, mut places) in places {
         let times = if places.len() == 2 { "twice".to_owned() } else { format!("{} times", places.len()) };
-        mistakes.push(format!("service {name} is there {times}: {}", words.join(" and ")));
+        places.dedup();
+        mistakes.push(format!("service {name} is there {times}: {}", places.join(" and ")));
     }
-    let again: BTreeSet<ServiceName> = places.into_keys().collect();
-    let manifests = found.into_iter().map(|(_, manifest)| manifest);
-    Manifests {
-        manifests: manifests.filter(|manifest| !again.contains(&manifest.metadata.name)).collect(),
-        mistakes,
-    }
+    Manifests { manifests: found.into_iter().map(|(_, manifest)| manifest).collect(), mistakes }
 }
 
 /// What a place is called in messages.

@@ -4,6 +4,7 @@
 mod arguments;
 mod files;
 mod manifest;
+mod progress;
 mod render;
 
 use std::{

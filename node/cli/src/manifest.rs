@@ -11,7 +11,7 @@ use node_api::{
 use serde::Serialize;
 use tokio::task::JoinSet;
 
-use crate::{Printer, files, render};
+use crate::{Printer, files, progress::Progress, render};
 
 /// Requests under way at once: the agent writes some 40 services in a transaction, and has four of these under way.
 const AT_ONCE: usize = 256;
@@ -68,6 +68,7 @@ where
     let mut running = JoinSet::new();
     let mut answers: Vec<Option<T>> = (0..total).map(|_| None).collect();
     let (mut refused, mut unavailable) = (0, 0);
+    let mut progress = Progress::new(total);
     let mut interrupted = std::pin::pin!(tokio::signal::ctrl_c());
     let stopped = loop {
         while running.len() < AT_ONCE {
@@ -84,13 +85,14 @@ where
         };
         let Some(done) = done else { break None };
         let (index, name, answer) = done?;
+        progress.step();
         match answer {
             Ok(answer) => {
                 answers[index] = Some(answer);
                 unavailable = 0;
             }
             Err(ClientError::Refused(error)) => {
-                eprintln!("warren: service {name}: {error}");
+                progress.tell(&format!("warren: service {name}: {error}"));
                 refused += 1;
                 unavailable += usize::from(error.kind == ErrorKind::Unavailable);
                 if unavailable == ENOUGH && refused < total {
@@ -100,6 +102,7 @@ where
             Err(error) => break Some(format!("{:#}", anyhow::Error::from(error))),
         }
     };
+    drop(progress);
     let answers: Vec<T> = answers.into_iter().flatten().collect();
     if let Some(reason) = &stopped {
         let left = total - answers.len() - refused;

@@ -24,8 +24,9 @@ pub fn of_client(client: u64, service: u32, entry: &ServiceEntry, hash: u32) -> 
     if let Some(had) = AFFINITY.get_ptr_mut(key) {
         // SAFETY: the table's memory for ever (preallocated). Another client that gets it meanwhile has its time set.
         unsafe {
+            // Later than now if another CPU was faster.
             let is_recent =
-                now_ns.wrapping_sub((*had).last_seen_ns) < u64::from(entry.affinity_seconds) * SECOND_NS;
+                now_ns.saturating_sub((*had).last_seen_ns) < u64::from(entry.affinity_seconds) * SECOND_NS;
             let backend = (*had).backend;
             if is_recent && service::takes_new(backend, service) {
                 (*had).last_seen_ns = now_ns;

@@ -171,10 +171,10 @@ fn take_over(packet: &mut Packet, answer: &FlowKey<V4>) {
     }
 }
 
-/// Whether the entry's connection has ended some time ago.
+/// Whether the entry's connection has ended some time ago. Another CPU may have seen a packet of it after our look at the clock.
 #[inline(always)]
 fn rests(entry: &FlowEntry) -> bool {
-    entry.flags & flow_flags::ENDED != 0 && now_ns().wrapping_sub(entry.last_seen_ns) > REST_NS
+    entry.flags & flow_flags::ENDED != 0 && now_ns().saturating_sub(entry.last_seen_ns) > REST_NS
 }
 
 /// Whether a packet to the node is for a port of the range that nobody has: neither a socket, nor (its entry was looked for

@@ -37,13 +37,14 @@ pub struct Difference {
     pub lines: Vec<String>,
 }
 
-/// Reads manifests and tells the mistakes in them; also, whether there was none.
-fn read(paths: &[PathBuf]) -> (Vec<Manifest>, bool) {
+/// Reads manifests and tells the mistakes in them; also, whether there was none. Where nothing else is there, that is the end.
+fn read(paths: &[PathBuf]) -> Result<(Vec<Manifest>, bool), ExitCode> {
     let Manifests { manifests, mistakes } = files::read(paths);
     for mistake in &mistakes {
         eprintln!("warren: {mistake}");
     }
-    (manifests, mistakes.is_empty())
+    let sound = mistakes.is_empty();
+    if manifests.is_empty() { Err(code(sound, true)) } else { Ok((manifests, sound)) }
 }
 
 /// What came of many questions.
@@ -128,10 +129,10 @@ fn code(sound: bool, whole: bool) -> ExitCode {
 
 /// Writes what manifests describe.
 pub async fn apply(client: &Client, out: &Printer, paths: &[PathBuf]) -> Result<ExitCode> {
-    let (manifests, sound) = read(paths);
-    if manifests.is_empty() {
-        return Ok(code(sound, true));
-    }
+    let (manifests, sound) = match read(paths) {
+        Ok(read) => read,
+        Err(code) => return Ok(code),
+    };
     let items = manifests.into_iter().map(|manifest| (manifest.metadata.name, manifest.spec)).collect();
     let asked: Asked<ServiceWritten> = ask_all(items, |name, spec| {
         let client = client.clone();
@@ -151,14 +152,13 @@ pub async fn delete(
 ) -> Result<ExitCode> {
     let (names, sound): (Vec<ServiceName>, bool) = match named {
         Some(name) => (vec![name], true),
-        None => {
-            let (manifests, sound) = read(paths);
-            (manifests.into_iter().map(|manifest| manifest.metadata.name).collect(), sound)
-        }
+        None => match read(paths) {
+            Ok((manifests, sound)) => {
+                (manifests.into_iter().map(|manifest| manifest.metadata.name).collect(), sound)
+            }
+            Err(code) => return Ok(code),
+        },
     };
-    if names.is_empty() {
-        return Ok(code(sound, true));
-    }
     let items = names.into_iter().map(|name| (name, ())).collect();
     let asked: Asked<Deleted> = ask_all(items, |name, ()| {
         let client = client.clone();
@@ -183,10 +183,10 @@ async fn current(client: &Client, name: &ServiceName) -> Result<Option<Manifest>
 
 /// Shows what `apply` would change.
 pub async fn diff(client: &Client, out: &Printer, paths: &[PathBuf]) -> Result<ExitCode> {
-    let (manifests, sound) = read(paths);
-    if manifests.is_empty() {
-        return Ok(code(sound, true));
-    }
+    let (manifests, sound) = match read(paths) {
+        Ok(read) => read,
+        Err(code) => return Ok(code),
+    };
     let items = manifests.into_iter().map(|manifest| (manifest.metadata.name.clone(), manifest)).collect();
     let asked: Asked<Difference> = ask_all(items, |name, wanted| {
         let client = client.clone();

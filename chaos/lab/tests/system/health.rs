@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Result, ensure};
 use chaos_lab::{Endpoint, ask, namespace, wait};
 use nix::sys::signal::Signal;
-use node_api::{BackendState, ServiceBackend};
+use node_api::{BackendState, ServiceBackend, ServiceOutcome};
 
 use crate::{
     load::{Backend, Conversation, Load, Outcome, PORT, connections, reached, scale_rate},
@@ -28,7 +28,9 @@ fn apply(lab: &TestLab, health_check: &str) -> SocketAddr {
         "apiVersion: warren/v1\nkind: Service\nmetadata: {{name: web}}\nspec:\n  selector: {{matchLabels: {{app: web}}}}\n  \
          ports: [{{port: 80, targetPort: {PORT}}}]\n{health_check}"
     );
-    SocketAddr::new(lab.apply("n1", &manifest).virtual_ip, 80)
+    let written = lab.apply("n1", &manifest);
+    assert_eq!(written.outcome, ServiceOutcome::Created);
+    SocketAddr::new(written.virtual_ip, 80)
 }
 
 fn backends(lab: &TestLab, node: &str) -> Result<BTreeMap<IpAddr, ServiceBackend>> {

@@ -137,6 +137,7 @@ impl TestLab {
             let service = ask(self.api(node).service(&written.name))?;
             ensure!(service.revision == written.revision, "revision {}", service.revision);
             ensure!(service.ports.iter().all(|port| port.backends.len() == backends), "backends are missing");
+            ensure!(service.ports.iter().all(|port| port.id.is_some()), "a port has no number");
             ensure!(ask(self.api(node).status())?.apply.pending == 0, "its kernel is behind");
             Ok(())
         })

@@ -28,6 +28,10 @@ use datapath_plan::{
     Algorithm, BackendId, BackendState, BackendValue, Base, BaseUnderlay, Frontend, FrontendKind,
     FrontendValue, Op, Protocol, ServiceId, ServiceMode, ServiceValue,
 };
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    unistd::Pid,
+};
 
 use crate::stage::{Cluster, Namespace, Stage, base, foundations, must, run};
 
@@ -294,10 +298,7 @@ fn cpu_time_ns(thread: i32) -> u64 {
 
 /// Keeps a thread (0: this one) on a CPU.
 fn pin(thread: i32, cpu: usize) {
-    // SAFETY: the set is ours and of the size given.
-    unsafe {
-        let mut set: libc::cpu_set_t = std::mem::zeroed();
-        libc::CPU_SET(cpu, &mut set);
-        assert_eq!(libc::sched_setaffinity(thread, size_of::<libc::cpu_set_t>(), &set), 0);
-    }
+    let mut set = CpuSet::new();
+    set.set(cpu).expect("the kernel has as many");
+    sched_setaffinity(Pid::from_raw(thread), &set).expect("it may be moved");
 }

@@ -294,6 +294,15 @@ pub fn coarse_ns() -> u64 {
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
+/// Until the clock of the programs has passed a boundary of the periods in which halves look for each other.
+pub fn wait_for_the_next_second() {
+    let period = || coarse_ns() >> 30;
+    let now = period();
+    while period() == now {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}
+
 fn mapped(address: V4) -> V6 {
     let mut bytes = [0; 16];
     bytes[10..12].fill(0xff);

@@ -414,15 +414,6 @@ fn either_half_brings_back_the_other_with_the_same_port() {
     check(&mut kernel, FromEndpoint, &ack.bytes(), expected);
 }
 
-/// Until the clock of the programs has passed a boundary of the periods in which halves look for each other.
-fn wait_for_the_next_second() {
-    let period = || coarse_ns() >> 30;
-    let now = period();
-    while period() == now {
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
 #[test]
 fn a_half_whose_other_belongs_to_somebody_else_takes_another_port() {
     let mut kernel = masquerading!();

@@ -633,22 +633,12 @@ pub fn flood(kernel: &mut Kernel, key: &FlowKey<V4>) {
     panic!("the table forgets nothing");
 }
 
-pub fn wait_for_the_next_second() {
-    let period = || coarse_ns() >> 30;
-    let now = period();
-    while period() == now {
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    }
-}
-
 /// Keeps the thread on one CPU: what a CPU has just added, others do not evict.
 pub fn stay_on_this_cpu() {
-    // SAFETY: the set is ours and of the size given.
-    unsafe {
-        let mut set: libc::cpu_set_t = std::mem::zeroed();
-        libc::CPU_SET(libc::sched_getcpu() as usize, &mut set);
-        assert_eq!(libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set), 0);
-    }
+    let cpu = nix::sched::sched_getcpu().expect("the kernel tells");
+    let mut set = nix::sched::CpuSet::new();
+    set.set(cpu).expect("the kernel has as many");
+    nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set).expect("it may stay");
 }
 
 /// A table that is full forgets, and never half of what it would need: whoever speaks next goes on as before.

@@ -16,7 +16,7 @@ use crate::{
     furnished,
     kernel::Kernel,
     namespace,
-    outside::{flood, stay_on_this_cpu, wait_for_the_next_second},
+    outside::{flood, stay_on_this_cpu},
     world::*,
 };
 

@@ -1,124 +1,41 @@
-//! The machines one by one over the in-memory store: what is refused, and in which words.
+//! Fleet, nodes, blocks, identities, endpoints and the collector.
 
 use std::{collections::BTreeSet, time::Duration};
 
 use identity::{Identity, Labels, NodeName};
 use kvstore_claims::{
     CidrClaim, CidrGrant, ClaimError, Collector, EndpointChange, EndpointResult, EndpointWrites, FleetJoin,
-    FleetView, IdentityAcquire, Machine, NodeRegistration, Protocol, Step, alive_request,
-    node_removal_request,
+    FleetView, IdentityAcquire, NodeRegistration, Step, alive_request, node_removal_request,
 };
 use kvstore_schema::{
-    KvFailure, KvRequest, KvResponse, LeaseId, Revision, Schema, StoreIdentity,
-    record::{EndpointRecord, FleetRecord, NodeRecord},
+    KvFailure, LeaseId, Revision,
+    record::{EndpointRecord, FleetRecord},
 };
-use kvstore_store::MemState;
 
-struct Bench {
-    store: MemState,
-    schema: Schema,
-}
+use crate::bench::{Bench, fleet, node, record};
 
-impl Bench {
-    fn new() -> Self {
-        Self { store: MemState::new(StoreIdentity(1)), schema: Schema::new(&"t".parse().unwrap()) }
-    }
-
-    /// A fleet with one pool and the nodes `n1`, `n2`.
-    fn fleet(pool: &str) -> Self {
-        let mut bench = Self::new();
-        bench.run(FleetJoin::start(&bench.schema, fleet(pool))).unwrap();
-        for name in ["n1", "n2"] {
-            bench.run(NodeRegistration::start(&bench.schema, node(name), record(name, 1), None)).unwrap();
-        }
-        bench
-    }
-
-    fn view(&self) -> FleetView {
-        let mut view = FleetView::new(self.schema.clone());
-        view.apply_list(self.store.list(&self.schema.root(), None, None, usize::MAX).unwrap());
-        view
-    }
-
-    fn run<P: Protocol>(
-        &mut self,
-        (mut machine, first): (Machine<P>, KvRequest),
-    ) -> Result<P::Output, ClaimError> {
-        let view = self.view();
-        let mut step = Step::Ask(first);
-        for draw in 0.. {
-            step = match step {
-                Step::Ask(request) => machine.on_outcome(self.store.execute(&request), &view, draw),
-                Step::Wait { .. } => machine.resume(),
-                Step::Done(output) => return Ok(output),
-                Step::Failed(error) => return Err(error),
-            };
-        }
-        unreachable!("every machine ends")
-    }
-
-    fn succeeded(&mut self, request: &KvRequest) -> bool {
-        matches!(self.store.execute(request), Ok(KvResponse::Txn(answer)) if answer.succeeded)
-    }
-
-    fn claim(&mut self, name: &str) -> Result<CidrGrant, ClaimError> {
-        let started =
-            CidrClaim::start(&self.view(), node(name), format!("token of {name}"), &BTreeSet::new())?;
-        self.run(started)
-    }
-}
-
-fn node(name: &str) -> NodeName {
-    name.parse().unwrap()
-}
-
-fn fleet(pool: &str) -> FleetRecord {
-    FleetRecord {
-        fleet_id: format!("of {pool}"),
-        pools: vec![pool.parse().unwrap()],
-        service_pools: Vec::new(),
-        block_prefix_v4: 24,
-        block_prefix_v6: 64,
-        tunnel_port: 8472,
-        life: Default::default(),
-        unknown: Default::default(),
-    }
-}
-
-fn record(machine: &str, incarnation: u64) -> NodeRecord {
-    NodeRecord {
-        underlay: vec!["192.0.2.1".parse().unwrap()],
-        moves: 0,
-        datapath_mode: Some("tunnel".to_owned()),
-        cidrs: Vec::new(),
-        gateway: None,
-        gossip_port: 7946,
-        labels: Labels::default(),
-        boot_id: "b".to_owned(),
-        machine_id: machine.to_owned(),
-        incarnation,
-        agent_version: "t".to_owned(),
-        unknown: Default::default(),
-    }
+fn claim(bench: &mut Bench, name: &str) -> Result<CidrGrant, ClaimError> {
+    let started = CidrClaim::start(&bench.view(), node(name), format!("token of {name}"), &BTreeSet::new())?;
+    bench.run(started)
 }
 
 #[test]
 fn a_node_with_other_settings_is_told_all_of_them() {
-    let mut bench = Bench::fleet("10.0.0.0/16");
-    let wanted = FleetRecord { tunnel_port: 4789, ..fleet("10.1.0.0/16") };
+    let mut bench = Bench::fleet("10.0.0.0/16", &[]);
+    let wanted = FleetRecord { tunnel_port: 4789, ..fleet("10.1.0.0/16", &[]) };
     let error = bench.run(FleetJoin::start(&bench.schema, wanted)).unwrap_err().to_string();
     assert!(
         error.contains("pools: here 10.1.0.0/16, fleet 10.0.0.0/16, tunnel_port: here 4789, fleet 8472"),
         "{error}"
     );
-    let same = FleetRecord { fleet_id: "mine".to_owned(), ..fleet("10.0.0.0/16") };
+    let same = FleetRecord { fleet_id: "mine".to_owned(), ..fleet("10.0.0.0/16", &[]) };
     let joined = bench.run(FleetJoin::start(&bench.schema, same)).unwrap();
     assert_eq!((joined.created, joined.record.fleet_id.as_str()), (false, "of 10.0.0.0/16"));
 }
 
 #[test]
 fn a_name_belongs_to_the_machine_that_is_alive() {
-    let mut bench = Bench::new();
+    let mut bench = Bench::empty();
     let lease = bench.store.lease_grant(Duration::from_secs(10));
     let register = |bench: &mut Bench, machine: &str, incarnation, lease: Option<LeaseId>| {
         bench.run(NodeRegistration::start(&bench.schema, node("n1"), record(machine, incarnation), lease))
@@ -144,28 +61,28 @@ fn a_name_belongs_to_the_machine_that_is_alive() {
 
 #[test]
 fn a_node_gets_its_own_block_back_and_a_full_pool_says_what_to_do() {
-    let mut bench = Bench::fleet("10.0.0.0/24");
-    let first = bench.claim("n1").unwrap();
+    let mut bench = Bench::fleet("10.0.0.0/24", &[]);
+    let first = claim(&mut bench, "n1").unwrap();
     assert_eq!((first.cidr.to_string().as_str(), first.adopted), ("10.0.0.0/24", false));
-    let again = bench.claim("n1").unwrap();
+    let again = claim(&mut bench, "n1").unwrap();
     assert_eq!((again.cidr, again.epoch, again.adopted), (first.cidr, first.epoch, true));
-    let error = bench.claim("n2").unwrap_err().to_string();
+    let error = claim(&mut bench, "n2").unwrap_err().to_string();
     assert!(error.contains("10.0.0.0/24 hold 1 claimed and 0 quarantined"), "{error}");
-    let stranger = bench.claim("n3");
+    let stranger = claim(&mut bench, "n3");
     assert!(matches!(stranger, Err(ClaimError::PoolExhausted { .. })));
 }
 
 #[test]
 fn who_is_not_registered_claims_nothing() {
-    let mut bench = Bench::fleet("10.0.0.0/16");
-    assert_eq!(bench.claim("n3"), Err(ClaimError::NotRegistered { node: node("n3") }));
+    let mut bench = Bench::fleet("10.0.0.0/16", &[]);
+    assert_eq!(claim(&mut bench, "n3"), Err(ClaimError::NotRegistered { node: node("n3") }));
     let started = IdentityAcquire::start(&bench.view(), node("n3"), 1, Labels::default(), None, 7).unwrap();
     assert_eq!(bench.run(started), Err(ClaimError::NotRegistered { node: node("n3") }));
 }
 
 #[test]
 fn equal_labels_get_one_number() {
-    let mut bench = Bench::fleet("10.0.0.0/16");
+    let mut bench = Bench::fleet("10.0.0.0/16", &[]);
     let acquire = |bench: &mut Bench, view: &FleetView, name: &str, labels: &str, draw| {
         let started =
             IdentityAcquire::start(view, node(name), 1, labels.parse().unwrap(), None, draw).unwrap();
@@ -182,9 +99,9 @@ fn equal_labels_get_one_number() {
 
 #[test]
 fn a_refusal_ends_a_machine_and_a_silence_does_not() {
-    let bench = Bench::new();
+    let bench = Bench::empty();
     let view = bench.view();
-    let (mut machine, first) = FleetJoin::start(&bench.schema, fleet("10.0.0.0/16"));
+    let (mut machine, first) = FleetJoin::start(&bench.schema, fleet("10.0.0.0/16", &[]));
     let step = machine.on_outcome(Err(KvFailure::Unavailable("down".to_owned())), &view, 0);
     assert!(matches!(step, Step::Wait { .. }), "{step:?}");
     assert_eq!(machine.resume(), Step::Ask(first));
@@ -205,8 +122,8 @@ fn endpoint(name: &str) -> EndpointRecord {
 
 #[test]
 fn endpoint_writes_are_fenced_and_batched() {
-    let mut bench = Bench::fleet("10.0.0.0/16");
-    let claim = bench.claim("n1").unwrap();
+    let mut bench = Bench::fleet("10.0.0.0/16", &[]);
+    let claim = claim(&mut bench, "n1").unwrap();
     let ip = |last: u32| claim.cidr.iter().nth(last as usize).unwrap();
     let put = |last, name: &str, epoch| EndpointChange::Put {
         ip: ip(last),
@@ -248,9 +165,9 @@ fn endpoint_writes_are_fenced_and_batched() {
 
 #[test]
 fn only_what_a_removed_node_owned_is_collected_and_not_at_once() {
-    let mut bench = Bench::fleet("10.0.0.0/16");
+    let mut bench = Bench::fleet("10.0.0.0/16", &[]);
     for name in ["n1", "n2"] {
-        let claim = bench.claim(name).unwrap();
+        let claim = claim(&mut bench, name).unwrap();
         let labels: Labels = format!("app={name}").parse().unwrap();
         let started = IdentityAcquire::start(&bench.view(), node(name), 1, labels, None, 7).unwrap();
         bench.run(started).unwrap();

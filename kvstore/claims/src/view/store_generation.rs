@@ -46,7 +46,7 @@ pub struct OtherFleet {
 
 /// Which records of a list are older than what the view knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Age {
+pub(super) enum Age {
     /// None: the view does not know enough of the list's store to tell.
     Unknown,
     /// All that were written up to this revision. The list is behind the view, so its revisions compare with the view's.
@@ -64,13 +64,13 @@ enum Age {
 impl Age {
     /// The age of a list that was recognised as a copy at revision `recognised`. `behind`: whether the copy is behind
     /// the view at that revision.
-    fn of_copy(recognised: Revision, behind: bool, common: Option<Revision>) -> Self {
+    pub(super) fn of_copy(recognised: Revision, behind: bool, common: Option<Revision>) -> Self {
         if behind { Self::UpTo(recognised) } else { Self::Passed { recognised, common } }
     }
 
     /// Whether a record that was written at revision `written` is older than what the view knows. `had`: the revision of
     /// the view's record.
-    fn is_older(self, written: Revision, had: Option<Revision>) -> bool {
+    pub(super) fn is_older(self, written: Revision, had: Option<Revision>) -> bool {
         match self {
             Self::Unknown => false,
             Self::UpTo(last) => written <= last,
@@ -82,14 +82,14 @@ impl Age {
     }
 
     /// Whether one revision names one value in the list and in the view.
-    fn shares_revisions(self) -> bool {
+    pub(super) fn shares_revisions(self) -> bool {
         matches!(self, Self::UpTo(_))
     }
 }
 
 /// What becomes of one record of a list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Case {
+pub(super) enum Case {
     /// The view takes the list's record.
     Take,
     /// The view has the list's record already.
@@ -102,21 +102,21 @@ enum Case {
 
 /// What decides the [`Case`] of one record.
 #[derive(Debug, Clone, Copy)]
-struct Compared {
+pub(super) struct Compared {
     /// The list has the last word: the record is newer, or is for the list to say.
-    listed_counts: bool,
+    pub(super) listed_counts: bool,
     /// The revision of the list's record.
-    written: Revision,
+    pub(super) written: Revision,
     /// The revision of the view's record; 0 for one that was remembered in part.
-    had: Option<Revision>,
+    pub(super) had: Option<Revision>,
     /// Whether one revision names one value in the list and in the view.
-    shared_revisions: bool,
+    pub(super) shared_revisions: bool,
     /// Whether a record that the view does not have was deleted by the fleet.
-    deleted: bool,
+    pub(super) deleted: bool,
 }
 
 impl Case {
-    fn of(record: Compared) -> Self {
+    pub(super) fn of(record: Compared) -> Self {
         let Compared { listed_counts, written, had, shared_revisions, deleted } = record;
         match (listed_counts, had) {
             (true, Some(had)) if had == written && shared_revisions => Self::Keep,
@@ -210,7 +210,12 @@ impl FleetView {
 
     /// Which records of a list are older than the view's; `None`: the list replaces the view. `listed`: the generation
     /// that the list names.
-    fn age_of(&self, page: &ListPage, continuity: &Continuity, listed: Option<Life>) -> Option<Age> {
+    pub(super) fn age_of(
+        &self,
+        page: &ListPage,
+        continuity: &Continuity,
+        listed: Option<Life>,
+    ) -> Option<Age> {
         let restoring = listed.is_some_and(|life| life.restoring);
         let from_snapshot = !self.listed && self.store.is_some();
         let copy = |recognised, former| {
@@ -290,7 +295,7 @@ impl FleetView {
     }
 
     /// Whether the list has the last word on a key, at whatever revision.
-    fn is_for_list(&self, key: &ParsedKey, kv: &KeyValue, me: &NodeName) -> bool {
+    pub(super) fn is_for_list(&self, key: &ParsedKey, kv: &KeyValue, me: &NodeName) -> bool {
         let names_me = || CidrRecord::decode(&kv.value).is_ok_and(|claim| claim.node == *me);
         match key {
             ParsedKey::Fleet | ParsedKey::Alive(_) => true,
@@ -302,7 +307,7 @@ impl FleetView {
     }
 
     /// Whether only this node may say what a key holds, or nobody remembers it.
-    fn is_own(&self, key: &ParsedKey, me: &NodeName) -> bool {
+    pub(super) fn is_own(&self, key: &ParsedKey, me: &NodeName) -> bool {
         match key {
             ParsedKey::Alive(_) | ParsedKey::Mark => true,
             ParsedKey::Node(node) | ParsedKey::Endpoint(node, _) | ParsedKey::IdentityRef(_, node) => {
@@ -318,7 +323,7 @@ impl FleetView {
 
     /// Whether the fleet had deleted a key that an older copy has. An identity may stay, as it is collected when nobody
     /// refers to it; but not if its number or its labels have another meaning since.
-    fn was_deleted(&self, key: &ParsedKey, kv: &KeyValue, deletions: bool) -> bool {
+    pub(super) fn was_deleted(&self, key: &ParsedKey, kv: &KeyValue, deletions: bool) -> bool {
         match key {
             ParsedKey::IdentityLabels(_) => IdentityLabelsRecord::decode(&kv.value).is_ok_and(|record| {
                 self.identities.get(&record.id).is_some_and(|entry| entry.record.labels != record.labels)
@@ -342,7 +347,7 @@ impl FleetView {
         }
     }
 
-    fn has_record(&self, key: &ParsedKey) -> bool {
+    pub(super) fn has_record(&self, key: &ParsedKey) -> bool {
         match key {
             ParsedKey::Fleet => self.fleet.is_some(),
             ParsedKey::Node(node) => self.nodes.contains_key(node),

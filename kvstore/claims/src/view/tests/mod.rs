@@ -6,6 +6,9 @@ use kvstore_schema::{Key, KeyValue, KvEvent, ListPage, Revision, Schema, StoreId
 
 use super::{ChangeKind, Discontinuity, FleetView};
 
+mod generations;
+mod remembered;
+
 const REF: &str = r#"{"v":1,"incarnation":1}"#;
 const ENDPOINT: &str = r#"{"v":1,"name":"web","identity":256,"labels_digest":"e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855","labels":{}}"#;
 
@@ -50,7 +53,7 @@ fn texts(view: &FleetView, changes: Vec<super::ViewChange>) -> Vec<String> {
 }
 
 #[test]
-fn a_list_says_what_is_new_changed_and_gone_and_twice_nothing() {
+fn list_tells_what_is_new_changed_and_gone_and_nothing_when_repeated() {
     let mut view = view();
     let first = list(vec![kv("identities/refs/256/a", REF, 2), kv("identities/refs/256/b", REF, 3)], 5);
     let changes = view.apply_list(first.clone());
@@ -67,7 +70,7 @@ fn a_list_says_what_is_new_changed_and_gone_and_twice_nothing() {
 }
 
 #[test]
-fn an_event_is_applied_once() {
+fn event_is_applied_once() {
     let mut view = view();
     view.apply_list(list(vec![], 5));
     let events = [put("identities/refs/256/a", REF, 6), delete("identities/refs/256/a", 7)];
@@ -79,7 +82,7 @@ fn an_event_is_applied_once() {
 }
 
 #[test]
-fn a_bad_record_is_rejected_alone_and_the_last_good_one_stays() {
+fn bad_record_is_rejected_alone_and_the_last_good_one_stays() {
     let mut view = view();
     let good = kv("identities/refs/256/a", REF, 2);
     view.apply_list(list(vec![good, kv("identities/refs/3/a", REF, 3), kv("strange", "x", 4)], 5));
@@ -96,7 +99,7 @@ fn a_bad_record_is_rejected_alone_and_the_last_good_one_stays() {
 }
 
 #[test]
-fn an_address_belongs_to_the_owner_of_its_block() {
+fn address_belongs_to_the_owner_of_its_block() {
     let mut view = view();
     let claim = |node: &str| format!(r#"{{"v":1,"node":"{node}","state":"live","token":"t"}}"#);
     view.apply_list(list(
@@ -118,7 +121,7 @@ fn an_address_belongs_to_the_owner_of_its_block() {
 }
 
 #[test]
-fn a_store_that_went_back_or_was_replaced_is_recognised() {
+fn store_that_went_back_or_was_replaced_is_recognised() {
     let mut view = view();
     view.apply_list(list(vec![], 5));
     assert_eq!(view.check_list(&list(vec![], 5)), Ok(()));
@@ -129,7 +132,7 @@ fn a_store_that_went_back_or_was_replaced_is_recognised() {
 }
 
 #[test]
-fn what_is_remembered_answers_until_the_next_list_and_proves_nothing() {
+fn remembered_records_answer_until_the_next_list_and_prove_nothing() {
     let mut view = view();
     let saved = |path, value| KeyValue { mod_revision: Revision::default(), ..kv(path, value, 3) };
     let former = vec![saved("identities/refs/256/a", REF), saved("identities/refs/257/a", REF)];
@@ -144,7 +147,7 @@ fn what_is_remembered_answers_until_the_next_list_and_proves_nothing() {
 
 /// Many endpoints, the same list again (nothing is decoded twice), and one change.
 #[test]
-fn a_large_fleet_costs_by_change() {
+fn view_of_a_large_fleet_costs_by_change() {
     let mut view = view();
     let path = |index: u32| format!("endpoints/n{}/10.{}.{}.2", index / 256, index >> 8 & 255, index & 255);
     let entries: Vec<KeyValue> =

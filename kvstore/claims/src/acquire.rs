@@ -30,13 +30,18 @@ pub struct IdentityAcquire {
     reference: IdentityRefRecord,
     labels: Labels,
     digest: LabelDigest,
-    /// The number that this node uses already, or remembers: kept if it is free.
+    /// The number that this node uses already, or knows: kept if it is free.
     known: Option<Identity>,
+    /// Whether `known` may be made again while members restore: this node's endpoints have it, or the view remembers it
+    /// from before the store was lost. A view that does not know of the loss may be behind in this too.
+    outlasts_loss: bool,
     /// Numbers found taken that the view does not know of yet.
     taken: BTreeSet<Identity>,
     /// The number that the pending transaction is about.
     number: Identity,
     creating: bool,
+    /// The guard of the pending transaction, if it has one.
+    guard: Option<SettledFleet>,
 }
 
 /// A number that this node may use until it releases it.
@@ -88,9 +93,11 @@ impl IdentityAcquire {
             labels,
             digest,
             known: used.or(known.as_ref().map(|entry| entry.record.id)),
+            outlasts_loss: used.is_some() || view.life().restoring,
             taken: BTreeSet::new(),
             number,
             creating: false,
+            guard: None,
         };
         let id = view.identities().get(&number).cloned();
         let txn = match SettledFleet::known(view) {
@@ -110,14 +117,15 @@ impl IdentityAcquire {
         let Some(labels) = facts.labels else {
             let known = self.known.filter(|number| !self.taken.contains(number));
             // A label set keeps its number through a restoration. A free number may belong to a node that is away, and
-            // so may another number of this label set.
-            let settled = if known.is_some() { None } else { Some(facts.settled?) };
+            // that node may have another number for this label set.
+            let guard = if known.is_some() && self.outlasts_loss { None } else { Some(facts.settled?) };
             self.number = match known {
                 Some(number) => number,
                 None => free_number(view, &self.taken, draw)?,
             };
             self.creating = true;
-            return Ok(self.create(settled.as_ref()));
+            self.guard = guard;
+            return Ok(self.create());
         };
         self.creating = false;
         let contradiction =
@@ -135,7 +143,7 @@ impl IdentityAcquire {
         Ok(self.use_existing(labels.modified, facts.id))
     }
 
-    fn create(&self, settled: Option<&SettledFleet>) -> Txn {
+    fn create(&self) -> Txn {
         let labels_key = self.schema.identity_labels(&self.digest);
         let id_key = self.schema.identity_id(self.number);
         let labels = IdentityLabelsRecord {
@@ -149,7 +157,7 @@ impl IdentityAcquire {
             unknown: Default::default(),
         };
         let mut txn = self.reads(Txn::otherwise);
-        txn.conditions.extend(settled.map(SettledFleet::condition));
+        txn.conditions.extend(self.guard.as_ref().map(SettledFleet::condition));
         let txn = txn
             .when(Condition::Present(self.schema.node(&self.node)))
             .when(Condition::Absent(labels_key.clone()))
@@ -226,7 +234,8 @@ impl IdentityAcquire {
             }));
         }
         let facts = self.facts(answer, view)?;
-        if self.creating && facts.labels.is_none() {
+        let guard_held = self.guard.as_ref().is_none_or(|guard| facts.settled.as_ref() == Ok(guard));
+        if self.creating && facts.labels.is_none() && (guard_held || facts.id.is_some()) {
             self.taken.insert(self.number);
         }
         Ok(Next::Ask(self.plan(facts, view, draw)?))

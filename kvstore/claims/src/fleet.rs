@@ -19,7 +19,7 @@ use crate::{
 ///
 /// While members restore, what is free in the store may belong to a node that is away. The guard compares the record's
 /// value and not its revision, because a revision names a record only within one generation of the store.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SettledFleet(Condition);
 
 impl SettledFleet {

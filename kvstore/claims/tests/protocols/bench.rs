@@ -1,13 +1,13 @@
 //! A store, the records that most protocols need, and a machine run to its end.
 
-use identity::{Labels, NodeName};
+use identity::{Identity, Labels, NodeName};
 use kvstore_claims::{
     ClaimError, FleetJoin, FleetView, Machine, NodeRegistration, Protocol, ServiceRemoval, ServiceWrite, Step,
 };
 use kvstore_claims::{Expected, ServiceOutcome};
 use kvstore_schema::{
     KvFailure, KvOp, KvRequest, KvResponse, Revision, Schema, StoreIdentity, Txn,
-    record::{FleetRecord, Life, NodeRecord, Record},
+    record::{EndpointRecord, FleetRecord, Life, NodeRecord, Record},
     service::ServiceSpec,
 };
 use kvstore_store::MemState;
@@ -132,6 +132,17 @@ pub fn record(machine: &str, incarnation: u64) -> NodeRecord {
         machine_id: machine.to_owned(),
         incarnation,
         agent_version: "t".to_owned(),
+        unknown: Default::default(),
+    }
+}
+
+pub fn endpoint(name: &str) -> EndpointRecord {
+    EndpointRecord {
+        name: name.parse().unwrap(),
+        identity: Identity::FLEET_MIN,
+        labels_digest: Labels::default().digest(),
+        labels: Labels::default(),
+        terminating: false,
         unknown: Default::default(),
     }
 }

@@ -7,17 +7,17 @@ use std::collections::BTreeSet;
 
 use identity::Labels;
 use kvstore_claims::{
-    BatchAdded, CidrClaim, ClaimError, Expected, FleetView, IdentityAcquire, Machine, Protocol, ServiceBatch,
-    ServiceRemoval, ServiceWrite, Step, WaitReason,
+    BatchAdded, CidrClaim, ClaimError, EndpointChange, EndpointResult, EndpointWrites, Expected, FleetView,
+    IdentityAcquire, Machine, Protocol, ServiceBatch, ServiceRemoval, ServiceWrite, Step, WaitReason,
 };
 use kvstore_schema::{
-    Condition, KvRequest, KvResponse,
+    Condition, KvOp, KvOpResult, KvRequest, KvResponse, Revision, Txn,
     record::{ClaimEpoch, Life},
 };
 
-use crate::bench::{Bench, node, restoring, spec};
+use crate::bench::{Bench, endpoint, node, restoring, spec};
 
-const SETTLED: Life = Life { restoring: false, number: 1, founded_on: kvstore_schema::Revision(1) };
+const SETTLED: Life = Life { restoring: false, number: 1, founded_on: Revision(1) };
 
 fn bench() -> Bench {
     Bench::fleet("10.0.0.0/16", &["10.201.0.0/24"])
@@ -60,7 +60,7 @@ fn refuses<P: Protocol>(bench: &mut Bench, (mut machine, request): (Machine<P>, 
     let mut request = request;
     // A machine that reads first has its guard in the second request.
     if let Ok(KvResponse::Txn(answer)) = bench.clone().store.execute(&request)
-        && answer.results.iter().all(|result| matches!(result, kvstore_schema::KvOpResult::Got(_)))
+        && answer.results.iter().all(|result| matches!(result, KvOpResult::Got(_)))
     {
         let Step::Ask(next) = machine.on_outcome(Ok(KvResponse::Txn(answer)), &view, 0) else {
             panic!("the machine goes on")
@@ -98,7 +98,7 @@ fn guard_keeps_free_blocks_while_members_restore() {
 fn guard_spares_blocks_that_are_claimed_again() {
     let mut bench = bench();
     bench.set_life(restoring(1));
-    let since = ClaimEpoch { life: 0, revision: kvstore_schema::Revision(7) };
+    let since = ClaimEpoch { life: 0, revision: Revision(7) };
     let cidr = "10.0.9.0/24".parse().unwrap();
     let started = CidrClaim::again(&bench.view(), node("n1"), "t".to_owned(), cidr, since);
     assert_eq!(bench.run(started).map(|grant| (grant.cidr, grant.since)), Ok((cidr, since)));
@@ -167,4 +167,45 @@ fn guard_keeps_batches_of_services_while_members_restore() {
     assert_eq!(bench.run(started), Ok(None), "each is written alone");
     assert_eq!(batch(&bench.view()).1, [BatchAdded::Alone; 2]);
     assert!(bench.view().services().is_empty());
+}
+
+/// A write of the former generation arrives in the next one, where the block is another node's by a claim with the same
+/// create revision.
+#[test]
+fn guard_keeps_addresses_of_another_generations_claim() {
+    let claim = |bench: &mut Bench| {
+        let started =
+            CidrClaim::start(&bench.view(), node("n1"), "of n1".to_owned(), &BTreeSet::new()).unwrap();
+        bench.run(started).unwrap()
+    };
+    let mut former = bench();
+    let grant = claim(&mut former);
+    let ip = grant.cidr.iter().nth(2).unwrap();
+    let put = |epoch| EndpointChange::Put { ip, record: endpoint("web"), cidr: grant.cidr, epoch };
+    let write = |view: &FleetView, epoch| {
+        EndpointWrites::start(view, node("n1"), vec![put(epoch)]).unwrap().expect("a change")
+    };
+    let (machine, request) = write(&former.view(), grant.epoch);
+
+    let mut later = bench();
+    assert_eq!(claim(&mut later).epoch, grant.epoch);
+    let key = later.schema.cidr(grant.cidr);
+    let theirs = |node: &str, token: &str| {
+        let json = format!(r#"{{"v":1,"node":"{node}","state":"live","token":"{token}"}}"#);
+        KvOp::Put { key: key.clone(), value: json.into_bytes().into(), lease: None }
+    };
+    assert!(later.succeeded(&KvRequest::Txn(Txn::new().then(theirs("n2", "of n2")))));
+    let KvRequest::Txn(fenced_by_revision) = request.clone() else { panic!("a transaction") };
+    let conditions = vec![Condition::CreateRevision(key.clone(), grant.epoch)];
+    let fenced_by_revision = KvRequest::Txn(Txn { conditions, ..fenced_by_revision });
+    assert!(later.clone().succeeded(&fenced_by_revision), "the counterproof");
+    assert_eq!(later.run((machine, request)), Ok(vec![(ip, EndpointResult::Fenced)]));
+
+    // The claim's record may change while it stays this node's: that costs one more question.
+    let started = write(&former.view(), grant.epoch);
+    assert!(former.succeeded(&KvRequest::Txn(Txn::new().then(theirs("n1", "adopted since")))));
+    assert!(matches!(former.run(started).unwrap()[..], [(_, EndpointResult::Written(_))]));
+    // Another claim, though the node is the same.
+    let started = write(&former.view(), Revision(1));
+    assert_eq!(former.run(started), Ok(vec![(ip, EndpointResult::Fenced)]));
 }

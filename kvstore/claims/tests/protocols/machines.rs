@@ -2,17 +2,14 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use identity::{Identity, Labels, NodeName};
+use identity::{Labels, NodeName};
 use kvstore_claims::{
     CidrClaim, CidrGrant, ClaimError, Collector, EndpointChange, EndpointResult, EndpointWrites, FleetJoin,
     FleetView, IdentityAcquire, NodeRegistration, Step, alive_request, node_removal_request,
 };
-use kvstore_schema::{
-    KvFailure, LeaseId, Revision,
-    record::{EndpointRecord, FleetRecord},
-};
+use kvstore_schema::{KvFailure, LeaseId, Revision, record::FleetRecord};
 
-use crate::bench::{Bench, fleet, node, record};
+use crate::bench::{Bench, endpoint, fleet, node, record};
 
 fn claim(bench: &mut Bench, name: &str) -> Result<CidrGrant, ClaimError> {
     let started = CidrClaim::start(&bench.view(), node(name), format!("token of {name}"), &BTreeSet::new())?;
@@ -109,17 +106,6 @@ fn a_refusal_ends_a_machine_and_a_silence_does_not() {
     assert_eq!(step, Step::Failed(ClaimError::Refused("permission denied".to_owned())));
 }
 
-fn endpoint(name: &str) -> EndpointRecord {
-    EndpointRecord {
-        name: name.parse().unwrap(),
-        identity: Identity::FLEET_MIN,
-        labels_digest: Labels::default().digest(),
-        labels: Labels::default(),
-        terminating: false,
-        unknown: Default::default(),
-    }
-}
-
 #[test]
 fn endpoint_writes_are_fenced_and_batched() {
     let mut bench = Bench::fleet("10.0.0.0/16", &[]);
@@ -133,7 +119,7 @@ fn endpoint_writes_are_fenced_and_batched() {
     };
     let write = |bench: &mut Bench, changes: Vec<EndpointChange>| {
         let started =
-            EndpointWrites::start(&bench.schema, node("n1"), changes).unwrap().expect("there are changes");
+            EndpointWrites::start(&bench.view(), node("n1"), changes).unwrap().expect("there are changes");
         let results = bench.run(started).unwrap();
         results.into_iter().map(|(_, result)| result).collect::<Vec<_>>()
     };
@@ -173,7 +159,7 @@ fn only_what_a_removed_node_owned_is_collected_and_not_at_once() {
         bench.run(started).unwrap();
         let ip = claim.cidr.iter().nth(2).unwrap();
         let put = EndpointChange::Put { ip, record: endpoint("web"), cidr: claim.cidr, epoch: claim.epoch };
-        let started = EndpointWrites::start(&bench.schema, node(name), vec![put]).unwrap().unwrap();
+        let started = EndpointWrites::start(&bench.view(), node(name), vec![put]).unwrap().unwrap();
         bench.run(started).unwrap();
     }
     let rest = Duration::from_secs(100);

@@ -29,7 +29,7 @@ pub enum Machinery {
     Release(Labels, Machine<IdentityRelease>),
     Claim(Machine<CidrClaim>),
     Free(Machine<CidrRelease>),
-    Serve(Machine<ServiceWrite>),
+    Serve(Box<Machine<ServiceWrite>>),
     Withdraw(Machine<ServiceRemoval>),
 }
 
@@ -203,7 +203,7 @@ impl Agent {
             let spec: ServiceSpec =
                 serde_json::from_str(r#"{"ports":[{"port":80}],"selector":{}}"#).expect("a spec");
             let (machine, request) = ServiceWrite::start(&self.view, name, spec.normalised(), Expected::Any);
-            self.begin(Machinery::Serve(machine), request);
+            self.begin(Machinery::Serve(Box::new(machine)), request);
         } else if answered || self.view.services().contains_key(&name) {
             // From now on nobody counts on it.
             services.remove(&name);
@@ -380,7 +380,9 @@ impl Agent {
             }
             Machinery::Serve(mut machine) => {
                 let step = machine.on_outcome(outcome, view, draw);
-                if let Some(written) = self.go_on(step, &machine, Machinery::Serve) {
+                if let Some(written) =
+                    self.go_on(step, &machine, |machine| Machinery::Serve(Box::new(machine)))
+                {
                     let name = self.name.as_str().parse().expect("a node's name is a service's too");
                     services.insert(name, written.record);
                 }

@@ -89,7 +89,7 @@ impl Checker {
             let number = *by_labels.entry(labels).or_insert(*identity);
             let meaning = *by_number.entry(*identity).or_insert(labels);
             if number != *identity || meaning != labels {
-                return Err(format!("{labels} has {identity}, but also {number}, which means {meaning}"));
+                return Err(format!("{labels} has {number} and {identity}, which means {meaning}"));
             }
         }
         Ok(())
@@ -103,7 +103,8 @@ impl Checker {
             let owner = self.truth.service_claims().get(&claim).map(|entry| &entry.record.service);
             let there = self.truth.services().get(name).map(|entry| entry.record.virtual_ip);
             let kept = (owner, there) == (Some(name), Some(record.virtual_ip));
-            if !kept && !(restoring && (owner, there) == (None, None)) {
+            let lost = restoring && (owner, there) == (None, None);
+            if !kept && !lost {
                 return Err(format!("{name} has {claim}, they said; the store has {owner:?} and {there:?}"));
             }
         }

@@ -1,18 +1,25 @@
 //! Packets, written out: headers and checksums computed from scratch.
 
+mod answers;
+
 use datapath_abi::{FlowKey, MacBytes, V4};
 
-use crate::world::Peer;
+use crate::{
+    kernel::Packet,
+    wire::{
+        ICMP, SCTP, TCP, TCP_BYTES, UDP, ethertype, fragment, icmp_type,
+        tcp_flag::{ACK, FIN, RST, SYN},
+    },
+    world::Peer,
+};
 
-const FIN: u8 = 1;
-const SYN: u8 = 2;
-const RST: u8 = 4;
-const ACK: u8 = 16;
+/// Ports of the TCP segments of [`Frame::syn`] and its like: the client's and the server's.
+pub const CLIENT_PORT: u16 = 1000;
+pub const SERVER_PORT: u16 = 80;
 
-pub const TCP: u8 = 6;
-pub const UDP: u8 = 17;
-pub const ICMP: u8 = 1;
-pub const SCTP: u8 = 132;
+/// Ethernet address of whoever sends to the node's underlay device: the next router.
+pub const UNDERLAY_SENDER: MacBytes = [2, 9, 9, 9, 9, 9];
+const IPV4_ID: u16 = 0x1234;
 
 /// An Ethernet frame with an IPv4 packet, on its way from a peer's device to its gateway.
 #[derive(Clone)]
@@ -29,7 +36,7 @@ pub struct Frame {
     fragment: u16,
     protocol: u8,
     payload: Vec<u8>,
-    /// UDP may do without.
+    /// UDP over IPv4 may omit the checksum.
     udp_checksum: bool,
 }
 
@@ -38,14 +45,14 @@ impl Frame {
         Self {
             dst_mac: src.src_mac,
             src_mac: src.dst_mac,
-            ethertype: 0x0800,
+            ethertype: ethertype::IPV4,
             src: src.address,
             dst: dst.address,
             tos: 0,
-            id: 0x1234,
+            id: IPV4_ID,
             ttl: 64,
             option_words: 0,
-            fragment: 0x4000,
+            fragment: fragment::DONT_FRAGMENT,
             protocol,
             payload: payload.to_vec(),
             udp_checksum: false,
@@ -71,27 +78,27 @@ impl Frame {
     }
 
     pub fn syn(src: &Peer, dst: &Peer) -> Self {
-        Self::tcp(src, dst, 1000, 80, SYN)
+        Self::tcp(src, dst, CLIENT_PORT, SERVER_PORT, SYN)
     }
 
     pub fn syn_ack(src: &Peer, dst: &Peer) -> Self {
-        Self::tcp(src, dst, 80, 1000, SYN | ACK)
+        Self::tcp(src, dst, SERVER_PORT, CLIENT_PORT, SYN | ACK)
     }
 
     pub fn ack(src: &Peer, dst: &Peer) -> Self {
-        Self::tcp(src, dst, 1000, 80, ACK)
+        Self::tcp(src, dst, CLIENT_PORT, SERVER_PORT, ACK)
     }
 
     pub fn fin(src: &Peer, dst: &Peer) -> Self {
-        Self::tcp(src, dst, 1000, 80, FIN | ACK)
+        Self::tcp(src, dst, CLIENT_PORT, SERVER_PORT, FIN | ACK)
     }
 
-    pub fn fin_back(src: &Peer, dst: &Peer) -> Self {
-        Self::tcp(src, dst, 80, 1000, FIN | ACK)
+    pub fn fin_from_server(src: &Peer, dst: &Peer) -> Self {
+        Self::tcp(src, dst, SERVER_PORT, CLIENT_PORT, FIN | ACK)
     }
 
-    pub fn rst_back(src: &Peer, dst: &Peer) -> Self {
-        Self::tcp(src, dst, 80, 1000, RST)
+    pub fn rst_from_server(src: &Peer, dst: &Peer) -> Self {
+        Self::tcp(src, dst, SERVER_PORT, CLIENT_PORT, RST)
     }
 
     pub fn icmp(src: &Peer, dst: &Peer, kind: u8, id: u16) -> Self {
@@ -102,48 +109,11 @@ impl Frame {
     }
 
     pub fn echo_request(src: &Peer, dst: &Peer, id: u16) -> Self {
-        Self::icmp(src, dst, 8, id)
+        Self::icmp(src, dst, icmp_type::ECHO_REQUEST, id)
     }
 
     pub fn echo_reply(src: &Peer, dst: &Peer, id: u16) -> Self {
-        Self::icmp(src, dst, 0, id)
-    }
-
-    /// The ICMP error that the gateway sends about this frame, towards where it came from.
-    pub fn refused(&self, kind: u8, code: u8, mtu: u16, gateway: V4) -> Self {
-        let quoted = 20 + if self.protocol == TCP { 20 } else { 8 };
-        let mut payload = vec![kind, code, 0, 0, 0, 0];
-        payload.extend(mtu.to_be_bytes());
-        payload.extend(&self.bytes()[14..14 + quoted]);
-        Self {
-            dst_mac: self.src_mac,
-            src_mac: self.dst_mac,
-            src: gateway,
-            dst: self.src,
-            ttl: 64,
-            tos: 0xc0,
-            id: 0,
-            fragment: 0x4000,
-            protocol: ICMP,
-            payload,
-            ..self.clone()
-        }
-    }
-
-    /// The reset that answers this segment.
-    pub fn reset(&self, sequence: u32, acknowledged: u32, ack: bool) -> Self {
-        let mut payload = [&self.payload[2..4], &self.payload[..2]].concat();
-        payload.extend(sequence.to_be_bytes());
-        payload.extend(acknowledged.to_be_bytes());
-        payload.extend([0x50, RST | if ack { ACK } else { 0 }, 0, 0, 0, 0, 0, 0]);
-        let (dst_mac, src_mac) = (self.src_mac, self.dst_mac);
-        let (src, dst, id, ttl, fragment) = (self.dst, self.src, 0, 64, 0x4000);
-        Self { dst_mac, src_mac, src, dst, id, ttl, fragment, payload, ..self.clone() }
-    }
-
-    /// An ICMP error about a packet, from somebody on its way (or its receiver) to its sender.
-    pub fn error_about(&self, from: V4, kind: u8, code: u8, mtu: u16) -> Self {
-        Self { tos: 0, id: 0x1234, ..self.refused(kind, code, mtu, from) }
+        Self::icmp(src, dst, icmp_type::ECHO_REPLY, id)
     }
 
     pub fn macs(mut self, dst_mac: MacBytes, src_mac: MacBytes) -> Self {
@@ -151,7 +121,12 @@ impl Frame {
         self
     }
 
-    /// Addressed as frames to the peer are.
+    /// As a classifier gets it at the underlay device. (Test runs use the loopback device, whose Ethernet address is 0.)
+    pub fn on_underlay(self) -> Self {
+        self.macs([0; 6], UNDERLAY_SENDER)
+    }
+
+    /// With the Ethernet addresses of frames to the peer.
     pub fn towards(self, peer: &Peer) -> Self {
         self.macs(peer.dst_mac, peer.src_mac)
     }
@@ -166,24 +141,28 @@ impl Frame {
         self
     }
 
-    /// Another source port, or the identifier of an echo.
+    /// With this source port, or identifier of an echo.
     pub fn source_port(mut self, port: u16) -> Self {
         let at = if self.protocol == ICMP { 4 } else { 0 };
         self.payload[at..at + 2].copy_from_slice(&port.to_be_bytes());
         self
     }
 
-    /// Another destination port, or the identifier of an echo.
+    /// With this destination port, or identifier of an echo.
     pub fn destination_port(mut self, port: u16) -> Self {
         let at = if self.protocol == ICMP { 4 } else { 2 };
         self.payload[at..at + 2].copy_from_slice(&port.to_be_bytes());
         self
     }
 
-    /// With a checksum also where it is UDP.
+    /// With a checksum, also if it is UDP.
     pub fn checksummed(mut self) -> Self {
         self.udp_checksum = true;
         self
+    }
+
+    pub fn has_checksum(&self) -> bool {
+        self.protocol != UDP || self.udp_checksum
     }
 
     pub fn ethertype(mut self, ethertype: u16) -> Self {
@@ -196,15 +175,15 @@ impl Frame {
         self
     }
 
-    /// `words` of options in the IP header.
+    /// With this many 32-bit words of options in the IP header.
     pub fn options(mut self, words: u8) -> Self {
         self.option_words = words;
         self
     }
 
-    /// A piece of a datagram, from `offset` (8 bytes) on.
+    /// As a fragment of a datagram, at `offset` (in units of 8 bytes).
     pub fn fragment(mut self, offset: u16, more: bool) -> Self {
-        self.fragment = offset | if more { 0x2000 } else { 0 };
+        self.fragment = offset | if more { fragment::MORE } else { 0 };
         self
     }
 
@@ -222,20 +201,24 @@ impl Frame {
     }
 
     pub fn is_ipv4(&self) -> bool {
-        self.ethertype == 0x0800
+        self.ethertype == ethertype::IPV4
     }
 
-    /// The key of its flow, by the rules of `FlowKey`, written here a second time.
+    fn is_later_fragment(&self) -> bool {
+        self.fragment & fragment::OFFSET != 0
+    }
+
+    /// The key of its flow: the rules of `FlowKey`, implemented a second time.
     pub fn key(&self) -> FlowKey<V4> {
         let word = |at: usize| match self.payload.get(at..at + 2) {
-            Some(&[a, b]) if self.fragment & 0x1fff == 0 => [a, b],
+            Some(&[a, b]) if !self.is_later_fragment() => [a, b],
             _ => [0, 0],
         };
         let (src_port_be, dst_port_be) = match (self.protocol, self.payload.first()) {
-            (TCP, _) if self.payload.len() < 20 => ([0, 0], [0, 0]),
+            (TCP, _) if self.payload.len() < TCP_BYTES => ([0, 0], [0, 0]),
             (TCP | UDP | SCTP, _) => (word(0), word(2)),
-            (ICMP, Some(8)) => (word(4), [0, 0]),
-            (ICMP, Some(0)) => ([0, 0], word(4)),
+            (ICMP, Some(&icmp_type::ECHO_REQUEST)) => (word(4), [0, 0]),
+            (ICMP, Some(&icmp_type::ECHO_REPLY)) => ([0, 0], word(4)),
             _ => ([0, 0], [0, 0]),
         };
         FlowKey {
@@ -270,21 +253,16 @@ impl Frame {
         bytes
     }
 
-    /// The payload with the checksum of its protocol, where the header is there and has room for it.
+    /// The payload with its checksum, if the payload has the header that the checksum is in.
     fn summed_payload(&self) -> Vec<u8> {
         let mut payload = self.payload.clone();
-        let (at, with_addresses) = match self.protocol {
-            TCP => (16, true),
-            UDP if self.udp_checksum => (6, true),
-            ICMP => (2, false),
-            _ => return payload,
-        };
-        if self.fragment & 0x1fff != 0 || payload.len() < at + 2 {
+        let Some(at) = checksum_offset(self.protocol).filter(|_| self.has_checksum()) else { return payload };
+        if self.is_later_fragment() || payload.len() < at + 2 {
             return payload;
         }
         payload[at..at + 2].fill(0);
         let mut covered = vec![];
-        if with_addresses {
+        if self.protocol != ICMP {
             covered.extend(self.src);
             covered.extend(self.dst);
             covered.extend([0, self.protocol]);
@@ -297,7 +275,23 @@ impl Frame {
     }
 }
 
-/// Of bytes in which the checksum itself is 0 (RFC 1071).
+impl Packet for Frame {
+    fn to_bytes(&self) -> Vec<u8> {
+        self.bytes()
+    }
+}
+
+/// Where a layer 4 header has its checksum.
+pub const fn checksum_offset(protocol: u8) -> Option<usize> {
+    match protocol {
+        TCP => Some(16),
+        UDP => Some(6),
+        ICMP => Some(2),
+        _ => None,
+    }
+}
+
+/// The Internet checksum of bytes in which the checksum field is 0 (RFC 1071).
 pub fn checksum(bytes: &[u8]) -> [u8; 2] {
     let word = |pair: &[u8]| u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0));
     let sum: u32 = bytes.chunks(2).map(word).sum();
@@ -305,7 +299,7 @@ pub fn checksum(bytes: &[u8]) -> [u8; 2] {
     (!(((folded & 0xffff) + (folded >> 16)) as u16)).to_be_bytes()
 }
 
-/// An ARP packet in its frame.
+/// An Ethernet frame with an ARP packet for IPv4.
 pub fn arp(
     operation: u8,
     (dst_mac, src_mac): (MacBytes, MacBytes),

@@ -1,24 +1,24 @@
-//! No chain of calls takes more stack than the oldest kernels allow. Told from the object, as the kernels of
-//! developers may allow more: what 6.18 takes, 6.1 has refused (`combined stack size of 5 calls is 544`).
+//! No chain of calls uses more stack than the oldest supported kernels allow. Computed from the object, as newer
+//! kernels may allow more: Linux 6.18 accepted what 6.1 rejected (`combined stack size of 5 calls is 544`).
 
 use std::collections::{BTreeMap, HashSet};
 
 use aya_obj::{Object, generated::bpf_insn};
 use datapath_linux::object::{OBJECT, Program, SocketProgram, XDP_PROGRAM};
 
-/// `MAX_BPF_STACK`: of all frames of a chain together.
+/// `MAX_BPF_STACK`: the limit of all frames of a call chain together.
 const MAX_STACK_BYTES: u64 = 512;
-/// To what each frame is rounded up: 32 until a JIT that rounds to 16 is told from others (Linux 6.8,
-/// `round_up_stack_depth` in kernel/bpf/verifier.c).
+/// Frames are rounded up to this: 32 before Linux 6.8, which rounds to 16 if the JIT does (`round_up_stack_depth` in
+/// kernel/bpf/verifier.c).
 const FRAME_BYTES: u64 = 32;
 
 const FRAME_POINTER: u8 = 10;
 const CALL: u8 = 0x85;
-/// In a call's source register: of a function of the program, not of a helper.
+/// In the source register of a call: the callee is a function of the program, not a helper (BPF_PSEUDO_CALL).
 const OWN_FUNCTION: u8 = 1;
 const MOVE: u8 = 0xbf;
 const ADD_CONSTANT: u8 = 0x07;
-/// The class of an instruction, and the classes that use memory: load by register, store, store by register.
+/// Mask of an instruction's class, and the classes that access memory: BPF_LDX, BPF_ST, BPF_STX.
 const CLASS: u8 = 0x07;
 const MEMORY: [u8; 3] = [1, 2, 3];
 const LOADS: u8 = 1;
@@ -30,7 +30,7 @@ struct Frame {
     calls: HashSet<usize>,
 }
 
-/// The functions of a program by their first instruction, the program's own at 0.
+/// The functions of a program by their first instruction; the main function is at 0.
 fn frames(code: &[bpf_insn]) -> BTreeMap<usize, Frame> {
     let target = |at: usize| {
         let is_call = code[at].code == CALL && code[at].src_reg() == OWN_FUNCTION;
@@ -46,7 +46,7 @@ fn frames(code: &[bpf_insn]) -> BTreeMap<usize, Frame> {
     frames
 }
 
-/// How far below the frame pointer an instruction reaches: by memory, or by an address that it makes there.
+/// How far below the frame pointer an instruction reaches: by a memory access, or by computing an address.
 fn depth(code: &[bpf_insn], at: usize) -> u64 {
     let one = &code[at];
     let class = one.code & CLASS;
@@ -64,7 +64,7 @@ fn depth(code: &[bpf_insn], at: usize) -> u64 {
     offset.min(0).unsigned_abs()
 }
 
-/// The chain of calls that takes most: bytes of all its frames, and each frame's own.
+/// The call chain that uses most stack: bytes of all its frames rounded up, and the bytes of each frame.
 fn deepest(frames: &BTreeMap<usize, Frame>, start: usize) -> (u64, Vec<u64>) {
     let frame = &frames[&start];
     let below = frame.calls.iter().map(|called| deepest(frames, *called)).max().unwrap_or_default();
@@ -73,7 +73,7 @@ fn deepest(frames: &BTreeMap<usize, Frame>, start: usize) -> (u64, Vec<u64>) {
 }
 
 #[test]
-fn programs_fit_the_stack_of_old_kernels() {
+fn stack_of_every_program_fits_old_kernels() {
     let mut object = Object::parse(OBJECT).expect("the object parses");
     let sections = object.functions.keys().map(|(section, _)| *section).collect();
     object.relocate_calls(&sections).expect("the object links");
@@ -84,7 +84,7 @@ fn programs_fit_the_stack_of_old_kernels() {
         let (bytes, chain) = deepest(&frames, 0);
         println!("{program}: {bytes} bytes, {chain:?}");
         let is_small = program.starts_with("sock_") || program == XDP_PROGRAM;
-        assert!(is_small || chain.len() > 1, "{program}: calls are seen");
+        assert!(is_small || chain.len() > 1, "{program}: its calls are found");
         assert!(bytes <= MAX_STACK_BYTES, "{program}: {bytes} bytes in frames of {chain:?}");
     }
 }

@@ -1,8 +1,8 @@
-//! From a label set to its number: create both, or join the winner, or revive what was quarantined.
+//! From a label set to its number: create both, or join the winner, or revive a quarantined number.
 //!
-//! Why reviving is safe (P3): a number is quarantined because kernels may still hold it with its old
-//! meaning. Reviving gives it back to the very label set that it meant; its meaning never changes. A
-//! deletion that arrives late fails, because reviving changed the revision that it compares.
+//! Why reviving is safe (P3): a number is quarantined because kernels may still hold the number with its old
+//! meaning. Reviving returns the number to the same label set, so its meaning never changes. A late deletion
+//! fails, because reviving changed the revision that the deletion compares.
 
 use std::collections::BTreeSet;
 
@@ -64,10 +64,10 @@ struct Facts {
 }
 
 impl IdentityAcquire {
-    /// `used`: the number that this node's endpoints have already, if any: in a store that has lost it, it is made
-    /// again rather than another one.
+    /// `used`: the number that this node's endpoints have already, if any. A store that has lost the number gets the same
+    /// one again.
     ///
-    /// `labels`: those that count for the identity, already filtered. `incarnation`: this agent's.
+    /// `labels`: the labels that count for the identity, already filtered. `incarnation`: this agent's.
     ///
     /// The node must be registered. After a restart every number in use is acquired again: that rewrites
     /// the reference, so that a release which the former agent had sent cannot arrive late and delete it.
@@ -108,7 +108,7 @@ impl IdentityAcquire {
         Ok(Machine::begin(this, txn))
     }
 
-    /// The transaction that these facts ask for.
+    /// The transaction that follows from these facts.
     fn plan(&mut self, facts: Facts, view: &FleetView, draw: u64) -> Result<Txn, ClaimError> {
         // Until it is settled which of two numbers the label set has, nobody refers to either.
         if view.is_disputed(&self.digest) {
@@ -168,7 +168,7 @@ impl IdentityAcquire {
         self.with_ref(txn)
     }
 
-    /// Adds the reference; makes the number live when it is quarantined, or whole when its half is missing.
+    /// Adds the reference. Revives a quarantined number, and completes a number whose own record is missing.
     fn use_existing(&self, labels_revision: Revision, id: Option<Entry<IdentityIdRecord>>) -> Txn {
         let id_key = self.schema.identity_id(self.number);
         let mut txn = self
@@ -254,8 +254,8 @@ fn entry<R: kvstore_schema::record::Record>(kv: &kvstore_schema::KeyValue) -> Re
     Ok(Entry { record: decode(kv)?, created: kv.create_revision, modified: kv.mod_revision })
 }
 
-/// A number that neither the view nor `taken` knows: the first free one behind a random place. (64 agents
-/// that draw at random make 2,084 identities a second; taking turns at a counter, 57.)
+/// A number that neither the view nor `taken` has: the first free one behind a random place. (64 agents that draw at
+/// random create 2,084 identities a second; with a shared counter, 57.)
 fn free_number(view: &FleetView, taken: &BTreeSet<Identity>, draw: u64) -> Result<Identity, ClaimError> {
     let start = mix(draw) % NUMBERS;
     (0..NUMBERS)

@@ -17,7 +17,7 @@ fn claim(bench: &mut Bench, name: &str) -> Result<CidrGrant, ClaimError> {
 }
 
 #[test]
-fn a_node_with_other_settings_is_told_all_of_them() {
+fn fleet_join_names_all_differing_settings() {
     let mut bench = Bench::fleet("10.0.0.0/16", &[]);
     let wanted = FleetRecord { tunnel_port: 4789, ..fleet("10.1.0.0/16", &[]) };
     let error = bench.run(FleetJoin::start(&bench.schema, wanted)).unwrap_err().to_string();
@@ -31,7 +31,7 @@ fn a_node_with_other_settings_is_told_all_of_them() {
 }
 
 #[test]
-fn a_name_belongs_to_the_machine_that_is_alive() {
+fn node_name_belongs_to_the_machine_that_is_alive() {
     let mut bench = Bench::empty();
     let lease = bench.store.lease_grant(Duration::from_secs(10));
     let register = |bench: &mut Bench, machine: &str, incarnation, lease: Option<LeaseId>| {
@@ -57,7 +57,7 @@ fn a_name_belongs_to_the_machine_that_is_alive() {
 }
 
 #[test]
-fn a_node_gets_its_own_block_back_and_a_full_pool_says_what_to_do() {
+fn block_is_adopted_by_its_node_and_a_full_pool_says_what_to_do() {
     let mut bench = Bench::fleet("10.0.0.0/24", &[]);
     let first = claim(&mut bench, "n1").unwrap();
     assert_eq!((first.cidr.to_string().as_str(), first.adopted), ("10.0.0.0/24", false));
@@ -70,7 +70,7 @@ fn a_node_gets_its_own_block_back_and_a_full_pool_says_what_to_do() {
 }
 
 #[test]
-fn who_is_not_registered_claims_nothing() {
+fn unregistered_node_claims_nothing() {
     let mut bench = Bench::fleet("10.0.0.0/16", &[]);
     assert_eq!(claim(&mut bench, "n3"), Err(ClaimError::NotRegistered { node: node("n3") }));
     let started = IdentityAcquire::start(&bench.view(), node("n3"), 1, Labels::default(), None, 7).unwrap();
@@ -78,7 +78,7 @@ fn who_is_not_registered_claims_nothing() {
 }
 
 #[test]
-fn equal_labels_get_one_number() {
+fn label_set_gets_one_number() {
     let mut bench = Bench::fleet("10.0.0.0/16", &[]);
     let acquire = |bench: &mut Bench, view: &FleetView, name: &str, labels: &str, draw| {
         let started =
@@ -95,7 +95,7 @@ fn equal_labels_get_one_number() {
 }
 
 #[test]
-fn a_refusal_ends_a_machine_and_a_silence_does_not() {
+fn machine_ends_on_a_refusal_and_not_on_silence() {
     let bench = Bench::empty();
     let view = bench.view();
     let (mut machine, first) = FleetJoin::start(&bench.schema, fleet("10.0.0.0/16", &[]));
@@ -150,7 +150,7 @@ fn endpoint_writes_are_fenced_and_batched() {
 }
 
 #[test]
-fn only_what_a_removed_node_owned_is_collected_and_not_at_once() {
+fn collector_takes_only_what_a_removed_node_owned_and_not_at_once() {
     let mut bench = Bench::fleet("10.0.0.0/16", &[]);
     for name in ["n1", "n2"] {
         let claim = claim(&mut bench, name).unwrap();

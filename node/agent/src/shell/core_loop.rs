@@ -129,7 +129,7 @@ impl CoreLoop {
         let begin = Instant::now();
         let now = self.clock.now();
         if let Some(recorder) = &mut self.recorder {
-            recorder.before(now, &event);
+            recorder.before(now, &event, &self.node);
         }
         let commands = self.node.handle(now, event);
         if let Some(recorder) = &mut self.recorder {

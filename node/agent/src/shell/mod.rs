@@ -5,6 +5,7 @@
 //! never waits for anybody. What it hands on goes to places that are bounded by the protocol (one plan or
 //! observation at a time) or that keep only the newest (facts, sign of life).
 
+mod collector;
 mod core_loop;
 mod events;
 mod follow;
@@ -22,6 +23,7 @@ use backon::ExponentialBuilder;
 use node_core::{Call, CallError, CallErrorKind, Event, Node, Reply};
 use tokio::sync::{mpsc, oneshot};
 
+pub use collector::collector;
 pub use core_loop::{Clock, CoreLoop, Outlets};
 pub use events::{EventHub, EventSources, name_party, pump};
 pub use follow::follow;

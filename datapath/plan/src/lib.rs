@@ -4,6 +4,7 @@
 
 mod base;
 mod capacity;
+mod delta;
 mod difference;
 mod entry;
 mod epochs;
@@ -17,6 +18,7 @@ mod table;
 
 pub use base::{Base, BaseUnderlay, HostRouting, Masquerade, Mode, pod_mtu_bytes};
 pub use capacity::{Limits, PlanError};
+pub use delta::ObservedDelta;
 pub use difference::Difference;
 pub use entry::Entry;
 pub use fake::FakeDatapath;

@@ -12,6 +12,8 @@
 //! transactions are written so that asking the same again is reading back, and writes that arrive late,
 //! after their sender gave up or died, are fenced by revisions.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
+
 mod acquire;
 mod address;
 mod blocks;

@@ -5,6 +5,8 @@
 //! time and a digest of the commands that it led to. All that `Node::handle` depends on is in these: configuration and
 //! random generator are a part of the node.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
+
 pub mod codec;
 mod frame;
 mod read;

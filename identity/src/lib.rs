@@ -2,6 +2,8 @@
 //!
 //! Invariant: pure. No clock, socket, file, thread or randomness; everything arrives as arguments.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
+
 mod filter;
 mod labels;
 mod name;

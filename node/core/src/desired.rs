@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
 };
 
-use datapath_plan::{Base, BaseUnderlay, IpcacheValue, Mode, NextHop, NodeIndex, RouteValue};
+use datapath_plan::{Base, BaseUnderlay, IpcacheValue, Mode, NextHop, NodeIndex, RouteValue, Single};
 use identity::{EndpointName, Identity, LabelDigest, Labels, NodeName};
 use ipnetwork::IpNetwork;
 use kvstore_schema::record::EndpointRecord;
@@ -172,7 +172,7 @@ impl Node {
         }
         let known = self.view.is_complete() || self.reconciler.wanted().ipcache.contains_key(&prefix);
         if value.is_some() || known {
-            self.reconciler.set_ipcache(prefix, value);
+            self.reconciler.set(prefix, value);
         }
     }
 
@@ -215,7 +215,7 @@ impl Node {
         self.desired.addresses.extend(self.underlay.addresses.iter().copied());
         self.desired.addresses.extend(self.gateway());
         if let Some(base) = self.base() {
-            self.reconciler.set_base(base);
+            self.reconciler.set(Single, Some(base));
         }
         self.refresh_service_routes();
         self.desired.prefixes.extend(self.peers.owned_cidrs());
@@ -230,7 +230,7 @@ impl Node {
         };
         let known = self.view.is_complete() || self.reconciler.wanted().routes.contains_key(&cidr);
         if route.is_some() || known {
-            self.reconciler.set_route(cidr, route);
+            self.reconciler.set(cidr, route);
         }
     }
 

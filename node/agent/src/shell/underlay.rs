@@ -77,7 +77,7 @@ impl UnderlayKeeper {
             let mut ours = changes.ours;
             if changes.lost {
                 // Anything may have changed; the base stands for all of it.
-                ours.insert(TableKey::Base);
+                ours.insert(TableKey::BASE);
             }
             if !ours.is_empty() {
                 self.core.event(Event::Disturbed(ours)).await?;

@@ -43,7 +43,7 @@ impl Node {
             self.endpoints.by_id.insert(*id, name.clone());
             self.endpoints.by_address.insert(value.address, name.clone());
             self.endpoints.by_name.insert(name, endpoint);
-            self.reconciler.set_endpoint(*id, Some(value.clone()));
+            self.reconciler.set(*id, Some(value.clone()));
             self.desired.addresses.insert(value.address);
         }
         self.recognise_endpoints();
@@ -167,7 +167,7 @@ impl Node {
             // The kernel did not tell it, and could not make the endpoint again without.
             let attachment = endpoint.attachment.clone();
             let wanted = self.reconciler.wanted().endpoints.get(&id).cloned();
-            self.reconciler.set_endpoint(id, wanted.map(|value| EndpointValue { attachment, ..value }));
+            self.reconciler.set(id, wanted.map(|value| EndpointValue { attachment, ..value }));
         }
         self.endpoints.by_name.insert(name.clone(), endpoint);
         if let Some(now) = self.use_identity(&digest, &counting).filter(|now| Some(*now) != identity) {

@@ -255,7 +255,7 @@ impl Node {
         self.endpoints.by_id.insert(id, name.clone());
         self.endpoints.by_address.insert(address, name.clone());
         self.endpoints.unsaved.insert(id);
-        self.reconciler.set_endpoint(id, Some(value));
+        self.reconciler.set(id, Some(value));
         self.desired.addresses.insert(address);
     }
 
@@ -298,7 +298,7 @@ impl Node {
         endpoint.identity = Some(identity);
         let (Some(id), Some(address)) = (endpoint.id, endpoint.address) else { return };
         let wanted = self.reconciler.wanted().endpoints.get(&id).cloned();
-        self.reconciler.set_endpoint(id, wanted.map(|value| EndpointValue { identity, ..value }));
+        self.reconciler.set(id, wanted.map(|value| EndpointValue { identity, ..value }));
         self.desired.addresses.insert(address);
         self.endpoint_changed(address);
     }

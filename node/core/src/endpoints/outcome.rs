@@ -1,6 +1,6 @@
 //! What becomes of endpoints: attached, failed, given up, deleted.
 
-use datapath_plan::{EndpointId, Generation, OpError, OpErrorKind, TableKey};
+use datapath_plan::{EndpointId, EndpointValue, Generation, OpError, OpErrorKind, TableKey};
 use identity::EndpointName;
 
 use super::LocalEndpoint;
@@ -120,7 +120,7 @@ impl Node {
         endpoint.state = EndpointState::Detaching;
         endpoint.detached_after = self.reconciler.generations().0;
         self.endpoints.detaching.insert(id, endpoint);
-        self.reconciler.set_endpoint(id, None);
+        self.reconciler.set::<EndpointValue>(id, None);
         self.desired.addresses.insert(address);
         self.endpoint_changed(address);
     }

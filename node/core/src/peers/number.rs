@@ -20,11 +20,11 @@ impl Node {
         };
         if let Some(index) = had.filter(|had| Some(*had) != index) {
             self.peers.by_index.remove(&index);
-            self.reconciler.set_node(index, None);
+            self.reconciler.set::<NodeValue>(index, None);
         }
         if let (Some(index), Some(underlay)) = (index, tunnel) {
             self.peers.by_index.insert(index, node.clone());
-            self.reconciler.set_node(index, Some(NodeValue { underlay }));
+            self.reconciler.set(index, Some(NodeValue { underlay }));
         }
         if had != index {
             if let Some(peer) = self.peers.peers.get_mut(node) {

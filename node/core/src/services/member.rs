@@ -110,7 +110,7 @@ impl Node {
         let Some(port) = port else { return };
         let new = port.members.insert(at, member).is_none();
         let value = backend_value(port.id, at, &member, false);
-        self.reconciler.set_backend(member.id, Some(value));
+        self.reconciler.set(member.id, Some(value));
         self.services.changed.insert((name.clone(), key));
         if new {
             let adopted = self.reconciler.applied().backends.get(&member.id);
@@ -128,7 +128,7 @@ impl Node {
                 continue;
             };
             member.state = state;
-            self.reconciler.set_backend(member.id, Some(backend_value(port.id, at, member, false)));
+            self.reconciler.set(member.id, Some(backend_value(port.id, at, member, false)));
             self.services.changed.insert((name.clone(), *key));
         }
     }

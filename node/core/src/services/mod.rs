@@ -18,7 +18,9 @@ use std::{
     sync::Arc,
 };
 
-use datapath_plan::{BackendId, BackendState, Frontend, FrontendKind, Protocol, ServiceId, Tables};
+use datapath_plan::{
+    BackendId, BackendState, BackendValue, Frontend, FrontendKind, Protocol, ServiceId, Tables,
+};
 use identity::{Identity, Labels, NodeName, ServiceName};
 use ipnetwork::IpNetwork;
 use kvstore_schema::service::{ServiceProtocol, ServiceRecord};
@@ -177,7 +179,7 @@ impl Node {
             let Some(port) = service.ports.get(&key) else { continue };
             let desperate = port.is_desperate();
             let value = self.service_value(service, key, port, desperate);
-            self.reconciler.set_service(port.id, Some(value));
+            self.reconciler.set(port.id, Some(value));
             let before = match desperate {
                 true => !self.services.desperate.insert((name.clone(), key)),
                 false => self.services.desperate.remove(&(name.clone(), key)),
@@ -185,7 +187,7 @@ impl Node {
             if before != desperate || desperate {
                 for (at, member) in &port.members {
                     let value = backend_value(port.id, *at, member, desperate);
-                    self.reconciler.set_backend(member.id, Some(value));
+                    self.reconciler.set(member.id, Some(value));
                 }
             }
         }
@@ -194,7 +196,7 @@ impl Node {
             return;
         }
         for id in left {
-            self.reconciler.set_backend(id, None);
+            self.reconciler.set::<BackendValue>(id, None);
         }
         // Numbers are free again, once the kernel has let go of them.
         let crowded = std::mem::take(&mut self.services.crowded);

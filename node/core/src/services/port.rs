@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use datapath_plan::{Frontend, FrontendKind, FrontendValue, ServiceId};
+use datapath_plan::{Frontend, FrontendKind, FrontendValue, ServiceId, ServiceValue};
 use identity::ServiceName;
 use kvstore_schema::service::{self as schema, EVERY_NODE, ServiceRecord, TrafficPolicy};
 
@@ -89,7 +89,7 @@ impl Node {
         let Some(service) = self.services.services.get_mut(name) else { return };
         let Some(port) = service.ports.remove(&key) else { return };
         port.frontends.keys().for_each(|frontend| self.remove_frontend(*frontend, port.id));
-        self.reconciler.set_service(port.id, None);
+        self.reconciler.set::<ServiceValue>(port.id, None);
         self.services.desperate.remove(&(name.clone(), key));
         port.members.keys().for_each(|at| self.member_went(name, *at));
         self.services.left.extend(port.members.values().map(|member| member.id));
@@ -98,7 +98,7 @@ impl Node {
     /// Another service may have it by now.
     fn remove_frontend(&mut self, frontend: Frontend, of: ServiceId) {
         if self.reconciler.wanted().frontends.get(&frontend).is_some_and(|value| value.service == of) {
-            self.reconciler.set_frontend(frontend, None);
+            self.reconciler.set::<FrontendValue>(frontend, None);
         }
     }
 
@@ -134,13 +134,13 @@ impl Node {
             // The number is taken from here on.
             let service = &self.services.services[name];
             let value = self.service_value(service, key, &service.ports[&key], false);
-            self.reconciler.set_service(id, Some(value));
+            self.reconciler.set(id, Some(value));
             self.keep_adopted(name, key, id);
         }
         let members = self.wanted_members(name, record, key.2, target);
         self.refresh_members(name, key, members);
         for (frontend, kind) in frontends {
-            self.reconciler.set_frontend(frontend, Some(FrontendValue { service: id, kind }));
+            self.reconciler.set(frontend, Some(FrontendValue { service: id, kind }));
         }
         self.services.changed.insert((name.clone(), key));
     }

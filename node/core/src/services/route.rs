@@ -19,7 +19,7 @@ impl Node {
     /// This node's address or MTU has changed: so do all routes.
     pub(crate) fn refresh_service_routes(&mut self) {
         for destination in self.services.routes.keys().copied().collect::<Vec<_>>() {
-            self.reconciler.set_route(destination, self.service_route());
+            self.reconciler.set(destination, self.service_route());
         }
     }
 
@@ -36,7 +36,7 @@ impl Node {
             let users = self.services.routes.entry(*route).or_default();
             *users += 1;
             if *users == 1 {
-                self.reconciler.set_route(*route, self.service_route());
+                self.reconciler.set(*route, self.service_route());
             }
         }
         for route in before.difference(&wanted) {
@@ -44,7 +44,7 @@ impl Node {
             *users -= 1;
             if *users == 0 {
                 self.services.routes.remove(route);
-                self.reconciler.set_route(*route, None);
+                self.reconciler.set::<RouteValue>(*route, None);
             }
         }
     }

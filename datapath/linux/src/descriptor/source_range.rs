@@ -1,5 +1,5 @@
-//! Source ranges of services: where their clients outside may be. One trie for all services, of which user space keeps
-//! exactly the prefixes that their entries say.
+//! Source ranges of services: the networks that external clients may come from. One trie for all services, which holds
+//! exactly the prefixes of their rows.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,7 +7,8 @@ use datapath_abi::{LpmKey, SOURCE_SERVICE_BITS, Source, V4};
 use datapath_plan::ServiceId;
 use ipnetwork::{IpNetwork, Ipv4Network};
 
-use crate::{apply::Answer, apply::first_failure, error::DatapathError, maps::Maps};
+use super::{Answer, first_failure};
+use crate::{error::DatapathError, maps::Maps};
 
 /// A prefix of a service port.
 pub(crate) type Key = LpmKey<Source<V4>>;
@@ -27,7 +28,7 @@ pub(crate) fn keys(service: ServiceId, ranges: &[IpNetwork]) -> Result<Vec<Key>,
     ranges.iter().map(key).collect()
 }
 
-/// The range of a key; `None` for what is none.
+/// The range of a key; `None` if it cannot be decoded.
 pub(crate) fn range(key: &Key) -> Option<IpNetwork> {
     let prefix = u8::try_from(key.prefix_len.checked_sub(SOURCE_SERVICE_BITS)?).ok()?;
     Ipv4Network::new(key.address.address.into(), prefix).ok().map(IpNetwork::V4)
@@ -43,14 +44,15 @@ pub(crate) fn observe(maps: &Maps) -> Result<BTreeMap<u32, Vec<IpNetwork>>, Data
     Ok(ranges)
 }
 
-/// Takes away what these service ports have beside `keep`. One reading of the map.
+/// Deletes the prefixes of these service ports that are not in `keep`. One reading of the map.
 pub(crate) fn keep_only(maps: &Maps, services: &BTreeSet<u32>, keep: &[Key]) -> Answer {
     if services.is_empty() {
         return Ok(());
     }
+    let keep: BTreeSet<_> = keep.iter().map(|key| (key.address, key.prefix_len)).collect();
     let mut stale = Vec::new();
     maps.sources_lpm_v4.for_each(|key, _| {
-        if services.contains(&key.address.service) && !keep.contains(key) {
+        if services.contains(&key.address.service) && !keep.contains(&(key.address, key.prefix_len)) {
             stale.push(*key);
         }
     })?;

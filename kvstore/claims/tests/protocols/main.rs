@@ -2,5 +2,6 @@
 
 mod bench;
 mod guards;
+mod identities;
 mod machines;
 mod services;

@@ -2,6 +2,8 @@
 //!
 //! Invariant: pure. `datapath-linux` observes and applies; this crate decides.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
+
 mod base;
 mod capacity;
 mod delta;

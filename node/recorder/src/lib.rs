@@ -5,6 +5,8 @@
 //! commands that it led to. `Node::handle` depends on nothing else, since the node contains its configuration and its
 //! random generator.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
+
 pub mod codec;
 mod event;
 mod frame;

@@ -45,7 +45,7 @@ impl<K: AbiBytes, V: AbiBytes> Table<K, V> {
 
     /// Another handle on the same map.
     pub(crate) fn try_clone(&self) -> Result<Self, DatapathError> {
-        Ok(Self { rows: self.rows.try_clone()?, types: PhantomData })
+        Ok(Self { rows: self.rows.try_clone()?, is_array: self.is_array, types: PhantomData })
     }
 
     /// The same map without types.

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use datapath_plan::{EndpointId, Op, Plan, TableKey};
+use datapath_plan::{EndpointId, Entry, Op, Plan, TableKey};
 use identity::EndpointName;
 use node_core::{Call, CallError, CallId, Command, Event, Node, Now, Reply, SavedEndpoint, Snapshot};
 use tokio::{
@@ -233,7 +233,7 @@ fn endpoint_of(call: &Call) -> Option<EndpointName> {
 /// Applies a plan, after the files of the endpoints that it attaches are written.
 fn apply(plan: Plan, kernel: &Kernel, endpoints: &EndpointKeeper) {
     let attached = |op: &Op| match op {
-        Op::PutEndpoint(id, _) => Some(*id),
+        Op::Put(Entry::Endpoint(id, _)) => Some(*id),
         _ => None,
     };
     let attached: Vec<EndpointId> = plan.ops.iter().filter_map(attached).collect();

@@ -123,7 +123,7 @@ impl CoreLoop {
     }
 
     fn handle(&mut self, pending: &mut Pending, event: Event) {
-        if let Event::Disturbed(keys) = &event {
+        if let Event::ExternallyModified(keys) = &event {
             self.tell_of(keys);
         }
         let begin = Instant::now();

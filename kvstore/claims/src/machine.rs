@@ -13,6 +13,8 @@ use crate::{ClaimError, FleetView};
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 /// The longest pause: above it an operator would think that nothing happens any more.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// The pause while members restore: a restoration takes a minute or two.
+const RESTORING_PAUSE: Duration = Duration::from_secs(5);
 /// Conflicts in a row after which a machine pauses, so that two that contend do not spin.
 const CONFLICTS_BEFORE_PAUSE: u32 = 8;
 
@@ -41,6 +43,8 @@ pub enum WaitReason {
     Store(KvFailure),
     /// Others took what was wanted many times in a row.
     Contention,
+    /// Members of the fleet still restore what the store has lost, and nothing free may be claimed before they end.
+    Restoring,
 }
 
 /// What a [`Protocol`] wants after an answer.
@@ -48,6 +52,8 @@ pub enum WaitReason {
 pub enum Next<T> {
     /// Ask this.
     Ask(Txn),
+    /// Ask the same transaction again after a pause.
+    Wait(WaitReason),
     /// Over, with a result.
     Done(T),
     /// Over, without one.
@@ -107,6 +113,7 @@ impl<P: Protocol> Machine<P> {
                     self.resume()
                 }
             }
+            Next::Wait(reason) => Step::Wait { reason, after: jittered(RESTORING_PAUSE, draw) },
             Next::Done(output) => Step::Done(output),
             Next::Failed(error) => Step::Failed(error),
         }
@@ -118,9 +125,13 @@ impl<P: Protocol> Machine<P> {
     }
 }
 
-/// Exponential, capped, and jittered down to a half.
+/// Exponential, capped, and jittered.
 fn pause(failures: u32, draw: u64) -> Duration {
-    let whole = FIRST_PAUSE.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(LONGEST_PAUSE);
+    jittered(FIRST_PAUSE.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(LONGEST_PAUSE), draw)
+}
+
+/// A pause of at least half of `whole` and at most all of it.
+fn jittered(whole: Duration, draw: u64) -> Duration {
     let half = whole / 2;
     half + Duration::from_millis(draw % (half.as_millis() as u64 + 1))
 }
@@ -152,6 +163,14 @@ pub(crate) fn decode<R: kvstore_schema::record::Record>(kv: &KeyValue) -> Result
 /// Writes a record without a lease.
 pub(crate) fn put<R: kvstore_schema::record::Record>(key: Key, record: &R) -> KvOp {
     KvOp::Put { key, value: record.encode(), lease: None }
+}
+
+/// Turns the error of a step into the end of the machine, and a restoration into a pause.
+pub(crate) fn or_wait<T>(next: Result<Next<T>, ClaimError>) -> Next<T> {
+    match next {
+        Err(ClaimError::Restoring) => Next::Wait(WaitReason::Restoring),
+        next => or_failed(next),
+    }
 }
 
 /// Turns the error of a step into the end of the machine.

@@ -73,7 +73,7 @@ impl Restorer {
                 }
             }
         }
-        pieces.extend(view.outlived.values().filter_map(|kv| delete(view, kv)));
+        pieces.extend(view.resurrected.values().filter_map(|kv| delete(view, kv)));
         if pieces.is_empty() {
             return (None, changes);
         }
@@ -174,11 +174,11 @@ fn identity(view: &FleetView, number: Identity, digest: &LabelDigest) -> Option<
         if !view.refs(copied).is_empty() {
             return lost();
         }
-        if view.outlived.keys().any(|key| refs.contains(key)) {
+        if view.resurrected.keys().any(|key| refs.contains(key)) {
             return Some(Plan::Later);
         }
         let key = view.schema().identity_id(copied);
-        let there = match (view.outlived.get(&key), view.identities().get(&copied)) {
+        let there = match (view.resurrected.get(&key), view.identities().get(&copied)) {
             _ if view.is_remembered(&key) => return Some(Plan::Later),
             (Some(kv), _) => Some(kv.mod_revision),
             (None, Some(entry)) if entry.record.labels == by_labels.record.labels => Some(entry.modified),
@@ -248,7 +248,7 @@ fn give_back(
     piece: &mut Piece,
 ) {
     for claim in claims {
-        let there = view.outlived.get(&view.schema().service_claim(&claim));
+        let there = view.resurrected.get(&view.schema().service_claim(&claim));
         let its = |kv: &&KeyValue| {
             ServiceClaimRecord::decode(&kv.value).is_ok_and(|record| record.service == *name)
         };
@@ -330,7 +330,7 @@ fn delete(view: &FleetView, kv: &KeyValue) -> Option<Piece> {
         Ok(ParsedKey::ServiceClaim(_)) => {
             let name = ServiceClaimRecord::decode(&kv.value).ok()?.service;
             let key = view.schema().service(&name);
-            if view.outlived.contains_key(&key) || view.is_remembered(&key) {
+            if view.resurrected.contains_key(&key) || view.is_remembered(&key) {
                 return None;
             }
             piece.conditions.push(unchanged(&key, view.services().get(&name).map(|entry| entry.modified)));

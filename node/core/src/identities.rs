@@ -158,16 +158,8 @@ impl Identities {
         if !fleet.is_registered() {
             return changes;
         }
-        let view = fleet.view();
         for digest in std::mem::take(&mut self.wanted) {
-            // An absent node may have an identity for the label set, and an identity that seems free may not be.
-            let known = view.identity_labels().contains_key(&digest)
-                || self.sets.get(&digest).is_some_and(|set| set.held.is_some());
-            if (view.life().restoring && !known) || view.is_disputed(&digest) {
-                self.wanted.insert(digest);
-            } else {
-                changes.extend(self.take_reference(cx, fleet, digest));
-            }
+            changes.extend(self.take_reference(cx, fleet, digest));
         }
         let now = cx.now.monotonic;
         while let Some((_, digest)) = self.idle.first().filter(|(at, _)| *at <= now).cloned() {
@@ -191,6 +183,11 @@ impl Identities {
             Ok((machine, request)) => {
                 set.work = Work::Acquiring;
                 cx.ask(request, Task::AcquireIdentity(digest, machine));
+                None
+            }
+            // It is tried again at the next event; the end of the restoration is one.
+            Err(ClaimError::Restoring) => {
+                self.wanted.insert(digest);
                 None
             }
             Err(error) => self.on_acquired(cx, digest, Err(error)),

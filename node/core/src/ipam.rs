@@ -279,7 +279,6 @@ impl Ipam {
         if !more {
             self.exhausted = None;
         }
-        let more = more && !fleet.view().life().restoring;
         if !(adopt || more) || cx.now.monotonic < self.retry_at {
             return BlockEnd::None;
         }
@@ -291,6 +290,8 @@ impl Ipam {
                 cx.ask(request, Task::ClaimBlock(machine));
                 BlockEnd::None
             }
+            // It is tried again when the fleet's record changes.
+            Err(ClaimError::Restoring) => BlockEnd::None,
             Err(error) => self.claim_failed(cx, &error),
         }
     }

@@ -259,7 +259,7 @@ impl Records {
                 (Wanted::Absent, None) | (Wanted::Undecided, _) => {}
             }
         }
-        match EndpointWrites::start(fleet.view().schema(), fleet.node().clone(), changes) {
+        match EndpointWrites::start(fleet.view(), fleet.node().clone(), changes) {
             Ok(Some((machine, request))) => {
                 self.round = Some(round);
                 cx.ask(request, Task::WriteRecords(machine));

@@ -78,7 +78,13 @@ impl ServiceBatch {
             return BatchAdded::Alone;
         }
         let bytes = self.bytes + part.then.iter().map(size_of_op).sum::<usize>();
-        let fits = self.txn.conditions.len() + part.conditions.len() <= Txn::MAX_OPS
+        // All of them share the guard of the fleet.
+        let further: Vec<Condition> = part
+            .conditions
+            .into_iter()
+            .filter(|condition| !self.txn.conditions.contains(condition))
+            .collect();
+        let fits = self.txn.conditions.len() + further.len() <= Txn::MAX_OPS
             && self.txn.then.len() + part.then.len() <= Txn::MAX_OPS
             && bytes <= MAX_BYTES;
         if !fits {
@@ -86,7 +92,7 @@ impl ServiceBatch {
         }
         self.written.extend(keys.into_iter().cloned());
         self.bytes = bytes;
-        self.txn.conditions.extend(part.conditions);
+        self.txn.conditions.extend(further);
         self.txn.then.extend(part.then);
         self.services.push(asked);
         self.revisions.push(revision);

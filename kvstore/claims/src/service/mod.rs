@@ -1,7 +1,9 @@
 //! Services: a record, and the claims on its address and ports, always written together.
 //!
 //! Anybody's agent may write them: there is no owner but the record itself. Claims change only in a transaction that also
-//! changes `services/<name>` under its modify revision, so that one comparison fences all.
+//! changes `services/<name>` under its modify revision, so that one comparison fences all. Each such transaction also
+//! demands that no member restores: a name or address that is free until then may be that of a service which is still to
+//! be written again.
 
 mod batch;
 mod pick;
@@ -19,6 +21,7 @@ pub use batch::{BatchAdded, ServiceBatch};
 
 use crate::{
     ClaimError, Entry, FleetView,
+    fleet::SettledFleet,
     machine::{Machine, Next, Protocol, decode, got, or_failed, put},
 };
 
@@ -54,7 +57,8 @@ pub struct ServiceWritten {
 }
 
 /// Writes a service. Ends in [`ClaimError::ServiceChanged`] when another revision is there than expected, and in
-/// [`ClaimError::Taken`] when an address or port that it wants belongs to another.
+/// [`ClaimError::Taken`] when an address or port that it wants belongs to another, and in [`ClaimError::Restoring`] while
+/// members restore.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ServiceWrite {
     schema: Schema,
@@ -74,7 +78,8 @@ pub struct ServiceWrite {
 struct Asked {
     record: ServiceRecord,
     outcome: ServiceOutcome,
-    /// Claims that it reads if it comes to nothing, in this order: those that must be free.
+    /// Claims that it reads if it comes to nothing, in this order, behind the service and the fleet: those that must be
+    /// free.
     looked_at: Vec<ServiceClaim>,
 }
 
@@ -87,8 +92,7 @@ impl ServiceWrite {
         expected: Expected,
     ) -> (Machine<Self>, KvRequest) {
         let mut this = Self::new(view, name, spec, expected);
-        let txn =
-            this.guess(view).unwrap_or_else(|| Txn::new().then(KvOp::Get(this.schema.service(&this.name))));
+        let txn = this.guess(view).unwrap_or_else(|| reads(Txn::new(), Txn::then, &this.schema, &this.name));
         Machine::begin(this, txn)
     }
 
@@ -116,8 +120,9 @@ impl ServiceWrite {
             return None;
         }
         self.check(known.as_ref().map(|known| known.modified)).ok()?;
+        let settled = SettledFleet::known(view).ok()?;
         let record = self.resolve(known.as_ref(), view).ok()?;
-        Some(self.write(known, record))
+        Some(self.write(&settled, known, record))
     }
 
     fn decide(&mut self, answer: &TxnResponse, view: &FleetView) -> Result<Next<ServiceWritten>, ClaimError> {
@@ -133,7 +138,7 @@ impl ServiceWrite {
                 return Ok(Next::Done(ServiceWritten { outcome, record, revision: there.modified }));
             }
             for (index, claim) in looked_at.into_iter().enumerate() {
-                if let Some(there) = got(answer, index + 1)? {
+                if let Some(there) = got(answer, index + READS)? {
                     self.met(there, claim)?;
                 }
             }
@@ -143,8 +148,9 @@ impl ServiceWrite {
             let (record, revision) = (there.record.clone(), there.modified);
             return Ok(Next::Done(ServiceWritten { outcome: ServiceOutcome::Unchanged, record, revision }));
         }
+        let settled = SettledFleet::read(view, got(answer, 1)?)?;
         let record = self.resolve(found.as_ref(), view)?;
-        Ok(Next::Ask(self.write(found, record)))
+        Ok(Next::Ask(self.write(&settled, found, record)))
     }
 
     /// Somebody has the claim already.
@@ -171,7 +177,12 @@ impl ServiceWrite {
     }
 
     /// Fenced by what is there of the service, and by everything that it does not have yet being free.
-    fn write(&mut self, found: Option<Entry<ServiceRecord>>, mut record: ServiceRecord) -> Txn {
+    fn write(
+        &mut self,
+        settled: &SettledFleet,
+        found: Option<Entry<ServiceRecord>>,
+        mut record: ServiceRecord,
+    ) -> Txn {
         let key = self.schema.service(&self.name);
         let (unchanged, before, outcome) = match found {
             Some(there) => {
@@ -182,7 +193,8 @@ impl ServiceWrite {
             None => (Condition::Absent(key.clone()), Vec::new(), ServiceOutcome::Created),
         };
         let claims = record.claims();
-        let mut txn = Txn::new().when(unchanged).then(put(key.clone(), &record)).otherwise(KvOp::Get(key));
+        let txn = Txn::new().when(settled.condition()).when(unchanged).then(put(key, &record));
+        let mut txn = reads(txn, Txn::otherwise, &self.schema, &self.name);
         let mut looked_at = Vec::new();
         let claimed = ServiceClaimRecord { service: self.name.clone(), unknown: Default::default() };
         for claim in claims.iter().filter(|claim| !before.contains(claim)) {
@@ -231,7 +243,16 @@ impl Protocol for ServiceWrite {
     }
 }
 
-/// Deletes a service and gives back what it has claimed. One that is not there is no error.
+/// Reads the service and the fleet's record, in the branch that `add` adds to.
+fn reads(txn: Txn, add: fn(Txn, KvOp) -> Txn, schema: &Schema, name: &ServiceName) -> Txn {
+    add(add(txn, KvOp::Get(schema.service(name))), KvOp::Get(schema.fleet()))
+}
+
+/// How many records [`reads`] reads.
+const READS: usize = 2;
+
+/// Deletes a service and gives back what it has claimed. One that is not there is no error. Ends in
+/// [`ClaimError::Restoring`] while members restore: one that is not there may be written again.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ServiceRemoval {
     schema: Schema,
@@ -245,14 +266,15 @@ impl ServiceRemoval {
     /// The answer: whether it was there.
     pub fn start(schema: &Schema, name: ServiceName, expected: Expected) -> (Machine<Self>, KvRequest) {
         let this = Self { schema: schema.clone(), name, expected, asked: None };
-        let txn = Txn::new().then(KvOp::Get(this.schema.service(&this.name)));
+        let txn = reads(Txn::new(), Txn::then, &this.schema, &this.name);
         Machine::begin(this, txn)
     }
 
-    fn decide(&mut self, answer: &TxnResponse) -> Result<Next<bool>, ClaimError> {
+    fn decide(&mut self, answer: &TxnResponse, view: &FleetView) -> Result<Next<bool>, ClaimError> {
         if answer.succeeded && self.asked.is_some() {
             return Ok(Next::Done(true));
         }
+        let settled = SettledFleet::read(view, got(answer, 1)?)?;
         let Some(found) = got(answer, 0)? else { return Ok(Next::Done(self.asked.is_some())) };
         if self.asked.is_some_and(|created| created != found.create_revision) {
             // It is gone, and somebody has made another of its name since.
@@ -265,10 +287,11 @@ impl ServiceRemoval {
             return Err(ClaimError::ServiceChanged { service: self.name.clone(), wanted, found });
         }
         let key = found.key.clone();
-        let mut txn = Txn::new()
+        let txn = Txn::new()
+            .when(settled.condition())
             .when(Condition::ModRevision(key.clone(), found.mod_revision))
-            .then(KvOp::Delete(key.clone()))
-            .otherwise(KvOp::Get(key));
+            .then(KvOp::Delete(key));
+        let mut txn = reads(txn, Txn::otherwise, &self.schema, &self.name);
         // A record that cannot be read names no claims: they stay for the next service of the name.
         for claim in decode::<ServiceRecord>(found).iter().flat_map(ServiceRecord::claims) {
             txn = txn.then(KvOp::Delete(self.schema.service_claim(&claim)));
@@ -281,8 +304,8 @@ impl ServiceRemoval {
 impl Protocol for ServiceRemoval {
     type Output = bool;
 
-    fn on_answer(&mut self, answer: &TxnResponse, _view: &FleetView, _draw: u64) -> Next<bool> {
-        or_failed(self.decide(answer))
+    fn on_answer(&mut self, answer: &TxnResponse, view: &FleetView, _draw: u64) -> Next<bool> {
+        or_failed(self.decide(answer, view))
     }
 }
 

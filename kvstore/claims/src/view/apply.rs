@@ -42,7 +42,7 @@ impl FleetView {
             let known = before.remove(&kv.key);
             let base = self.remembered.get(&kv.key).and_then(Option::as_ref);
             let older = base
-                .or(self.outlived.get(&kv.key))
+                .or(self.resurrected.get(&kv.key))
                 .is_some_and(|older| older.mod_revision == kv.mod_revision);
             // A revision names a value only within one store.
             if (known != Some(kv.mod_revision) && !older) || replaced {
@@ -57,7 +57,7 @@ impl FleetView {
                 over.into_keys().filter(|key| !listed.contains_key(key)).map(|key| (key, Revision(0))),
             );
         }
-        self.outlived.retain(|key, _| !replaced && listed.contains_key(key));
+        self.resurrected.retain(|key, _| !replaced && listed.contains_key(key));
         for key in before.into_keys() {
             self.forget(&key, &mut changes);
         }
@@ -108,7 +108,7 @@ impl FleetView {
                     self.put_over(kv, &mut changes);
                 }
                 KvEvent::Delete { key, .. } => {
-                    self.outlived.remove(key);
+                    self.resurrected.remove(key);
                     let known = self.keys.remove(key).is_some();
                     if self.remembered.remove(key).is_some() || known {
                         self.forget(key, &mut changes);

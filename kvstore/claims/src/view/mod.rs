@@ -1,8 +1,10 @@
 //! The picture of the fleet: every record under the fleet's prefix, decoded, fed by lists and events.
 
 mod apply;
-mod lives;
 mod lookup;
+mod remembered;
+mod store_generation;
+
 #[cfg(test)]
 mod tests;
 
@@ -26,7 +28,7 @@ use kvstore_schema::{
 };
 use serde::{Deserialize, Serialize};
 
-pub use lives::{Continuity, OtherFleet};
+pub use store_generation::{Continuity, OtherFleet};
 
 /// A decoded record with its revisions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -112,7 +114,7 @@ pub struct FleetView {
     /// Keys whose record here is remembered: the store has nothing there (`None`), or this, an older copy's.
     pub(crate) remembered: BTreeMap<Key, Option<KeyValue>>,
     /// What an older copy has and the fleet had deleted since: there are no records of it here.
-    pub(crate) outlived: BTreeMap<Key, KeyValue>,
+    pub(crate) resurrected: BTreeMap<Key, KeyValue>,
     /// Every key under the prefix with the revision of its value, good or bad.
     keys: BTreeMap<Key, Revision>,
     rejected: BTreeMap<Key, Rejected>,
@@ -144,7 +146,7 @@ impl FleetView {
             listed: false,
             life: Life::default(),
             remembered: BTreeMap::new(),
-            outlived: BTreeMap::new(),
+            resurrected: BTreeMap::new(),
             keys: BTreeMap::new(),
             rejected: BTreeMap::new(),
             rejections: 0,

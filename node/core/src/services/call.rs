@@ -146,20 +146,12 @@ pub(crate) fn delete(cx: &mut Context, fleet: &Fleet, call: CallId, name: Servic
     }
 }
 
-/// Services are in the store and nowhere else: without the store nothing is promised. While the fleet restores the store,
-/// a name or address that seems free may be that of a service which is still to be written. Refuses the call if not.
+/// Services are in the store and nowhere else: without the store nothing is promised. Refuses the call if it is away.
 fn can_write(cx: &mut Context, fleet: &Fleet, call: CallId, done: &str) -> bool {
-    let restoring = fleet.view().life().restoring;
-    let ready = fleet.is_connected() && fleet.is_registered() && !restoring;
+    let ready = fleet.is_connected() && fleet.is_registered();
     if !ready {
         let reason = fleet.lost().or(fleet.suspect()).or(fleet.halted());
-        let reason = reason.cloned().unwrap_or_else(|| {
-            if restoring {
-                "the fleet writes again what etcd has lost, which takes a minute or two".to_owned()
-            } else {
-                "this node has not joined its fleet yet".to_owned()
-            }
-        });
+        let reason = reason.map_or("this node has not joined its fleet yet", String::as_str);
         let text = format!(
             "services are {done} in etcd, which cannot be done now ({reason}); existing services go on; try again"
         );

@@ -138,8 +138,8 @@ impl CoreLoop {
     }
 
     fn handle(&mut self, pending: &mut Pending, event: Event) {
-        if let Event::Disturbed(keys) = &event {
-            self.log_disturbed(keys);
+        if let Event::ExternallyModified(keys) = &event {
+            self.log_externally_modified(keys);
         }
         let begin = Instant::now();
         let now = self.clock.now();
@@ -157,7 +157,7 @@ impl CoreLoop {
     }
 
     /// Logs entries of the node that another process changed. Entries that the node itself removes are not wanted any more.
-    fn log_disturbed(&self, keys: &BTreeSet<TableKey>) {
+    fn log_externally_modified(&self, keys: &BTreeSet<TableKey>) {
         /// The most names in one line of the log.
         const SHOWN: usize = 8;
         let wanted = self.node.wanted();

@@ -77,7 +77,7 @@ impl UnderlayKeeper {
                 ours.insert(TableKey::BASE);
             }
             if !ours.is_empty() {
-                self.core.event(Event::Disturbed(ours)).await?;
+                self.core.event(Event::ExternallyModified(ours)).await?;
             }
             if changes.underlay || changes.lost {
                 self.look().await?;

@@ -58,7 +58,7 @@ impl Routing {
         cx.changes.addresses.extend(self.underlay.addresses.iter().copied());
         cx.changes.addresses.extend(gateway);
         if let Some(base) = gateway.and_then(|gateway| self.base(&cx.config, gateway)) {
-            cx.kernel.set(Single, base);
+            cx.kernel.set(Single, Some(base));
         }
     }
 

@@ -6,4 +6,5 @@ mod fleets;
 mod guards;
 mod identities;
 mod machines;
+mod restores;
 mod services;

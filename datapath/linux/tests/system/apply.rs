@@ -1,4 +1,4 @@
-//! What is applied is what is observed; applying it again, or by another agent, changes nothing.
+//! What is applied is observed; applying it again, or by another agent, changes nothing.
 
 use std::collections::BTreeMap;
 
@@ -6,9 +6,9 @@ use aya::programs::links::{FdLink, PinnedLink};
 use datapath_linux::{Datapath, LinuxConfig};
 use datapath_plan::{EndpointValue, Entry, EpochScope, Observed, Op, Single, TableKey, Tables};
 
-use crate::stage::{Namespace, Stage, apply, base, endpoint, must, node_with_endpoint};
+use crate::stage::{Namespace, Stage, apply, base, endpoint, gateway, must, node_with_endpoint};
 
-/// The tables that some steps make.
+/// The tables that the operations produce.
 fn wanted(ops: &[Op]) -> Tables {
     let mut tables = Tables::default();
     for op in ops.iter().cloned() {
@@ -20,28 +20,28 @@ fn wanted(ops: &[Op]) -> Tables {
             Op::Put(Entry::Endpoint(id, value)) => {
                 tables.endpoints.insert(id, EndpointValue { attachment: None, ..value });
             }
-            other => panic!("{other:?} makes nothing"),
+            other => panic!("{other:?} puts nothing"),
         }
     }
     tables
 }
 
-/// The kernel's numbers of everything that must outlive an agent.
+/// The kernel's ids of everything that must outlive an agent.
 #[derive(Debug, PartialEq, Eq)]
-struct Numbers {
+struct Ids {
     maps: BTreeMap<String, u32>,
     links: BTreeMap<String, u32>,
     devices: Vec<String>,
 }
 
-fn numbers(stage: &Stage, datapath: &Datapath) -> Numbers {
+fn ids(stage: &Stage, datapath: &Datapath) -> Ids {
     let links = std::fs::read_dir(stage.pin_root.join("links")).expect("the folder of links");
     let links = links.map(|entry| {
         let entry = entry.expect("an entry");
         let link = FdLink::from(PinnedLink::from_pin(entry.path()).expect("a pinned link"));
         (entry.file_name().to_string_lossy().into_owned(), link.info().expect("its info").id())
     });
-    Numbers {
+    Ids {
         maps: datapath.map_list().expect("maps").into_iter().map(|map| (map.name, map.id)).collect(),
         links: links.collect(),
         devices: stage.node.devices(),
@@ -49,10 +49,10 @@ fn numbers(stage: &Stage, datapath: &Datapath) -> Numbers {
 }
 
 #[test]
-fn what_is_applied_is_observed() {
+fn apply_is_observed() {
     let Some(stage) = Stage::new() else { return };
     let workload = Namespace::new("one");
-    stage.play(async || {
+    stage.block_on(async || {
         let mut datapath = stage.open().await;
         assert_eq!(datapath.observe().await.expect("observe"), Observed::default());
 
@@ -66,56 +66,62 @@ fn what_is_applied_is_observed() {
 }
 
 #[test]
-fn applying_again_changes_nothing() {
+fn apply_is_idempotent() {
     let Some(stage) = Stage::new() else { return };
     let workload = Namespace::new("one");
-    stage.play(async || {
+    stage.block_on(async || {
         let mut datapath = stage.open().await;
         let ops = node_with_endpoint(&workload);
         must(&mut datapath, ops.clone()).await;
-        let before =
-            (numbers(&stage, &datapath), inside(&workload), datapath.observe().await.expect("observe"));
+        let before = (
+            ids(&stage, &datapath),
+            addresses_and_routes(&workload),
+            datapath.observe().await.expect("observe"),
+        );
 
         must(&mut datapath, ops).await;
-        let after =
-            (numbers(&stage, &datapath), inside(&workload), datapath.observe().await.expect("observe"));
+        let after = (
+            ids(&stage, &datapath),
+            addresses_and_routes(&workload),
+            datapath.observe().await.expect("observe"),
+        );
         assert_eq!(after, before);
     });
 }
 
 #[test]
-fn the_next_agent_adopts_everything() {
+fn restart_adopts_everything() {
     adoption(|stage| stage.config());
 }
 
 #[test]
-fn the_next_agent_adopts_everything_with_clsact() {
+fn restart_adopts_everything_with_clsact() {
     adoption(|stage| LinuxConfig { force_clsact: true, ..stage.config() });
 }
 
 fn adoption(config: impl Fn(&Stage) -> LinuxConfig + Sync) {
     let Some(stage) = Stage::new() else { return };
     let workload = Namespace::new("one");
-    stage.play(async || {
+    stage.block_on(async || {
         let mut first = stage.open_with(config(&stage)).await;
         must(&mut first, node_with_endpoint(&workload)).await;
-        let before = (numbers(&stage, &first), first.observe().await.expect("observe"));
+        let before = (ids(&stage, &first), first.observe().await.expect("observe"));
         assert!(before.1.broken.is_empty(), "{:?}", before.1.broken);
         drop(first);
-        assert!(workload.pings(crate::stage::gateway(1)), "without an agent");
+        assert!(workload.pings(gateway(1)), "without an agent");
 
         let mut second = stage.open_with(config(&stage)).await;
-        let after = (numbers(&stage, &second), second.observe().await.expect("observe"));
+        let after = (ids(&stage, &second), second.observe().await.expect("observe"));
         assert_eq!(after, before);
-        assert!(workload.pings(crate::stage::gateway(1)), "with the next one");
+        assert!(workload.pings(gateway(1)), "with the next agent");
     });
 }
 
 #[test]
-fn deleting_leaves_only_the_base() {
+fn delete_leaves_only_the_base() {
     let Some(stage) = Stage::new() else { return };
     let workload = Namespace::new("one");
-    stage.play(async || {
+    stage.block_on(async || {
         let mut datapath = stage.open().await;
         let ops = node_with_endpoint(&workload);
         must(&mut datapath, ops.clone()).await;
@@ -135,15 +141,15 @@ fn deleting_leaves_only_the_base() {
         assert_eq!(datapath.observe().await.expect("observe"), expected);
         assert!(!workload.run("ip", &["-o", "link", "show"]).contains("eth0"));
 
-        // What is not there counts as deleted.
+        // Deleting what does not exist succeeds.
         must(&mut datapath, removals).await;
     });
 }
 
 #[test]
-fn one_bad_entry_does_not_take_down_its_neighbours() {
+fn apply_rejects_a_bad_entry_alone() {
     let Some(stage) = Stage::new() else { return };
-    stage.play(async || {
+    stage.block_on(async || {
         let mut datapath = stage.open().await;
         let unknown = datapath_plan::IpcacheValue {
             identity: identity::Identity::WORLD,
@@ -162,9 +168,9 @@ fn one_bad_entry_does_not_take_down_its_neighbours() {
 }
 
 #[test]
-fn large_tables_go_in_batches() {
+fn apply_writes_large_tables_in_batches() {
     let Some(stage) = Stage::new() else { return };
-    stage.play(async || {
+    stage.block_on(async || {
         let mut datapath = stage.open().await;
         let value = |number: u32| datapath_plan::IpcacheValue {
             identity: crate::stage::identity(256 + number % 10),
@@ -191,9 +197,9 @@ fn large_tables_go_in_batches() {
 }
 
 #[test]
-fn epochs_rise_where_they_should() {
+fn epoch_bump_reaches_the_named_shards_only() {
     let Some(stage) = Stage::new() else { return };
-    stage.play(async || {
+    stage.block_on(async || {
         let mut datapath = stage.open().await;
         let epochs = |datapath: &Datapath| -> Vec<u64> {
             let rows = datapath.map_dump(datapath_abi::map_name::EPOCHS).expect("dump");
@@ -205,7 +211,7 @@ fn epochs_rise_where_they_should() {
         let scope =
             EpochScope::Addresses(vec![std::net::Ipv6Addr::LOCALHOST.into(), address.into(), address.into()]);
         must(&mut datapath, vec![Op::BumpEpochs(scope)]).await;
-        // One shard, however often it is named.
+        // A shard is bumped once, however often its addresses are named.
         expected[datapath_abi::epoch_shard_v4(address) as usize] += 1;
         assert_eq!(epochs(&datapath), expected);
 
@@ -215,7 +221,7 @@ fn epochs_rise_where_they_should() {
     });
 }
 
-/// What a workload sees.
-fn inside(workload: &Namespace) -> String {
+/// The addresses and routes of a workload.
+fn addresses_and_routes(workload: &Namespace) -> String {
     workload.run("ip", &["addr", "show"]) + &workload.run("ip", &["route", "show"])
 }

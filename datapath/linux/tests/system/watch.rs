@@ -1,4 +1,4 @@
-//! What others change in the stack is heard: what concerns the underlay, and what concerns things of ours.
+//! Changes of the kernel's stack by others are reported: those of the underlay, and those of our objects.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -10,14 +10,14 @@ use crate::{
     underlay::two_uplinks,
 };
 
-/// Longer than a message takes under any load.
+/// Longer than a netlink message takes under any load.
 const DEADLINE: Duration = Duration::from_secs(10);
 
 async fn open() -> Watch {
     Watch::open(WARREN_ROUTE_PROTOCOL).await.unwrap_or_else(|error| panic!("{}", error.chain()))
 }
 
-/// Looks at the underlay after each change that is heard, until it is as expected.
+/// Waits for reported changes of the underlay until it is as expected.
 async fn until(watch: &mut Watch, former: &Underlay, as_expected: impl Fn(&Underlay) -> bool) -> Underlay {
     let look = async {
         loop {
@@ -30,15 +30,15 @@ async fn until(watch: &mut Watch, former: &Underlay, as_expected: impl Fn(&Under
             }
         }
     };
-    tokio::time::timeout(DEADLINE, look).await.expect("the change is heard")
+    tokio::time::timeout(DEADLINE, look).await.expect("the change is reported")
 }
 
 #[test]
-fn changes_of_the_underlay_are_heard() {
+fn watch_reports_changes_of_the_underlay() {
     let Some(stage) = two_uplinks() else { return };
     let node = &stage.node;
     let ip = |arguments: &str| drop(node.run("ip", &arguments.split(' ').collect::<Vec<_>>()));
-    stage.play(async || {
+    stage.block_on(async || {
         ip("route add default via 192.0.2.254");
         let mut watch = open().await;
         let first = underlay(&UnderlayChoice::Automatic, None).await.expect("a choice");
@@ -48,7 +48,7 @@ fn changes_of_the_underlay_are_heard() {
 
         ip("addr add 192.0.2.2/24 dev first");
         ip("addr del 192.0.2.1/24 dev first");
-        // The default route goes with the network; the next address is promoted on some systems only.
+        // The kernel removes the default route with the network; only some systems promote the next address.
         ip("addr replace 192.0.2.2/24 dev first");
         ip("route replace default via 192.0.2.254");
         let moved = until(&mut watch, &smaller, |now| now.address.to_string() == "192.0.2.2").await;
@@ -78,37 +78,37 @@ fn changes_of_the_underlay_are_heard() {
     });
 }
 
-/// What is heard after some damage, as keys of ours.
+/// Checks which of our objects are reported after some damage.
 fn check_damage(damage: &str, expected: &[TableKey]) {
     let Some(stage) = Stage::new() else { return };
     let workload = Namespace::new("one");
-    stage.play(async || {
+    stage.block_on(async || {
         let mut datapath = stage.open().await;
         let ops = node_with_endpoint(&workload);
         must(&mut datapath, ops.clone()).await;
         let mut watch = open().await;
         stage.node.run("ip", &damage.split(' ').collect::<Vec<_>>());
         let expected: BTreeSet<TableKey> = expected.iter().copied().collect();
-        let mut heard = BTreeSet::new();
+        let mut reported = BTreeSet::new();
         let look = async {
-            while heard != expected {
+            while reported != expected {
                 let Changes { ours, underlay, .. } = watch.next().await.expect("the socket works");
-                assert!(!underlay, "{damage}: what is ours is not the underlay");
-                heard.extend(ours);
+                assert!(!underlay, "{damage}: our objects are not the underlay");
+                reported.extend(ours);
             }
         };
         let in_time = tokio::time::timeout(DEADLINE, look).await;
-        assert!(in_time.is_ok(), "{damage}: {heard:?}");
+        assert!(in_time.is_ok(), "{damage}: {reported:?}");
     });
 }
 
 #[test]
-fn damage_to_what_is_ours_is_heard() {
+fn watch_reports_damage_to_our_objects() {
     let route = TableKey::Route("10.77.1.0/24".parse().expect("a network"));
     check_damage("link del warren_vxlan", &[TableKey::BASE]);
     check_damage("link set warren_host down", &[TableKey::BASE]);
     check_damage("link set warren_vxlan mtu 1300", &[TableKey::BASE]);
-    // With the address go the routes that have it as their source.
+    // The kernel removes the routes that have the address as their source.
     check_damage("addr del 10.77.1.1/32 dev warren_host", &[TableKey::BASE, route]);
     check_damage("link del wrn1", &[TableKey::Endpoint(EndpointId(1))]);
     check_damage("link set wrn1 down", &[TableKey::Endpoint(EndpointId(1))]);
@@ -116,29 +116,29 @@ fn damage_to_what_is_ours_is_heard() {
     check_damage("route del 10.77.1.0/24 proto 112", &[route]);
 }
 
-/// Making things says nothing; what the agent does must not make it look at everything each time.
+/// The agent's own changes must not make it observe everything each time.
 #[test]
-fn what_we_make_is_no_damage() {
+fn watch_ignores_our_own_changes() {
     let Some(stage) = Stage::new() else { return };
     let workload = Namespace::new("one");
-    stage.play(async || {
+    stage.block_on(async || {
         let mut datapath = stage.open().await;
         let mut watch = open().await;
         let ops = node_with_endpoint(&workload);
         must(&mut datapath, ops.clone()).await;
         must(&mut datapath, ops).await;
-        // A mark that is heard after all that.
+        // A change that is reported after all of these.
         stage.node.run("ip", &["link", "add", "mark0", "type", "bridge"]);
-        let mut heard = Changes::default();
+        let mut reported = Changes::default();
         let look = async {
-            while !heard.underlay {
+            while !reported.underlay {
                 let Changes { underlay, ours, lost } = watch.next().await.expect("the socket works");
-                heard.ours.extend(ours);
-                heard.underlay |= underlay;
-                heard.lost |= lost;
+                reported.ours.extend(ours);
+                reported.underlay |= underlay;
+                reported.lost |= lost;
             }
         };
-        tokio::time::timeout(DEADLINE, look).await.expect("the mark is heard");
-        assert_eq!(heard, Changes { underlay: true, ..Changes::default() });
+        tokio::time::timeout(DEADLINE, look).await.expect("the last change is reported");
+        assert_eq!(reported, Changes { underlay: true, ..Changes::default() });
     });
 }

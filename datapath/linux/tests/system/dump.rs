@@ -1,4 +1,4 @@
-//! What can be read: flows and their end, dumps of maps, events.
+//! What can be read from the kernel: flows and their end, dumps of maps, events.
 
 use std::{
     net::{TcpListener, TcpStream, UdpSocket},
@@ -10,22 +10,20 @@ use datapath_linux::{FlowFilter, MAPS};
 use serde_json::json;
 
 use crate::{
-    services::{backend, web},
-    stage::{
-        Namespace, Stage, address, endpoint, endpoint_ops, foundations, gateway, must, node_with_endpoint,
-    },
+    services::{backend, tcp_service},
+    stage::{Namespace, Stage, address, base_ops, endpoint, endpoint_ops, gateway, must, node_with_endpoint},
 };
 
-/// Far beyond every time-out.
-const NEVER_AGAIN_NS: u64 = u64::MAX / 2;
+/// A time beyond every time-out of a flow.
+const FAR_FUTURE_NS: u64 = u64::MAX / 2;
 
 #[test]
-fn flows_are_listed_and_forgotten() {
+fn flows_are_listed_and_collected() {
     let Some(stage) = Stage::new() else { return };
     let workloads = [Namespace::new("one"), Namespace::new("two")];
-    stage.play(async || {
+    stage.block_on(async || {
         let mut datapath = stage.open().await;
-        let mut ops = foundations(1);
+        let mut ops = base_ops(1);
         for (id, workload) in (1..).zip(&workloads) {
             let (id, value) = endpoint(1, id, &workload.path());
             ops.extend(endpoint_ops(id, &value));
@@ -39,8 +37,7 @@ fn flows_are_listed_and_forgotten() {
         assert!(one.pings(gateway(1)));
 
         let filter = FlowFilter { protocol: Some(6), port: Some(7000), ..FlowFilter::default() };
-        let table = datapath.flow_table().expect("a handle");
-        let mut flows = table.list(10, &filter).expect("flows");
+        let mut flows = datapath.flows(10, &filter).expect("flows");
         flows.sort_by_key(|flow| flow.reply);
         let [request, reply] = &flows[..] else { panic!("{flows:?}") };
         assert_eq!((request.source, request.destination), (address(1, 1).into(), address(1, 2).into()));
@@ -51,28 +48,27 @@ fn flows_are_listed_and_forgotten() {
             (false, "local", "endpoint", true)
         );
         assert!(reply.reply);
-        assert_eq!(table.list(1, &FlowFilter::default()).expect("flows").len(), 1, "the limit holds");
-        table.collect(|ended| panic!("nothing is over: {ended:?}")).expect("collect");
+        assert_eq!(datapath.flows(1, &FlowFilter::default()).expect("flows").len(), 1, "the limit holds");
+        assert_eq!(datapath.gc_flows().expect("collect"), [], "no flow has ended");
 
         drop((stream, accepted));
-        let before = table.stats().expect("stats");
-        let mut ended = Vec::new();
-        table.collect_at(NEVER_AGAIN_NS, |batch| ended.extend(batch)).expect("collect");
+        let before = datapath.flow_stats().expect("stats");
+        let ended = datapath.gc_flows_at(FAR_FUTURE_NS).expect("collect");
         let ended: Vec<u8> = ended.iter().map(|ended| ended.flow.protocol).collect();
-        assert!(ended.contains(&1), "the ping ended in silence: {ended:?}");
+        assert!(ended.contains(&1), "the ping flow timed out: {ended:?}");
         assert!(before.entries >= 4 && before.tcp >= 2, "{before:?}");
-        assert_eq!(table.stats().expect("stats").entries, 0);
+        assert_eq!(datapath.flow_stats().expect("stats").entries, 0);
     });
 }
 
 #[test]
-fn every_map_can_be_dumped() {
+fn dump_covers_every_map() {
     let Some(stage) = Stage::new() else { return };
     let workload = Namespace::new("one");
-    stage.play(async || {
+    stage.block_on(async || {
         let mut datapath = stage.open().await;
         must(&mut datapath, node_with_endpoint(&workload)).await;
-        must(&mut datapath, web(&[backend(1, address(1, 1))])).await;
+        must(&mut datapath, tcp_service(&[backend(1, address(1, 1))])).await;
         assert!(workload.pings(gateway(1)));
 
         let own = [map_name::EVENTS, map_name::BUDGETS, map_name::SCRATCH, map_name::FRAGMENTS_V4];
@@ -119,13 +115,13 @@ fn every_map_can_be_dumped() {
 fn drops_are_counted_and_reported() {
     let Some(stage) = Stage::new() else { return };
     let workload = Namespace::new("one");
-    stage.play(async || {
+    stage.block_on(async || {
         let mut datapath = stage.open().await;
-        let mut events = datapath.events().expect("the ring").expect("is taken once");
-        assert!(datapath.events().expect("the ring").is_none(), "and not twice");
+        let mut events = datapath.events().expect("the ring").expect("not taken before");
+        assert!(datapath.events().expect("the ring").is_none(), "the ring is taken once");
         must(&mut datapath, node_with_endpoint(&workload)).await;
 
-        // An address that nobody has, inside the node's own CIDR.
+        // An address of the node's CIDR that no endpoint has.
         workload.enter(|| {
             let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
             socket.send_to(b"anybody there?", (address(1, 99), 9)).expect("send");
@@ -144,29 +140,29 @@ fn drops_are_counted_and_reported() {
     });
 }
 
-/// Prints how long an endpoint takes. Not a check: run it with `--ignored --nocapture`.
+/// Prints how long the creation of an endpoint takes. Run it with `--ignored --nocapture`.
 #[test]
 #[ignore = "a measurement"]
-fn time_to_make_an_endpoint() {
+fn endpoint_creation_time() {
     let Some(stage) = Stage::new() else { return };
     let workloads: Vec<Namespace> = (0..50).map(|_| Namespace::new("many")).collect();
-    stage.play(async || {
+    stage.block_on(async || {
         let mut datapath = stage.open().await;
-        must(&mut datapath, foundations(1)).await;
+        must(&mut datapath, base_ops(1)).await;
         let mut times = Vec::new();
         for (id, workload) in (1..).zip(&workloads) {
             let (id, value) = endpoint(1, id, &workload.path());
             let ops = endpoint_ops(id, &value);
             let start = std::time::Instant::now();
             must(&mut datapath, ops).await;
-            let made = start.elapsed();
+            let created = start.elapsed();
             assert!(workload.pings(gateway(1)));
-            times.push((made, start.elapsed()));
+            times.push((created, start.elapsed()));
         }
         times.sort();
-        let (made, pinged) = times[times.len() / 2];
+        let (created, pinged) = times[times.len() / 2];
         println!(
-            "endpoint, median of {}: made in {made:?}, first ping answered after {pinged:?}",
+            "endpoint, median of {}: created in {created:?}, first ping answered after {pinged:?}",
             times.len()
         );
         println!("slowest: {:?}", times[times.len() - 1]);

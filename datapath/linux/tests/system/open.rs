@@ -1,4 +1,4 @@
-//! Opening: what is adopted, what is refused.
+//! Opening a datapath: what is adopted from an earlier agent or build, and what is refused.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,14 +15,14 @@ use aya::{
 use datapath_abi::{ABI_VERSION, FlowEntry, FlowKey, NodeConfig, V4, map_name};
 use datapath_linux::{Datapath, DatapathError, Flow, FlowFilter, LinuxConfig, cleanup};
 
-use crate::stage::{Namespace, Stage, address, foundations, gateway, must, node_with_endpoint, run};
+use crate::stage::{Namespace, Stage, address, base_ops, gateway, must, node_with_endpoint, run};
 
 fn map_ids(datapath: &Datapath) -> BTreeMap<String, u32> {
     datapath.map_list().expect("maps").into_iter().map(|map| (map.name, map.id)).collect()
 }
 
 #[test]
-fn a_datapath_can_be_moved_to_a_task() {
+fn datapath_is_send() {
     fn is_send<T: Send>(_: T) {}
     is_send(async |mut datapath: Datapath| {
         datapath.observe().await?;
@@ -33,24 +33,24 @@ fn a_datapath_can_be_moved_to_a_task() {
 }
 
 #[test]
-fn one_folder_has_one_owner() {
+fn pin_directory_has_one_owner() {
     let Some(stage) = Stage::new() else { return };
-    stage.play(async || {
+    stage.block_on(async || {
         let first = stage.open().await;
-        let second = Datapath::open(stage.config()).await.expect_err("the folder is taken");
+        let second = Datapath::open(stage.config()).await.expect_err("the directory has an owner");
         assert!(matches!(second, DatapathError::Conflict(_)), "{second}");
         assert!(second.to_string().contains("an agent is at work"), "{second}");
-        cleanup(&stage.config(), false).await.expect_err("its owner is at work");
+        cleanup(&stage.config(), false).await.expect_err("the owner is running");
         drop(first);
         stage.open().await;
     });
 }
 
 #[test]
-fn pins_need_a_bpf_file_system() {
+fn open_requires_bpffs() {
     let Some(stage) = Stage::new() else { return };
     let elsewhere = tempfile::tempdir().expect("a folder");
-    stage.play(async || {
+    stage.block_on(async || {
         let refused =
             Datapath::open(LinuxConfig::at(elsewhere.path())).await.expect_err("no BPF file system");
         assert!(matches!(refused, DatapathError::NoBpffs { .. }), "{refused}");
@@ -59,24 +59,24 @@ fn pins_need_a_bpf_file_system() {
 }
 
 #[test]
-fn opening_needs_root() {
+fn open_requires_root() {
     let Some(stage) = Stage::new() else { return };
-    stage.play(async || {
+    stage.block_on(async || {
         const NOBODY: libc::uid_t = 65534;
-        // SAFETY: plain numbers. The system call, unlike its wrapper in libc, changes this thread alone, and the
+        // SAFETY: the call takes integers only. Unlike the wrapper in libc, it changes this thread alone, and the
         // thread ends with the test.
         assert_eq!(unsafe { libc::syscall(libc::SYS_setresuid, NOBODY, NOBODY, NOBODY) }, 0);
-        let refused = Datapath::open(stage.config()).await.expect_err("nobody may not");
+        let refused = Datapath::open(stage.config()).await.expect_err("an unprivileged user");
         assert!(matches!(refused, DatapathError::NotPermitted(_)), "{refused}");
         assert!(refused.to_string().starts_with("needs root"), "{refused}");
     });
 }
 
 #[test]
-fn another_version_takes_over_what_the_maps_hold() {
+fn handover_takes_over_maps_of_another_version() {
     let Some(stage) = Stage::new() else { return };
     let workload = Namespace::new("one");
-    stage.play(async || {
+    stage.block_on(async || {
         let mut first = stage.open().await;
         must(&mut first, node_with_endpoint(&workload)).await;
         let (before, whole) = (map_ids(&first), first.observe().await.expect("observe"));
@@ -89,37 +89,37 @@ fn another_version_takes_over_what_the_maps_hold() {
             .filter(|(name, id)| before[name] != *id)
             .map(|(name, _)| name)
             .collect();
-        // What every build makes for itself; of the others the layout is the same.
+        // Every build creates these maps itself; the layout of the others is the same.
         let own = [map_name::CONFIG, map_name::EVENTS, map_name::BUDGETS, map_name::SCRATCH];
         assert_eq!(new, own.map(String::from).into());
-        assert_eq!(second.observe().await.expect("observe"), whole, "all is there before any plan");
-        assert!(workload.pings(gateway(1)), "our programs find their configuration");
+        assert_eq!(second.observe().await.expect("observe"), whole, "everything is there before any plan");
+        assert!(workload.pings(gateway(1)), "the new programs find their configuration");
     });
 }
 
 #[test]
-fn what_an_agent_had_no_time_to_say_of_flows_is_said_by_the_next() {
+fn restart_bumps_all_epochs() {
     let Some(stage) = Stage::new() else { return };
     let workload = Namespace::new("one");
-    stage.play(async || {
+    stage.block_on(async || {
         let mut first = stage.open().await;
         must(&mut first, node_with_endpoint(&workload)).await;
         assert!(workload.pings(gateway(1)));
         assert!(flows(&first).iter().all(|flow| flow.current));
         drop(first);
 
-        // Its last entry may be in the kernel without the epochs: what flows were decided by may not hold.
+        // The first agent may have written an entry and died before it bumped the epochs: no flow is valid.
         let second = stage.open().await;
-        assert!(flows(&second).iter().all(|flow| !flow.current), "none is believed");
+        assert!(flows(&second).iter().all(|flow| !flow.current), "all flows are decided again");
         assert!(workload.pings(gateway(1)));
     });
 }
 
 #[test]
-fn flows_that_only_programs_at_work_know_are_carried_and_decided_again() {
+fn handover_carries_flows_written_meanwhile() {
     let Some(stage) = Stage::new() else { return };
     let workload = Namespace::new("one");
-    stage.play(async || {
+    stage.block_on(async || {
         let mut first = stage.open().await;
         must(&mut first, node_with_endpoint(&workload)).await;
         let node = UdpSocket::bind((gateway(1), 0)).expect("the gateway's address is here");
@@ -159,13 +159,13 @@ fn flows_that_only_programs_at_work_know_are_carried_and_decided_again() {
 }
 
 #[test]
-fn a_flow_is_carried_whole_but_for_its_epoch() {
+fn handover_carries_a_flow_entry_but_for_its_epoch() {
     let Some(stage) = Stage::new() else { return };
-    stage.play(async || {
+    stage.block_on(async || {
         let mut first = stage.open().await;
-        must(&mut first, foundations(1)).await;
+        must(&mut first, base_ops(1)).await;
         drop(first);
-        // No two bytes alike: addresses, ports and flags of a translation, and whatever comes later.
+        // Every byte differs: a field that is not copied, or copied to another place, shows.
         let key: [u8; size_of::<FlowKey<V4>>()] = std::array::from_fn(|byte| byte as u8 + 1);
         let mut entry: [u8; size_of::<FlowEntry>()] = std::array::from_fn(|byte| byte as u8 + 100);
         let maps = stage.pin_root.join("maps");
@@ -194,31 +194,31 @@ fn flows(datapath: &Datapath) -> Vec<Flow> {
 }
 
 #[test]
-fn what_another_build_left_that_this_one_does_not_know_goes() {
+fn handover_removes_unknown_maps_and_programs() {
     for force_clsact in [false, true] {
         let Some(stage) = Stage::new() else { return };
         let config = LinuxConfig { force_clsact, ..stage.config() };
-        stage.play(async || {
+        stage.block_on(async || {
             let mut first = stage.open_with(config.clone()).await;
-            must(&mut first, foundations(1)).await;
-            // A map and a program that only the other build knows, and a hook where that one works.
+            must(&mut first, base_ops(1)).await;
+            // A map and a program that only the other build knows, and a hook that the program is attached to.
             run("ip", &["link", "add", "other0", "type", "veth", "peer", "name", "other1"]);
             let pin = |part: &str, name: &str| stage.pin_root.join(part).join(name);
             let map = MapData::from_pin(pin("maps", map_name::COUNTERS)).expect("a map");
             map.pin(pin("maps", "WARREN_LATER")).expect("pin it");
             let mut program = SchedClassifier::from_pin(pin("programs", "from_host")).expect("a program");
             program.pin(pin("programs", "from_later")).expect("pin it");
-            // Kernels before 6.6 have nothing else.
+            // Kernels before 6.6 have no TCX.
             let clsact = force_clsact || SchedClassifier::query_tcx("lo", TcAttachType::Ingress).is_err();
             attach_other(&pin("programs", "from_later"), &pin("links", "other0-from_later"), clsact);
-            assert_eq!(users(&first, "other0").await, 1, "it is at work");
+            assert_eq!(users(&first, "other0").await, 1, "the program is attached");
             drop(first);
 
             let mut second = stage.open_with(config.clone()).await;
-            // The kernel takes a link down in a worker of its own, some time after its last pin has gone.
+            // The kernel detaches a link asynchronously, after its last pin is gone.
             let deadline = Instant::now() + Duration::from_secs(60);
             while users(&second, "other0").await != 0 {
-                assert!(Instant::now() < deadline, "it is still at work");
+                assert!(Instant::now() < deadline, "the program is still attached");
             }
             for part in ["maps", "programs", "links"] {
                 let folder = std::fs::read_dir(stage.pin_root.join(part)).expect("the folder");
@@ -231,7 +231,7 @@ fn what_another_build_left_that_this_one_does_not_know_goes() {
     }
 }
 
-/// Makes the pinned maps say that another build made them.
+/// Makes the pinned configuration claim that another build wrote it.
 fn set_version(stage: &Stage, version: u32) {
     const BYTES: usize = size_of::<NodeConfig>();
     let pin = stage.pin_root.join("maps").join(map_name::CONFIG);
@@ -242,11 +242,11 @@ fn set_version(stage: &Stage, version: u32) {
     map.set(0, value, 0).expect("write it");
 }
 
-/// Attaches a pinned program to `other0` as another build would one that this build does not know.
+/// Attaches a pinned program to `other0`, as another build would attach a program that this build does not know.
 fn attach_other(program: &Path, link_pin: &Path, clsact: bool) {
     if clsact {
         let program = program.display().to_string();
-        // By tc, which names the filter otherwise than we would.
+        // By tc, which gives the filter another name than we would.
         run("tc", &["qdisc", "add", "dev", "other0", "clsact"]);
         let filter = ["egress", "prio", "1", "handle", "1", "bpf", "da", "pinned", &program];
         run("tc", &[&["filter", "add", "dev", "other0"][..], &filter].concat());
@@ -259,8 +259,8 @@ fn attach_other(program: &Path, link_pin: &Path, clsact: bool) {
     link.pin(link_pin).expect("pin");
 }
 
-/// How many programs are at a device's hooks.
+/// The number of programs at a device's hooks.
 async fn users(datapath: &Datapath, device: &str) -> usize {
-    let users = datapath.hook_users(&[device.to_owned()]).await.expect("who is there");
+    let users = datapath.hook_users(&[device.to_owned()]).await.expect("hook users");
     users.iter().filter(|user| user.device == device).count()
 }

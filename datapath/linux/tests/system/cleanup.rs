@@ -1,11 +1,11 @@
-//! `cleanup` takes away everything of ours and nothing else.
+//! `cleanup` removes all our objects and nothing else.
 
 use datapath_linux::{LinuxConfig, cleanup};
 
-use crate::stage::{Namespace, Stage, foundations, must, node_with_endpoint};
+use crate::stage::{Namespace, Stage, base_ops, must, node_with_endpoint};
 
 #[test]
-fn cleanup_takes_ours_and_leaves_the_rest() {
+fn cleanup_removes_only_our_objects() {
     let Some(stage) = Stage::new() else { return };
     let workload = Namespace::new("one");
     let node = &stage.node;
@@ -15,27 +15,27 @@ fn cleanup_takes_ours_and_leaves_the_rest() {
     node.run("ip", &["route", "add", "10.200.0.0/16", "dev", "other", "proto", "113"]);
     let world = || (node.devices(), node.run("ip", &["route", "show"]));
     let before = world();
-    stage.play(async || {
+    stage.block_on(async || {
         let mut datapath = stage.open().await;
         must(&mut datapath, node_with_endpoint(&workload)).await;
         drop(datapath);
 
         let standing = world();
-        let would = cleanup(&stage.config(), true).await.expect("list");
+        let planned = cleanup(&stage.config(), true).await.expect("list");
         assert_eq!(world(), standing, "a dry run touches nothing");
         assert!(stage.pin_root.join("maps").exists());
 
-        let did = cleanup(&stage.config(), false).await.expect("clean up");
+        let done = cleanup(&stage.config(), false).await.expect("clean up");
         let names = |steps: &[datapath_linux::CleanupStep]| -> Vec<String> {
             steps.iter().map(|step| step.what.clone()).collect()
         };
-        assert_eq!(names(&did), names(&would), "a dry run tells what will go");
-        assert!(would.iter().all(|step| !step.done));
-        assert!(did.iter().all(|step| step.done && step.error.is_none()), "{did:#?}");
+        assert_eq!(names(&done), names(&planned), "a dry run lists what will be removed");
+        assert!(planned.iter().all(|step| !step.done));
+        assert!(done.iter().all(|step| step.done && step.error.is_none()), "{done:#?}");
         for what in ["route 10.77.1.0/24", "device warren_host", "device warren_vxlan", "device wrn1"] {
-            assert!(names(&did).contains(&what.to_owned()), "{what} in {did:#?}");
+            assert!(names(&done).contains(&what.to_owned()), "{what} in {done:#?}");
         }
-        assert_eq!(world(), before, "others' things are as they were");
+        assert_eq!(world(), before, "foreign objects are unchanged");
         assert!(!stage.pin_root.exists());
 
         assert_eq!(cleanup(&stage.config(), false).await.expect("again"), [], "nothing is left to do");
@@ -43,13 +43,13 @@ fn cleanup_takes_ours_and_leaves_the_rest() {
 }
 
 #[test]
-fn cleanup_needs_no_pins_to_find_devices() {
+fn cleanup_finds_devices_without_pins() {
     let Some(stage) = Stage::new() else { return };
-    stage.play(async || {
-        must(&mut stage.open().await, foundations(1)).await;
+    stage.block_on(async || {
+        must(&mut stage.open().await, base_ops(1)).await;
         let elsewhere = LinuxConfig::at(stage.pin_root.with_file_name("warren-test-nowhere"));
-        let did = cleanup(&elsewhere, false).await.expect("clean up");
-        assert!(did.iter().all(|step| step.done), "{did:#?}");
+        let done = cleanup(&elsewhere, false).await.expect("clean up");
+        assert!(done.iter().all(|step| step.done), "{done:#?}");
         assert!(!stage.node.run("ip", &["-o", "link", "show"]).contains("warren_"));
     });
 }

@@ -12,7 +12,7 @@ use datapath_abi::{
     service_port_bit,
 };
 
-use crate::{maps, packet::Packet};
+use crate::{context::Packet, maps};
 
 /// As in `linux/socket.h`.
 pub const AF_INET: u8 = 2;

@@ -7,30 +7,17 @@
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![cfg_attr(target_arch = "bpf", allow(internal_features), feature(asm_experimental_arch, core_intrinsics))]
 
-mod affinity;
 mod atomic;
-mod deliver;
-mod direct;
-mod flows;
-mod from_endpoint;
-mod from_host;
-mod from_netdev;
-mod from_overlay;
-mod icmp;
+mod context;
+mod decide;
+mod forward;
+mod hook;
 mod lookup;
 mod maps;
-mod masquerade;
-mod outside;
-mod packet;
-mod programs;
+mod nat;
+mod parse;
 mod report;
-mod reset;
-mod rewrite;
 mod service;
-mod sock;
-mod sock_choice;
-mod to_endpoint;
-mod to_netdev;
 mod xdp;
 
 /// On the host there is nothing to run: the crate builds there so that compiler and lints see it.

@@ -13,7 +13,7 @@ use datapath_abi::{
     SlotBlock, SlotsKey, SocketEntry, SocketKey, Source, V4,
 };
 
-use crate::packet::Scratch;
+use crate::context::Scratch;
 
 /// Hash tables that user space fills are not allocated in advance: a small fleet costs little memory.
 const NO_PREALLOC: usize = aya_ebpf::bindings::BPF_F_NO_PREALLOC as usize;

@@ -6,7 +6,7 @@ use datapath_abi::{
     FlowKey, V4, V6, counter_slot, flow_flags::REPLY,
 };
 
-use crate::{flows, maps, packet::Packet};
+use crate::{context::Packet, decide::flow as flows, maps};
 
 /// Slot of packets that went on.
 pub const FORWARDED: u8 = 0;

@@ -26,10 +26,11 @@ use datapath_packet::{
 };
 
 use crate::{
-    flows::{self, Flow},
+    decide::flow::{self as flows, Flow},
     lookup,
     maps::DROPPED_LPM_V4,
-    masquerade, report,
+    nat::masquerade,
+    report,
 };
 use frame::Frame;
 use packet::Inner;

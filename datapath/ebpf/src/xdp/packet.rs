@@ -6,7 +6,7 @@ use datapath_packet::{
     translated_checksum,
 };
 
-use crate::{rewrite, xdp::frame::Frame};
+use crate::{nat::rewrite, xdp::frame::Frame};
 
 /// A header without options.
 const VERSION_LENGTH: u8 = 0x45;

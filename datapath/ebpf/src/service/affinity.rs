@@ -3,7 +3,7 @@
 use datapath_abi::{AffinityEntry, AffinityKey, FlowKey, ServiceEntry, V4};
 use datapath_packet::flow_hash;
 
-use crate::{flows, maps::AFFINITY, service};
+use crate::{decide::flow as flows, maps::AFFINITY, service};
 
 const SECOND_NS: u64 = 1_000_000_000;
 

@@ -23,7 +23,7 @@ use crate::{
     atomic, lookup,
     maps::{COUNTERS, EVENTS, NAMESPACES, SOCKETS_V4},
     report,
-    sock_choice::{Choice, choose, service_of},
+    service::socket_choice::{Choice, choose, service_of},
 };
 
 /// As in `linux/socket.h`.

@@ -10,8 +10,8 @@ use datapath_abi::{
 use datapath_packet::{ETHERTYPE_IPV4, Halves, Ipv4, Place, Side, TCP, UDP, comes_from, opens};
 
 use crate::{
-    deliver, flows, from_endpoint, lookup, maps::FLOWS_V4, masquerade, outside, packet::Packet,
-    programs::Verdict, rewrite, service,
+    context::Packet, decide::flow as flows, forward::execute as deliver, hook::Verdict, hook::from_endpoint,
+    lookup, maps::FLOWS_V4, nat::masquerade, nat::rewrite, service, service::nodeport as outside,
 };
 
 /// To an endpoint, or left to the stack.

@@ -10,7 +10,7 @@ use aya_ebpf::{
 use datapath_abi::{DropReason, FlowEntry, FlowKey, NodeConfig, V4, flow_flags, node_flags};
 use datapath_packet::{TCP, TRIES, UDP, flow_hash, is_answer_to, is_translatable, masquerade_port, opens};
 
-use crate::{flows::now_ns, lookup, maps::FLOWS_V4, packet::Packet, service};
+use crate::{context::Packet, decide::flow::now_ns, lookup, maps::FLOWS_V4, service};
 
 /// Whether what endpoints send to this address of the world is masqueraded.
 #[inline(always)]

@@ -4,7 +4,10 @@
 use datapath_abi::{DropReason, FlowAction, SourceKind, flow_flags::REWRITE_SRC};
 use datapath_packet::{ETHERTYPE_IPV4, comes_from};
 
-use crate::{deliver, icmp, lookup, maps::FLOWS_V4, packet::Packet, programs::Verdict, rewrite};
+use crate::{
+    context::Packet, forward::execute as deliver, hook::Verdict, lookup, maps::FLOWS_V4, nat::rewrite,
+    parse::icmp,
+};
 
 /// On, with another source where the flow's entry says so. Whatever is not an endpoint's is left alone, and nothing is
 /// counted: `from_endpoint` has.

@@ -12,7 +12,7 @@ use datapath_packet::{
     ETHERNET_BYTES, Ethernet, Halves, Ipv4, Macs, Start, Tcp, Transport, Wire, is_error, ports,
 };
 
-use crate::{flows::Moment, maps::SCRATCH};
+use crate::{decide::flow::Moment, maps::SCRATCH};
 
 /// `PACKET_HOST` of `linux/if_packet.h`.
 const PACKET_HOST: u32 = 0;

@@ -1,5 +1,12 @@
 //! The entry points.
 
+mod from_endpoint;
+mod from_host;
+mod from_netdev;
+mod from_overlay;
+mod to_endpoint;
+mod to_netdev;
+
 use aya_ebpf::{
     bindings::{TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC},
     helpers::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer},
@@ -8,9 +15,7 @@ use aya_ebpf::{
 };
 use datapath_abi::{Direction, DropReason};
 
-use crate::{
-    from_endpoint, from_host, from_netdev, from_overlay, packet::Packet, report, to_endpoint, to_netdev,
-};
+use crate::{context::Packet, report};
 
 /// What becomes of a packet that is not dropped.
 pub enum Verdict {

@@ -6,7 +6,7 @@ use datapath_abi::{
 };
 use datapath_packet::{ETHERTYPE_ARP, ETHERTYPE_IPV4, Halves, Place, Side, comes_from};
 
-use crate::{flows, lookup, maps::FLOWS_V4, packet::Packet, programs::Verdict, rewrite};
+use crate::{context::Packet, decide::flow as flows, hook::Verdict, lookup, maps::FLOWS_V4, nat::rewrite};
 
 /// Out of the device, or not.
 #[inline(always)]

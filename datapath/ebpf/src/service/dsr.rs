@@ -9,9 +9,10 @@ use datapath_abi::{
 use datapath_packet::{Macs, Place, Side, direct_place};
 
 use crate::{
-    flows, lookup,
+    context::Packet,
+    decide::flow as flows,
+    lookup,
     maps::{FLOWS_V4, SERVICES},
-    packet::Packet,
     service,
 };
 

@@ -10,12 +10,17 @@ use datapath_packet::{
 };
 
 use crate::{
-    deliver, direct, flows, icmp, lookup,
-    masquerade::{self, NO_PORT},
-    outside,
-    packet::Packet,
-    programs::Verdict,
-    rewrite, service,
+    context::Packet,
+    decide::flow as flows,
+    forward::execute as deliver,
+    hook::Verdict,
+    lookup,
+    nat::masquerade::{self, NO_PORT},
+    nat::rewrite,
+    parse::icmp,
+    service,
+    service::dsr as direct,
+    service::nodeport as outside,
 };
 
 /// To another endpoint, the tunnel, this node or its routing.

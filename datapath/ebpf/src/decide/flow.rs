@@ -4,7 +4,7 @@ use aya_ebpf::{bindings::BPF_NOEXIST, helpers::bpf_ktime_get_coarse_ns};
 use datapath_abi::{DropReason, EventKind, FlowEntry, FlowKey, V4, epoch_shard_v4, flow_flags::ENDED};
 use datapath_packet::{Halves, Side, TcpState, carry_over, is_current, may_end, opens, tcp_state};
 
-use crate::{atomic, icmp, lookup, maps::FLOWS_V4, packet::Packet, report, rewrite, service};
+use crate::{atomic, context::Packet, lookup, maps::FLOWS_V4, nat::rewrite, parse::icmp, report, service};
 
 /// An entry in the table, for packets like the one it was looked up for.
 #[derive(Clone, Copy)]

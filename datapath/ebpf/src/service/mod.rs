@@ -4,17 +4,26 @@
 //! one that it came with, under which its flow is known. Clients are of this node: wherever their flows go, they are
 //! translated here, in both directions.
 
+pub mod affinity;
+pub mod dsr;
+pub mod nodeport;
+mod socket;
+mod socket_choice;
+
 use datapath_abi::{
     BackendEntry, DropReason, FlowEntry, FrontendKey, ServiceEntry, SlotsKey, V4, flow_flags, service_flags,
 };
 use datapath_packet::{Halves, TCP, flow_hash, opens, slot_of};
 
 use crate::{
-    affinity, flows, icmp, lookup,
+    context::{Facts, Packet, Service},
+    decide::flow as flows,
+    forward::reset,
+    lookup,
     maps::{BACKENDS_V4, FLOWS_V4, FRONTENDS_V4, SERVICES, SLOTS},
-    outside,
-    packet::{Facts, Packet, Service},
-    reset, rewrite,
+    nat::rewrite,
+    parse::icmp,
+    service::nodeport as outside,
 };
 
 /// Whether a backend was chosen for the packet's flow.

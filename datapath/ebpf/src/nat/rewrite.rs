@@ -10,7 +10,7 @@ use datapath_abi::{
 };
 use datapath_packet::{ETHERNET_BYTES, Ipv4, PortPlace, SCTP, UDP, WirePort};
 
-use crate::{maps::FRAGMENTS_V4, packet::Packet};
+use crate::{context::Packet, maps::FRAGMENTS_V4};
 
 /// Whether packets of the entry's direction are rewritten.
 #[inline(always)]

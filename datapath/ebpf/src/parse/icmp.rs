@@ -14,7 +14,7 @@ use datapath_packet::{
     native_checksum, requoted,
 };
 
-use crate::{flows, maps::FLOWS_V4, packet::Packet, report};
+use crate::{context::Packet, decide::flow as flows, maps::FLOWS_V4, report};
 
 /// IP and ICMP header in front of what is quoted.
 const ADDED_BYTES: usize = size_of::<Ipv4>() + size_of::<IcmpError>();

@@ -6,7 +6,10 @@ use datapath_abi::{
 };
 use datapath_packet::{ETHERTYPE_IPV4, Halves, Ipv4, Place, Side, comes_from};
 
-use crate::{deliver, flows, lookup, outside, packet::Packet, programs::Verdict, rewrite, service};
+use crate::{
+    context::Packet, decide::flow as flows, forward::execute as deliver, hook::Verdict, lookup, nat::rewrite,
+    service, service::nodeport as outside,
+};
 
 /// To a local endpoint's device, where `to_endpoint` decides, or into the tunnel.
 #[inline(always)]

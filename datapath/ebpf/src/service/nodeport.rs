@@ -12,10 +12,11 @@ use datapath_abi::{
 use datapath_packet::{Halves, Place, Side, direct_macs, opens};
 
 use crate::{
-    flows, lookup,
+    context::Packet,
+    decide::flow as flows,
+    lookup,
     maps::{SERVICES, SOURCES_LPM_V4},
-    masquerade::{self, NO_PORT},
-    packet::Packet,
+    nat::masquerade::{self, NO_PORT},
     service,
 };
 

@@ -9,11 +9,17 @@ use datapath_abi::{
 use datapath_packet::{ETHERTYPE_IPV4, Place, Side, check_sender, comes_from};
 
 use crate::{
-    deliver::{self, TUNNEL_KEY_BYTES},
-    direct, flows, icmp, lookup, masquerade, outside,
-    packet::Packet,
-    programs::Verdict,
-    rewrite, service,
+    context::Packet,
+    decide::flow as flows,
+    forward::execute::{self as deliver, TUNNEL_KEY_BYTES},
+    hook::Verdict,
+    lookup,
+    nat::masquerade,
+    nat::rewrite,
+    parse::icmp,
+    service,
+    service::dsr as direct,
+    service::nodeport as outside,
 };
 
 /// To an endpoint or to this node, if a member sent it from an address of its own; out by the underlay, if it answers a

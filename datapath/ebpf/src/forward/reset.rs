@@ -6,7 +6,7 @@ use datapath_packet::{
     ETHERNET_BYTES, Ethernet, Ipv4, Macs, PseudoHeader, TCP, Tcp, WirePort, flag, native_checksum,
 };
 
-use crate::{packet::Packet, report};
+use crate::{context::Packet, report};
 
 /// A header without options: where the segment begins.
 const AT_SEGMENT: usize = ETHERNET_BYTES + size_of::<Ipv4>();

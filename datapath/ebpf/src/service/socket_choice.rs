@@ -7,8 +7,8 @@ use datapath_abi::{
 };
 
 use crate::{
-    affinity,
     maps::{SERVICES, SOCKETS_V4},
+    service::affinity,
     service::{backend_at, backend_in_slot, service_at},
 };
 

@@ -8,11 +8,12 @@ use datapath_abi::{DropReason, FlowAction, FlowEntry, NodeConfig, V4, node_flags
 use datapath_packet::{ETHERNET_BYTES, Halves, Ipv4, tunnel_identity};
 
 use crate::{
-    flows::{self, Flow},
-    icmp, lookup,
-    packet::Packet,
-    programs::Verdict,
-    rewrite,
+    context::Packet,
+    decide::flow::{self as flows, Flow},
+    hook::Verdict,
+    lookup,
+    nat::rewrite,
+    parse::icmp,
 };
 
 /// Size of `bpf_tunnel_key` up to and without the local address, which kernels before 6.1 do not know.

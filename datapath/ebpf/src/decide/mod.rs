@@ -1,0 +1,3 @@
+//! What is decided about a packet.
+
+pub mod flow;

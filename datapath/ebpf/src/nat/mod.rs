@@ -1,0 +1,4 @@
+//! Translation of addresses and ports.
+
+pub mod masquerade;
+pub mod rewrite;

@@ -1,0 +1,3 @@
+//! What a packet's headers say.
+
+pub mod icmp;

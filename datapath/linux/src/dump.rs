@@ -248,7 +248,7 @@ impl Datapath {
                 rows(maps.epochs.dump()?, |key, epoch| (*epoch != 0).then(|| (json!(key), json!(epoch))))
             }
             map_name::FLOWS_V4 => {
-                let mut flows = self.flows(usize::MAX, &FlowFilter::default())?;
+                let mut flows = self.flow_table()?.list(usize::MAX, &FlowFilter::default())?;
                 flows.sort_unstable();
                 Ok(flows.into_iter().map(|flow| MapRow { key: flow.key(), value: json!(flow) }).collect())
             }

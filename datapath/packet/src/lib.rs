@@ -5,6 +5,8 @@
 //!
 //! Invariant: nothing here touches a packet in place, a map, a clock or a helper; and nothing can panic, as a
 //! program that can does not load.
+
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 #![no_std]
 
 mod arp;

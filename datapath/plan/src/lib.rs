@@ -2,8 +2,11 @@
 //!
 //! Invariant: pure. `datapath-linux` observes and applies; this crate decides.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
+
 mod base;
 mod capacity;
+mod delta;
 mod difference;
 mod entry;
 mod epochs;
@@ -17,6 +20,7 @@ mod table;
 
 pub use base::{Base, BaseUnderlay, HostRouting, Masquerade, Mode, pod_mtu_bytes};
 pub use capacity::{Limits, PlanError};
+pub use delta::ObservedDelta;
 pub use difference::Difference;
 pub use entry::Entry;
 pub use fake::FakeDatapath;

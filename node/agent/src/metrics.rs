@@ -102,7 +102,7 @@ impl Metrics {
         self.apply_failures.get_or_create(&vec![("kind", word.to_owned())]).inc();
     }
 
-    /// Flow events were lost here: `reader`, `queue` or `decode`. Those lost in the kernel are read there.
+    /// Flow events were lost at `reader` or `decode`. Those lost in the kernel are read there.
     pub fn count_lost_events(&self, place: &'static str, events: u64) {
         if events > 0 {
             self.events_lost.get_or_create(&vec![("where", place.to_owned())]).inc_by(events);

@@ -126,13 +126,15 @@ pub fn snapshot(config: &Config, tasks: &mut Tasks) -> Option<(Option<Box<Snapsh
     Some((former, keeper))
 }
 
-/// What the former agent kept of its endpoints, and where this one keeps what it knows of them.
+/// What the previous agent saved of its endpoints, and where this one saves them.
 pub fn endpoints(config: &Config, tasks: &mut Tasks) -> (Vec<SavedEndpoint>, EndpointKeeper) {
     let folder = config.node.state_dir.join("endpoints");
     let former = endpoints::load(&folder);
-    let (keeper, write) = EndpointKeeper::new(folder);
-    let written = tokio::task::spawn_blocking(write);
-    spawn(tasks, "endpoint files", async { Ok(written.await?) });
+    let (keeper, writers) = EndpointKeeper::new(folder, &former);
+    for writer in writers {
+        let written = tokio::task::spawn_blocking(|| writer.run());
+        spawn(tasks, "endpoint files", async { Ok(written.await?) });
+    }
     (former, keeper)
 }
 

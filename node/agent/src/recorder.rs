@@ -49,12 +49,12 @@ impl Recorder {
         self.inner.checkpoint(node);
     }
 
-    /// The node is about to be told of an event.
-    pub fn before(&mut self, now: Now, event: &Event) {
-        self.inner.before(now, event);
+    /// Records an event that the node is about to handle.
+    pub fn before(&mut self, now: Now, event: &Event, node: &Node) {
+        self.inner.before(now, event, node);
     }
 
-    /// It has been told, and this is what it wants done.
+    /// Records the commands that the node returned.
     pub fn after(&mut self, commands: &[Command], node: &Node) {
         if self.inner.after(commands, node) && !self.inner.sink().state.off.load(Ordering::Relaxed) {
             warn!("the recorder's disk is too slow: events are missing in its log until the next checkpoint");
@@ -222,7 +222,7 @@ mod tests {
             let now = Now { monotonic: Duration::from_millis(number), wall: Duration::from_secs(number) };
             let started = Event::Started { snapshot: None, endpoints: Vec::new() };
             let event = if number == 0 { started } else { Event::Woke };
-            recorder.before(now, &event);
+            recorder.before(now, &event, &node);
             let commands = node.handle(now, event);
             recorder.after(&commands, &node);
         }

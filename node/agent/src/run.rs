@@ -25,7 +25,7 @@ use crate::{
     preflight,
     shell::{
         Clock, Core, CoreLoop, EventHub, EventSources, Kernel, LeaseKeeper, Outlets, Prober, StoreCalls,
-        UnderlayKeeper, UnderlayState, follow, pump,
+        UnderlayKeeper, UnderlayState, collector, follow, pump,
     },
 };
 
@@ -154,7 +154,10 @@ impl Parts {
             keep.await;
             Ok(())
         });
-        let sources = EventSources { reports: kernel.events, ended: kernel.ended };
+        let flows = Arc::new(kernel.flows);
+        let (ended, collect) = collector(flows.clone(), metrics.clone());
+        spawn_until(&stop, &mut tasks, "flow collector", async { Ok(collect.await?) });
+        let sources = EventSources { reports: kernel.events, ended };
         let pumped = pump(sources, core.clone(), hub.clone(), metrics.clone());
         spawn_until(&stop, &mut tasks, "event pump", async { Ok(pumped.await?) });
         let gone = kernel.gone;
@@ -178,6 +181,7 @@ impl Parts {
         let app = App {
             core: core.clone(),
             kernel: kernel.kernel.clone(),
+            flows,
             hub,
             store: store.clone(),
             store_kind: config.store,

@@ -170,14 +170,7 @@ impl Node {
             return;
         }
         for digest in std::mem::take(&mut self.identities.wanted) {
-            // Somebody who is away may have a number for it, and others' numbers may not be in the store again.
-            let known = self.view.identity_labels().contains_key(&digest)
-                || self.identities.sets.get(&digest).is_some_and(|set| set.held.is_some());
-            if (self.view.life().restoring && !known) || self.view.is_disputed(&digest) {
-                self.identities.wanted.insert(digest);
-            } else {
-                self.acquire(digest);
-            }
+            self.acquire(digest);
         }
         let now = self.now.monotonic;
         while let Some((_, digest)) = self.identities.idle.first().filter(|(at, _)| *at <= now).cloned() {
@@ -203,6 +196,8 @@ impl Node {
                 set.work = Work::Acquiring;
                 self.ask(request, Task::Acquire(digest, machine));
             }
+            // Looked at again at the next event; the end of the restoration is one.
+            Err(ClaimError::Restoring) => drop(self.identities.wanted.insert(digest)),
             Err(error) => self.on_acquired(&digest, Err(error)),
         }
     }

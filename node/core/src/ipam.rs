@@ -245,7 +245,6 @@ impl Node {
         if !more {
             self.ipam.exhausted = None;
         }
-        let more = more && !self.view.life().restoring;
         if !(adopt || more) || self.now.monotonic < self.ipam.retry_at {
             return;
         }
@@ -256,6 +255,8 @@ impl Node {
                 self.ipam.claiming = true;
                 self.ask(request, Task::Claim(machine));
             }
+            // Looked at again when the fleet's record changes.
+            Err(ClaimError::Restoring) => {}
             Err(error) => self.no_block(&error),
         }
     }

@@ -3,6 +3,8 @@
 //! Invariant: no clock, socket, file, thread or randomness of its own. The same events at the same times
 //! with the same configuration give the same commands, on any machine.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
+
 mod audit;
 mod check;
 mod command;

@@ -391,6 +391,11 @@ impl Node {
         self.reconciler.wanted()
     }
 
+    /// Everything that the kernel is believed to hold.
+    pub fn applied(&self) -> &Tables {
+        self.reconciler.applied()
+    }
+
     /// Counters since the start.
     pub fn counters(&self) -> &Counters {
         &self.counters

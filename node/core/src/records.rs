@@ -279,7 +279,7 @@ impl Node {
                 (Ok(None), None) | (Err(()), _) => {}
             }
         }
-        match EndpointWrites::start(self.view.schema(), self.config.node.clone(), changes) {
+        match EndpointWrites::start(&self.view, self.config.node.clone(), changes) {
             Ok(Some((machine, request))) => {
                 self.records.round = Some(round);
                 self.ask(request, Task::Write(machine));

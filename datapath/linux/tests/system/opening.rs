@@ -187,7 +187,8 @@ fn flow_map(maps: &Path) -> FlowMap {
 }
 
 fn flows(datapath: &Datapath) -> Vec<Flow> {
-    let mut flows = datapath.flows(usize::MAX, &FlowFilter::default()).expect("flows");
+    let mut flows =
+        datapath.flow_table().expect("a handle").list(usize::MAX, &FlowFilter::default()).expect("flows");
     flows.sort_unstable();
     flows
 }

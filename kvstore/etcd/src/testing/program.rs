@@ -14,6 +14,12 @@ use std::{
 /// Names the etcd to test with, as a path; without it, tests take the `etcd` of the `PATH`.
 const VARIABLE: &str = "WARREN_ETCD";
 
+/// How often a member tells a quiet watch its revision: 10 min by default, longer than a test may wait.
+const PROGRESS_INTERVAL: &str = "500ms";
+/// Both names of that setting: until 3.5, and since 3.6.
+const PROGRESS_VARIABLES: [&str; 2] =
+    ["ETCD_EXPERIMENTAL_WATCH_PROGRESS_NOTIFY_INTERVAL", "ETCD_WATCH_PROGRESS_NOTIFY_INTERVAL"];
+
 /// Says on standard output why tests with etcd are skipped, if they must be.
 ///
 /// # Panics
@@ -67,6 +73,10 @@ pub(super) fn spawn(args: &[String], log: &Path) -> Child {
     let mut command = Command::new(program());
     // etcd reads ETCD_* variables; nobody else's may reach it.
     command.args(args).env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+    // As variables, since etcd only warns of those that its version does not know.
+    for variable in PROGRESS_VARIABLES {
+        command.env(variable, PROGRESS_INTERVAL);
+    }
     if let Some(path) = env::var_os("PATH") {
         command.env("PATH", path);
     }

@@ -160,6 +160,17 @@ fn check_together(config: &Config, places: &BTreeMap<&str, String>, mistakes: &m
     if let Err(error) = fleet_record(config).validate() {
         wrong("fleet.pools", error.to_string().replace("record is not valid: ", ""));
     }
+    let service_pools = config.fleet.service_pools.as_deref().unwrap_or_default();
+    for (key, pools) in
+        [("fleet.pools", config.fleet.pools.as_slice()), ("fleet.service_pools", service_pools)]
+    {
+        for pool in pools.iter().filter(|pool| !pool.is_ipv4()) {
+            wrong(
+                key,
+                format!("{pool} is an IPv6 network, and Warren has no IPv6 yet: use IPv4 networks only"),
+            );
+        }
+    }
     if config.fleet.tunnel_port == config.gossip.port {
         wrong("gossip.port", format!("{} is the tunnel's port too: use another", config.gossip.port));
     }

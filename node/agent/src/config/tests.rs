@@ -113,6 +113,11 @@ fn rules_between_settings() {
         "[etcd]\nendpoints = []",
         "/etc/warren/warren.toml: etcd.endpoints: at least one is needed with store = \"etcd\"",
     );
+    check(
+        "[fleet]\npools = [\"10.42.0.0/16\", \"fd00::/64\"]\nservice_pools = [\"fd01::/112\"]",
+        "/etc/warren/warren.toml: fleet.pools: fd00::/64 is an IPv6 network, and Warren has no IPv6 yet: use IPv4 networks only\n\
+         /etc/warren/warren.toml: fleet.service_pools: fd01::/112 is an IPv6 network, and Warren has no IPv6 yet: use IPv4 networks only",
+    );
     check("[fleet]\npools = []", "/etc/warren/warren.toml: fleet.pools: no pool");
     check(
         "[fleet]\npools = [\"10.1.2.3/16\"]",

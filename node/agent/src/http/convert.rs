@@ -134,11 +134,11 @@ fn service_port(view: core::ServicePortView) -> wire::ServicePortStatus {
     }
 }
 
-pub fn service_outcome(outcome: core::ServiceOutcome) -> wire::ServiceOutcome {
+pub fn service_outcome(outcome: core::ServiceOutcome) -> wire::Outcome {
     match outcome {
-        core::ServiceOutcome::Created => wire::ServiceOutcome::Created,
-        core::ServiceOutcome::Changed => wire::ServiceOutcome::Changed,
-        core::ServiceOutcome::Unchanged => wire::ServiceOutcome::Unchanged,
+        core::ServiceOutcome::Created => wire::Outcome::Created,
+        core::ServiceOutcome::Changed => wire::Outcome::Changed,
+        core::ServiceOutcome::Unchanged => wire::Outcome::Unchanged,
     }
 }
 

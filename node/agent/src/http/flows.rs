@@ -27,7 +27,7 @@ pub async fn flows(
     let coarse =
         FlowFilter { address: None, protocol: query.protocol.map(|protocol| protocol.0), port: query.port };
     let filter = EventFilter::from(query);
-    let flows = app.kernel_read(move |datapath| datapath.flows(usize::MAX, &coarse)).await?;
+    let flows = app.flow_read(move |table| table.list(usize::MAX, &coarse)).await?;
     let wanted = |row: &FlowRow| filter.matches_flow(&row.source, &row.destination, row.protocol);
     let mut rows = rows(flows);
     // Names are dear: they are only given to rows that are shown, unless the filter asks for them.

@@ -13,7 +13,7 @@ mod stream;
 use std::sync::Arc;
 
 use axum::{Router, extract::DefaultBodyLimit};
-use datapath_linux::{Datapath, DatapathError};
+use datapath_linux::{Datapath, DatapathError, FlowTable};
 use kvstore_store::Store;
 use node_api::{ApiError, ErrorKind};
 use tokio::sync::{Semaphore, watch};
@@ -24,7 +24,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use crate::{
     config::StoreKind,
     metrics::Metrics,
-    shell::{Clock, Core, EventHub, GossipLink, Kernel, LeaseKeeper, UnderlayState},
+    shell::{Clock, Core, EventHub, GossipLink, Kernel, LeaseKeeper, Stopping, UnderlayState},
 };
 use error::Failure;
 
@@ -39,6 +39,7 @@ const MAX_KERNEL_READS: usize = 4;
 pub struct App {
     pub core: Core,
     pub kernel: Kernel,
+    pub flows: Arc<FlowTable>,
     pub hub: EventHub,
     pub store: Arc<dyn Store>,
     pub store_kind: StoreKind,
@@ -63,13 +64,24 @@ impl Default for KernelReads {
 }
 
 impl App {
-    /// Reads the kernel in its turn.
+    /// Reads the kernel on its thread, after what was requested before.
     async fn kernel_read<T: Send + 'static>(
         &self,
         read: impl FnOnce(&mut Datapath) -> Result<T, DatapathError> + Send + 'static,
     ) -> Result<T, Failure> {
         let _permit = self.kernel_reads.0.acquire().await.expect("the semaphore is never closed");
         Ok(self.kernel.query(read).await??)
+    }
+
+    /// Reads the flow table, beside the kernel's thread.
+    async fn flow_read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&FlowTable) -> Result<T, DatapathError> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let _permit = self.kernel_reads.0.acquire().await.expect("the semaphore is never closed");
+        let flows = self.flows.clone();
+        let read = tokio::task::spawn_blocking(move || read(&flows));
+        Ok(read.await.map_err(|_| Stopping)??)
     }
 }
 

@@ -6,11 +6,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use datapath_plan::TableKey;
-use node_core::{CallError, CallId, Command, Event, Node, Now, Reply, SavedEndpoint, Snapshot};
-use tokio::sync::{mpsc, oneshot};
+use datapath_plan::{EndpointId, Op, Plan, TableKey};
+use identity::EndpointName;
+use node_core::{Call, CallError, CallId, Command, Event, Node, Now, Reply, SavedEndpoint, Snapshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info};
+use tracing::{debug, error, info, warn};
 
 use super::{GossipLink, Input, Kernel, LeaseKeeper, Order, Prober, Sign, StoreCalls};
 use crate::{
@@ -75,10 +79,21 @@ pub struct CoreLoop {
     pub stop: CancellationToken,
 }
 
+/// How long a plan that attaches endpoints waits for their files. Longer, and a disk that hangs would keep everything else
+/// in the plan from the kernel.
+const FILE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// A call without an answer yet.
+struct PendingCall {
+    answer: oneshot::Sender<Result<Reply, CallError>>,
+    /// The answer waits for the files of endpoints of this name.
+    endpoint: Option<EndpointName>,
+}
+
 /// What the loop remembers between events.
 #[derive(Default)]
 struct Pending {
-    calls: BTreeMap<CallId, oneshot::Sender<Result<Reply, CallError>>>,
+    calls: BTreeMap<CallId, PendingCall>,
     last_call: u64,
     wake_at: Option<Duration>,
 }
@@ -112,7 +127,7 @@ impl CoreLoop {
                     pending.last_call += 1;
                     let id = CallId(pending.last_call);
                     debug!(call = id.0, ?call, "called");
-                    pending.calls.insert(id, answer);
+                    pending.calls.insert(id, PendingCall { answer, endpoint: endpoint_of(&call) });
                     self.handle(&mut pending, Event::Called(id, call));
                 }
             }
@@ -129,7 +144,7 @@ impl CoreLoop {
         let begin = Instant::now();
         let now = self.clock.now();
         if let Some(recorder) = &mut self.recorder {
-            recorder.before(now, &event);
+            recorder.before(now, &event, &self.node);
         }
         let commands = self.node.handle(now, event);
         if let Some(recorder) = &mut self.recorder {
@@ -156,7 +171,7 @@ impl CoreLoop {
     fn carry_out(&mut self, pending: &mut Pending, command: Command) {
         let Outlets { kernel, store, lease, gossip, prober, snapshots, endpoints } = &self.outlets;
         match command {
-            Command::Apply(plan) => kernel.order(Order::Apply(plan)),
+            Command::Apply(plan) => apply(plan, kernel, endpoints),
             Command::Observe => kernel.order(Order::Observe),
             Command::Kv(id, request) => store.request(id, request),
             Command::KeepAlive { key, value, ttl, fence } => lease.keep(Sign { key, value, ttl, fence }),
@@ -183,12 +198,52 @@ impl CoreLoop {
             }
             Command::PersistEndpoint(id, saved) => endpoints.keep(id, saved),
             Command::Reply(id, result) => match pending.calls.remove(&id) {
-                // Whoever called may have gone; what was done stays done.
-                Some(answer) => endpoints.then(move || drop(answer.send(result))),
+                // The caller may have gone meanwhile.
+                Some(PendingCall { answer, endpoint: None }) => drop(answer.send(result)),
+                Some(PendingCall { answer, endpoint: Some(name) }) => {
+                    endpoints.when_named_written(&name, move || drop(answer.send(result)));
+                }
                 None => error!(call = id.0, "answer to a call that is not waiting"),
             },
             Command::WakeAt(at) => pending.wake_at = Some(at),
             Command::Halt(reason) => info!(reason, "node halted: the kernel is kept as it is"),
         }
     }
+}
+
+/// The endpoint that a call is about.
+fn endpoint_of(call: &Call) -> Option<EndpointName> {
+    match call {
+        Call::EndpointAdd(spec) => Some(spec.name.clone()),
+        Call::EndpointDelete(name) | Call::EndpointDrain(name) => Some(name.clone()),
+        Call::NodeRemove(_)
+        | Call::CidrRelease(_)
+        | Call::ServicePut { .. }
+        | Call::ServiceDelete { .. }
+        | Call::Audit { .. } => None,
+    }
+}
+
+/// Has a plan applied, once the files of the endpoints that it attaches are written.
+fn apply(plan: Plan, kernel: &Kernel, endpoints: &EndpointKeeper) {
+    let attached = |op: &Op| match op {
+        Op::PutEndpoint(id, _) => Some(*id),
+        _ => None,
+    };
+    let attached: Vec<EndpointId> = plan.ops.iter().filter_map(attached).collect();
+    if attached.is_empty() {
+        return kernel.order(Order::Apply(plan));
+    }
+    let (written, all_written) = oneshot::channel();
+    endpoints.when_written(attached, move || {
+        // The task may have stopped waiting.
+        let _ = written.send(());
+    });
+    let kernel = kernel.clone();
+    tokio::spawn(async move {
+        if timeout(FILE_PATIENCE, all_written).await.is_err() {
+            warn!(waited = ?FILE_PATIENCE, "endpoint files are not written yet; endpoints are attached without them");
+        }
+        kernel.order(Order::Apply(plan));
+    });
 }

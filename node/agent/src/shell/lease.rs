@@ -2,12 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
+use backon::BackoffBuilder;
 use kvstore_schema::{Condition, Key, KvOp, LeaseId, Txn};
 use kvstore_store::{Store, StoreError};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::backoff::Backoff;
+use super::RETRIES;
 use crate::metrics::Metrics;
 
 /// The key, its value and its lease's time to live.
@@ -73,7 +74,7 @@ async fn keep(
     report: watch::Sender<LeaseState>,
     metrics: Arc<Metrics>,
 ) {
-    let mut backoff = Backoff::new();
+    let mut retries = RETRIES.build();
     let mut lease: Option<LeaseId> = None;
     let mut written = false;
     loop {
@@ -85,7 +86,7 @@ async fn keep(
         };
         let pause = match advance(&*store, &sign, &mut lease, &mut written).await {
             Ok(()) => {
-                backoff.reset();
+                retries = RETRIES.build();
                 if !report.borrow().held {
                     info!(key = %sign.key, "sign of life is held");
                 }
@@ -102,7 +103,7 @@ async fn keep(
                     warn!(%error, "sign of life is not held; tried again until it is");
                 }
                 report.send_replace(LeaseState { held: false, error: Some(error.to_string()) });
-                backoff.step()
+                retries.next().expect("attempts are not limited")
             }
         };
         tokio::select! {

@@ -5,9 +5,10 @@
 //! never waits for anybody. What it hands on goes to places that are bounded by the protocol (one plan or
 //! observation at a time) or that keep only the newest (facts, sign of life).
 
-mod backoff;
+mod collector;
 mod core_loop;
 mod events;
+mod follow;
 mod gossip;
 mod kernel;
 mod lease;
@@ -16,17 +17,30 @@ mod prober;
 mod store;
 mod underlay;
 
+use std::time::Duration;
+
+use backon::ExponentialBuilder;
 use node_core::{Call, CallError, CallErrorKind, Event, Node, Reply};
 use tokio::sync::{mpsc, oneshot};
 
+pub use collector::collector;
 pub use core_loop::{Clock, CoreLoop, Outlets};
 pub use events::{EventHub, EventSources, name_party, pump};
+pub use follow::follow;
 pub use gossip::GossipLink;
 pub use kernel::{Kernel, KernelGone, Order};
 pub use lease::{LeaseKeeper, Sign};
 pub use prober::Prober;
-pub use store::{StoreCalls, follow};
+pub use store::StoreCalls;
 pub use underlay::{UnderlayKeeper, UnderlayState, known as known_underlay};
+
+/// Pauses after a failed attempt on the store: 50 to 100 ms, since a member that restarts is back in a moment, doubling up
+/// to 2.5 to 5 s. The jitter spreads a fleet whose etcd comes back.
+const RETRIES: ExponentialBuilder = ExponentialBuilder::new()
+    .with_min_delay(Duration::from_millis(50))
+    .with_max_delay(Duration::from_millis(2_500))
+    .with_jitter()
+    .without_max_times();
 
 /// Events that wait for the node. A full queue means that the node is the bottleneck; then the store's
 /// watch, gossip and API calls wait, and the kernel's events are dropped and counted.

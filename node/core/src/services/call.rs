@@ -127,21 +127,14 @@ impl Node {
         }
     }
 
-    /// Services are in the store and nowhere else: without it nothing is promised. While the fleet makes it whole again, a
-    /// name or address that is free there may be that of a service which is still to be written.
+    /// Services are in the store and nowhere else: without it nothing is promised.
     fn can_write(&mut self, call: CallId, done: &str) -> bool {
-        let restoring = self.view.life().restoring;
-        let ready = self.store.connected && self.membership.registered() && !restoring;
+        let ready = self.store.connected && self.membership.registered();
         if !ready {
             let reason =
                 self.store.lost.as_ref().or(self.store.suspect.as_ref()).or(self.membership.halted.as_ref());
-            let reason = reason.cloned().unwrap_or_else(|| {
-                if restoring {
-                    "the fleet writes again what etcd has lost, which takes a minute or two".to_owned()
-                } else {
-                    "this node has not joined its fleet yet".to_owned()
-                }
-            });
+            let reason =
+                reason.cloned().unwrap_or_else(|| "this node has not joined its fleet yet".to_owned());
             let text = format!(
                 "services are {done} in etcd, which cannot be done now ({reason}); those that are there go on; try again"
             );

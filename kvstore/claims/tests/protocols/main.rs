@@ -1,0 +1,6 @@
+//! The protocols one by one over the in-memory store: what is written, what is refused, and in which words.
+
+mod bench;
+mod guards;
+mod machines;
+mod services;

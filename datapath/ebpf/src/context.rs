@@ -1,163 +1,230 @@
-//! A packet at a hook: its bytes, and what has been found out about it so far.
+//! What a program run knows of its packet.
 
 use core::ops::{Deref, DerefMut};
 
 use aya_ebpf::{
     bindings::__sk_buff,
+    btf_maps::PerCpuArray,
     helpers::{bpf_csum_diff, bpf_skb_change_type, bpf_skb_pull_data},
+    macros::btf_map,
     programs::TcContext,
 };
-use datapath_abi::{Direction, DropReason, FlowKey, MacBytes, V4};
-use datapath_packet::{
-    ETHERNET_BYTES, Ethernet, Halves, Ipv4, Macs, Start, Tcp, Transport, Wire, is_error, ports,
-};
+use datapath_abi::{Direction, DropReason, FlowKey, MacBytes, PolicyVerdict, V4};
+use datapath_packet::{ETHERNET_BYTES, EpochSnapshot, FlowEnd, FlowPair, Ipv4, Macs, Wire};
 
-use crate::{decide::flow::Moment, maps::SCRATCH};
+use crate::buffer::Buffer;
 
 /// `PACKET_HOST` of `linux/if_packet.h`.
 const PACKET_HOST: u32 = 0;
-/// Offset (8 bytes) of a fragment that would begin inside the TCP header.
-const TCP_OVERWRITING_OFFSET: u16 = 1;
 
-/// One per program run.
+#[btf_map(name = "WARREN_SCRATCH")]
+static CONTEXTS: PerCpuArray<PacketContext, 1> = PerCpuArray::new();
+
+/// The packet of this program run: the kernel's, and what is known of it.
 pub struct Packet {
     skb: *mut __sk_buff,
-    scratch: *mut Scratch,
+    context: *mut PacketContext,
 }
 
-/// Where a program run keeps what does not fit on its stack.
+/// What is known of the packet. Filled in step by step; a drop is reported with all of it.
 ///
-/// It is this CPU's own: programs do not interrupt one another on a CPU. And it is a map, of whose content the verifier
-/// knows nothing: on the stack it would follow each protocol that a packet may have through everything that comes after.
-pub struct Scratch {
-    facts: Facts,
-    /// The packet's IP header as it came.
-    ip: Ipv4,
-    /// The decision about the packet.
-    pub halves: Halves,
-}
-
-/// What is known of a packet, filled in as it is learnt: a drop is reported with all of it.
-#[derive(Clone, Copy)]
-pub struct Facts {
-    /// Its flow and direction.
+/// There is one for each CPU, in a map: programs do not interrupt one another on a CPU. The stack is too small for it, and
+/// the verifier knows nothing of a map's content. On the stack the verifier would follow each value that a packet may have
+/// through everything that comes after.
+///
+/// The first fields are cleared for every packet, those of the decision for every packet whose flow is not known. The last
+/// ones are written before they are read.
+pub struct PacketContext {
+    /// The packet's flow and direction. During a decision: the key of what is evaluated (see [`Self::reply_key`] and
+    /// [`Self::pre_dnat_key`]).
     pub key: FlowKey<V4>,
-    /// Of the sender, once looked up.
+    /// Identity of the sender, 0 until it is known.
     pub src_identity: u32,
-    /// Of the receiver, once looked up.
+    /// Identity of the receiver, 0 until it is known.
     pub dst_identity: u32,
-    /// The node that sent it through the tunnel, 0 elsewhere.
+    /// Underlay address of the node that sent the packet through the tunnel, 0 at other hooks.
     pub outer_src: V4,
-    /// What the way onwards carries, once it is known that this is longer.
-    pub mtu_bytes: u32,
-    /// What was decided to become of it: a word of `deliver`.
-    pub verdict: u64,
-    /// When its flow was decided.
-    pub moment: Moment,
-    /// The VNI that it came with, 0 elsewhere.
+    /// The VNI that the packet came with, 0 at other hooks.
     pub vni: u32,
-    /// The number of the service port that it goes to; 0: none, or it was not asked.
-    pub port_number: u32,
-    /// The backend that was chosen for it.
-    pub service: Service,
-    /// The key of its flow's first direction while that is decided, before it was given a backend's address.
-    pub asked: FlowKey<V4>,
-    /// Its own key while it is decided as if it went the other way.
-    pub answer: FlowKey<V4>,
-    /// Whether it is.
-    pub is_turned: bool,
-    /// What an entry that holds no more says of its flow as a service's.
-    pub stale: Service,
-    /// Why it is dropped.
-    pub reason: u8,
-    /// Where the header behind that of IP begins: at 74 at the most. (A byte, so that the verifier knows a bound.)
-    pub transport: u8,
-    /// Which way it goes.
+    /// What the way onwards carries, once it is known that the packet is longer.
+    pub mtu_bytes: u32,
+    /// The backend that another node has chosen for the packet, by direct server return.
+    pub dsr_address: V4,
+    /// The port of that backend.
+    pub dsr_port_be: [u8; 2],
+    /// Whether another node has chosen the backend, by direct server return.
+    pub is_dsr: bool,
+    /// Why the packet is dropped; 0: it is not.
+    pub drop_reason: u8,
+    /// Which way the packet goes, seen from the endpoint.
     pub direction: Direction,
-    /// 4 once it is known to be IPv4, else 0.
+    /// 4 once the packet is known to be IPv4, else 0.
     pub family: u8,
+    /// Where the transport header begins: at 74 at the most. (A byte, so that the verifier knows a bound.)
+    pub transport_offset: u8,
+    /// Bytes of the transport header: TCP and what has ports.
+    pub transport_bytes: u8,
     /// TCP flags, 0 for other protocols.
     pub tcp_flags: u8,
-    /// Bytes of the header behind that of IP, where it matters: TCP and what has ports.
-    pub transport_bytes: u8,
-    /// Whether it is a fragment that has no header behind that of IP.
-    pub is_rest: bool,
-    /// Whether it is an ICMP error, about another packet.
-    pub is_error: bool,
-    /// Whether its sender, who comes from outside, has an address of the fleet.
-    pub is_from_fleet: bool,
-    /// Whether it came to an address of the node that the fleet does not know.
-    pub is_at_other_address: bool,
-    /// Whether its backend answers the client itself.
-    pub is_direct: bool,
-    /// That backend's address, where another node has chosen it.
-    pub direct_address: V4,
-    /// And its port.
-    pub direct_port_be: [u8; 2],
-    /// The port of this node that its flow gets as source; zeros: none yet.
-    pub own_port_be: [u8; 2],
-    /// The one to take if none is free: its flow has ended, and rests; zeros: none.
-    pub ended_port_be: [u8; 2],
-    /// Whether no other is looked for.
+    /// Whether the packet is a fragment without transport header.
+    pub is_later_fragment: bool,
+    /// Whether the packet is an ICMP error, about another packet.
+    pub is_icmp_error: bool,
+
+    /// What the flow table knew of the packet's flow.
+    pub previous: PreviousEntry,
+    /// Which proof there is of the sender that is evaluated.
+    pub origin: Origin,
+    /// Whether a reply is evaluated as the original direction of its flow.
+    pub is_evaluated_as_original: bool,
+    /// The service port that the packet goes to; 0: none.
+    pub service_id: u32,
+    /// The backend that is chosen for the packet's flow.
+    pub backend: Backend,
+    /// Whether the chosen backend comes from the table of a service with affinity.
+    pub is_affinity_new: bool,
+    /// Whether the external client has an address of the fleet.
+    pub is_fleet_client: bool,
+    /// Whether the packet came to an address of this node that the fleet does not know.
+    pub is_at_unlisted_address: bool,
+    /// Whether the backend is to answer the external client itself (direct server return).
+    pub is_dsr_wanted: bool,
+    /// Whether the destination is outside of the fleet.
+    pub is_to_outside: bool,
+    /// Whether a workload asks for a node port of another node.
+    pub is_to_remote_node_port: bool,
+    /// The source that the flow gets.
+    pub snat_address: V4,
+    /// The port that the flow gets as its source; zeros: none, source NAT does not happen.
+    pub snat_port_be: [u8; 2],
+    /// The port of an ended flow, to be taken if none is free; zeros: none.
+    pub reusable_port_be: [u8; 2],
+    /// Whether the search for a port is over.
     pub is_port_chosen: bool,
+
+    /// The verdict about the packet, as a word of `Verdict`.
+    pub verdict: u64,
+    /// What policy said of the flow.
+    pub policy_verdict: PolicyVerdict,
+    /// Shards and epochs of the addresses of [`Self::key`].
+    pub epochs: EpochSnapshot,
+    /// The key that the packet came with, while a reply is evaluated as the original direction.
+    pub reply_key: FlowKey<V4>,
+    /// The key with the frontend as its destination, once a backend is chosen.
+    pub pre_dnat_key: FlowKey<V4>,
+    /// The end that sends what is evaluated.
+    pub from: FlowEnd,
+    /// The end that gets what is evaluated.
+    pub to: FlowEnd,
+    /// The end that sent the reply, while the reply is evaluated as the original direction.
+    pub replier: FlowEnd,
+    /// The packet's IP header as it came.
+    ip: Ipv4,
+    /// Both entries, as decided.
+    pair: FlowPair,
 }
 
-/// A flow's backend, and the frontend that its client went to.
+/// By which proof the sender is known, of the direction that is evaluated.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Origin {
+    /// None: whoever answers by the underlay interface to a port of this node's.
+    Unproven = 0,
+    /// The endpoint's own device.
+    Endpoint,
+    /// The tunnel, and the sending node's addresses.
+    Node,
+    /// The tunnel: a node that has chosen the backend for an external client.
+    DsrNode,
+    /// This node's own stack, to endpoints and other nodes.
+    Host,
+    /// This node's own stack, to an endpoint of this node, for whoever the address belongs to.
+    Stack,
+    /// A client outside of the fleet, to a service: none is needed.
+    External,
+    /// Without a tunnel, the address of another node's endpoint.
+    Native,
+}
+
+/// A service's backend; all zeros: none.
 #[derive(Clone, Copy)]
-pub struct Service {
-    /// The backend's number; 0: the flow is no service's, or nothing is known.
-    pub backend: u32,
-    /// The frontend's address.
-    pub frontend: V4,
-    /// The frontend's port.
-    pub frontend_port_be: [u8; 2],
-    /// The backend's port.
-    pub port_be: [u8; 2],
-    /// The backend's address.
+pub struct Backend {
+    pub id: u32,
     pub address: V4,
-    /// Whether the packet goes from the backend to the client.
-    pub is_reply: bool,
-    /// Whether both its source and its destination are replaced.
-    pub is_on_both_sides: bool,
-    /// Whether the client is outside.
-    pub is_from_outside: bool,
-    /// Whether the backend answers the client itself, elsewhere.
-    pub is_direct: bool,
+    pub port_be: [u8; 2],
 }
 
-const NO_KEY: FlowKey<V4> =
-    FlowKey { src: [0; 4], dst: [0; 4], src_port_be: [0; 2], dst_port_be: [0; 2], protocol: 0, pad: [0; 3] };
+/// What the entry of the packet's key said of the flow when it held no more, or the entry of the opposite direction when
+/// that one alone was left. It says what a decision must not forget: which direction is the original one, and which backend
+/// the flow has.
+#[derive(Clone, Copy)]
+pub struct PreviousEntry {
+    /// The key of the original direction, of a translated flow.
+    pub original_key: FlowKey<V4>,
+    /// The flow's backend.
+    pub backend: Backend,
+    /// Whether the flow table was asked for the packet's key and had nothing.
+    pub is_absent: bool,
+    /// Whether the packet goes in the direction opposite to the flow's first packet.
+    pub is_reply: bool,
+    /// Whether packets of this direction are translated.
+    pub is_translated: bool,
+    /// Whether both their source and their destination are.
+    pub is_translated_at_both_ends: bool,
+    /// Whether the flow's client is external.
+    pub is_of_external_client: bool,
+}
 
-impl Service {
-    /// Of a flow that is none's.
-    const NONE: Self = Self {
-        backend: 0,
-        frontend: [0; 4],
-        frontend_port_be: [0; 2],
-        port_be: [0; 2],
-        address: [0; 4],
-        is_reply: false,
-        is_on_both_sides: false,
-        is_from_outside: false,
-        is_direct: false,
-    };
+impl PacketContext {
+    /// Clears what must be clear for every packet.
+    #[inline(always)]
+    fn reset(&mut self, direction: Direction) {
+        self.key = FlowKey::default();
+        (self.src_identity, self.dst_identity) = (0, 0);
+        (self.outer_src, self.vni, self.mtu_bytes) = ([0; 4], 0, 0);
+        (self.dsr_address, self.dsr_port_be, self.is_dsr) = ([0; 4], [0; 2], false);
+        (self.drop_reason, self.direction, self.family) = (0, direction, 0);
+        (self.transport_offset, self.transport_bytes, self.tcp_flags) = (0, 0, 0);
+        (self.is_later_fragment, self.is_icmp_error) = (false, false);
+    }
+
+    /// Clears what must be clear before a decision.
+    #[inline(never)]
+    pub fn reset_decision(&mut self) {
+        const NO_BACKEND: Backend = Backend { id: 0, address: [0; 4], port_be: [0; 2] };
+        self.previous = PreviousEntry {
+            original_key: FlowKey::default(),
+            backend: NO_BACKEND,
+            is_absent: false,
+            is_reply: false,
+            is_translated: false,
+            is_translated_at_both_ends: false,
+            is_of_external_client: false,
+        };
+        (self.origin, self.is_evaluated_as_original) = (Origin::Unproven, false);
+        (self.service_id, self.backend, self.is_affinity_new) = (0, NO_BACKEND, false);
+        (self.is_fleet_client, self.is_at_unlisted_address) = (false, false);
+        (self.is_dsr_wanted, self.is_to_outside, self.is_to_remote_node_port) = (false, false, false);
+        (self.snat_address, self.snat_port_be, self.reusable_port_be) = ([0; 4], [0; 2], [0; 2]);
+        self.is_port_chosen = false;
+    }
 }
 
 impl Deref for Packet {
-    type Target = Facts;
+    type Target = PacketContext;
 
     #[inline(always)]
-    fn deref(&self) -> &Facts {
-        // SAFETY: a live map value, written whole in `new`, of which there is this one handle.
-        unsafe { &(*self.scratch).facts }
+    fn deref(&self) -> &PacketContext {
+        // SAFETY: a live map value of which there is this one handle. Zeros and whatever an earlier run has left are valid.
+        unsafe { &*self.context }
     }
 }
 
 impl DerefMut for Packet {
     #[inline(always)]
-    fn deref_mut(&mut self) -> &mut Facts {
+    fn deref_mut(&mut self) -> &mut PacketContext {
         // SAFETY: as in `deref`.
-        unsafe { &mut (*self.scratch).facts }
+        unsafe { &mut *self.context }
     }
 }
 
@@ -165,75 +232,56 @@ impl Packet {
     /// Nothing is known yet. `None`: never, but the verifier cannot know.
     #[inline(always)]
     pub fn new(context: &TcContext, direction: Direction) -> Option<Self> {
-        let scratch = SCRATCH.get_ptr_mut(0)?;
-        let facts = Facts {
-            key: NO_KEY,
-            src_identity: 0,
-            dst_identity: 0,
-            outer_src: [0; 4],
-            mtu_bytes: 0,
-            transport: 0,
-            verdict: 0,
-            moment: Moment { src_shard: 0, dst_shard: 0, src_epoch: 0, dst_epoch: 0 },
-            vni: 0,
-            port_number: 0,
-            service: Service::NONE,
-            asked: NO_KEY,
-            answer: NO_KEY,
-            is_turned: false,
-            stale: Service::NONE,
-            reason: 0,
-            direction,
-            family: 0,
-            tcp_flags: 0,
-            transport_bytes: 0,
-            is_rest: false,
-            is_error: false,
-            is_from_fleet: false,
-            is_at_other_address: false,
-            is_direct: false,
-            direct_address: [0; 4],
-            direct_port_be: [0; 2],
-            own_port_be: [0; 2],
-            ended_port_be: [0; 2],
-            is_port_chosen: false,
-        };
-        // SAFETY: a live map value, this CPU's own.
-        unsafe { (*scratch).facts = facts };
-        Some(Self { skb: context.skb.skb, scratch })
+        let mut packet = Self { skb: context.skb.skb, context: CONTEXTS.get_ptr_mut(0)? };
+        packet.reset(direction);
+        Some(packet)
     }
 
-    /// Notes why the packet is not sent on. Decisions say it so, and not by what they return, lest the verifier follow each
-    /// reason by itself through what comes after.
-    #[inline(always)]
-    pub fn refuse(&mut self, reason: DropReason) {
-        self.reason = reason as u8;
-    }
-
-    /// Whether a reason was noted.
-    #[inline(always)]
-    pub fn is_refused(&self) -> bool {
-        self.reason != 0
-    }
-
-    /// What was decided.
+    /// Runs a step of the pipeline as a BPF function of its own.
+    ///
+    /// The verifier forces this, for two reasons. A step gets a stack frame of its own, which is free again for the next
+    /// step: 512 bytes would not hold all of them in one. And the step's result goes by the packet context, whose content
+    /// the verifier does not know: by a return value the verifier would follow each reason for a drop, and each way through
+    /// the step, by itself through everything that comes after (200,000 instructions instead of 100,000).
     ///
     /// # Errors
-    /// The reason that was noted.
+    /// Those of the step.
     #[inline(always)]
-    pub fn decided(&self) -> Result<&'static mut Halves, DropReason> {
-        match self.reason {
-            // SAFETY: this CPU's own. Programs do not interrupt one another on a CPU, and each decides once a run.
-            0 => Ok(unsafe { &mut *self.halves() }),
+    pub fn step(&mut self, step: impl FnOnce(&mut Self) -> Result<(), DropReason>) -> Result<(), DropReason> {
+        #[inline(never)]
+        fn run(packet: &mut Packet, step: impl FnOnce(&mut Packet) -> Result<(), DropReason>) {
+            packet.drop_reason = match step(packet) {
+                Ok(()) => 0,
+                Err(reason) => reason as u8,
+            };
+        }
+        run(self, step);
+        match self.drop_reason {
+            0 => Ok(()),
             reason => Err(DropReason::from_number(reason).unwrap_or(DropReason::HelperFailed)),
         }
     }
 
-    /// Where the decision about the packet is made.
+    /// The IP header as the packet came with it.
     #[inline(always)]
-    pub fn halves(&self) -> *mut Halves {
-        // SAFETY: a live map value.
-        unsafe { &raw mut (*self.scratch).halves }
+    pub fn ip(&self) -> &'static Ipv4 {
+        // SAFETY: a live map value; the header is written once a run, by `set_ip`, before it is read.
+        unsafe { &(*self.context).ip }
+    }
+
+    /// Keeps the IP header.
+    #[inline(always)]
+    pub fn set_ip(&mut self, ip: Ipv4) -> &'static Ipv4 {
+        // SAFETY: a live map value, not yet read in this run.
+        unsafe { (*self.context).ip = ip };
+        self.ip()
+    }
+
+    /// Where both entries of the flow are decided.
+    #[inline(always)]
+    pub fn pair(&self) -> &'static mut FlowPair {
+        // SAFETY: this CPU's own, and each decision is used by one caller at a time.
+        unsafe { &mut (*self.context).pair }
     }
 
     /// The kernel's packet, for helpers.
@@ -242,200 +290,113 @@ impl Packet {
         self.skb
     }
 
-    /// Interface where the program runs.
+    /// The interface where the program runs.
     #[inline(always)]
     pub fn ifindex(&self) -> u32 {
         // SAFETY: the context outlives the program's run.
         unsafe { (*self.skb).ifindex }
     }
 
-    /// Interface by which it came to this node, 0 for the node's own packets.
+    /// The interface by which the packet came to this node, 0 for the node's own packets.
     #[inline(always)]
     pub fn ingress_ifindex(&self) -> u32 {
         // SAFETY: the context outlives the program's run.
         unsafe { (*self.skb).ingress_ifindex }
     }
 
-    /// Whether its frame is addressed to this node.
+    /// Whether the frame is addressed to this node.
     #[inline(always)]
-    pub fn is_for_here(&self) -> bool {
+    pub fn is_for_this_host(&self) -> bool {
         // SAFETY: the context outlives the program's run.
         unsafe { (*self.skb).pkt_type == PACKET_HOST }
     }
 
-    /// Its length from the Ethernet header on, of all segments together when offloaded.
+    /// Whether the frame has a VLAN tag.
+    #[inline(always)]
+    pub fn has_vlan_tag(&self) -> bool {
+        // SAFETY: the context outlives the program's run.
+        unsafe { (*self.skb).vlan_present != 0 }
+    }
+
+    /// The length from the Ethernet header on, of all segments together when offloaded.
     #[inline(always)]
     pub fn bytes(&self) -> u32 {
         // SAFETY: the context outlives the program's run.
         unsafe { (*self.skb).len }
     }
 
-    /// Bytes of the packet as it will be on a wire, from the IP header on: of one segment where it is offloaded.
+    /// The length that the packet will have on a wire, from the IP header on: of one segment where it is offloaded.
     #[inline(always)]
-    pub fn wire_bytes(&self, ip: &Ipv4) -> u32 {
+    pub fn wire_bytes(&self) -> u32 {
         // SAFETY: the context outlives the program's run.
         match unsafe { (*self.skb).gso_size } {
-            0 => u32::from(u16::from_be_bytes(ip.total_bytes_be)),
+            0 => u32::from(u16::from_be_bytes(self.ip().total_bytes_be)),
             segment_bytes => {
-                u32::from(self.transport) - ETHERNET_BYTES as u32
+                u32::from(self.transport_offset) - ETHERNET_BYTES as u32
                     + u32::from(self.transport_bytes)
                     + segment_bytes
             }
         }
     }
 
-    /// The Ethernet header.
-    ///
-    /// # Errors
-    /// [`DropReason::UnsupportedProtocol`]: the frame has a VLAN tag, which the kernel has put aside and would
-    /// put back. [`DropReason::Malformed`].
-    #[inline(always)]
-    pub fn ethernet(&self) -> Result<Ethernet, DropReason> {
-        // SAFETY: the context outlives the program's run.
-        if unsafe { (*self.skb).vlan_present } != 0 {
-            return Err(DropReason::UnsupportedProtocol);
-        }
-        self.read(0)
-    }
-
-    /// Reads the IPv4 header and what the flow's key needs of the one behind it.
-    ///
-    /// # Errors
-    /// [`DropReason::Malformed`]; [`DropReason::Fragment`] for fragments made to hide their ports.
-    #[inline(always)]
-    pub fn parse_ipv4(&mut self) -> Result<&'static Ipv4, DropReason> {
-        // SAFETY: a live map value; the header is written here and nowhere else.
-        let ip: &'static Ipv4 = unsafe {
-            (*self.scratch).ip = self.read(ETHERNET_BYTES)?;
-            &(*self.scratch).ip
-        };
-        self.family = 4;
-        self.key.src = ip.src;
-        self.key.dst = ip.dst;
-        self.key.protocol = ip.protocol;
-
-        let available_bytes = (self.bytes() as usize).saturating_sub(ETHERNET_BYTES);
-        let offset = ETHERNET_BYTES + ip.header_bytes(available_bytes)?;
-        self.transport = offset as u8;
-        self.is_rest = ip.fragment_offset() != 0;
-        // RFC 1858: a first fragment without ports, or one that writes over them, is made to pass filters.
-        let cut_short = if ip.is_fragment() { DropReason::Fragment } else { DropReason::Malformed };
-        match (Transport::of(ip.protocol), ip.fragment_offset()) {
-            (Transport::Tcp, 0) => {
-                let tcp: Tcp = self.read(offset).map_err(|_| cut_short)?;
-                self.set_ports(ports(Transport::Tcp, tcp.start));
-                self.tcp_flags = tcp.flags;
-                self.transport_bytes = (tcp.length >> 4) << 2;
-            }
-            (transport @ (Transport::Ports | Transport::Icmp), 0) => {
-                let start: Start = self.read(offset).map_err(|_| cut_short)?;
-                self.set_ports(ports(transport, start));
-                self.transport_bytes = size_of::<Start>() as u8;
-                self.is_error = matches!(transport, Transport::Icmp) && is_error(start.0[0]);
-            }
-            (Transport::Tcp, TCP_OVERWRITING_OFFSET) => return Err(DropReason::Fragment),
-            _ => {}
-        }
-        Ok(ip)
-    }
-
-    #[inline(always)]
-    fn set_ports(&mut self, (src_port_be, dst_port_be): ([u8; 2], [u8; 2])) {
-        self.key.src_port_be = src_port_be;
-        self.key.dst_port_be = dst_port_be;
-    }
-
     /// Copies a header out of the packet, wherever the kernel keeps its bytes.
+    ///
+    /// # Errors
+    /// [`DropReason::Malformed`]: the packet is too short.
     #[inline(always)]
     pub fn read<T: Wire>(&self, offset: usize) -> Result<T, DropReason> {
-        let mut header = self.at::<T>(offset);
+        let mut header = self.skb.at::<T>(offset);
         if header.is_none() {
             // SAFETY: the context is the kernel's; no pointer into the packet is held across the call.
             unsafe { bpf_skb_pull_data(self.skb, (offset + size_of::<T>()) as u32) };
-            header = self.at(offset);
+            header = self.skb.at(offset);
         }
         match header {
-            // SAFETY: `at` has checked the bounds; `Wire` types are valid for every bit pattern. Alignment is
-            // the verifier's to judge: it refuses loads that the machine could not do.
+            // SAFETY: as in `Buffer::load`.
             Some(header) => Ok(unsafe { *header }),
             None => Err(DropReason::Malformed),
         }
     }
 
     /// Overwrites a header.
+    ///
+    /// # Errors
+    /// [`DropReason::HelperFailed`]: never, but the verifier cannot know.
     #[inline(always)]
     pub fn write<T: Wire>(&self, offset: usize, value: T) -> Result<(), DropReason> {
-        match self.at::<T>(offset) {
-            Some(header) => {
-                // SAFETY: `at` has checked the bounds; the kernel makes the packet this program's own before
-                // it runs, as it sees that the program writes. Alignment as in `read`.
-                unsafe { *header = value };
-                Ok(())
-            }
-            None => Err(DropReason::HelperFailed),
-        }
+        if self.skb.store(offset, value) { Ok(()) } else { Err(DropReason::HelperFailed) }
     }
 
-    /// The sum of a part of the packet for a checksum, with `seed`, the sum of other parts. The part's length is a
-    /// multiple of 4.
+    /// The sum of a part of the packet for a checksum, with `seed`, the sum of other parts. The part's length is a multiple
+    /// of 4.
+    ///
+    /// # Errors
+    /// [`DropReason::HelperFailed`].
     #[inline(always)]
     pub fn sum<const BYTES: usize>(&self, offset: usize, seed: u32) -> Result<u32, DropReason> {
-        let Some(start) = self.at::<[u8; BYTES]>(offset) else { return Err(DropReason::HelperFailed) };
+        let Some(start) = self.skb.at::<[u8; BYTES]>(offset) else { return Err(DropReason::HelperFailed) };
         // SAFETY: `at` has checked the bounds.
         let sum = unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, start.cast(), BYTES as u32, seed) };
         if sum < 0 { Err(DropReason::HelperFailed) } else { Ok(sum as u32) }
     }
 
     /// Addresses the frame to its next hop.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
     #[inline(always)]
     pub fn write_macs(&self, dst: MacBytes, src: MacBytes) -> Result<(), DropReason> {
         self.write(0, Macs { dst, src })
     }
 
-    /// Makes the packet one for the receiver, whatever Ethernet address it came with: the kernel drops others.
+    /// Marks the packet as addressed to the receiver's host: the kernel drops others.
+    ///
+    /// # Errors
+    /// [`DropReason::HelperFailed`].
     #[inline(always)]
-    pub fn accept(&self) -> Result<(), DropReason> {
+    pub fn mark_for_this_host(&self) -> Result<(), DropReason> {
         // SAFETY: the context is the kernel's.
-        let failed =
-            unsafe { (*self.skb).pkt_type != PACKET_HOST && bpf_skb_change_type(self.skb, PACKET_HOST) != 0 };
+        let failed = !self.is_for_this_host() && unsafe { bpf_skb_change_type(self.skb, PACKET_HOST) != 0 };
         if failed { Err(DropReason::HelperFailed) } else { Ok(()) }
     }
-
-    /// A pointer into the linear part of the packet; it dies with the next helper that changes the packet.
-    #[inline(always)]
-    fn at<T>(&self, offset: usize) -> Option<*mut T> {
-        let (data, data_end) = bounds(self.skb);
-        let start = data + offset;
-        if start + size_of::<T>() > data_end { None } else { Some(start as *mut T) }
-    }
-}
-
-/// Where the linear part of the packet begins and ends.
-///
-/// In assembly, because the verifier wants both straight from the context, and the compiler likes to keep the
-/// 32-bit halves that the structure declares and to widen them later, which makes numbers of pointers.
-#[cfg(target_arch = "bpf")]
-#[inline(always)]
-fn bounds(skb: *mut __sk_buff) -> (usize, usize) {
-    let (data, data_end): (usize, usize);
-    // SAFETY: two loads from the context, which outlives the program's run. Not pure: helpers move the packet.
-    unsafe {
-        core::arch::asm!(
-            "{data} = *(u32 *)({skb} + {data_offset})",
-            "{data_end} = *(u32 *)({skb} + {data_end_offset})",
-            skb = in(reg) skb,
-            data = out(reg) data,
-            data_end = lateout(reg) data_end,
-            data_offset = const core::mem::offset_of!(__sk_buff, data),
-            data_end_offset = const core::mem::offset_of!(__sk_buff, data_end),
-        );
-    }
-    (data, data_end)
-}
-
-/// The same where the programs are only checked.
-#[cfg(not(target_arch = "bpf"))]
-fn bounds(skb: *mut __sk_buff) -> (usize, usize) {
-    // SAFETY: as above.
-    unsafe { ((*skb).data as usize, (*skb).data_end as usize) }
 }

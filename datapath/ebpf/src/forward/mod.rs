@@ -1,4 +1,7 @@
-//! What is done with a packet once that is decided.
+//! What is done with a packet once its flow is known or decided.
 
-pub mod execute;
-pub mod reset;
+mod execute;
+pub mod reject;
+pub mod tunnel;
+
+pub use execute::execute;

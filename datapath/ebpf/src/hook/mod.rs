@@ -1,136 +1,112 @@
-//! The entry points.
+//! The classifiers: which steps each takes, and in which order.
+//!
+//! A classifier parses the packet and looks up its flow (`decide::flow::lookup`). Then all of them go the same way
+//! ([`forward_packet`]): a known flow is carried out; an unknown one is decided, carried out and written.
 
 mod from_endpoint;
 mod from_host;
 mod from_netdev;
-mod from_overlay;
+mod from_tunnel;
 mod to_endpoint;
 mod to_netdev;
 
-use aya_ebpf::{
-    bindings::{TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC},
-    helpers::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer},
-    macros::classifier,
-    programs::TcContext,
+use aya_ebpf::{bindings::TC_ACT_SHOT, macros::classifier, programs::TcContext};
+use datapath_abi::{Direction, DropReason, NodeConfig};
+
+use crate::{
+    context::{Origin, Packet},
+    decide::{decide, flow::Flow, pair},
+    forward::{
+        execute,
+        reject::{ReturnPath, send_reject},
+    },
+    report,
+    verdict::Verdict,
 };
-use datapath_abi::{Direction, DropReason};
 
-use crate::{context::Packet, report};
-
-/// What becomes of a packet that is not dropped.
-pub enum Verdict {
-    /// It is none of ours: whatever else is attached there, and then the stack, may have it. Not counted.
-    Leave,
-    /// On as it is: up to the stack at ingress, out of the device at egress.
-    Pass,
-    /// Straight into the other end of this (veth) interface, past this node's stack. Only at ingress.
-    Into(u32),
-    /// Out of this interface.
-    Out(u32),
-    /// Out of this interface, to the neighbour that the kernel's routes lead to.
-    Neighbour(u32),
-}
-
+/// Host side of an endpoint's device, ingress.
 #[classifier]
 pub fn from_endpoint(context: TcContext) -> i32 {
-    let Some(mut packet) = Packet::new(&context, Direction::Egress) else { return TC_ACT_SHOT };
-    match from_endpoint::decide(&mut packet) {
-        Err(reason @ (DropReason::TtlExceeded | DropReason::TooBig | DropReason::NoBackend)) => {
-            report::dropped(&mut packet, reason);
-            tell(from_endpoint::refuse(&packet, reason))
-        }
-        verdict => finish(&mut packet, verdict),
-    }
+    run(&context, Direction::Egress, Some(ReturnPath::Endpoint), from_endpoint::handle)
 }
 
+/// Host side of an endpoint's device, egress.
 #[classifier]
 pub fn to_endpoint(context: TcContext) -> i32 {
-    let Some(mut packet) = Packet::new(&context, Direction::Ingress) else { return TC_ACT_SHOT };
-    let verdict = to_endpoint::decide(&mut packet);
-    finish(&mut packet, verdict)
+    run(&context, Direction::Ingress, None, to_endpoint::handle)
 }
 
+/// `warren_vxlan`, ingress.
 #[classifier]
-pub fn from_overlay(context: TcContext) -> i32 {
-    let Some(mut packet) = Packet::new(&context, Direction::Ingress) else { return TC_ACT_SHOT };
-    match from_overlay::decide(&mut packet) {
-        Err(reason @ DropReason::TtlExceeded) => {
-            report::dropped(&mut packet, reason);
-            tell(from_overlay::refuse(&packet, reason))
-        }
-        verdict => finish(&mut packet, verdict),
-    }
+pub fn from_tunnel(context: TcContext) -> i32 {
+    run(&context, Direction::Ingress, Some(ReturnPath::Tunnel), from_tunnel::handle)
 }
 
+/// `warren_host`, egress.
 #[classifier]
 pub fn from_host(context: TcContext) -> i32 {
-    let Some(mut packet) = Packet::new(&context, Direction::Egress) else { return TC_ACT_SHOT };
-    match from_host::decide(&mut packet) {
-        Err(reason @ DropReason::NoBackend) => {
-            report::dropped(&mut packet, reason);
-            tell(from_host::refuse(&packet, reason))
-        }
-        verdict => finish(&mut packet, verdict),
-    }
+    run(&context, Direction::Egress, Some(ReturnPath::Host), from_host::handle)
 }
 
+/// The underlay interface, ingress.
 #[classifier]
 pub fn from_netdev(context: TcContext) -> i32 {
-    let Some(mut packet) = Packet::new(&context, Direction::Ingress) else { return TC_ACT_SHOT };
-    match from_netdev::decide(&mut packet) {
-        Err(reason @ (DropReason::TtlExceeded | DropReason::TooBig | DropReason::NoBackend)) => {
-            report::dropped(&mut packet, reason);
-            tell(from_netdev::refuse(&packet, reason))
-        }
-        verdict => finish(&mut packet, verdict),
-    }
+    run(&context, Direction::Ingress, Some(ReturnPath::Underlay), from_netdev::handle)
 }
 
+/// The underlay interface, egress.
 #[classifier]
 pub fn to_netdev(context: TcContext) -> i32 {
-    let Some(mut packet) = Packet::new(&context, Direction::Egress) else { return TC_ACT_SHOT };
-    let verdict = to_netdev::decide(&mut packet);
-    finish(&mut packet, verdict)
+    run(&context, Direction::Egress, None, to_netdev::handle)
 }
 
-/// Sends the ICMP error that a dropped packet has become, if it has.
+/// Handles a packet, counts it, and tells the kernel, and the sender of a dropped packet, what became of it.
 #[inline(always)]
-fn tell(error: Option<Verdict>) -> i32 {
-    match error {
-        // SAFETY: a helper without pointers.
-        Some(Verdict::Into(ifindex)) => unsafe { bpf_redirect_peer(ifindex, 0) as i32 },
-        // SAFETY: a helper without pointers.
-        Some(Verdict::Out(ifindex)) => unsafe { bpf_redirect(ifindex, 0) as i32 },
-        _ => TC_ACT_SHOT,
+fn run(
+    context: &TcContext,
+    direction: Direction,
+    return_path: Option<ReturnPath>,
+    handle: impl FnOnce(&mut Packet) -> Result<Verdict, DropReason>,
+) -> i32 {
+    let Some(mut packet) = Packet::new(context, direction) else { return TC_ACT_SHOT };
+    match handle(&mut packet) {
+        Ok(Verdict::Unspec) => Verdict::Unspec.carry_out(),
+        Ok(verdict) => {
+            report::forwarded(&packet);
+            verdict.carry_out()
+        }
+        Err(reason) => {
+            report::dropped(&mut packet, reason);
+            match return_path.and_then(|path| send_reject(&packet, path, reason)) {
+                Some(verdict) => verdict.carry_out(),
+                None => TC_ACT_SHOT,
+            }
+        }
     }
 }
 
+/// Sends on a packet by the entry of its flow, or by a decision, which is then written. `origin`: by which proof an unknown
+/// flow's sender is known.
 #[inline(always)]
-fn finish(packet: &mut Packet, verdict: Result<Verdict, DropReason>) -> i32 {
-    match verdict {
-        Ok(Verdict::Leave) => TC_ACT_UNSPEC,
-        Ok(Verdict::Pass) => {
-            report::forwarded(packet);
-            TC_ACT_OK
+fn forward_packet(
+    packet: &mut Packet,
+    config: &NodeConfig,
+    known: Option<Flow>,
+    origin: Origin,
+) -> Result<Verdict, DropReason> {
+    let is_from_stack = origin == Origin::Host;
+    match known {
+        Some(flow) => {
+            let verdict = execute(packet, config, flow.entry(), is_from_stack)?;
+            flow.touch(packet);
+            Ok(verdict)
         }
-        Ok(Verdict::Into(ifindex)) => {
-            report::forwarded(packet);
-            // SAFETY: a helper without pointers.
-            unsafe { bpf_redirect_peer(ifindex, 0) as i32 }
-        }
-        Ok(Verdict::Out(ifindex)) => {
-            report::forwarded(packet);
-            // SAFETY: a helper without pointers.
-            unsafe { bpf_redirect(ifindex, 0) as i32 }
-        }
-        Ok(Verdict::Neighbour(ifindex)) => {
-            report::forwarded(packet);
-            // SAFETY: without parameters the kernel looks for the next hop itself.
-            unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 }
-        }
-        Err(reason) => {
-            report::dropped(packet, reason);
-            TC_ACT_SHOT
+        None => {
+            decide(packet, config, origin)?;
+            let entry = pair::own_entry(packet);
+            let verdict = execute(packet, config, entry, is_from_stack)?;
+            packet.step(pair::write)?;
+            Ok(verdict)
         }
     }
 }

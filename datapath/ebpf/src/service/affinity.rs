@@ -1,43 +1,57 @@
-//! Clients of services with affinity keep their backends.
+//! Affinity: clients of some services keep their backends.
 
 use datapath_abi::{AffinityEntry, AffinityKey, FlowKey, ServiceEntry, V4};
 use datapath_packet::flow_hash;
 
-use crate::{decide::flow as flows, maps::AFFINITY, service};
+use crate::{
+    clock::now_ns,
+    context::Packet,
+    maps::{AFFINITY, SERVICES},
+    service::backend,
+};
 
 const SECOND_NS: u64 = 1_000_000_000;
 
-/// The backend for a new flow with this key (of which the source port does not count), as [`of_client`].
-#[inline(always)]
-pub fn backend_of(key: &FlowKey<V4>, service: u32, entry: &ServiceEntry) -> u32 {
-    // By the client alone: one that was forgotten, or comes by another node, gets the same as long as the table is the same.
-    let hash = flow_hash(&FlowKey { src_port_be: [0; 2], ..*key });
-    of_client(u64::from(u32::from_be_bytes(key.src)), service, entry, hash)
+/// The backend that the client of `key` has, as long as that takes new flows and the client was not silent for too long; 0:
+/// none. Nothing is changed.
+#[inline(never)]
+pub fn backend_of(key: &FlowKey<V4>, service_id: u32, entry: &ServiceEntry) -> u32 {
+    // SAFETY: an LRU's memory is the table's for ever; another client that gets the entry meanwhile has had a good backend.
+    let Some(affinity) = (unsafe { AFFINITY.get(key_of(key.src, service_id)) }) else { return 0 };
+    // The time is later than now if another CPU was faster.
+    let silent_ns = now_ns().saturating_sub(affinity.last_seen_ns);
+    let is_recent = silent_ns < u64::from(entry.affinity_seconds) * SECOND_NS;
+    if is_recent && backend::takes_new_flows(affinity.backend, service_id) { affinity.backend } else { 0 }
 }
 
-/// The backend for a client's new flow: the one that it has, as long as that takes new flows and the client was not silent
-/// for too long; else that of the slot of this hash, which it keeps from now on. 0: none.
+/// The hash of the client alone: a client that was forgotten, or comes by another node, gets the same slot as long as the
+/// table is the same.
+#[inline(always)]
+pub fn client_hash(key: &FlowKey<V4>) -> u32 {
+    flow_hash(&FlowKey { src_port_be: [0; 2], ..*key })
+}
+
+/// Remembers the backend that the packet's client has got.
+#[inline(always)]
+pub fn remember(packet: &Packet) {
+    remember_client(packet.key.src, packet.service_id, packet.backend.id);
+}
+
+/// Remembers a client's backend, if the service has affinity.
 #[inline(never)]
-pub fn of_client(client: u64, service: u32, entry: &ServiceEntry, hash: u32) -> u32 {
-    let key = AffinityKey { client, service, pad: 0 };
-    let now_ns = flows::now_ns();
-    if let Some(had) = AFFINITY.get_ptr_mut(key) {
-        // SAFETY: the table's memory for ever (preallocated). Another client that gets it meanwhile has its time set.
-        unsafe {
-            // Later than now if another CPU was faster.
-            let is_recent =
-                now_ns.saturating_sub((*had).last_seen_ns) < u64::from(entry.affinity_seconds) * SECOND_NS;
-            let backend = (*had).backend;
-            if is_recent && service::takes_new(backend, service) {
-                (*had).last_seen_ns = now_ns;
-                return backend;
-            }
-        }
+pub fn remember_client(client: V4, service_id: u32, backend: u32) {
+    if SERVICES.get(service_id).is_none_or(|service| service.affinity_seconds == 0) {
+        return;
     }
-    let backend = service::backend_in_slot(entry, hash);
-    if backend != 0 {
-        // An LRU makes room. If it does not, the next flow asks the table again.
-        let _ = AFFINITY.insert(key, AffinityEntry { last_seen_ns: now_ns, backend, pad: 0 }, 0);
-    }
-    backend
+    // An LRU makes room. If it does not, the client's next flow asks the table again.
+    let _ = AFFINITY.insert(
+        key_of(client, service_id),
+        AffinityEntry { last_seen_ns: now_ns(), backend, pad: 0 },
+        0,
+    );
+}
+
+#[inline(always)]
+fn key_of(client: V4, service: u32) -> AffinityKey {
+    AffinityKey { client: u64::from(u32::from_be_bytes(client)), service, pad: 0 }
 }

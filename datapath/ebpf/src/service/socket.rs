@@ -1,62 +1,64 @@
-//! Services at the socket: who connects, or sends a datagram, to a frontend speaks to a backend from then on, without a
-//! translation of packets; and who asks for the other's address is told the frontend.
+//! Services at the socket: a socket that connects, or sends a datagram, to a frontend is given a backend, so that its packets
+//! need no translation; and a socket that asks for the other end's address is told the frontend.
 //!
-//! These programs run within system calls: others, those of packets among them, may interrupt them on their CPU. Of what
-//! is a CPU's own they use only counters, and keep the rest on the stack.
+//! These programs run within system calls, and classifiers may interrupt them on their CPU. Of what is a CPU's own they use
+//! only counters; everything else is on the stack.
 
 use core::ptr::{read_volatile, write_volatile};
 
 use aya_ebpf::{
     EbpfContext,
     bindings::bpf_sock_addr,
-    helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_ns, generated::bpf_set_retval},
+    helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, generated::bpf_set_retval},
     macros::{cgroup_sock, cgroup_sock_addr},
     programs::{SockAddrContext, SockContext},
 };
 use datapath_abi::{
-    BUDGET_EVENTS, Direction, DropReason, EVENTS_PER_WINDOW, EventKind, FrontendKey, SocketKey, V4,
+    BUDGET_EVENTS, Direction, DropReason, EVENTS_PER_WINDOW, FlowKey, FrontendKey, SocketKey, V4,
     counter_slot, identity_number as identity, namespace_kind, socket_kind,
 };
 use datapath_packet::{TCP, UDP};
 
 use crate::{
-    atomic, lookup,
-    maps::{COUNTERS, EVENTS, NAMESPACES, SOCKETS_V4},
+    atomic,
+    context::Backend,
+    lookup,
+    maps::{COUNTERS, NAMESPACES, SOCKETS_V4},
     report,
-    service::socket_choice::{Choice, choose, service_of},
+    service::socket_backend::{SocketFlow, choose, service_id_of},
 };
 
 /// As in `linux/socket.h`.
 const AF_INET: u32 = 2;
-/// As in `asm-generic/errno.h`: what a client gets of a service without backends, as from the path of packets.
+/// As in `asm-generic/errno.h`: the error of a client of a service without backends, as by packets.
 const ECONNREFUSED: i32 = 111;
 
 /// The system call goes on.
 const ALLOW: i32 = 1;
-/// It fails.
-const REFUSE: i32 = 0;
+/// The system call fails.
+const DENY: i32 = 0;
 
 #[cgroup_sock_addr(connect4)]
 pub fn sock_connect4(context: SockAddrContext) -> i32 {
-    forward(&context, true)
+    to_backend(&context, true)
 }
 
 #[cgroup_sock_addr(sendmsg4)]
 pub fn sock_sendmsg4(context: SockAddrContext) -> i32 {
-    forward(&context, false)
+    to_backend(&context, false)
 }
 
 #[cgroup_sock_addr(recvmsg4)]
 pub fn sock_recvmsg4(context: SockAddrContext) -> i32 {
-    backward(&context)
+    to_frontend(&context)
 }
 
 #[cgroup_sock_addr(getpeername4)]
 pub fn sock_getpeername4(context: SockAddrContext) -> i32 {
-    backward(&context)
+    to_frontend(&context)
 }
 
-/// Forgets a connection with its socket: what is left in the table is of sockets that live, and of datagrams.
+/// Forgets a connection with its socket: the table keeps only entries of living sockets, and of datagrams.
 #[cgroup_sock(sock_release)]
 pub fn sock_release(context: SockContext) -> i32 {
     let socket = context.sock;
@@ -108,64 +110,62 @@ impl Call {
     }
 }
 
-/// Leads what goes to a frontend to a backend. What cannot be noted is left to the path of packets.
+/// Gives a system call to a frontend a backend. What cannot be recorded is left to the classifiers.
 #[inline(always)]
-fn forward(context: &SockAddrContext, connects: bool) -> i32 {
+fn to_backend(context: &SockAddrContext, connects: bool) -> i32 {
     let call = Call(context.sock_addr);
     let protocol = call.protocol();
     if protocol != u32::from(TCP) && protocol != u32::from(UDP) {
         return ALLOW;
     }
-    let asked =
+    let frontend =
         FrontendKey { address: call.address(), port_be: call.port_be(), protocol: protocol as u8, pad: 0 };
     // SAFETY: the context is this program's own.
     let cookie = unsafe { bpf_get_socket_cookie(context.as_ptr()) };
     if connects {
-        // It may be connected anew, and to a backend itself: then that is whom it has named.
-        forget(cookie, asked.address, asked.port_be);
+        // The socket may be connected anew, and to a backend by the backend's own address: then that is its name.
+        forget(cookie, frontend.address, frontend.port_be);
     }
-    if !lookup::is_service_port(asked.protocol, asked.port_be) {
+    if !lookup::is_service_port(frontend.protocol, frontend.port_be) {
         return ALLOW;
     }
     // SAFETY: as above.
     let namespace = unsafe { bpf_get_netns_cookie(context.as_ptr()) };
     // SAFETY: as in `lookup::endpoint_at`.
-    let Some(whose) = (unsafe { NAMESPACES.get(namespace) }) else { return ALLOW };
+    let Some(owner) = (unsafe { NAMESPACES.get(namespace) }) else { return ALLOW };
     let Ok(config) = lookup::config() else { return ALLOW };
-    let service = service_of(&asked, whose.kind, config);
-    if service == 0 {
+    let service_id = service_id_of(&frontend, owner.kind, config);
+    if service_id == 0 {
         return ALLOW;
     }
-    let client = if whose.kind == namespace_kind::NODE { config.gateway_v4 } else { whose.address_v4 };
-    let mut choice = Choice {
+    let client = if owner.kind == namespace_kind::NODE { config.gateway_v4 } else { owner.address_v4 };
+    let mut flow = SocketFlow {
         cookie,
         namespace,
-        asked,
+        frontend,
         client,
-        service,
+        service_id,
         connects: u32::from(connects),
-        backend: 0,
-        address: [0; 4],
-        port_be: [0; 2],
-        is_untold: 0,
+        backend: Backend { id: 0, address: [0; 4], port_be: [0; 2] },
+        is_unrecorded: 0,
     };
-    choose(&mut choice);
-    if choice.is_untold != 0 {
+    choose(&mut flow);
+    if flow.is_unrecorded != 0 {
         return ALLOW;
     }
-    if choice.backend == 0 {
-        refused(&choice);
+    if flow.backend.id == 0 {
+        report_denied(&flow);
         // SAFETY: a helper without pointers.
         unsafe { bpf_set_retval(-ECONNREFUSED) };
-        return REFUSE;
+        return DENY;
     }
-    call.set(choice.address, choice.port_be);
+    call.set(flow.backend.address, flow.backend.port_be);
     ALLOW
 }
 
-/// Names the frontend for the backend.
+/// Replaces a backend by the frontend that the socket named.
 #[inline(always)]
-fn backward(context: &SockAddrContext) -> i32 {
+fn to_frontend(context: &SockAddrContext) -> i32 {
     let call = Call(context.sock_addr);
     let key = SocketKey {
         // SAFETY: the context is this program's own.
@@ -182,55 +182,39 @@ fn backward(context: &SockAddrContext) -> i32 {
     ALLOW
 }
 
-/// Forgets that a socket goes to a backend. (Deleting takes a lock, looking does not.)
+/// Forgets that a socket goes to a backend. (Deleting takes a lock, looking up does not.)
 #[inline(always)]
 fn forget(cookie: u64, address: V4, port_be: [u8; 2]) {
     let key = SocketKey { cookie, address, port_be, kind: socket_kind::BACKEND, pad: 0 };
     // SAFETY: nothing is read.
     if unsafe { SOCKETS_V4.get(key) }.is_some() {
-        // Somebody may have been faster.
+        // Another CPU may have been faster.
         let _ = SOCKETS_V4.remove(key);
     }
 }
 
-/// Counts and reports a client that is refused, as where packets are.
+/// Counts and reports a client of a service without backends, as classifiers do.
 #[inline(never)]
-fn refused(choice: &Choice) {
+fn report_denied(flow: &SocketFlow) {
     const REASON: u8 = DropReason::NoBackend as u8;
     if let Some(counter) = COUNTERS.get_ptr_mut(counter_slot(REASON, Direction::Egress)) {
-        // SAFETY: a live map value. The programs of packets count in the same place, and may interrupt this one.
+        // SAFETY: a live map value. Classifiers count in the same place, and may interrupt this program.
         unsafe { atomic::add(&raw mut (*counter).packets, 1) };
     }
-    if !report::within_budget(BUDGET_EVENTS, EVENTS_PER_WINDOW) {
+    if !report::is_within_budget(BUDGET_EVENTS, EVENTS_PER_WINDOW) {
         return;
     }
-    let src_identity = match lookup::endpoint_of(choice.client) {
+    let src_identity = match lookup::endpoint_with(flow.client) {
         Some(endpoint) => endpoint.identity,
         None => identity::HOST,
     };
-    let Some(mut slot) = EVENTS.reserve(0) else { return };
-    let event: *mut datapath_abi::Event = slot.as_mut_ptr();
-    // SAFETY: reserved memory of this size, written field by field; a helper without pointers.
-    unsafe {
-        (*event).time_ns = bpf_ktime_get_ns();
-        (*event).packets = 1;
-        (*event).bytes = 0;
-        (*event).src = report::mapped(choice.client);
-        (*event).dst = report::mapped(choice.asked.address);
-        (*event).src_identity = src_identity;
-        (*event).dst_identity = identity::UNKNOWN;
-        (*event).ifindex = 0;
-        (*event).outer_src_v4 = [0; 4];
-        (*event).src_port_be = [0; 2];
-        (*event).dst_port_be = choice.asked.port_be;
-        (*event).kind = EventKind::Drop as u8;
-        (*event).reason = REASON;
-        (*event).direction = Direction::Egress as u8;
-        (*event).protocol = choice.asked.protocol;
-        (*event).family = 4;
-        (*event).tcp_flags = 0;
-        (*event).action = 0;
-        (*event).pad = [0; 5];
-    }
-    slot.submit(0);
+    let key = FlowKey {
+        src: flow.client,
+        dst: flow.frontend.address,
+        src_port_be: [0; 2],
+        dst_port_be: flow.frontend.port_be,
+        protocol: flow.frontend.protocol,
+        pad: [0; 3],
+    };
+    report::denied_socket(&key, src_identity, REASON);
 }

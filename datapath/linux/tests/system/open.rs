@@ -231,6 +231,32 @@ fn handover_removes_unknown_maps_and_programs() {
     }
 }
 
+/// Another build may have another name for the program of a hook. This build's program works there before the other one
+/// is detached, and before any plan is applied.
+#[test]
+fn program_with_another_name_in_another_build_is_replaced_at_once() {
+    let Some(stage) = Stage::new() else { return };
+    let links = stage.pin_root.join("links");
+    let (ours, theirs) = (links.join("warren_vxlan-from_tunnel"), links.join("warren_vxlan-from_former"));
+    stage.play(async || {
+        let mut first = stage.open().await;
+        must(&mut first, foundations(1)).await;
+        drop(first);
+        // Kernels before 6.6 have no links.
+        if !ours.exists() {
+            return;
+        }
+        std::fs::rename(&ours, &theirs).expect("rename the pin");
+        let second = stage.open().await;
+        assert!(ours.exists() && !theirs.exists());
+        // The kernel takes a link down in a worker of its own, some time after its last pin has gone.
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while users(&second, "warren_vxlan").await != 1 {
+            assert!(Instant::now() < deadline, "the other program is still at work");
+        }
+    });
+}
+
 /// Makes the pinned configuration claim that another build wrote it.
 fn set_version(stage: &Stage, version: u32) {
     const BYTES: usize = size_of::<NodeConfig>();

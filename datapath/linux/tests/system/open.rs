@@ -238,9 +238,9 @@ fn program_with_another_name_in_another_build_is_replaced_at_once() {
     let Some(stage) = Stage::new() else { return };
     let links = stage.pin_root.join("links");
     let (ours, theirs) = (links.join("warren_vxlan-from_tunnel"), links.join("warren_vxlan-from_former"));
-    stage.play(async || {
+    stage.block_on(async || {
         let mut first = stage.open().await;
-        must(&mut first, foundations(1)).await;
+        must(&mut first, base_ops(1)).await;
         drop(first);
         // Kernels before 6.6 have no links.
         if !ours.exists() {

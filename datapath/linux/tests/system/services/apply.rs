@@ -4,7 +4,9 @@ use std::net::Ipv4Addr;
 
 use datapath_abi::map_name;
 use datapath_linux::Datapath;
-use datapath_plan::{BackendId, BackendValue, Entry, Op, OpErrorKind, ServiceId, ServiceValue, TableKey, Tables};
+use datapath_plan::{
+    BackendId, BackendValue, Entry, Op, OpErrorKind, ServiceId, ServiceValue, TableKey, Tables,
+};
 
 use super::{backend, service, tcp_service};
 use crate::stage::{Stage, address, apply, must};

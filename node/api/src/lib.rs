@@ -33,9 +33,7 @@ pub use service::{
     BackendState, Service, ServiceBackend, ServiceDeleted, ServiceOutcome, ServicePortStatus, ServicePut,
     ServiceWritten,
 };
-pub use state::{
-    BaseRow, EndpointRow, IpcacheRow, MasqueradeRow, NodeRow, ObserveLine, RouteRow, State, StateDiff,
-};
+pub use state::{BaseRow, MasqueradeRow, ObserveLine, State, StateDiff, StateRow, StateTable};
 pub use status::{
     ApplyStatus, AuditStatus, CidrStatus, EtcdMember, GossipStatus, Halted, LastError, MapFill, PassedOver,
     PeerStatus, ProgramStatus, Status, StoreStatus, UnderlayStatus, Version, Warning,

@@ -1,17 +1,57 @@
 //! What the agent wants of the kernel, where the kernel differs, and the lines of the event stream.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use ipnetwork::IpNetwork;
 use node_observe::FlowEvent;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// Devices and settings that everything stands on.
+/// `GET /v1/state`: what the agent wants of the kernel. Every table, in the order in which plans make them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct State {
+    /// The tables, also those without rows.
+    pub tables: Vec<StateTable>,
+}
+
+/// A table of the kernel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StateTable {
+    /// The table's name, as in plans, differences and metrics.
+    pub name: String,
+    /// Its rows, sorted by key.
+    pub rows: Vec<StateRow>,
+}
+
+/// A row of a table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StateRow {
+    /// The key in words; empty where a table has one row at the most.
+    pub key: String,
+    /// The row in words, as in plans and differences.
+    pub text: String,
+    /// The row's fields.
+    pub fields: BTreeMap<String, serde_json::Value>,
+}
+
+impl State {
+    /// The rows of a table.
+    pub fn rows(&self, table: &str) -> &[StateRow] {
+        self.tables.iter().find(|it| it.name == table).map_or(&[], |it| &it.rows)
+    }
+
+    /// The base; `None` until the node has a pod CIDR, and where its row cannot be understood.
+    pub fn base(&self) -> Option<BaseRow> {
+        let [row] = self.rows("base") else { return None };
+        let fields = row.fields.clone().into_iter().collect();
+        serde_json::from_value(serde_json::Value::Object(fields)).ok()
+    }
+}
+
+/// The fields of the row of the table `base`: the devices and settings that everything else depends on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BaseRow {
     /// The node's own address in the pod network.
-    #[schema(value_type = String)]
     pub gateway: IpAddr,
     /// UDP port of the tunnel.
     pub tunnel_port: u16,
@@ -19,96 +59,21 @@ pub struct BaseRow {
     pub mtu_bytes: u32,
     /// How packets get to other nodes: `tunnel` or `native`.
     pub mode: String,
-    /// How they get to local endpoints: `bpf` or `legacy`.
+    /// How packets get to local endpoints: `bpf` or `legacy`.
     pub host_routing: String,
     /// How endpoints reach the world; `null`: with their own addresses.
     pub masquerade: Option<MasqueradeRow>,
 }
 
-/// How endpoints reach the world with the node's address.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+/// The masquerade of endpoints by the node's address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MasqueradeRow {
-    /// The node's underlay address.
-    #[schema(value_type = String)]
-    pub address: IpAddr,
     /// First port that is used.
     pub first_port: u16,
     /// Last port that is used.
     pub last_port: u16,
     /// Destinations that see endpoints' own addresses.
-    #[schema(value_type = Vec<String>)]
     pub exclude: Vec<IpNetwork>,
-}
-
-/// An entry of the nodes map.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct NodeRow {
-    /// Its index.
-    pub index: u32,
-    /// Where tunnel packets go to and come from.
-    #[schema(value_type = String)]
-    pub underlay: IpAddr,
-}
-
-/// An entry of the ipcache.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct IpcacheRow {
-    /// Address or prefix.
-    #[schema(value_type = String)]
-    pub prefix: IpNetwork,
-    /// Identity.
-    #[schema(value_type = u32)]
-    pub identity: identity::Identity,
-    /// Node index: 0 none, 1 this node.
-    pub node: u32,
-}
-
-/// A route to a pod CIDR.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct RouteRow {
-    /// Where to.
-    #[schema(value_type = String)]
-    pub destination: IpNetwork,
-    /// The node that it leads to; `null`: to `warren_host`, and by the programs on.
-    #[schema(value_type = Option<String>)]
-    pub via: Option<IpAddr>,
-    /// Preferred source.
-    #[schema(value_type = String)]
-    pub source: IpAddr,
-    /// MTU of the route.
-    pub mtu_bytes: u32,
-}
-
-/// A local endpoint in the kernel.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct EndpointRow {
-    /// Its number.
-    pub id: u32,
-    /// Its address.
-    #[schema(value_type = String)]
-    pub address: IpAddr,
-    /// Its identity.
-    #[schema(value_type = u32)]
-    pub identity: identity::Identity,
-    /// The workload's Ethernet address.
-    pub mac: String,
-    /// The host side's.
-    pub host_mac: String,
-}
-
-/// `GET /v1/state`: what the agent wants, sorted.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct State {
-    /// `null` until the node has a CIDR.
-    pub base: Option<BaseRow>,
-    /// Nodes.
-    pub nodes: Vec<NodeRow>,
-    /// The ipcache.
-    pub ipcache: Vec<IpcacheRow>,
-    /// Routes.
-    pub routes: Vec<RouteRow>,
-    /// Local endpoints.
-    pub endpoints: Vec<EndpointRow>,
 }
 
 /// `POST /v1/state/diff`: where the kernel differs from what the agent wants.

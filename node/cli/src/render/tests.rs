@@ -85,7 +85,7 @@ fn events_line_by_line() {
 #[test]
 fn wanted_state_and_differences() {
     check("state", &state(&sample::state(), PLAIN));
-    check("state-empty", &state(&node_api::State { base: None, ..sample::state() }, PLAIN));
+    check("state-empty", &state(&node_api::State::default(), PLAIN));
     let diff = |repaired| StateDiff {
         differences: vec![
             "ipcache 10.200.2.2/32: missing in the kernel".to_owned(),

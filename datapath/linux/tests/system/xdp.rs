@@ -27,9 +27,9 @@ static TEST_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("WARREN_BPF_TEST_OB
 /// Questions in one conversation, each a packet there and one back at the least.
 const QUESTIONS: u64 = 20;
 
-fn settings(mode: XdpMode, refused: &[&str]) -> LinuxConfig {
-    let refused = refused.iter().map(|network| network.parse().expect("a network")).collect();
-    LinuxConfig { xdp: Some(XdpConfig { mode, refused }), ..LinuxConfig::default() }
+fn settings(mode: XdpMode, dropped: &[&str]) -> LinuxConfig {
+    let dropped = dropped.iter().map(|network| network.parse().expect("a network")).collect();
+    LinuxConfig { xdp: Some(XdpConfig { mode, dropped }), ..LinuxConfig::default() }
 }
 
 /// What a veth leaves to a device, which is nowhere: real ones finish checksums and cut packets.

@@ -98,7 +98,7 @@ fn main() {
         }
     });
 
-    let xdp = |mode| Some(XdpConfig { mode, refused: Vec::new() });
+    let xdp = |mode| Some(XdpConfig { mode, dropped: Vec::new() });
     let ways = [
         ("routed only", routing, None, (BACKEND, BACKEND_PORT)),
         ("iptables", translating, None, (FRONTEND, PORT)),

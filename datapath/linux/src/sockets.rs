@@ -14,10 +14,10 @@ use datapath_plan::{EndpointId, Op, TableKey};
 
 use crate::{
     config::SocketConfig,
+    descriptor::Maps,
     descriptor::{Answer, first_failure},
     error::DatapathError,
     hook::Hooks,
-    maps::Maps,
     namespace::{self, Mark, Namespace},
     object::SocketProgram,
     sock_diag,

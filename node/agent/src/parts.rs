@@ -82,7 +82,7 @@ pub fn xdp(section: &DatapathSection) -> Option<XdpConfig> {
         IpNetwork::V4(network) => Some(*network),
         IpNetwork::V6(_) => None,
     };
-    Some(XdpConfig { mode, refused: section.drop_cidrs.iter().filter_map(ipv4).collect() })
+    Some(XdpConfig { mode, dropped: section.drop_cidrs.iter().filter_map(ipv4).collect() })
 }
 
 /// The store, and its tasks.

@@ -65,7 +65,7 @@ pub(crate) async fn agent(client: &Client) -> Agent {
         Ok(Err(error)) => return Agent::Broken(error.to_string()),
         Ok(Ok(status)) => status,
     };
-    let base = within_limit(client.state()).await.map(|state| state.base);
+    let base = within_limit(client.state()).await.map(|state| state.base());
     let diff = within_limit(client.state_diff(&DiffQuery { repair: false })).await;
     let underlay_mtu_bytes = device::mtu_bytes(&status.underlay.interface);
     let hooks = within_limit(client.hooks()).await.map(|listing| listing.items);

@@ -1,6 +1,8 @@
-//! Who is who in a fleet: labels, selectors, identity numbers and ipcache precedence.
+//! Who is who in a fleet: labels, selectors, identity numbers and names.
 //!
 //! Invariant: pure. No clock, socket, file, thread or randomness; everything arrives as arguments.
+
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
 mod filter;
 mod labels;

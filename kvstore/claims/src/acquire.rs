@@ -1,8 +1,8 @@
-//! From a label set to its number: create both, or join the winner, or revive what was quarantined.
+//! From a label set to its number: create both, or join the winner, or revive a quarantined number.
 //!
-//! Why reviving is safe (P3): a number is quarantined because kernels may still hold it with its old
-//! meaning. Reviving gives it back to the very label set that it meant; its meaning never changes. A
-//! deletion that arrives late fails, because reviving changed the revision that it compares.
+//! Why reviving is safe (P3): a number is quarantined because kernels may still hold the number with its old
+//! meaning. Reviving returns the number to the same label set, so its meaning never changes. A late deletion
+//! fails, because reviving changed the revision that the deletion compares.
 
 use std::collections::BTreeSet;
 
@@ -64,10 +64,10 @@ struct Facts {
 }
 
 impl IdentityAcquire {
-    /// `used`: the number that this node's endpoints have already, if any: in a store that has lost it, it is made
-    /// again rather than another one.
+    /// `used`: the number that this node's endpoints have already, if any. A store that has lost the number gets the same
+    /// one again.
     ///
-    /// `labels`: those that count for the identity, already filtered. `incarnation`: this agent's.
+    /// `labels`: the labels that count for the identity, already filtered. `incarnation`: this agent's.
     ///
     /// The node must be registered. After a restart every number in use is acquired again: that rewrites
     /// the reference, so that a release which the former agent had sent cannot arrive late and delete it.
@@ -108,7 +108,7 @@ impl IdentityAcquire {
         Ok(Machine::begin(this, txn))
     }
 
-    /// The transaction that these facts ask for.
+    /// The transaction that follows from these facts.
     fn plan(&mut self, facts: Facts, view: &FleetView, draw: u64) -> Result<Txn, ClaimError> {
         // Until it is settled which of two numbers the label set has, nobody refers to either.
         if view.is_disputed(&self.digest) {
@@ -168,7 +168,7 @@ impl IdentityAcquire {
         self.with_ref(txn)
     }
 
-    /// Adds the reference; makes the number live when it is quarantined, or whole when its half is missing.
+    /// Adds the reference. Revives a quarantined number, and completes a number whose own record is missing.
     fn use_existing(&self, labels_revision: Revision, id: Option<Entry<IdentityIdRecord>>) -> Txn {
         let id_key = self.schema.identity_id(self.number);
         let mut txn = self
@@ -254,8 +254,8 @@ fn entry<R: kvstore_schema::record::Record>(kv: &kvstore_schema::KeyValue) -> Re
     Ok(Entry { record: decode(kv)?, created: kv.create_revision, modified: kv.mod_revision })
 }
 
-/// A number that neither the view nor `taken` knows: the first free one behind a random place. (64 agents
-/// that draw at random make 2,084 identities a second; taking turns at a counter, 57.)
+/// A number that neither the view nor `taken` has: the first free one behind a random place. (64 agents that draw at
+/// random create 2,084 identities a second; with a shared counter, 57.)
 fn free_number(view: &FleetView, taken: &BTreeSet<Identity>, draw: u64) -> Result<Identity, ClaimError> {
     let start = mix(draw) % NUMBERS;
     (0..NUMBERS)
@@ -267,4 +267,48 @@ fn free_number(view: &FleetView, taken: &BTreeSet<Identity>, draw: u64) -> Resul
                 && !taken.contains(number)
         })
         .ok_or(ClaimError::IdentitiesExhausted { used: view.identities().len() })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use kvstore_schema::{Key, KeyValue, ListPage, StoreIdentity};
+
+    use super::*;
+
+    fn kv(path: String, value: &str) -> KeyValue {
+        KeyValue {
+            key: Key::from_raw(format!("/warren/v1/t/{path}")),
+            value: Arc::from(value.as_bytes()),
+            create_revision: Revision(2),
+            mod_revision: Revision(2),
+            lease: None,
+        }
+    }
+
+    #[test]
+    fn free_number_is_the_first_behind_a_random_place() {
+        let place = |draw: u64| Identity::FLEET_MIN.get() + (mix(draw) % NUMBERS) as u32;
+        let id = |number: u32| Identity::new(number).unwrap();
+        let mut view = FleetView::new(Schema::new(&"t".parse().unwrap()));
+        let free = |view: &FleetView, taken: &[u32], draw| {
+            free_number(view, &taken.iter().map(|number| id(*number)).collect(), draw).unwrap().get()
+        };
+        let first = place(7);
+        assert_eq!(free(&view, &[], 7), first);
+        assert_ne!(free(&view, &[], 8), first);
+        // Taken as this machine has found, as a record, and as a reference that has lost its record.
+        let record = kv(format!("identities/id/{}", first + 1), r#"{"v":1,"labels":{},"state":"live"}"#);
+        let reference = kv(format!("identities/refs/{}/n1", first + 2), r#"{"v":1,"incarnation":1}"#);
+        let entries = vec![record, reference];
+        view.apply_list(ListPage { entries, revision: Revision(2), store: StoreIdentity(1), more: false });
+        assert_eq!(free(&view, &[first], 7), first + 3);
+        assert_eq!(free(&view, &[], 7), first);
+
+        let last = Identity::FLEET_MAX.get();
+        let draw = (0..).find(|draw| place(*draw) > last - 100).expect("some place is near the end");
+        let rest: Vec<u32> = (place(draw)..=last).collect();
+        assert_eq!(free(&view, &rest, draw), Identity::FLEET_MIN.get());
+    }
 }

@@ -1,4 +1,4 @@
-//! Claims on pod CIDRs: adopt what is this node's, else claim a free block; give one back into quarantine.
+//! Claims on pod CIDRs: adopt a claim of this node, else claim a free block; release a block into quarantine.
 //!
 //! All blocks of a fleet are aligned and of one size per family, both fixed by the fleet record, whose
 //! value is a condition of every new claim. So two claims overlap only if they are the same key, and
@@ -36,9 +36,9 @@ pub struct CidrClaim {
     wanted: IpNetwork,
     /// Its create revision, when it is adopted.
     epoch: Option<Revision>,
-    /// When it was claimed, if that was in a former life of the store.
+    /// When the block was claimed, if that was in a former generation of the store.
     since: Option<ClaimEpoch>,
-    /// Exactly this block and no other: it was this node's in a former life.
+    /// Exactly this block and no other: it was this node's in a former generation.
     again: Option<(IpNetwork, ClaimEpoch)>,
 }
 
@@ -49,7 +49,7 @@ pub struct CidrGrant {
     pub cidr: IpNetwork,
     /// The claim's create revision: fences what is written under it.
     pub epoch: Revision,
-    /// When it was claimed, in whatever life of the store: of two claims on a block the later one wins.
+    /// When the block was claimed, comparable across generations of the store: of two claims the later one wins.
     pub since: ClaimEpoch,
     /// The revision of the claim's last change; [`CidrRelease`] needs it.
     pub revision: Revision,
@@ -256,7 +256,7 @@ impl CidrClaim {
 }
 
 impl CidrClaim {
-    /// A block that is to be claimed again has a record.
+    /// Decides about a block that is to be claimed again, by the record that the store has for it.
     fn decide_again(
         &mut self,
         answer: &TxnResponse,
@@ -306,7 +306,7 @@ fn overlaps_claim(view: &FleetView, block: IpNetwork) -> bool {
     within || view.has_key(&view.schema().cidr(block)) || around()
 }
 
-/// Gives a block back: quarantined first, free when the quarantine is over (see [`crate::Collector`]).
+/// Releases a block: it is quarantined first, and free when the quarantine ends (see [`crate::Collector`]).
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct CidrRelease {
     schema: Schema,
@@ -315,11 +315,10 @@ pub struct CidrRelease {
 }
 
 impl CidrRelease {
-    /// No endpoint may be left in the block;
-    /// [`crate::AddressPool::remove_block`] says so.
+    /// The block must hold no endpoint, as [`crate::AddressPool::remove_block`] ensures.
     ///
-    /// Ends in [`ClaimError::ClaimLost`] when somebody else has the claim; releasing what is released or
-    /// gone is no error.
+    /// Ends in [`ClaimError::ClaimLost`] when another node has the claim. Releasing a claim that is released or gone is no
+    /// error.
     pub fn start(schema: &Schema, node: NodeName, grant: CidrGrant) -> (Machine<Self>, KvRequest) {
         let revision = grant.revision;
         let this = Self { schema: schema.clone(), node, grant };
@@ -364,5 +363,45 @@ impl Protocol for CidrRelease {
 
     fn on_answer(&mut self, answer: &TxnResponse, _view: &FleetView, _draw: u64) -> Next<()> {
         if answer.succeeded { Next::Done(()) } else { or_failed(self.decide(answer)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use kvstore_schema::{KeyValue, ListPage, StoreIdentity};
+
+    use super::*;
+
+    #[test]
+    fn block_overlaps_claims_of_whatever_size_and_state() {
+        let check = |claim: &str, value: &str, expected: bool| {
+            let mut view = FleetView::new(Schema::new(&"t".parse().unwrap()));
+            let kv = KeyValue {
+                key: view.schema().cidr(claim.parse().unwrap()),
+                value: Arc::from(value.as_bytes()),
+                create_revision: Revision(2),
+                mod_revision: Revision(2),
+                lease: None,
+            };
+            let store = StoreIdentity(1);
+            view.apply_list(ListPage { entries: vec![kv], revision: Revision(2), store, more: false });
+            assert_eq!(overlaps_claim(&view, "10.0.4.0/24".parse().unwrap()), expected, "{claim} {value}");
+        };
+        let live = r#"{"v":1,"node":"n","state":"live","token":"t"}"#;
+        check("10.0.4.0/24", live, true);
+        check("10.0.4.0/24", &live.replace("live", "quarantined"), true);
+        check("10.0.4.0/24", "{}", true);
+        check("10.0.0.0/16", live, true);
+        check("10.0.4.0/23", live, true);
+        check("10.0.4.0/25", live, true);
+        check("10.0.4.128/25", live, true);
+        check("10.0.4.255/32", live, true);
+        check("10.0.3.0/24", live, false);
+        check("10.0.5.0/24", live, false);
+        check("10.0.5.0/25", live, false);
+        check("10.0.3.128/25", live, false);
+        check("10.0.2.0/23", live, false);
     }
 }

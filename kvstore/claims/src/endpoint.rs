@@ -65,14 +65,14 @@ impl EndpointChange {
     }
 }
 
-/// What became of one change.
+/// The result of one change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum EndpointResult {
-    /// Written, at this revision.
+    /// The record is written, at this revision.
     Written(Revision),
     /// Deleted, or gone already.
     Deleted,
-    /// Not written: the claim is not this node's any more, or was claimed anew.
+    /// Not written: the block is not this node's any more, or was claimed anew.
     Fenced,
     /// Not deleted: another endpoint has the address.
     Superseded,
@@ -145,7 +145,7 @@ impl EndpointWrites {
         self.schema.endpoint(&self.node, ip)
     }
 
-    /// The claims that the batch relies on. Never more than the batch has changes.
+    /// The claims that the batch depends on: never more than its changes.
     fn claims(&self) -> BTreeSet<(IpNetwork, Revision)> {
         self.asked.iter().filter_map(EndpointChange::claim).collect()
     }
@@ -192,7 +192,7 @@ impl EndpointWrites {
         found.create_revision == epoch && node.map_or(true, |node| node == self.node)
     }
 
-    /// Settles what cannot be done, corrects what can, and leaves that in the batch.
+    /// Settles the changes that cannot be made, corrects the others, and leaves those in the batch.
     fn sort_out(&mut self, answer: &TxnResponse) -> Result<(), ClaimError> {
         let mut index = 0;
         let mut lost = BTreeSet::new();

@@ -54,22 +54,22 @@ impl SettledFleet {
     }
 }
 
-/// Makes the fleet's record or takes the one that is there.
+/// Creates the fleet's record, or joins the fleet whose record exists.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct FleetJoin {
     wanted: FleetRecord,
-    /// What the transaction asked last would write.
+    /// The record that the pending transaction writes.
     asked: FleetRecord,
 }
 
 /// The fleet that this node has joined.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FleetJoined {
-    /// Its record.
+    /// The fleet's record.
     pub record: FleetRecord,
     /// The record's revision.
     pub revision: Revision,
-    /// Whether this machine made it.
+    /// Whether the record has the fleet id that this machine drew.
     pub created: bool,
 }
 
@@ -84,8 +84,8 @@ impl FleetJoin {
     }
 
     /// Founds a store anew that was emptied (`copy` is `None`) or replaced by an older copy, whose fleet record has the
-    /// revision `copy`. `wanted`: the record with the fleet's own id and the next life. Whoever comes second joins the
-    /// life that is there. Ends in [`ClaimError::OtherFleet`] when another fleet has taken the store meanwhile.
+    /// revision `copy`. `wanted`: the record with the fleet's own id and the next generation. The second member to try
+    /// joins the generation of the first. Ends in [`ClaimError::OtherFleet`] when another fleet has taken the store.
     pub fn found_anew(
         schema: &Schema,
         wanted: FleetRecord,
@@ -149,7 +149,7 @@ impl FleetJoin {
     }
 }
 
-/// All settings that are not the same.
+/// All settings that differ.
 fn differences(here: &FleetRecord, fleet: &FleetRecord) -> Vec<Difference> {
     let text = |pools: &[IpNetwork]| {
         let mut pools = pools.to_vec();

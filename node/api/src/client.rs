@@ -12,15 +12,16 @@ use hyper::{
     header,
 };
 use hyper_util::rt::TokioIo;
-use identity::{EndpointName, NodeName, ServiceName};
+use identity::{EndpointName, NodeName, ObjectName, ServiceName};
 use ipnetwork::IpNetwork;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
 
 use crate::{
     ApiError, CidrReleased, CounterRow, Deleted, DiffQuery, Endpoint, EndpointAdd, EndpointAdded,
-    EndpointDrained, FlowQuery, FlowRow, HookUser, Identity, IpEntry, LimitQuery, Listing, MapDump,
-    MapSummary, Node, NodeRemoved, ObserveLine, ObserveQuery, Service, State, StateDiff, Status, Version,
+    EndpointDrained, FlowQuery, FlowRow, HookUser, Identity, IpEntry, KindName, LimitQuery, Listing,
+    Manifest, MapDump, MapSummary, Node, NodeRemoved, Object, ObserveLine, ObserveQuery, RevisionQuery,
+    Service, State, StateDiff, Status, Version, Written,
 };
 
 /// The maximum length of a line of a stream: twice that of an event with 64 of the longest labels on both sides.
@@ -207,6 +208,48 @@ impl Client {
         self.get(&format!("/v1/services/{name}")).await
     }
 
+    /// `GET /v1/COLLECTION`, of a kind.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn objects(&self, kind: KindName) -> Result<Listing<Object>, ClientError> {
+        let Listing { items, total } = self.get(&format!("/v1/{}", kind.collection())).await?;
+        let items: Vec<serde_json::Value> = items;
+        let items: serde_json::Result<_> = items.into_iter().map(|item| kind.object(item)).collect();
+        Ok(Listing { items: items.map_err(undecodable)?, total })
+    }
+
+    /// `GET /v1/COLLECTION/NAME`
+    ///
+    /// # Errors
+    /// [`ClientError`]; not found.
+    pub async fn object(&self, kind: KindName, name: &ObjectName) -> Result<Object, ClientError> {
+        kind.object(self.get(&object_path(kind, name)).await?).map_err(undecodable)
+    }
+
+    /// `PUT /v1/COLLECTION/NAME`: answers when the object is in etcd. Repeating it is safe.
+    ///
+    /// # Errors
+    /// [`ClientError`]; a conflict, for example when an address belongs to another object.
+    pub async fn object_put(&self, Manifest { name, spec }: Manifest) -> Result<Written, ClientError> {
+        let kind = spec.kind();
+        let answer = self.call(Method::PUT, &object_path(kind, &name), Some(&spec.put())).await?;
+        kind.written(answer).map_err(undecodable)
+    }
+
+    /// `DELETE /v1/COLLECTION/NAME`: answers when the object is gone from etcd. Repeating it is safe.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn object_delete(
+        &self,
+        kind: KindName,
+        name: &ObjectName,
+        query: &RevisionQuery,
+    ) -> Result<Deleted, ClientError> {
+        self.delete(&object_path(kind, name), query).await
+    }
+
     /// `GET /v1/maps`
     ///
     /// # Errors
@@ -273,19 +316,11 @@ impl Client {
         Ok(Lines { body, buffer: Vec::new() })
     }
 
-    pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         self.call(Method::GET, path, None::<&()>).await
     }
 
-    pub(crate) async fn put<T: DeserializeOwned>(
-        &self,
-        path: &str,
-        body: &impl Serialize,
-    ) -> Result<T, ClientError> {
-        self.call(Method::PUT, path, Some(body)).await
-    }
-
-    pub(crate) async fn delete<T: DeserializeOwned>(
+    async fn delete<T: DeserializeOwned>(
         &self,
         path: &str,
         query: &impl Serialize,
@@ -383,7 +418,15 @@ impl Lines {
 }
 
 fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ClientError> {
-    serde_json::from_slice(bytes).map_err(|error| ClientError::Undecodable(error.to_string()))
+    serde_json::from_slice(bytes).map_err(undecodable)
+}
+
+fn undecodable(error: serde_json::Error) -> ClientError {
+    ClientError::Undecodable(error.to_string())
+}
+
+fn object_path(kind: KindName, name: &ObjectName) -> String {
+    format!("/v1/{}/{name}", kind.collection())
 }
 
 /// Percent-encodes all but the unreserved characters of RFC 3986.

@@ -9,11 +9,14 @@ use identity::ObjectName;
 use node_api::{
     ApiError, Client, ClientError, ErrorKind, KindName, Listing, Manifest, Manifests, RevisionQuery,
 };
-use serde::Serialize;
 use similar::{ChangeTag, TextDiff};
 use tokio::task::JoinSet;
 
-use crate::{Printer, files, progress::Progress, render};
+use crate::{
+    Printer, files,
+    progress::Progress,
+    render::{self, Deletion, Difference},
+};
 
 /// The maximum number of concurrent requests: the agent writes some 40 services in a transaction, and has four transactions
 /// under way.
@@ -22,29 +25,6 @@ const MAX_CONCURRENT: usize = 256;
 /// The number of consecutive answers "unavailable" after which the remaining requests are not sent: the cause is the store,
 /// not the objects.
 const MAX_UNAVAILABLE: usize = 10;
-
-/// The effect of a deletion.
-#[derive(Debug, Serialize)]
-pub struct Deletion {
-    /// The kind of the object.
-    pub kind: KindName,
-    /// The name of the object.
-    pub name: ObjectName,
-    /// Whether the object existed.
-    pub existed: bool,
-}
-
-/// The difference between an object and its manifest.
-#[derive(Debug, Serialize)]
-pub struct Difference {
-    /// The kind of the object.
-    pub kind: KindName,
-    /// The name of the object.
-    pub name: ObjectName,
-    /// The lines of both manifests: removed ones after `-`, added ones after `+`, common ones after blanks. Empty if the
-    /// manifests are equal.
-    pub lines: Vec<String>,
-}
 
 /// Reads manifests and reports the mistakes in them. Returns the manifests, and whether there was no mistake; or the exit
 /// code, if there is no manifest.
@@ -191,7 +171,7 @@ async fn current(
     name: &ObjectName,
 ) -> Result<Option<Manifest>, ClientError> {
     match client.object(kind, name).await {
-        Ok(object) => Ok(Some(object.into_manifest())),
+        Ok(object) => Ok(Some(object.into())),
         Err(ClientError::Refused(ApiError { kind: ErrorKind::NotFound, .. })) => Ok(None),
         Err(error) => Err(error),
     }
@@ -225,12 +205,13 @@ pub async fn get(client: &Client, out: &Printer, kind: KindName, name: Option<Ob
         None => {
             let objects = client.objects(kind).await?;
             if out.json {
-                return out.print(&objects.into_manifests(), |_, _| String::new());
+                let manifests = objects.items.into_iter().map(Manifest::from).collect();
+                return out.print(&Listing::new(manifests, None), |_, _| String::new());
             }
             out.print(&objects, |objects, _| render::objects(kind, objects))
         }
         Some(name) => {
-            let manifest = client.object(kind, &name).await?.into_manifest();
+            let manifest = Manifest::from(client.object(kind, &name).await?);
             out.print(&manifest, |manifest, _| manifest.to_yaml())
         }
     }

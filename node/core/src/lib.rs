@@ -8,6 +8,8 @@
 //! change that concerns another component is returned, or noted in [`Changes`](changes::Changes); `node` is the wiring
 //! between them.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
+
 mod audit;
 mod changes;
 mod command;

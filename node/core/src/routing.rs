@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use datapath_plan::{Base, BaseUnderlay, Mode, NextHop, RouteValue};
+use datapath_plan::{Base, BaseUnderlay, Mode, NextHop, RouteValue, Single};
 use identity::NodeName;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
@@ -58,7 +58,7 @@ impl Routing {
         cx.changes.addresses.extend(self.underlay.addresses.iter().copied());
         cx.changes.addresses.extend(gateway);
         if let Some(base) = gateway.and_then(|gateway| self.base(&cx.config, gateway)) {
-            cx.kernel.set_base(base);
+            cx.kernel.set(Single, Some(base));
         }
     }
 
@@ -127,7 +127,7 @@ impl Routing {
     fn set_route(&self, cx: &mut Context, fleet: &Fleet, destination: IpNetwork, route: Option<RouteValue>) {
         let known = fleet.view().is_complete() || cx.kernel.wanted().routes.contains_key(&destination);
         if route.is_some() || known {
-            cx.kernel.set_route(destination, route);
+            cx.kernel.set(destination, route);
         }
     }
 

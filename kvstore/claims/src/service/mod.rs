@@ -25,32 +25,32 @@ use crate::{
     machine::{Machine, Next, Protocol, decode, got, or_failed, put},
 };
 
-/// What must be there before a service is written or deleted.
+/// The state of a service that its author expects before the service is written or deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Expected {
-    /// Whatever there is.
+    /// Any state.
     Any,
-    /// This revision of it.
+    /// This modify revision.
     Revision(Revision),
 }
 
-/// What came of writing a service.
+/// The result of writing a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum ServiceOutcome {
-    /// It is new.
+    /// The service is new.
     Created,
-    /// It has changed.
+    /// The service has changed.
     Changed,
-    /// It was so already.
+    /// The service had this spec already.
     Unchanged,
 }
 
-/// A service as it is in the store.
+/// A service as the store has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceWritten {
-    /// What was done.
+    /// The result.
     pub outcome: ServiceOutcome,
-    /// Its record.
+    /// The service's record.
     pub record: ServiceRecord,
     /// The record's modify revision.
     pub revision: Revision,
@@ -73,18 +73,17 @@ pub struct ServiceWrite {
     asked: Option<Asked>,
 }
 
-/// What a transaction would write, and what it would make of the service.
+/// The pending transaction's record and result.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Asked {
     record: ServiceRecord,
     outcome: ServiceOutcome,
-    /// Claims that it reads if it comes to nothing, in this order, behind the service and the fleet: those that must be
-    /// free.
+    /// The claims that must be free. The conflict branch reads them in this order, behind the service and the fleet.
     looked_at: Vec<ServiceClaim>,
 }
 
 impl ServiceWrite {
-    /// `spec`: normalised and valid. The answer says whether anything changed: writing the same again does not.
+    /// `spec`: normalised and valid. Writing the same spec again changes nothing, and the result says so.
     pub fn start(
         view: &FleetView,
         name: ServiceName,
@@ -108,8 +107,8 @@ impl ServiceWrite {
         }
     }
 
-    /// The write, if what the view knows is all that there is. What says that nothing is to be done, or cannot be, is
-    /// looked at first: the view may be behind.
+    /// The transaction that writes the service if the view is up to date. `None` if by the view nothing is to be done, or
+    /// it cannot be done: the view may be behind, so the store is read first.
     fn guess(&mut self, view: &FleetView) -> Option<Txn> {
         let known = view.services().get(&self.name).map(|entry| Entry {
             record: entry.record.as_ref().clone(),
@@ -133,7 +132,7 @@ impl ServiceWrite {
         }
         let found = got(answer, 0)?.map(entry).transpose()?;
         if let Some(Asked { record, outcome, looked_at }) = asked {
-            // It was carried out, though its answer got lost.
+            // An earlier attempt was carried out, and its answer was lost.
             if let Some(there) = found.as_ref().filter(|there| there.record == record) {
                 return Ok(Next::Done(ServiceWritten { outcome, record, revision: there.modified }));
             }
@@ -153,7 +152,7 @@ impl ServiceWrite {
         Ok(Next::Ask(self.write(&settled, found, record)))
     }
 
-    /// Somebody has the claim already.
+    /// Takes a claim that exists: of this service, or of another.
     fn met(&mut self, there: &KeyValue, claim: ServiceClaim) -> Result<(), ClaimError> {
         let owner = decode::<ServiceClaimRecord>(there)?.service;
         if owner == self.name {
@@ -176,7 +175,8 @@ impl ServiceWrite {
         }
     }
 
-    /// Fenced by what is there of the service, and by everything that it does not have yet being free.
+    /// The transaction that writes the service: it holds if the service is as it was found, and if all claims that the
+    /// service does not have yet are free.
     fn write(
         &mut self,
         settled: &SettledFleet,
@@ -206,7 +206,7 @@ impl ServiceWrite {
             txn = txn.when(free).then(put(key.clone(), &claimed)).otherwise(KvOp::Get(key));
             looked_at.push(*claim);
         }
-        // A whole address is nobody's in part.
+        // No other service may have a port of an address that this one has as a whole.
         if !before.contains(&ServiceClaim::VirtualIp(record.virtual_ip)) {
             txn = txn.when(Condition::RangeEmpty(self.schema.frontends_of(record.virtual_ip)));
         }
@@ -223,7 +223,7 @@ impl ServiceWrite {
         txn
     }
 
-    /// Whether the spec wants exactly this.
+    /// Whether the spec names exactly this address or port.
     fn names(&self, claim: &ServiceClaim) -> bool {
         match claim {
             ServiceClaim::VirtualIp(address) => {
@@ -251,19 +251,19 @@ fn reads(txn: Txn, add: fn(Txn, KvOp) -> Txn, schema: &Schema, name: &ServiceNam
 /// How many records [`reads`] reads.
 const READS: usize = 2;
 
-/// Deletes a service and gives back what it has claimed. One that is not there is no error. Ends in
-/// [`ClaimError::Restoring`] while members restore: one that is not there may be written again.
+/// Deletes a service and its claims. Deleting a service that does not exist is no error. Ends in
+/// [`ClaimError::Restoring`] while members restore, when a service that does not exist may still be written again.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ServiceRemoval {
     schema: Schema,
     name: ServiceName,
     expected: Expected,
-    /// The create revision of what is being deleted.
+    /// The create revision of the service that is being deleted.
     asked: Option<Revision>,
 }
 
 impl ServiceRemoval {
-    /// The answer: whether it was there.
+    /// The result: whether the service existed.
     pub fn start(schema: &Schema, name: ServiceName, expected: Expected) -> (Machine<Self>, KvRequest) {
         let this = Self { schema: schema.clone(), name, expected, asked: None };
         let txn = reads(Txn::new(), Txn::then, &this.schema, &this.name);
@@ -277,7 +277,7 @@ impl ServiceRemoval {
         let settled = SettledFleet::read(view, got(answer, 1)?)?;
         let Some(found) = got(answer, 0)? else { return Ok(Next::Done(self.asked.is_some())) };
         if self.asked.is_some_and(|created| created != found.create_revision) {
-            // It is gone, and somebody has made another of its name since.
+            // The service is gone, and another of the same name was created since.
             return Ok(Next::Done(true));
         }
         if let Expected::Revision(wanted) = self.expected
@@ -292,7 +292,7 @@ impl ServiceRemoval {
             .when(Condition::ModRevision(key.clone(), found.mod_revision))
             .then(KvOp::Delete(key));
         let mut txn = reads(txn, Txn::otherwise, &self.schema, &self.name);
-        // A record that cannot be read names no claims: they stay for the next service of the name.
+        // An unreadable record names no claims: they stay for the next service of that name.
         for claim in decode::<ServiceRecord>(found).iter().flat_map(ServiceRecord::claims) {
             txn = txn.then(KvOp::Delete(self.schema.service_claim(&claim)));
         }

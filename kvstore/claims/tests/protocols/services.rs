@@ -42,7 +42,7 @@ fn name(text: &str) -> ServiceName {
 use ServiceOutcome::{Changed, Created, Unchanged};
 
 #[test]
-fn a_service_keeps_its_address_until_it_goes() {
+fn service_keeps_its_address_until_it_is_deleted() {
     let mut bench = two_addresses();
     let (outcome, first) = bench.write("web", spec("auto", 80)).unwrap();
     assert_eq!(outcome, Created);
@@ -57,7 +57,7 @@ fn a_service_keeps_its_address_until_it_goes() {
 }
 
 #[test]
-fn an_address_has_one_service() {
+fn virtual_ip_has_one_service() {
     let mut bench = two_addresses();
     let mut given =
         [("a", "auto"), ("b", "auto")].map(|(service, ip)| bench.write(service, spec(ip, 80)).unwrap().1);
@@ -78,7 +78,7 @@ fn an_address_has_one_service() {
 }
 
 #[test]
-fn a_view_that_is_behind_gives_no_address_twice() {
+fn stale_view_gives_no_address_twice() {
     let mut bench = two_addresses();
     let old = bench.view();
     let (_, taken) = bench.write("a", spec("auto", 80)).unwrap();
@@ -92,7 +92,7 @@ fn a_view_that_is_behind_gives_no_address_twice() {
 }
 
 #[test]
-fn who_expects_another_revision_is_refused() {
+fn service_write_that_expects_another_revision_is_refused() {
     let mut bench = two_addresses();
     let write = |bench: &mut Bench, port, expected| {
         let started = ServiceWrite::start(&bench.view(), name("web"), spec("auto", port), expected);
@@ -111,7 +111,7 @@ fn who_expects_another_revision_is_refused() {
 }
 
 #[test]
-fn an_answer_that_got_lost_changes_nothing_twice() {
+fn lost_answer_changes_nothing_twice() {
     let mut bench = two_addresses();
     let all_lost_once = |_: &mut MemState, step: u64| step % 4 < 2;
     for (port, expected) in [(80, Created), (81, Changed), (81, Unchanged)] {
@@ -128,7 +128,7 @@ fn an_answer_that_got_lost_changes_nothing_twice() {
 
 /// The answer to a deletion is lost, and somebody makes a service of that name before it is asked again.
 #[test]
-fn a_deletion_that_is_repeated_spares_the_successor() {
+fn repeated_deletion_spares_the_successor() {
     let mut bench = two_addresses();
     bench.write("web", spec("auto", 80)).unwrap();
     let view = bench.view();
@@ -152,7 +152,7 @@ fn a_deletion_that_is_repeated_spares_the_successor() {
 /// A record that somebody broke by hand: it is deleted without knowing its address, and its successor takes the claim
 /// that was left over.
 #[test]
-fn a_claim_without_its_service_goes_to_the_next_of_its_name() {
+fn orphaned_claim_goes_to_the_next_service_of_its_name() {
     let mut bench = two_addresses();
     let vip = ServiceClaimRecord { service: name("web"), unknown: Default::default() };
     let put = |key, value| KvOp::Put { key, value, lease: None };
@@ -168,7 +168,7 @@ fn a_claim_without_its_service_goes_to_the_next_of_its_name() {
 }
 
 #[test]
-fn a_fleet_gets_the_service_pools_of_the_first_node_that_has_some() {
+fn fleet_gets_the_service_pools_of_the_first_node_that_has_some() {
     let mut bench = Bench::empty();
     let join = |bench: &mut Bench, pools: &[&str]| {
         let joined = bench.run(FleetJoin::start(&bench.schema, fleet("10.0.0.0/16", pools)))?;
@@ -194,7 +194,7 @@ fn outside(fields: &str, outside: &str) -> ServiceSpec {
 }
 
 #[test]
-fn ports_and_addresses_for_clients_outside_have_one_service() {
+fn node_ports_and_external_ips_have_one_service() {
     let mut bench = two_addresses();
     let (_, vip) = bench
         .write("a", outside(r#","nodePort":30080,"hostPort":8080"#, r#","externalIps":["198.51.100.7"]"#))
@@ -246,7 +246,7 @@ fn ports_and_addresses_for_clients_outside_have_one_service() {
 }
 
 #[test]
-fn what_the_fleet_uses_itself_is_no_services() {
+fn service_gets_no_address_or_port_of_the_fleet_itself() {
     let mut bench = two_addresses();
     let mut refused = |spec: ServiceSpec, expected: &str| {
         let error = bench.write("a", spec).unwrap_err().to_string();
@@ -275,7 +275,7 @@ fn what_the_fleet_uses_itself_is_no_services() {
 
 /// One address is not one service's whole and another's in part, whoever comes first and whatever the views say.
 #[test]
-fn an_address_is_whole_or_in_parts() {
+fn address_belongs_to_services_whole_or_by_port() {
     let mut bench = two_addresses();
     let old = bench.view();
     bench.write("a", outside("", r#","externalIps":["198.51.100.7"]"#)).unwrap();
@@ -300,7 +300,7 @@ fn an_address_is_whole_or_in_parts() {
 }
 
 #[test]
-fn node_ports_are_found_kept_and_given_back() {
+fn node_port_is_found_kept_and_given_back() {
     let mut bench = two_addresses();
     let auto = || outside(r#","nodePort":"auto""#, "");
     let given = |bench: &Bench, service: &str| {
@@ -354,7 +354,7 @@ fn node_ports_are_found_kept_and_given_back() {
 
 /// The largest change is one transaction that etcd takes.
 #[test]
-fn all_claims_of_a_service_are_replaced_in_one_transaction() {
+fn service_replaces_all_its_claims_in_one_transaction() {
     let mut bench = two_addresses();
     let many = |net: u8| {
         let addresses: Vec<String> = (1..=48).map(|last| format!(r#""198.51.{net}.{last}""#)).collect();
@@ -379,7 +379,7 @@ fn batch(view: &FleetView, services: &[(&str, ServiceSpec)]) -> (ServiceBatch, V
 }
 
 #[test]
-fn many_services_are_one_transaction_and_each_gets_its_own() {
+fn batch_writes_many_services_in_one_transaction() {
     let mut bench = Bench::fleet("10.0.0.0/16", &["10.201.0.0/24"]);
 
     let names: Vec<String> = (0..100).map(|index| format!("s{index}")).collect();
@@ -419,7 +419,7 @@ fn many_services_are_one_transaction_and_each_gets_its_own() {
 }
 
 #[test]
-fn a_batch_that_does_not_hold_writes_nothing() {
+fn batch_that_does_not_hold_writes_nothing() {
     let mut bench = two_addresses();
     let old = bench.view();
     bench.write("b", outside(r#","nodePort":30080"#, "")).unwrap();

@@ -1,8 +1,9 @@
 //! Watches.
 
 use kvstore_schema::{Key, KvOp, Revision};
+use tokio::time::Instant;
 
-use super::{Control, changes, ending, faults::answers_again, key, next, prefix, put, run, txn};
+use super::{Control, PATIENCE, changes, ending, faults::answers_again, key, next, prefix, put, run, txn};
 use crate::{StoreError, WATCH_BUFFER, WatchEvent};
 
 /// A watch from the past delivers the past and then the present, of its prefix only.
@@ -90,10 +91,11 @@ pub async fn quiet_watch(control: &dyn Control) {
     let elsewhere = KvOp::Put { key: Key::from_raw("/test0"), value: [].into(), lease: None };
     run(&*store, txn([elsewhere.clone()])).await;
     let newest = run(&*store, txn([elsewhere])).await.revision;
+    let begun = Instant::now();
     let position = loop {
         match next(&mut watch).await {
             WatchEvent::Progress { revision } if revision >= newest => break revision,
-            WatchEvent::Progress { .. } => {}
+            WatchEvent::Progress { .. } => assert!(begun.elapsed() < PATIENCE, "the position stays behind"),
             other => panic!("{other:?}"),
         }
     };

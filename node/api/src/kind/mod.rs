@@ -1,4 +1,4 @@
-//! Kinds of objects that manifests describe, and their requests.
+//! Kinds of objects that manifests describe, and the types of their requests.
 //!
 //! To add a kind, implement [`Kind`] for the type of its spec, and add a line to `registry.rs`. Manifests, the client, and
 //! `warren apply`, `get`, `diff` and `delete` follow.
@@ -12,8 +12,6 @@ use identity::ObjectName;
 pub use registry::{KindName, Object, Spec, Written};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use utoipa::ToSchema;
-
-use crate::{Client, ClientError, Listing, Manifest, RevisionQuery};
 
 /// A kind of objects, implemented by the type of their spec.
 ///
@@ -79,35 +77,4 @@ impl fmt::Display for Outcome {
 pub struct Deleted {
     /// Whether the object existed before.
     pub existed: bool,
-}
-
-impl Client {
-    /// `DELETE /v1/COLLECTION/NAME`: answers when the object is gone from etcd. Repeating it is safe.
-    ///
-    /// # Errors
-    /// [`ClientError`]
-    pub async fn object_delete(
-        &self,
-        kind: KindName,
-        name: &ObjectName,
-        query: &RevisionQuery,
-    ) -> Result<Deleted, ClientError> {
-        self.delete(&format!("/v1/{}/{name}", kind.collection()), query).await
-    }
-}
-
-impl Object {
-    /// The manifest that `warren apply` would make the object from.
-    pub fn into_manifest(self) -> Manifest {
-        let (name, spec) = self.name_and_spec();
-        Manifest { name, spec }
-    }
-}
-
-impl Listing<Object> {
-    /// The manifests of all objects.
-    pub fn into_manifests(self) -> Listing<Manifest> {
-        let items = self.items.into_iter().map(Object::into_manifest).collect();
-        Listing { items, total: self.total }
-    }
 }

@@ -5,7 +5,6 @@ use kvstore_schema::service::ServiceSpec;
 use serde::{Deserialize, Serialize, de::MapAccess};
 
 use super::Kind;
-use crate::{Client, ClientError, Listing, Manifest};
 
 macro_rules! registry {
     ($($name:ident: $spec:ty,)+) => {
@@ -61,6 +60,18 @@ macro_rules! registry {
             }
         }
 
+        impl KindName {
+            /// Deserialises the answer to a `PUT`.
+            pub(crate) fn written(self, answer: serde_json::Value) -> serde_json::Result<Written> {
+                match self { $(Self::$name => serde_json::from_value(answer).map(Written::$name)),+ }
+            }
+
+            /// Deserialises an object.
+            pub(crate) fn object(self, answer: serde_json::Value) -> serde_json::Result<Object> {
+                match self { $(Self::$name => serde_json::from_value(answer).map(Object::$name)),+ }
+            }
+        }
+
         impl Spec {
             /// The kind of the spec.
             pub const fn kind(&self) -> KindName {
@@ -76,6 +87,12 @@ macro_rules! registry {
             #[must_use]
             pub fn normalise(self) -> Self {
                 match self { $(Self::$name(spec) => Self::$name(Kind::normalise(spec))),+ }
+            }
+
+            /// [`Kind::put`], as JSON.
+            pub(crate) fn put(self) -> serde_json::Value {
+                let value = match self { $(Self::$name(spec) => serde_json::to_value(spec.put())),+ };
+                value.expect("requests are plain data with text keys")
             }
 
             /// The next value of a map, deserialised as the spec of a kind.
@@ -100,46 +117,12 @@ macro_rules! registry {
                 match self { $(Self::$name(object) => <$spec>::rows(object)),+ }
             }
 
-            pub(super) fn name_and_spec(self) -> (ObjectName, Spec) {
+            /// [`Kind::name_and_spec`]
+            pub fn name_and_spec(self) -> (ObjectName, Spec) {
                 match self {
                     $(Self::$name(object) => {
                         let (name, spec) = <$spec>::name_and_spec(object);
                         (name, Spec::$name(spec))
-                    })+
-                }
-            }
-        }
-
-        impl Client {
-            /// `PUT /v1/COLLECTION/NAME`: answers when the object is in etcd. Repeating it is safe.
-            ///
-            /// # Errors
-            /// [`ClientError`]; a conflict, for example when an address belongs to another object.
-            pub async fn object_put(&self, Manifest { name, spec }: Manifest) -> Result<Written, ClientError> {
-                let path = format!("/v1/{}/{name}", spec.kind().collection());
-                Ok(match spec { $(Spec::$name(spec) => Written::$name(self.put(&path, &spec.put()).await?)),+ })
-            }
-
-            /// `GET /v1/COLLECTION/NAME`
-            ///
-            /// # Errors
-            /// [`ClientError`]; not found.
-            pub async fn object(&self, kind: KindName, name: &ObjectName) -> Result<Object, ClientError> {
-                let path = format!("/v1/{}/{name}", kind.collection());
-                Ok(match kind { $(KindName::$name => Object::$name(self.get(&path).await?)),+ })
-            }
-
-            /// `GET /v1/COLLECTION`
-            ///
-            /// # Errors
-            /// [`ClientError`]
-            pub async fn objects(&self, kind: KindName) -> Result<Listing<Object>, ClientError> {
-                let path = format!("/v1/{}", kind.collection());
-                match kind {
-                    $(KindName::$name => {
-                        let Listing { items, total } = self.get(&path).await?;
-                        let items: Vec<<$spec as Kind>::Object> = items;
-                        Ok(Listing { items: items.into_iter().map(Object::$name).collect(), total })
                     })+
                 }
             }

@@ -17,7 +17,7 @@ use serde::{
 };
 use serde_saphyr::Spanned;
 
-use crate::kind::{KindName, Spec};
+use crate::kind::{KindName, Object, Spec};
 
 /// The most bytes of a file of manifests: some ten thousand services.
 pub const MAX_MANIFEST_BYTES: usize = 8 * 1024 * 1024;
@@ -109,6 +109,14 @@ impl Manifest {
     /// The manifest as a text that can be applied.
     pub fn to_yaml(&self) -> String {
         serde_saphyr::to_string(self).expect("a manifest is plain data with text keys")
+    }
+}
+
+impl From<Object> for Manifest {
+    /// The manifest that describes an existing object.
+    fn from(object: Object) -> Self {
+        let (name, spec) = object.name_and_spec();
+        Self { name, spec }
     }
 }
 

@@ -14,7 +14,7 @@ mod tests;
 pub use datapath::{drops, event, flows, map_dump, maps, state, state_diff};
 pub use doctor::doctor;
 pub use fleet::{endpoint, endpoint_added, endpoints, identities, ips, nodes};
-pub use service::{applied, deleted, differences, objects, service};
+pub use service::{Deletion, Difference, applied, deleted, differences, objects, service};
 pub use status::status;
 
 /// How text may be styled.

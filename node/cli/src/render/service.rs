@@ -1,9 +1,33 @@
 //! Services, and the answers to manifests.
 
+use identity::ObjectName;
 use node_api::{KindName, Listing, Mode, Object, Service, TrafficPolicy, Written};
+use serde::Serialize;
 
 use super::{Style, table::table};
-use crate::manifest::{Deletion, Difference};
+
+/// The effect of a deletion.
+#[derive(Debug, Serialize)]
+pub struct Deletion {
+    /// The kind of the object.
+    pub kind: KindName,
+    /// The name of the object.
+    pub name: ObjectName,
+    /// Whether the object existed.
+    pub existed: bool,
+}
+
+/// The difference between an object and its manifest.
+#[derive(Debug, Serialize)]
+pub struct Difference {
+    /// The kind of the object.
+    pub kind: KindName,
+    /// The name of the object.
+    pub name: ObjectName,
+    /// The lines of both manifests: removed ones after `-`, added ones after `+`, common ones after blanks. Empty if the
+    /// manifests are equal.
+    pub lines: Vec<String>,
+}
 
 pub fn applied(listing: &Listing<Written>, _: Style) -> String {
     listing.items.iter().map(|written| written.describe() + "\n").collect()

@@ -44,7 +44,7 @@ impl Endpoints {
             self.by_id.insert(*id, name.clone());
             self.by_address.insert(value.address, name.clone());
             self.by_name.insert(name, endpoint);
-            cx.kernel.set_endpoint(*id, Some(value.clone()));
+            cx.kernel.set(*id, Some(value.clone()));
             cx.changes.addresses.insert(value.address);
         }
         self.recognise(cx, allocators);
@@ -161,7 +161,7 @@ impl Endpoints {
             // The kernel does not tell the attachment, without which the endpoint could not be made again.
             let attachment = endpoint.attachment.clone();
             let wanted = cx.kernel.wanted().endpoints.get(&id).cloned();
-            cx.kernel.set_endpoint(id, wanted.map(|value| EndpointValue { attachment, ..value }));
+            cx.kernel.set(id, wanted.map(|value| EndpointValue { attachment, ..value }));
         }
         self.by_name.insert(name.clone(), endpoint);
         let now = allocators.identity(cx, &digest, &counting);

@@ -274,7 +274,7 @@ impl Endpoints {
         self.by_address.insert(address, name.clone());
         cx.changes.endpoint_files.insert(id);
         cx.changes.addresses.insert(address);
-        cx.kernel.set_endpoint(id, Some(value));
+        cx.kernel.set(id, Some(value));
     }
 
     /// A label set's identity changed.
@@ -324,7 +324,7 @@ impl Endpoints {
         endpoint.identity = Some(identity);
         let (Some(id), Some(address)) = (endpoint.id, endpoint.address) else { return };
         let wanted = cx.kernel.wanted().endpoints.get(&id).cloned();
-        cx.kernel.set_endpoint(id, wanted.map(|value| EndpointValue { identity, ..value }));
+        cx.kernel.set(id, wanted.map(|value| EndpointValue { identity, ..value }));
         cx.changes.addresses.insert(address);
         cx.changes.own_endpoints.insert(address);
     }

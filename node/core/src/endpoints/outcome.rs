@@ -1,6 +1,6 @@
 //! How endpoints end up: attached, failed, given up, deleted.
 
-use datapath_plan::{EndpointId, Generation, OpError, OpErrorKind, TableKey};
+use datapath_plan::{EndpointId, EndpointValue, Generation, OpError, OpErrorKind, TableKey};
 use identity::EndpointName;
 
 use super::{Allocators, Endpoints, LocalEndpoint};
@@ -123,7 +123,7 @@ impl Endpoints {
         endpoint.state = EndpointState::Detaching;
         endpoint.detached_after = cx.kernel.generations().0;
         self.detaching.insert(id, endpoint);
-        cx.kernel.set_endpoint(id, None);
+        cx.kernel.set::<EndpointValue>(id, None);
         cx.changes.endpoint_files.insert(id);
         cx.changes.addresses.insert(address);
         cx.changes.own_endpoints.insert(address);

@@ -138,7 +138,7 @@ impl Ipcache {
         let known = fleet.view().is_complete() || cx.kernel.wanted().ipcache.contains_key(&prefix);
         if value.is_some() || known {
             self.prefixes.set(prefix, value.is_some());
-            cx.kernel.set_ipcache(prefix, value);
+            cx.kernel.set(prefix, value);
         }
     }
 

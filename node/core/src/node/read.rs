@@ -96,6 +96,11 @@ impl Node {
         self.cx.kernel.wanted()
     }
 
+    /// Everything that the kernel is believed to hold.
+    pub fn applied(&self) -> &Tables {
+        self.cx.kernel.applied()
+    }
+
     /// Counters since the start.
     pub fn counters(&self) -> &Counters {
         &self.cx.counters

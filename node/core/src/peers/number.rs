@@ -27,11 +27,11 @@ impl Peers {
         };
         if let Some(index) = had.filter(|had| Some(*had) != index) {
             self.by_index.remove(&index);
-            cx.kernel.set_node(index, None);
+            cx.kernel.set::<NodeValue>(index, None);
         }
         if let (Some(index), Some(underlay)) = (index, tunnel) {
             self.by_index.insert(index, node.clone());
-            cx.kernel.set_node(index, Some(NodeValue { underlay }));
+            cx.kernel.set(index, Some(NodeValue { underlay }));
         }
         if had != index {
             if let Some(peer) = self.peers.get_mut(node) {

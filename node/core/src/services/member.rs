@@ -143,7 +143,7 @@ impl Services {
             let adopted = adopted.map(|had| had.state);
             member_changed(cx, name, at, MemberChangeKind::Came { adopted });
         }
-        cx.kernel.set_backend(member.id, Some(value));
+        cx.kernel.set(member.id, Some(value));
     }
 
     /// Takes in the states of members that `Health` has computed.
@@ -156,7 +156,7 @@ impl Services {
                     continue;
                 };
                 member.state = state;
-                cx.kernel.set_backend(member.id, Some(backend_value(port.id, at, member, false)));
+                cx.kernel.set(member.id, Some(backend_value(port.id, at, member, false)));
                 self.changed.insert((name.clone(), *key));
             }
         }

@@ -18,7 +18,9 @@ use std::{
     sync::Arc,
 };
 
-use datapath_plan::{BackendId, BackendState, Frontend, FrontendKind, Protocol, ServiceId, Tables};
+use datapath_plan::{
+    BackendId, BackendState, BackendValue, Frontend, FrontendKind, Protocol, ServiceId, Tables,
+};
 use identity::{Identity, Labels, NodeName, ServiceName};
 use ipnetwork::IpNetwork;
 use kvstore_schema::service::{ServiceProtocol, ServiceRecord};
@@ -185,7 +187,7 @@ impl Services {
             let Some(port) = service.ports.get(&key) else { continue };
             let all_unhealthy = port.is_all_unhealthy();
             let value = self.service_value(cx, sources, service, key, port, all_unhealthy);
-            cx.kernel.set_service(port.id, Some(value));
+            cx.kernel.set(port.id, Some(value));
             let before = match all_unhealthy {
                 true => !self.all_unhealthy.insert((name.clone(), key)),
                 false => self.all_unhealthy.remove(&(name.clone(), key)),
@@ -193,7 +195,7 @@ impl Services {
             if before != all_unhealthy || all_unhealthy {
                 for (at, member) in &port.members {
                     let value = backend_value(port.id, *at, member, all_unhealthy);
-                    cx.kernel.set_backend(member.id, Some(value));
+                    cx.kernel.set(member.id, Some(value));
                 }
             }
         }
@@ -201,7 +203,7 @@ impl Services {
             return;
         }
         for id in std::mem::take(&mut self.left) {
-            cx.kernel.set_backend(id, None);
+            cx.kernel.set::<BackendValue>(id, None);
         }
         // Numbers become free, once the kernel does not use them any more.
         cx.changes.services.append(&mut self.crowded);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use datapath_plan::{Frontend, FrontendKind, FrontendValue, ServiceId};
+use datapath_plan::{Frontend, FrontendKind, FrontendValue, ServiceId, ServiceValue};
 use identity::ServiceName;
 use kvstore_schema::service::{self as schema, EVERY_NODE, ServiceRecord, TrafficPolicy};
 
@@ -97,7 +97,7 @@ impl Services {
         let Some(service) = self.services.get_mut(name) else { return };
         let Some(port) = service.ports.remove(&key) else { return };
         port.frontends.keys().for_each(|frontend| remove_frontend(cx, *frontend, port.id));
-        cx.kernel.set_service(port.id, None);
+        cx.kernel.set::<ServiceValue>(port.id, None);
         self.all_unhealthy.remove(&(name.clone(), key));
         for at in port.members.keys() {
             member_changed(cx, name, *at, MemberChangeKind::Went);
@@ -136,13 +136,13 @@ impl Services {
             // From here on the number is taken.
             let service = &self.services[name];
             let value = self.service_value(cx, sources, service, key, &service.ports[&key], false);
-            cx.kernel.set_service(id, Some(value));
+            cx.kernel.set(id, Some(value));
             self.keep_adopted(cx, name, key, id);
         }
         let members = self.wanted_members(sources, name, record, key.2, target);
         self.refresh_members(cx, name, key, members);
         for (frontend, kind) in frontends {
-            cx.kernel.set_frontend(frontend, Some(FrontendValue { service: id, kind }));
+            cx.kernel.set(frontend, Some(FrontendValue { service: id, kind }));
         }
         self.changed.insert((name.clone(), key));
     }
@@ -155,6 +155,6 @@ pub(super) fn key(port: &schema::ServicePort, scope: Scope) -> PortKey {
 /// Takes a frontend out of the kernel, unless another service has it by now.
 fn remove_frontend(cx: &mut Context, frontend: Frontend, of: ServiceId) {
     if cx.kernel.wanted().frontends.get(&frontend).is_some_and(|value| value.service == of) {
-        cx.kernel.set_frontend(frontend, None);
+        cx.kernel.set::<FrontendValue>(frontend, None);
     }
 }

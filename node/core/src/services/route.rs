@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
+use datapath_plan::RouteValue;
 use identity::ServiceName;
 use ipnetwork::IpNetwork;
 
@@ -18,7 +19,7 @@ impl Services {
     /// This node's gateway or MTU has changed, and with it the value of all routes.
     pub(crate) fn refresh_routes(&self, cx: &mut Context, Sources { routing, ipam, .. }: Sources<'_>) {
         for destination in self.routes.keys() {
-            cx.kernel.set_route(*destination, routing.service_route(&cx.config, ipam.gateway()));
+            cx.kernel.set(*destination, routing.service_route(&cx.config, ipam.gateway()));
         }
     }
 
@@ -41,7 +42,7 @@ impl Services {
             let users = self.routes.entry(*route).or_default();
             *users += 1;
             if *users == 1 {
-                cx.kernel.set_route(*route, routing.service_route(&cx.config, ipam.gateway()));
+                cx.kernel.set(*route, routing.service_route(&cx.config, ipam.gateway()));
             }
         }
         for route in before.difference(&wanted) {
@@ -49,7 +50,7 @@ impl Services {
             *users -= 1;
             if *users == 0 {
                 self.routes.remove(route);
-                cx.kernel.set_route(*route, None);
+                cx.kernel.set::<RouteValue>(*route, None);
             }
         }
     }

@@ -219,7 +219,7 @@ fn protocol(protocol: ServiceProtocol) -> Protocol {
 }
 
 /// The programs have no table for IPv6.
-fn v4(address: IpAddr) -> Option<Ipv4Addr> {
+pub(crate) fn v4(address: IpAddr) -> Option<Ipv4Addr> {
     match address {
         IpAddr::V4(address) => Some(address),
         IpAddr::V6(_) => None,

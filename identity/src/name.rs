@@ -121,6 +121,16 @@ name_type!(
     ServiceName
 );
 name_type!(
+    /// The name of an object of any kind that manifests describe. Such names have one grammar, so that every
+    /// [`ServiceName`] is an `ObjectName`, and the reverse.
+    ObjectName
+);
+impl From<ServiceName> for ObjectName {
+    fn from(name: ServiceName) -> Self {
+        Self(name.0)
+    }
+}
+name_type!(
     /// The name of a fleet: part of every etcd key.
     FleetName
 );

@@ -12,6 +12,8 @@
 //! that asking again reads back the result. Writes that arrive late, after their sender gave up or died, are fenced by
 //! revisions and by the fleet's record, which changes with each generation of the store.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
+
 mod acquire;
 mod address;
 mod blocks;

@@ -9,7 +9,7 @@ use kvstore_claims::{
 };
 use kvstore_schema::{
     KvFailure, KvOp, KvRequest, LeaseId, Revision, Txn,
-    record::{FleetRecord, NodeRecord, Record},
+    record::{FleetRecord, MAX_COUNTER, NodeRecord, Record},
 };
 
 use crate::bench::{Bench, endpoint, fleet, node, record};
@@ -350,6 +350,8 @@ fn node_registration_counts_its_starts() {
         registered.record.incarnation
     };
     assert_eq!((take(&mut bench, 4), take(&mut bench, 20)), (10, 20));
+    // At the highest counter a record stays readable.
+    assert_eq!((take(&mut bench, MAX_COUNTER), take(&mut bench, 1)), (MAX_COUNTER, MAX_COUNTER));
 }
 
 #[test]

@@ -93,6 +93,14 @@ fn bad_record_is_rejected_alone_and_the_last_good_one_stays() {
     let refs = view.refs(identity::Identity::FLEET_MIN);
     assert_eq!(refs.values().map(|entry| entry.modified.0).collect::<Vec<_>>(), [2, 6]);
     assert_eq!((view.rejected().len(), view.rejections()), (3, 3));
+    // A counter that could not be raised any more is refused, and counted.
+    let wrapping = format!(r#"{{"v":1,"incarnation":{}}}"#, u64::MAX);
+    view.apply_events(&[put("identities/refs/256/b", &wrapping, 6)]);
+    assert_eq!(view.rejections(), 3, "seen already");
+    let mut later = view.clone();
+    later.apply_events(&[put("identities/refs/256/b", &wrapping, 7)]);
+    assert_eq!((later.rejected().len(), later.rejections()), (4, 4));
+    assert_eq!(later.refs(identity::Identity::FLEET_MIN).len(), 2, "the last good one stays");
     view.apply_events(&[delete("identities/refs/256/a", 7), delete("strange", 7)]);
     assert_eq!(view.rejected().len(), 1);
     assert_eq!(view.refs(identity::Identity::FLEET_MIN).len(), 1);

@@ -109,7 +109,7 @@ impl Datapath {
             self.hooks.attach_underlay(&self.netlink, &underlay.name).await?;
             self.put_before_stack(&underlay);
         }
-        self.sockets.mend(&mut self.hooks, &self.maps);
+        self.sockets.repair(&mut self.hooks, &self.maps);
         match devices.vxlan {
             Some(_) => self.hooks.attach(VXLAN_DEVICE),
             // Last: until here packets could still go by it.

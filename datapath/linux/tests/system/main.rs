@@ -3,6 +3,7 @@
 mod applying;
 mod cgroup;
 mod cleaning;
+mod collecting;
 mod damage;
 mod hooks;
 mod opening;

@@ -181,7 +181,7 @@ fn handover_carries_a_flow_entry_but_for_its_epoch() {
 
 type FlowMap = HashMap<MapData, [u8; size_of::<FlowKey<V4>>()], [u8; size_of::<FlowEntry>()]>;
 
-fn flow_map(maps: &Path) -> FlowMap {
+pub fn flow_map(maps: &Path) -> FlowMap {
     let data = MapData::from_pin(maps.join(map_name::FLOWS_V4)).expect("the pinned map");
     Map::from_map_data(data).expect("a map").try_into().expect("a table of flows")
 }

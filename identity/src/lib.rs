@@ -1,4 +1,4 @@
-//! Who is who in a fleet: labels, selectors, identity numbers and ipcache precedence.
+//! Who is who in a fleet: labels, selectors, identity numbers and names.
 //!
 //! Invariant: pure. No clock, socket, file, thread or randomness; everything arrives as arguments.
 

@@ -144,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_fit_keys_and_host_names() {
+    fn name_grammar_fits_keys_and_host_names() {
         for good in ["a", "0", "node-1.rack_2", &"n".repeat(MAX_NAME_BYTES)] {
             assert_eq!(NodeName::new(good).map(|name| name.to_string()), Ok(good.to_owned()));
         }

@@ -22,8 +22,9 @@ use crate::{
     bpf, cgroup, clsact,
     device::{ENDPOINT_PREFIX, HOST_DEVICE, VXLAN_DEVICE},
     error::DatapathError,
+    maps::MAPS,
     netlink::{Link, Netlink},
-    object::{self, MAPS, Program},
+    object::{self, Program},
     pins,
     pins::Pins,
     xdp,
@@ -170,7 +171,7 @@ impl Hooks {
             self.pins.take_over(&map)?;
         }
         for map in pins::names(&self.pins.maps())? {
-            if !MAPS.contains(&map.as_str()) {
+            if !MAPS.iter().any(|(name, _)| *name == map) {
                 pins::remove(&self.pins.maps().join(map))?;
             }
         }

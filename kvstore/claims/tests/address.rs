@@ -24,7 +24,7 @@ fn at(seconds: u64) -> Duration {
 }
 
 #[test]
-fn network_gateway_and_broadcast_are_never_given_out() {
+fn pool_never_gives_out_network_gateway_and_broadcast() {
     let check = |blocks: &[&str], gateway: &str, expected: &[&str]| {
         let mut pool = pool(blocks);
         assert_eq!(pool.gateway(), Some(ip(gateway)));
@@ -42,7 +42,7 @@ fn network_gateway_and_broadcast_are_never_given_out() {
 }
 
 #[test]
-fn reuse_comes_late_and_only_after_the_rest() {
+fn address_is_reused_late_and_only_after_its_cool_down() {
     let mut pool = pool(&["10.0.0.0/29"]);
     assert_eq!(pool.allocate(at(0)), Ok(ip("10.0.0.2")));
     assert!(pool.release(ip("10.0.0.2"), at(0)));
@@ -63,7 +63,7 @@ fn reuse_comes_late_and_only_after_the_rest() {
 }
 
 #[test]
-fn certain_addresses() {
+fn exact_address_is_given_once_and_only_from_the_pool() {
     let mut pool = pool(&["10.0.0.0/24"]);
     assert_eq!(pool.allocate_exact(ip("10.0.0.9"), at(0)), Ok(()));
     assert_eq!(pool.allocate_exact(ip("10.0.0.9"), at(0)), Err(AddressError::InUse(ip("10.0.0.9"))));
@@ -76,7 +76,7 @@ fn certain_addresses() {
 }
 
 #[test]
-fn blocks_come_and_go() {
+fn block_is_added_once_and_removed_when_unused() {
     let mut pool = pool(&["10.0.0.0/29"]);
     let parse = |text: &str| text.parse().unwrap();
     assert!(matches!(pool.add_block(parse("10.0.0.0/24")), Err(AddressError::Overlap(..))));
@@ -94,7 +94,7 @@ fn blocks_come_and_go() {
 
 /// Against a model that only remembers who is used, and until when who rests.
 #[test]
-fn a_random_walk_never_gives_an_address_twice_or_early() {
+fn pool_gives_no_address_twice_or_early_in_a_random_walk() {
     for seed in 0..50u64 {
         let mut state = seed;
         let mut below = |bound: u64| {

@@ -1,7 +1,7 @@
 //! Damage done by others is seen, and mended by applying again.
 
 use datapath_linux::Datapath;
-use datapath_plan::{EndpointValue, Observed, Op, OpErrorKind};
+use datapath_plan::{EndpointValue, Entry, Observed, Op, OpErrorKind, Single, TableKey};
 
 use crate::stage::{Namespace, Stage, apply, endpoint, endpoint_ops, foundations, must, node_with_endpoint};
 
@@ -159,12 +159,12 @@ fn check_refused(prepare: impl FnOnce(&Stage, &Namespace) + Send, kind: OpErrorK
         let before = observe(&mut datapath).await;
         prepare(&stage, &workload);
         let (id, value) = endpoint(1, 1, &workload.path());
-        let outcome = apply(&mut datapath, vec![Op::PutEndpoint(id, value)]).await;
+        let outcome = apply(&mut datapath, vec![Op::Put(Entry::Endpoint(id, value))]).await;
         let [failure] = &outcome.failures[..] else { panic!("{outcome:?}") };
         assert_eq!(failure.error.kind, kind, "{}", failure.error);
         assert!(failure.error.text.contains(text), "{}", failure.error);
         assert_eq!(observe(&mut datapath).await, before, "nothing is left of it");
-        must(&mut datapath, vec![Op::DeleteEndpoint(id)]).await;
+        must(&mut datapath, vec![Op::Delete(TableKey::Endpoint(id))]).await;
     });
 }
 
@@ -208,7 +208,7 @@ fn paths_that_name_no_workload() {
             ("/run/netns/nobody", OpErrorKind::NamespaceGone, "No such file"),
         ] {
             let (id, value) = endpoint(1, 1, path.as_ref());
-            let outcome = apply(&mut datapath, vec![Op::PutEndpoint(id, value)]).await;
+            let outcome = apply(&mut datapath, vec![Op::Put(Entry::Endpoint(id, value))]).await;
             let error = &outcome.failures[0].error;
             assert_eq!(error.kind, kind, "{path}: {error}");
             assert!(error.text.contains(text), "{path}: {error}");
@@ -241,7 +241,7 @@ fn a_namespace_that_dies_takes_its_endpoint_along() {
         let (id, value) = endpoint(1, 1, &path);
         must(&mut datapath, foundations(1)).await;
         let before = observe(&mut datapath).await;
-        must(&mut datapath, vec![Op::PutEndpoint(id, value)]).await;
+        must(&mut datapath, vec![Op::Put(Entry::Endpoint(id, value))]).await;
         drop(workload);
         // The kernel takes a namespace's devices down on its own time.
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
@@ -252,7 +252,7 @@ fn a_namespace_that_dies_takes_its_endpoint_along() {
         let observed = observe(&mut datapath).await;
         assert_eq!(observed.endpoint_devices, [id], "what is left of it is seen");
         assert!(!observed.broken.is_empty());
-        must(&mut datapath, vec![Op::DeleteEndpoint(id)]).await;
+        must(&mut datapath, vec![Op::Delete(TableKey::Endpoint(id))]).await;
         assert_eq!(observe(&mut datapath).await, before);
     });
 }
@@ -286,13 +286,17 @@ fn another_mtu_of_the_base_reaches_both_ends_of_endpoints() {
         forgotten.run("ip", &["addr", "flush", "dev", "eth0"]);
         for mtu_bytes in [1350, 8950] {
             let base = datapath_plan::Base { mtu_bytes, ..crate::stage::base(1) };
-            must(&mut datapath, vec![Op::PutBase(base.clone())]).await;
+            must(&mut datapath, vec![Op::Put(Entry::Base(Single, base.clone()))]).await;
             let observed = observe(&mut datapath).await;
             assert_eq!(observed.tables.base, Some(base));
             assert_eq!(observed.broken.len(), 2, "{:?}", observed.broken);
             let [(one, value), (two, other)] = endpoints.clone();
             let other = EndpointValue { attachment: None, ..other };
-            must(&mut datapath, vec![Op::PutEndpoint(one, value), Op::PutEndpoint(two, other)]).await;
+            must(
+                &mut datapath,
+                vec![Op::Put(Entry::Endpoint(one, value)), Op::Put(Entry::Endpoint(two, other))],
+            )
+            .await;
             assert_eq!(observe(&mut datapath).await.broken, [] as [String; 0]);
             for (workload, device) in
                 [(&known, "eth0"), (&forgotten, "eth0"), (&stage.node, "wrn1"), (&stage.node, "wrn2")]
@@ -317,14 +321,14 @@ fn an_endpoint_whose_attachment_is_forgotten_is_mended_and_not_made() {
 
         let forgotten = EndpointValue { identity: crate::stage::identity(777), attachment: None, ..value };
         delete_entry(&stage, "WARREN_EP_V4", crate::stage::address(1, 1).octets());
-        must(&mut datapath, vec![Op::PutEndpoint(id, forgotten.clone())]).await;
+        must(&mut datapath, vec![Op::Put(Entry::Endpoint(id, forgotten.clone()))]).await;
         let observed = observe(&mut datapath).await;
         assert!(observed.broken.is_empty(), "{:?}", observed.broken);
         assert_eq!(observed.tables.endpoints.get(&id), Some(&forgotten));
         assert!(workload.pings(crate::stage::gateway(1)));
 
-        must(&mut datapath, vec![Op::DeleteEndpoint(id)]).await;
-        let outcome = apply(&mut datapath, vec![Op::PutEndpoint(id, forgotten)]).await;
+        must(&mut datapath, vec![Op::Delete(TableKey::Endpoint(id))]).await;
+        let outcome = apply(&mut datapath, vec![Op::Put(Entry::Endpoint(id, forgotten))]).await;
         assert_eq!(outcome.failures.len(), 1);
         assert_eq!(outcome.failures[0].error.kind, OpErrorKind::NamespaceGone);
     });

@@ -26,7 +26,7 @@ fn a_datapath_can_be_moved_to_a_task() {
     fn is_send<T: Send>(_: T) {}
     is_send(async |mut datapath: Datapath| {
         datapath.observe().await?;
-        let plan = datapath_plan::Plan { generation: datapath_plan::Generation(1), ops: [].into() };
+        let plan = datapath_plan::Plan::new(datapath_plan::Generation(1), Vec::new(), |_| None);
         drop(datapath.apply(plan).await);
         cleanup(&LinuxConfig::default(), true).await.map(drop)
     });
@@ -187,7 +187,8 @@ fn flow_map(maps: &Path) -> FlowMap {
 }
 
 fn flows(datapath: &Datapath) -> Vec<Flow> {
-    let mut flows = datapath.flows(usize::MAX, &FlowFilter::default()).expect("flows");
+    let mut flows =
+        datapath.flow_table().expect("a handle").list(usize::MAX, &FlowFilter::default()).expect("flows");
     flows.sort_unstable();
     flows
 }

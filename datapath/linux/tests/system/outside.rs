@@ -13,8 +13,8 @@ use std::{
 use datapath_abi::{Direction, DropReason};
 use datapath_linux::{CounterKind, LinuxConfig};
 use datapath_plan::{
-    BackendId, BackendValue, Base, BaseUnderlay, Frontend, FrontendKind, FrontendValue, HostRouting,
-    IpcacheValue, NodeIndex, Op, Protocol, ServiceId, ServiceMode, ServiceValue,
+    BackendId, BackendValue, Base, BaseUnderlay, Entry, Frontend, FrontendKind, FrontendValue, HostRouting,
+    IpcacheValue, NodeIndex, Op, Protocol, ServiceId, ServiceMode, ServiceValue, Single,
 };
 use identity::Identity;
 
@@ -63,10 +63,10 @@ impl Play {
             let underlay =
                 BaseUnderlay { ifindex, address: Cluster::underlay(number).into(), mtu_bytes: 1500 };
             let mut ops = foundations(number);
-            ops[0] = Op::PutBase(Base { host_routing, underlay, ..base(number) });
+            ops[0] = Op::Put(Entry::Base(Single, Base { host_routing, underlay, ..base(number) }));
             ops.extend(other_node(3 - number));
             let other = IpcacheValue { identity: Identity::REMOTE_NODE, node: NodeIndex(2) };
-            ops.push(Op::PutIpcache(IpAddr::from(Cluster::underlay(3 - number)).into(), other));
+            ops.push(Op::Put(Entry::Ipcache(IpAddr::from(Cluster::underlay(3 - number)).into(), other)));
             let (id, value) = endpoint(number, 1, &play.workloads[usize::from(number) - 1].path());
             ops.extend(endpoint_ops(id, &value));
             play.apply(number, ops);
@@ -87,17 +87,17 @@ impl Play {
             let service = ServiceId(number);
             let id_of = |id: &BackendId| BackendId(id.0 + 10 * number);
             for (id, value) in backends {
-                ops.push(Op::PutBackend(id_of(id), BackendValue { service, ..*value }));
+                ops.push(Op::Put(Entry::Backend(id_of(id), BackendValue { service, ..*value })));
             }
             let members = backends.iter().map(|(id, _)| id_of(id)).collect();
-            ops.push(Op::PutService(service, ServiceValue { members, ..value.clone() }));
+            ops.push(Op::Put(Entry::Service(service, ServiceValue { members, ..value.clone() })));
             for (address, port, kind) in [
                 (EXTERNAL, PORT, FrontendKind::External),
                 (VIRTUAL, PORT, FrontendKind::Virtual),
                 (Ipv4Addr::UNSPECIFIED, NODE_PORT, FrontendKind::NodePort),
             ] {
                 let frontend = Frontend { address: address.into(), port, protocol };
-                ops.push(Op::PutFrontend(frontend, FrontendValue { service, kind }));
+                ops.push(Op::Put(Entry::Frontend(frontend, FrontendValue { service, kind })));
             }
         }
         for node in [1, 2] {
@@ -344,7 +344,7 @@ fn backends_answer_clients_outside_themselves_by_the_stack() {
 fn check_the_node(host_routing: HostRouting) {
     let Some(play) = Play::new(host_routing, LinuxConfig::default()) else { return };
     let own = IpcacheValue { identity: Identity::HOST, node: NodeIndex::SELF };
-    play.apply(1, vec![Op::PutIpcache(IpAddr::from(Cluster::underlay(1)).into(), own)]);
+    play.apply(1, vec![Op::Put(Entry::Ipcache(IpAddr::from(Cluster::underlay(1)).into(), own))]);
     let backends = [backend(1, Cluster::underlay(1)), backend(2, address(1, 1))];
     play.serve(&backends, &snat());
     let end = AtomicBool::new(false);

@@ -6,7 +6,7 @@ use std::{
 };
 
 use datapath_abi::{EventKind, map_name};
-use datapath_linux::{FlowFilter, object};
+use datapath_linux::{FlowFilter, MAPS};
 use serde_json::json;
 
 use crate::{
@@ -39,7 +39,8 @@ fn flows_are_listed_and_forgotten() {
         assert!(one.pings(gateway(1)));
 
         let filter = FlowFilter { protocol: Some(6), port: Some(7000), ..FlowFilter::default() };
-        let mut flows = datapath.flows(10, &filter).expect("flows");
+        let table = datapath.flow_table().expect("a handle");
+        let mut flows = table.list(10, &filter).expect("flows");
         flows.sort_by_key(|flow| flow.reply);
         let [request, reply] = &flows[..] else { panic!("{flows:?}") };
         assert_eq!((request.source, request.destination), (address(1, 1).into(), address(1, 2).into()));
@@ -50,16 +51,17 @@ fn flows_are_listed_and_forgotten() {
             (false, "local", "endpoint", true)
         );
         assert!(reply.reply);
-        assert_eq!(datapath.flows(1, &FlowFilter::default()).expect("flows").len(), 1, "the limit holds");
-        assert_eq!(datapath.gc_flows().expect("collect"), [], "nothing is over");
+        assert_eq!(table.list(1, &FlowFilter::default()).expect("flows").len(), 1, "the limit holds");
+        table.collect(|ended| panic!("nothing is over: {ended:?}")).expect("collect");
 
         drop((stream, accepted));
-        let before = datapath.flow_stats().expect("stats");
-        let ended = datapath.gc_flows_at(NEVER_AGAIN_NS).expect("collect");
+        let before = table.stats().expect("stats");
+        let mut ended = Vec::new();
+        table.collect_at(NEVER_AGAIN_NS, |batch| ended.extend(batch)).expect("collect");
         let ended: Vec<u8> = ended.iter().map(|ended| ended.flow.protocol).collect();
         assert!(ended.contains(&1), "the ping ended in silence: {ended:?}");
         assert!(before.entries >= 4 && before.tcp >= 2, "{before:?}");
-        assert_eq!(datapath.flow_stats().expect("stats").entries, 0);
+        assert_eq!(table.stats().expect("stats").entries, 0);
     });
 }
 
@@ -82,7 +84,8 @@ fn every_map_can_be_dumped() {
             map_name::DROPPED_LPM_V4,
             map_name::UNMASQUERADED_LPM_V4,
         ];
-        for name in object::MAPS.into_iter().filter(|name| !own.contains(name) && !empty.contains(name)) {
+        let names = MAPS.iter().map(|(name, _)| *name);
+        for name in names.filter(|name| !own.contains(name) && !empty.contains(name)) {
             let rows = datapath.map_dump(name).unwrap_or_else(|error| panic!("{}", error.chain()));
             assert!(!rows.is_empty(), "{name}");
         }

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use datapath_plan::{Base, BaseUnderlay, HostRouting, Masquerade, Mode, NextHop, Op, RouteValue};
+use datapath_plan::{
+    Base, BaseUnderlay, Entry, HostRouting, Masquerade, Mode, NextHop, Op, RouteValue, Single, TableKey,
+};
 
 use crate::stage::{Cluster, Namespace, Stage, base, foundations, gateway, must, node_with_endpoint};
 
@@ -47,13 +49,13 @@ fn bases_are_observed_as_they_were_put() {
             (Base { host_routing: HostRouting::Legacy, ..plain.clone() }, true),
             (plain, true),
         ] {
-            must(&mut datapath, vec![Op::PutBase(base.clone())]).await;
+            must(&mut datapath, vec![Op::Put(Entry::Base(Single, base.clone()))]).await;
             let before = stage.node.devices();
             let observed = datapath.observe().await.expect("observed");
             assert_eq!(observed.broken, [] as [String; 0], "{base}");
             assert_eq!(observed.tables.base.as_ref(), Some(&base));
             assert_eq!(devices(stage).contains("warren_vxlan"), tunnel, "{base}");
-            must(&mut datapath, vec![Op::PutBase(base)]).await;
+            must(&mut datapath, vec![Op::Put(Entry::Base(Single, base))]).await;
             assert_eq!(stage.node.devices(), before, "done again, nothing is made again");
         }
     });
@@ -75,7 +77,7 @@ fn routes_to_other_nodes_are_made_and_observed() {
         // The second is on the same wire, but not in the subnet of this node's address.
         let direct = RouteValue { next_hop: None, ..hop([0; 4]) };
         for value in [hop([192, 0, 2, 2]), hop([198, 51, 100, 2]), direct, hop([192, 0, 2, 2])] {
-            must(&mut datapath, vec![Op::PutRoute(cidr, value)]).await;
+            must(&mut datapath, vec![Op::Put(Entry::Route(cidr, value))]).await;
             let observed = datapath.observe().await.expect("observed");
             assert_eq!(observed.tables.routes.get(&cidr), Some(&value));
             assert_eq!(observed.broken, [] as [String; 0]);
@@ -85,7 +87,7 @@ fn routes_to_other_nodes_are_made_and_observed() {
             shown.contains("10.77.2.0/24 via 192.0.2.2 dev under0 src 10.77.1.1 onlink mtu 1500"),
             "{shown}"
         );
-        must(&mut datapath, vec![Op::DeleteRoute(cidr)]).await;
+        must(&mut datapath, vec![Op::Delete(TableKey::Route(cidr))]).await;
         assert!(!stage.node.run("ip", &["route", "show"]).contains("10.77.2.0"));
     });
 }
@@ -98,7 +100,11 @@ fn the_masquerades_ports_are_reserved_beside_those_of_others() {
         let mut datapath = stage.open().await;
         stage.node.run("sysctl", &["-q", "-w", &format!("{key}=8080,9000-9010")]);
         for _ in 0..2 {
-            must(&mut datapath, vec![Op::PutBase(Base { masquerade: masquerade(&[]), ..base(1) })]).await;
+            must(
+                &mut datapath,
+                vec![Op::Put(Entry::Base(Single, Base { masquerade: masquerade(&[]), ..base(1) }))],
+            )
+            .await;
             assert_eq!(stage.node.run("sysctl", &["-n", key]).trim(), "8080,9000-9010,61000-61999");
         }
     });
@@ -130,7 +136,7 @@ fn an_endpoint_reaches_the_world_where_reverse_paths_are_checked_strictly() {
         node.run("sysctl", &["-q", "-w", "net.ipv4.conf.all.rp_filter=2"]);
         let observed = datapath.observe().await.expect("observed");
         assert_eq!(observed.tables.base, None, "{:?}", observed.broken);
-        must(&mut datapath, vec![Op::PutBase(base(1))]).await;
+        must(&mut datapath, vec![Op::Put(Entry::Base(Single, base(1)))]).await;
         assert_eq!(["all", "up0", "wrn1"].map(setting), ["0", "2", "0"]);
     });
 }
@@ -175,7 +181,7 @@ fn check_underlay_programs(force_clsact: bool) {
             }
         };
         for device in ["under0", "other0", "under0"] {
-            must(&mut datapath, vec![Op::PutBase(at(device))]).await;
+            must(&mut datapath, vec![Op::Put(Entry::Base(Single, at(device)))]).await;
             check(&mut datapath, device).await;
         }
         drop(datapath);
@@ -186,12 +192,12 @@ fn check_underlay_programs(force_clsact: bool) {
         ip("link set under0 down");
         ip("link set under0 name uplink0");
         ip("link set uplink0 up");
-        must(&mut datapath, vec![Op::PutBase(at("uplink0"))]).await;
+        must(&mut datapath, vec![Op::Put(Entry::Base(Single, at("uplink0")))]).await;
         check(&mut datapath, "uplink0").await;
         ip("link del uplink0");
         ip("link add uplink0 type veth peer name uplink1");
         ip("link set uplink0 up");
-        must(&mut datapath, vec![Op::PutBase(at("uplink0"))]).await;
+        must(&mut datapath, vec![Op::Put(Entry::Base(Single, at("uplink0")))]).await;
         check(&mut datapath, "uplink0").await;
     });
 }

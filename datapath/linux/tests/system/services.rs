@@ -11,8 +11,8 @@ use std::{
 
 use datapath_abi::map_name;
 use datapath_plan::{
-    Algorithm, BackendId, BackendState, BackendValue, Frontend, FrontendKind, FrontendValue, Op, OpErrorKind,
-    Protocol, RouteValue, ServiceId, ServiceMode, ServiceValue, Tables,
+    Algorithm, BackendId, BackendState, BackendValue, Entry, Frontend, FrontendKind, FrontendValue, Op,
+    OpErrorKind, Protocol, RouteValue, ServiceId, ServiceMode, ServiceValue, TableKey, Tables,
 };
 
 use crate::{
@@ -62,9 +62,9 @@ pub fn of_protocol(id: ServiceId, protocol: Protocol, backends: &[(BackendId, Ba
     let takes_new = |(_, value): &&(BackendId, BackendValue)| value.state == BackendState::Active;
     let members = backends.iter().filter(takes_new).map(|(id, _)| *id).collect();
     let frontend = Frontend { address: VIP.into(), port: PORT, protocol };
-    let mut ops: Vec<Op> = backends.iter().map(|(id, value)| Op::PutBackend(*id, *value)).collect();
-    ops.push(Op::PutService(id, service(members)));
-    ops.push(Op::PutFrontend(frontend, FrontendValue { service: id, kind: FrontendKind::Virtual }));
+    let mut ops: Vec<Op> = backends.iter().map(|(id, value)| Op::Put(Entry::Backend(*id, *value))).collect();
+    ops.push(Op::Put(Entry::Service(id, service(members))));
+    ops.push(Op::Put(Entry::Frontend(frontend, FrontendValue { service: id, kind: FrontendKind::Virtual })));
     ops
 }
 
@@ -85,14 +85,14 @@ fn services_are_read_as_they_were_made() {
         let mut ops = web(&many);
         let ranges = ["192.0.2.0/24", "198.51.100.7/32"].map(|range| range.parse().expect("a range"));
         let guarded = ServiceValue { affinity_seconds: 60, source_ranges: ranges.into(), ..service(vec![]) };
-        ops.push(Op::PutService(ServiceId(2), guarded.clone()));
+        ops.push(Op::Put(Entry::Service(ServiceId(2), guarded.clone())));
         must(&mut datapath, ops.clone()).await;
         let observed = datapath.observe().await.expect("observe");
         assert_eq!((observed.tables, observed.broken), (tables(&ops), vec![]));
 
         // One range less, and what says so.
         let narrowed = ServiceValue { source_ranges: ranges[1..].into(), ..guarded };
-        *ops.last_mut().expect("steps") = Op::PutService(ServiceId(2), narrowed);
+        *ops.last_mut().expect("steps") = Op::Put(Entry::Service(ServiceId(2), narrowed));
         must(&mut datapath, ops.clone()).await;
         assert_eq!(datapath.observe().await.expect("observe").tables, tables(&ops));
         assert_eq!(datapath.map_dump(map_name::SOURCES_LPM_V4).expect("rows").len(), 1);
@@ -120,15 +120,15 @@ fn services_are_read_as_they_were_made() {
 
         // A backend of another weight, and no table after it: as if an agent had died in between.
         let (id, value) = many[0];
-        must(&mut next, vec![Op::PutBackend(id, BackendValue { weight: 9, ..value })]).await;
+        must(&mut next, vec![Op::Put(Entry::Backend(id, BackendValue { weight: 9, ..value }))]).await;
         let observed = next.observe().await.expect("observe");
         assert_eq!(observed.broken, ["service 1: its table is not that of its members"]);
         assert!(!observed.tables.services.contains_key(&ServiceId(1)));
 
         let removals = ops.iter().rev().filter_map(|op| match op {
-            Op::PutBackend(id, _) => Some(Op::DeleteBackend(*id)),
-            Op::PutService(id, _) => Some(Op::DeleteService(*id)),
-            Op::PutFrontend(frontend, _) => Some(Op::DeleteFrontend(*frontend)),
+            Op::Put(Entry::Backend(id, _)) => Some(Op::Delete(TableKey::Backend(*id))),
+            Op::Put(Entry::Service(id, _)) => Some(Op::Delete(TableKey::Service(*id))),
+            Op::Put(Entry::Frontend(frontend, _)) => Some(Op::Delete(TableKey::Frontend(*frontend))),
             _ => None,
         });
         must(&mut next, removals.collect()).await;
@@ -150,9 +150,9 @@ fn a_member_that_is_not_there_is_told_and_the_others_serve() {
         let (one, value) = backend(1, address(1, 1));
         let of_another_family = BackendValue { address: "fd00::1".parse().expect("an address"), ..value };
         let ops = vec![
-            Op::PutBackend(one, value),
-            Op::PutBackend(BackendId(2), of_another_family),
-            Op::PutService(ServiceId(1), service(vec![one, BackendId(2)])),
+            Op::Put(Entry::Backend(one, value)),
+            Op::Put(Entry::Backend(BackendId(2), of_another_family)),
+            Op::Put(Entry::Service(ServiceId(1), service(vec![one, BackendId(2)]))),
         ];
         let failures = apply(&mut datapath, ops).await.failures;
         let texts: Vec<_> = failures.iter().map(|failure| failure.error.text.as_str()).collect();
@@ -276,7 +276,7 @@ impl World {
         let pool = RouteValue { next_hop: None, source: gateway(1).into(), mtu_bytes: MTU_BYTES };
         let mut first = foundations(1);
         first.extend(other_node(2));
-        first.push(Op::PutRoute("10.201.0.0/16".parse().expect("a prefix"), pool));
+        first.push(Op::Put(Entry::Route("10.201.0.0/16".parse().expect("a prefix"), pool)));
         for (id, workload) in [(1, &client), (2, &here)] {
             let (id, value) = endpoint(1, id, &workload.path());
             first.extend(endpoint_ops(id, &value));

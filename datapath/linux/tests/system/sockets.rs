@@ -18,8 +18,8 @@ use aya::{
 use datapath_abi::{Direction, DropReason, NamespaceEntry, map_name};
 use datapath_linux::{CounterKind, Datapath, LinuxConfig, SocketConfig, cleanup};
 use datapath_plan::{
-    BackendId, BackendState, BackendValue, EndpointValue, Frontend, FrontendKind, FrontendValue, Op,
-    Protocol, ServiceId,
+    BackendId, BackendState, BackendValue, EndpointValue, Entry, Frontend, FrontendKind, FrontendValue, Op,
+    Protocol, ServiceId, TableKey,
 };
 use nix::sys::socket::SockaddrIn;
 
@@ -112,10 +112,10 @@ fn both(backends: &[(BackendId, BackendValue)]) -> Vec<Op> {
 /// The same services on a port of every address of the node.
 fn node_port() -> Vec<Op> {
     let frontend = |protocol, service| {
-        Op::PutFrontend(
+        Op::Put(Entry::Frontend(
             Frontend { address: Ipv4Addr::UNSPECIFIED.into(), port: NODE_PORT, protocol },
             FrontendValue { service: ServiceId(service), kind: FrontendKind::NodePort },
-        )
+        ))
     };
     vec![frontend(Protocol::Tcp, 1), frontend(Protocol::Udp, 2)]
 }
@@ -249,7 +249,7 @@ fn with_affinity_a_client_keeps_its_backend_by_whichever_way() {
             let all = [backend(1, address(1, 2)), backend(2, address(1, 3))];
             let with_affinity = |backends: &[(BackendId, BackendValue)]| {
                 let keep = |mut op: Op| {
-                    if let Op::PutService(_, value) = &mut op {
+                    if let Op::Put(Entry::Service(_, value)) = &mut op {
                         value.affinity_seconds = 600;
                     }
                     op
@@ -384,7 +384,10 @@ fn sockets_to_a_backend_that_is_gone_end() {
                     socket.send(b"?").expect("it goes on");
                     assert!(socket.recv(&mut [0; 64]).expect("an answer") > 1);
                 }
-                let gone = vec![Op::DeleteBackend(BackendId(2)), Op::DeleteBackend(BackendId(12))];
+                let gone = vec![
+                    Op::Delete(TableKey::Backend(BackendId(2))),
+                    Op::Delete(TableKey::Backend(BackendId(12))),
+                ];
                 must(&mut datapath, gone).await;
                 for socket in &old {
                     let error = socket.recv(&mut [0; 64]).expect_err("it has ended");
@@ -483,7 +486,7 @@ fn sockets_whose_backend_went_while_no_agent_ran_end() {
         drop(datapath);
         // As one that does not know sockets: they are not looked at.
         let mut other = play.stage.open().await;
-        must(&mut other, vec![Op::DeleteBackend(BackendId(12))]).await;
+        must(&mut other, vec![Op::Delete(TableKey::Backend(BackendId(12)))]).await;
         drop(other);
         let mut next = play.stage.open_with(play.config()).await;
         must(&mut next, vec![]).await;
@@ -505,7 +508,7 @@ fn only_the_nodes_and_its_endpoints_namespaces_are_translated() {
         assert_eq!(refusals(&datapath), 0);
         assert_eq!(play.tcp(&play.client, (VIP, PORT)).err(), Some(nix::errno::Errno::ECONNREFUSED));
         let (id, _) = endpoint(1, 1, &play.client.path());
-        must(&mut datapath, vec![Op::DeleteEndpoint(id)]).await;
+        must(&mut datapath, vec![Op::Delete(TableKey::Endpoint(id))]).await;
         assert_eq!(play.tcp(&play.client, (VIP, PORT)).err(), Some(nix::errno::Errno::ENETUNREACH));
     });
 }

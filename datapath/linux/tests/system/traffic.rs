@@ -9,7 +9,7 @@ use std::{
 
 use datapath_abi::EventKind;
 use datapath_linux::{CounterKind, Datapath, FlowFilter};
-use datapath_plan::{IpcacheValue, NodeIndex, NodeValue, Op, RouteValue};
+use datapath_plan::{Entry, IpcacheValue, NodeIndex, NodeValue, Op, RouteValue};
 use identity::Identity;
 
 use crate::stage::{
@@ -48,9 +48,15 @@ fn endpoints_of_one_node_and_the_node_reach_each_other() {
 
         let dropped = used(&datapath).into_keys().filter(|(kind, _)| *kind != CounterKind::Forwarded.key());
         assert_eq!(dropped.collect::<Vec<_>>(), [], "nothing was dropped");
-        assert_eq!(datapath.flow_stats().expect("stats").entries, 10, "two entries for each of five pings");
+        assert_eq!(
+            datapath.flow_table().expect("a handle").stats().expect("stats").entries,
+            10,
+            "two entries for each of five pings"
+        );
         let flows = datapath
-            .flows(usize::MAX, &FlowFilter { address: Some(gateway(1).into()), ..Default::default() });
+            .flow_table()
+            .expect("a handle")
+            .list(usize::MAX, &FlowFilter { address: Some(gateway(1).into()), ..Default::default() });
         assert_eq!(flows.expect("flows").len(), 6, "three conversations of the node's");
 
         let first =
@@ -147,15 +153,15 @@ pub fn other_node(number: u8) -> Vec<Op> {
     let index = NodeIndex(2);
     let cidr = format!("10.77.{number}.0/24").parse().expect("a CIDR");
     vec![
-        Op::PutNode(index, NodeValue { underlay: Cluster::underlay(number).into() }),
-        Op::PutIpcache(cidr, IpcacheValue { identity: Identity::UNKNOWN, node: index }),
-        Op::PutIpcache(
+        Op::Put(Entry::Node(index, NodeValue { underlay: Cluster::underlay(number).into() })),
+        Op::Put(Entry::Ipcache(cidr, IpcacheValue { identity: Identity::UNKNOWN, node: index })),
+        Op::Put(Entry::Ipcache(
             std::net::IpAddr::from(gateway(number)).into(),
             IpcacheValue { identity: Identity::REMOTE_NODE, node: index },
-        ),
-        Op::PutRoute(
+        )),
+        Op::Put(Entry::Route(
             cidr,
             RouteValue { next_hop: None, source: gateway(3 - number).into(), mtu_bytes: MTU_BYTES },
-        ),
+        )),
     ]
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use datapath_linux::{Datapath, FlowFilter, LinuxConfig};
-use datapath_plan::{Base, BaseUnderlay, HostRouting, Masquerade, Op};
+use datapath_plan::{Base, BaseUnderlay, Entry, HostRouting, Masquerade, Op, Single};
 
 use crate::stage::{Cluster, Namespace, Stage, base, endpoint, endpoint_ops, foundations, gateway, must};
 
@@ -69,7 +69,7 @@ impl Play {
         };
         let (id, value) = endpoint(1, 1, &self.workload.path());
         let mut ops = foundations(1);
-        ops[0] = Op::PutBase(base);
+        ops[0] = Op::Put(Entry::Base(Single, base));
         ops.extend(endpoint_ops(id, &value));
         must(datapath, ops).await;
     }
@@ -145,7 +145,8 @@ fn check(host_routing: HostRouting, force_clsact: bool) {
         let long = play.ping("-M do -s 1400");
         assert!(long.contains("mtu = 1300") || long.contains("mtu=1300"), "{long}");
 
-        let flows = datapath.flows(usize::MAX, &FlowFilter::default()).expect("flows");
+        let flows =
+            datapath.flow_table().expect("a handle").list(usize::MAX, &FlowFilter::default()).expect("flows");
         let translated = flows.iter().filter(|flow| flow.new_source.is_some()).count();
         assert_eq!(flows.iter().filter(|flow| flow.new_destination.is_some()).count(), translated);
         assert!(translated >= 3, "{flows:?}");

@@ -25,8 +25,8 @@ fn drop_reasons_are_raised_by_a_program_and_provoked_by_a_packet_test() {
 
 /// Events that are neither fuzzed nor simulated, and why.
 const ONLY_IN_THE_LAB: [(&str, &str); 1] = [(
-    "Disturbed",
-    "only the lab disturbs a kernel; a further draw would change what the inputs in chaos/fuzz/corpora/handle mean",
+    "ExternallyModified",
+    "only the lab modifies a kernel from outside; a further draw would change what the inputs in chaos/fuzz/corpora/handle mean",
 )];
 
 #[test]

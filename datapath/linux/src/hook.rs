@@ -20,10 +20,11 @@ use nix::net::if_::if_nametoindex;
 
 use crate::{
     bpf, cgroup, clsact,
+    descriptor::MAPS,
     device::{ENDPOINT_PREFIX, HOST_DEVICE, VXLAN_DEVICE},
     error::DatapathError,
     netlink::{Link, Netlink},
-    object::{self, MAPS, Program},
+    object::{self, Program},
     pins,
     pins::Pins,
     xdp,
@@ -170,7 +171,7 @@ impl Hooks {
             self.pins.take_over(&map)?;
         }
         for map in pins::names(&self.pins.maps())? {
-            if !MAPS.contains(&map.as_str()) {
+            if !MAPS.iter().any(|(name, _)| *name == map) {
                 pins::remove(&self.pins.maps().join(map))?;
             }
         }

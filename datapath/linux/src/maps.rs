@@ -1,19 +1,15 @@
-//! The maps, opened as typed tables: made if they are not there, adopted if they are what this build needs.
+//! Opening the maps: made if they are not there, adopted if this build can use them as they are.
 
 use std::os::fd::{AsFd, OwnedFd};
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Map, MapData},
+    maps::{Map, MapData, MapType},
 };
-use datapath_abi::{
-    ABI_VERSION, AbiBytes, AffinityEntry, AffinityKey, BackendEntry, EndpointEntry, FlowEntry, FlowKey,
-    FrontendEntry, FrontendKey, IpcacheEntry, LpmKey, NamespaceEntry, NodeConfig, NodeEntry, ServiceEntry,
-    SlotBlock, SlotsKey, SocketEntry, SocketKey, Source, V4, map_name,
-};
+use datapath_abi::{ABI_VERSION, AbiBytes, NodeConfig, map_name};
 
 use crate::{
-    counters::CounterTable,
+    descriptor::{MAPS, Maps},
     error::DatapathError,
     layout::{self, Shape},
     object, pins,
@@ -22,53 +18,75 @@ use crate::{
     table::{self, Table},
 };
 
-/// Every map that user space reads or writes.
-#[derive(Debug)]
-pub(crate) struct Maps {
-    pub config: Table<u32, NodeConfig>,
-    pub endpoints_by_ifindex: Table<u32, EndpointEntry>,
-    pub endpoints_v4: Table<V4, EndpointEntry>,
-    pub ipcache_v4: Table<V4, IpcacheEntry>,
-    pub ipcache_lpm_v4: Table<LpmKey<V4>, IpcacheEntry>,
-    pub nodes: Table<u32, NodeEntry>,
-    pub node_by_address_v4: Table<V4, u32>,
-    pub flows_v4: Table<FlowKey<V4>, FlowEntry>,
-    pub frontends_v4: Table<FrontendKey<V4>, FrontendEntry>,
-    pub services: Table<u32, ServiceEntry>,
-    pub slots: Table<SlotsKey, SlotBlock>,
-    pub backends_v4: Table<u32, BackendEntry<V4>>,
-    pub sources_lpm_v4: Table<LpmKey<Source<V4>>, u32>,
-    pub affinity: Table<AffinityKey, AffinityEntry>,
-    pub service_ports: Table<u32, u64>,
-    pub namespaces: Table<u64, NamespaceEntry>,
-    pub sockets_v4: Table<SocketKey<V4>, SocketEntry<V4>>,
-    pub unmasqueraded_lpm_v4: Table<LpmKey<V4>, u32>,
-    pub dropped_lpm_v4: Table<LpmKey<V4>, u32>,
-    pub epochs: Table<u32, u32>,
-    pub counters: CounterTable,
+/// Declares the maps of the object: those that user space reads and writes as typed tables, of which flows are shown by
+/// [`crate::flows`], and the others.
+macro_rules! maps {
+    (
+        typed { $($field:ident: $NAME:ident [$K:ty => $V:ty], $content:expr;)+ }
+        shown_elsewhere { $($flows:ident: $FLOWS:ident [$FK:ty => $FV:ty], $flows_content:expr;)+ }
+        other { $($OTHER:ident, $other_content:expr;)+ }
+    ) => {
+        /// Every map that user space reads or writes.
+        #[derive(Debug)]
+        pub(crate) struct Maps {
+            $(pub $field: $crate::table::Table<$K, $V>,)+
+            $(pub $flows: $crate::table::Table<$FK, $FV>,)+
+            pub counters: $crate::counters::CounterTable,
+        }
+
+        /// All maps of the object by name, with what they hold.
+        pub const MAPS: &[(&str, Content)] = &[
+            $((datapath_abi::map_name::$NAME, $content),)+
+            $((datapath_abi::map_name::$FLOWS, $flows_content),)+
+            $((datapath_abi::map_name::$OTHER, $other_content),)+
+        ];
+
+        impl Maps {
+            pub(crate) fn open(ebpf: &aya::Ebpf) -> Result<Self, $crate::error::DatapathError> {
+                Ok(Self {
+                    $($field: $crate::maps::open(ebpf, datapath_abi::map_name::$NAME)?,)+
+                    $($flows: $crate::maps::open(ebpf, datapath_abi::map_name::$FLOWS)?,)+
+                    counters: $crate::counters::CounterTable::open($crate::maps::data(ebpf, datapath_abi::map_name::COUNTERS)?)?,
+                })
+            }
+
+            /// A map by name, to be shown; `None` for a map without a type, and for a name that is no map's.
+            pub(crate) fn shown(&self, name: &str) -> Option<&dyn $crate::dump::Shown> {
+                match name {
+                    $(datapath_abi::map_name::$NAME => Some(&self.$field),)+
+                    _ => None,
+                }
+            }
+        }
+    };
 }
 
-/// What became of the pinned maps of an earlier agent.
+pub(crate) use maps;
+
+/// The maps whose content is of no use to another build: each build makes its own.
+pub(crate) const TRANSIENT_MAPS: [&str; 3] = [map_name::EVENTS, map_name::BUDGETS, map_name::SCRATCH];
+
+/// The fate of the pinned maps of an earlier agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Adoption {
-    /// There were none.
+    /// There were no pinned maps.
     Fresh,
-    /// They are in use again, with everything in them.
+    /// All of them are used as they are.
     Adopted,
-    /// Some are of another build: theirs are to be filled from them ([`crate::handover`]).
+    /// Some are of another build: our maps are filled from them ([`crate::handover`]).
     Succeeded,
 }
 
-/// The object with its maps, and what it succeeds to.
+/// The loaded object with its maps, and the maps of another build that they replace.
 pub(crate) struct Loaded {
     pub ebpf: Ebpf,
     pub maps: Maps,
     pub adoption: Adoption,
-    /// Pinned maps of another build. Ours of the same names are empty, and pinned aside.
+    /// Pinned maps of another build. Our maps of the same names are empty, and pinned aside.
     pub predecessors: Vec<Predecessor>,
 }
 
-/// A map of another build, and ours of its name.
+/// A map of another build, and our map of the same name.
 #[derive(Debug)]
 pub(crate) struct Predecessor {
     pub name: &'static str,
@@ -86,8 +104,8 @@ struct Pinned {
     wanted: Shape,
 }
 
-/// Loads the object, each map from its pin if that fits. A map that does not (another type, size, place of a
-/// field or version) stays pinned, and at work in the programs that use it; ours is made beside it.
+/// Loads the object, each map from its pin if the pinned map fits. A pinned map that does not fit (another type, size, field
+/// offset or version) stays pinned and in use by the programs of its build; our map is made beside it.
 pub(crate) fn load(pins: &Pins) -> Result<Loaded, DatapathError> {
     for left in pins::names(&pins.next())? {
         pins::remove(&pins.next().join(left))?;
@@ -95,8 +113,8 @@ pub(crate) fn load(pins: &Pins) -> Result<Loaded, DatapathError> {
     let present = pins::names(&pins.maps())?;
     let misfits = misfits(pins, &present)?;
     let mut loader = EbpfLoader::new();
-    for name in object::MAPS {
-        let replaced = misfits.iter().any(|misfit| misfit.name == name);
+    for (name, _) in MAPS {
+        let replaced = misfits.iter().any(|misfit| misfit.name == *name);
         let folder = if replaced { pins.next() } else { pins.maps() };
         loader.map_pin_path(name, folder.join(name));
     }
@@ -113,13 +131,13 @@ pub(crate) fn load(pins: &Pins) -> Result<Loaded, DatapathError> {
         (false, false) => Adoption::Succeeded,
     };
     if adoption == Adoption::Fresh {
-        // So that the next agent knows the version, also if no base is ever written.
+        // The next agent reads the version here, also if no base is ever written.
         maps.config.put(&0, &NodeConfig { abi_version: ABI_VERSION, ..NodeConfig::default() })?;
     }
     Ok(Loaded { ebpf, maps, adoption, predecessors })
 }
 
-/// The pinned maps that this build cannot use as they are. (aya takes a pinned map without a look.)
+/// The pinned maps that this build cannot use as they are. (aya does not compare a pinned map with its definition.)
 fn misfits(pins: &Pins, present: &[String]) -> Result<Vec<Pinned>, DatapathError> {
     if present.is_empty() {
         return Ok(Vec::new());
@@ -142,14 +160,14 @@ fn misfits(pins: &Pins, present: &[String]) -> Result<Vec<Pinned>, DatapathError
         tracing::info!(found = version, ours = ABI_VERSION, "the pinned maps are of another version");
     }
     pinned.retain(|map| {
-        let transient = object::TRANSIENT_MAPS.contains(&map.name);
+        let transient = TRANSIENT_MAPS.contains(&map.name);
         let fits = map.shape.serves_as(&map.wanted, !transient);
         !fits || (!same_version && (transient || map.name == map_name::CONFIG))
     });
     Ok(pinned)
 }
 
-/// The version of whoever made a configuration map: the one field that must always be there.
+/// The version of the build that made a configuration map: the one field that every version has.
 fn version(config: &Pinned) -> Result<u32, DatapathError> {
     let shape = &config.shape;
     let map = config.map.try_clone();
@@ -165,35 +183,10 @@ fn version(config: &Pinned) -> Result<u32, DatapathError> {
     Ok(bytes.map_or(0, table::from_bytes))
 }
 
-impl Maps {
-    fn open(ebpf: &Ebpf) -> Result<Self, DatapathError> {
-        Ok(Self {
-            config: open(ebpf, map_name::CONFIG)?,
-            endpoints_by_ifindex: open(ebpf, map_name::ENDPOINTS_BY_IFINDEX)?,
-            endpoints_v4: open(ebpf, map_name::ENDPOINTS_V4)?,
-            ipcache_v4: open(ebpf, map_name::IPCACHE_V4)?,
-            ipcache_lpm_v4: open(ebpf, map_name::IPCACHE_LPM_V4)?,
-            nodes: open(ebpf, map_name::NODES)?,
-            node_by_address_v4: open(ebpf, map_name::NODE_BY_ADDRESS_V4)?,
-            flows_v4: open(ebpf, map_name::FLOWS_V4)?,
-            frontends_v4: open(ebpf, map_name::FRONTENDS_V4)?,
-            services: open(ebpf, map_name::SERVICES)?,
-            slots: open(ebpf, map_name::SLOTS)?,
-            backends_v4: open(ebpf, map_name::BACKENDS_V4)?,
-            sources_lpm_v4: open(ebpf, map_name::SOURCES_LPM_V4)?,
-            affinity: open(ebpf, map_name::AFFINITY)?,
-            service_ports: open(ebpf, map_name::SERVICE_PORTS)?,
-            namespaces: open(ebpf, map_name::NAMESPACES)?,
-            sockets_v4: open(ebpf, map_name::SOCKETS_V4)?,
-            unmasqueraded_lpm_v4: open(ebpf, map_name::UNMASQUERADED_LPM_V4)?,
-            dropped_lpm_v4: open(ebpf, map_name::DROPPED_LPM_V4)?,
-            epochs: open(ebpf, map_name::EPOCHS)?,
-            counters: CounterTable::open(data(ebpf, map_name::COUNTERS)?)?,
-        })
-    }
-}
-
-fn open<K: AbiBytes, V: AbiBytes>(ebpf: &Ebpf, name: &'static str) -> Result<Table<K, V>, DatapathError> {
+pub(crate) fn open<K: AbiBytes, V: AbiBytes>(
+    ebpf: &Ebpf,
+    name: &'static str,
+) -> Result<Table<K, V>, DatapathError> {
     open_data(name, data(ebpf, name)?)
 }
 
@@ -202,7 +195,8 @@ fn open_data<K: AbiBytes, V: AbiBytes>(
     data: &MapData,
 ) -> Result<Table<K, V>, DatapathError> {
     let info = data.info().map_err(|error| layout_error(name, error.to_string()))?;
-    Table::new(name, duplicate(name, data)?, info.key_size(), info.value_size())
+    let kind = info.map_type().map_err(|error| layout_error(name, error.to_string()))?;
+    Table::new(name, duplicate(name, data)?, kind == MapType::Array, info.key_size(), info.value_size())
 }
 
 fn duplicate(name: &'static str, data: &MapData) -> Result<OwnedFd, DatapathError> {
@@ -210,7 +204,7 @@ fn duplicate(name: &'static str, data: &MapData) -> Result<OwnedFd, DatapathErro
     fd.map_err(|source| DatapathError::Map { map: name, operation: "open", source })
 }
 
-fn data<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a MapData, DatapathError> {
+pub(crate) fn data<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a MapData, DatapathError> {
     match ebpf.map(name) {
         Some(
             Map::Array(data)

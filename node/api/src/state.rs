@@ -1,122 +1,87 @@
 //! The desired state of the kernel, its difference from the observed state, and the lines of the event stream.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use ipnetwork::IpNetwork;
 use node_observe::FlowEvent;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// The base: devices and settings that all other tables depend on.
+/// `GET /v1/state`: what the agent wants of the kernel. Every table, in the order in which plans make them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct State {
+    /// The tables, also those without rows.
+    pub tables: Vec<StateTable>,
+}
+
+/// A table of the kernel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StateTable {
+    /// The table's name, as in plans, differences and metrics.
+    pub name: String,
+    /// Its rows, sorted by key.
+    pub rows: Vec<StateRow>,
+}
+
+/// A row of a table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StateRow {
+    /// The key in words; empty where a table has one row at the most.
+    pub key: String,
+    /// The row in words, as in plans and differences.
+    pub text: String,
+    /// The row's fields.
+    pub fields: BTreeMap<String, serde_json::Value>,
+}
+
+impl State {
+    /// The rows of a table.
+    pub fn rows(&self, table: &str) -> &[StateRow] {
+        self.tables.iter().find(|it| it.name == table).map_or(&[], |it| &it.rows)
+    }
+
+    /// The base; `None` until the node has a pod CIDR, and where its row cannot be understood.
+    pub fn base(&self) -> Option<BaseRow> {
+        let [row] = self.rows("base") else { return None };
+        let fields = row.fields.clone().into_iter().collect();
+        serde_json::from_value(serde_json::Value::Object(fields)).ok()
+    }
+}
+
+/// The fields of the row of the table `base`: the devices and settings that everything else depends on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BaseRow {
     /// The node's own address in the pod network.
-    #[schema(value_type = String)]
     pub gateway: IpAddr,
     /// UDP port of the tunnel.
     pub tunnel_port: u16,
     /// MTU of endpoints.
     pub mtu_bytes: u32,
-    /// How packets reach other nodes: `tunnel` or `native`.
+    /// How packets get to other nodes: `tunnel` or `native`.
     pub mode: String,
-    /// How packets reach local endpoints: `bpf` or `legacy`.
+    /// How packets get to local endpoints: `bpf` or `legacy`.
     pub host_routing: String,
-    /// Masquerade; `null` if endpoints reach the world with their own addresses.
+    /// How endpoints reach the world; `null`: with their own addresses.
     pub masquerade: Option<MasqueradeRow>,
 }
 
-/// The settings of masquerade.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+/// The masquerade of endpoints by the node's address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MasqueradeRow {
-    /// The node's underlay address.
-    #[schema(value_type = String)]
-    pub address: IpAddr,
-    /// The first port of the range.
+    /// First port that is used.
     pub first_port: u16,
-    /// The last port of the range.
+    /// Last port that is used.
     pub last_port: u16,
-    /// Destinations that are not masqueraded.
-    #[schema(value_type = Vec<String>)]
+    /// Destinations that see endpoints' own addresses.
     pub exclude: Vec<IpNetwork>,
 }
 
-/// An entry of the nodes map.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct NodeRow {
-    /// The node's index.
-    pub index: u32,
-    /// The node's end of the tunnel.
-    #[schema(value_type = String)]
-    pub underlay: IpAddr,
-}
-
-/// An entry of the ipcache.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct IpcacheRow {
-    /// Address or prefix.
-    #[schema(value_type = String)]
-    pub prefix: IpNetwork,
-    /// Identity.
-    #[schema(value_type = u32)]
-    pub identity: identity::Identity,
-    /// Node index: 0 none, 1 this node.
-    pub node: u32,
-}
-
-/// A route to a pod CIDR or to a service pool.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct RouteRow {
-    /// The destination.
-    #[schema(value_type = String)]
-    pub destination: IpNetwork,
-    /// The next hop; `null` for a route to `warren_host`.
-    #[schema(value_type = Option<String>)]
-    pub via: Option<IpAddr>,
-    /// The preferred source.
-    #[schema(value_type = String)]
-    pub source: IpAddr,
-    /// The route's MTU.
-    pub mtu_bytes: u32,
-}
-
-/// A local endpoint.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct EndpointRow {
-    /// The endpoint's id.
-    pub id: u32,
-    /// The endpoint's address.
-    #[schema(value_type = String)]
-    pub address: IpAddr,
-    /// The endpoint's identity.
-    #[schema(value_type = u32)]
-    pub identity: identity::Identity,
-    /// The MAC address on the workload's side.
-    pub mac: String,
-    /// The MAC address on the host side.
-    pub host_mac: String,
-}
-
-/// `GET /v1/state`: the desired state, sorted.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct State {
-    /// The base; `null` until the node has a pod CIDR.
-    pub base: Option<BaseRow>,
-    /// Nodes.
-    pub nodes: Vec<NodeRow>,
-    /// The ipcache.
-    pub ipcache: Vec<IpcacheRow>,
-    /// Routes.
-    pub routes: Vec<RouteRow>,
-    /// Local endpoints.
-    pub endpoints: Vec<EndpointRow>,
-}
-
-/// The answer to `POST /v1/state/diff`: the differences between desired and observed state.
+/// `POST /v1/state/diff`: where the kernel differs from what the agent wants.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StateDiff {
-    /// One line for each difference, sorted.
+    /// One line for each difference, sorted; empty when there is none.
     pub differences: Vec<String>,
-    /// Whether the differences were repaired.
+    /// Whether they were repaired.
     pub repaired: bool,
 }
 
@@ -125,14 +90,14 @@ pub struct StateDiff {
 #[serde(rename_all = "kebab-case")]
 #[expect(
     clippy::large_enum_variant,
-    reason = "nearly all lines are events; boxing them would cost an allocation for each"
+    reason = "nearly all lines are events; boxing them would cost every one"
 )]
 pub enum ObserveLine {
     /// An event.
     Event(FlowEvent),
-    /// The reader was too slow: events are missing here.
+    /// The reader was too slow, and this many events are missing here.
     Lagged {
-        /// The number of missing events.
+        /// How many.
         events: u64,
     },
 }

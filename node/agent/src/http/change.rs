@@ -1,4 +1,4 @@
-//! What changes something: each is one call of the node.
+//! Requests that change something, each by one call of the node.
 
 use axum::{
     Json,
@@ -20,7 +20,7 @@ use super::{
 
 type Answer<T> = Result<Json<T>, Failure>;
 
-/// A reply of another call's kind: a bug of ours.
+/// A reply to another kind of call, which is a bug.
 fn unexpected(reply: Reply) -> Failure {
     Failure(ApiError::new(ErrorKind::Internal, format!("the node answered another question: {reply:?}")))
 }

@@ -1,4 +1,4 @@
-//! The HTTP side: the API on a unix socket, metrics and health on loopback.
+//! The HTTP servers: the API on a unix socket, metrics and health on loopback.
 
 mod change;
 mod convert;
@@ -30,11 +30,10 @@ use error::Failure;
 
 pub use listen::{SOCKET_NAME, bind_metrics, bind_socket, serve_api, serve_metrics};
 
-/// Requests that read the kernel at once: a dump of a full map takes some 0.2 s of its one thread (FACTS: 100,000
-/// entries in 38 ms).
+/// Concurrent requests that read the kernel. A dump of a full map takes some 0.2 s (100,000 entries: 38 ms).
 const MAX_KERNEL_READS: usize = 4;
 
-/// What handlers need. Cheap to clone.
+/// The state of request handlers. Cheap to clone.
 #[derive(Clone)]
 pub struct App {
     pub core: Core,
@@ -48,7 +47,7 @@ pub struct App {
     pub metrics: Arc<Metrics>,
     pub underlay: watch::Receiver<UnderlayState>,
     pub clock: Clock,
-    /// Ends streams, so that they do not hold up a clean stop.
+    /// Ends streams, so that they do not delay a clean stop.
     pub stop: CancellationToken,
     pub kernel_reads: KernelReads,
 }
@@ -92,7 +91,7 @@ impl App {
 ))]
 struct Description;
 
-/// All routes with their description: one cannot be without the other.
+/// All routes, each with its description.
 fn api() -> OpenApiRouter<App> {
     OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(read::version))
@@ -118,7 +117,7 @@ fn api() -> OpenApiRouter<App> {
         .routes(routes!(read::drops))
 }
 
-/// The description alone.
+/// The description of the API.
 pub fn openapi() -> utoipa::openapi::OpenApi {
     api().to_openapi()
 }
@@ -144,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_description_has_every_request_that_the_client_makes() {
+    fn openapi_has_every_request_of_the_client() {
         let description = serde_json::to_value(openapi()).unwrap();
         let expected = [
             ("get", "/v1/version"),
@@ -177,6 +176,13 @@ mod tests {
             let operation = &description["paths"][path][method];
             assert!(operation["responses"]["200"].is_object(), "{method} {path}");
             assert!(operation["summary"].is_string(), "{method} {path} has no text");
+        }
+        for kind in node_api::KindName::ALL {
+            let path = format!("/v1/{}", kind.collection());
+            assert!(expected.contains(&("get", &path)), "no list of {kind:?}");
+            for method in ["get", "put", "delete"] {
+                assert!(expected.contains(&(method, &format!("{path}/{{name}}"))), "no {method} of {kind:?}");
+            }
         }
         let described: usize = description["paths"]
             .as_object()

@@ -20,9 +20,11 @@ mod socket;
 
 pub mod identity_number;
 
-pub use counter::{COUNTED_BEFORE_STACK, COUNTER_SLOTS, Counter, Direction, DropReason, counter_slot};
+pub use counter::{COUNTED_BY_XDP, COUNTER_SLOTS, Counter, Direction, DropReason, counter_slot};
 pub use event::{Event, EventKind};
-pub use flow::{FlowAction, FlowEntry, FlowKey, FragmentKey, FragmentPorts, SourceKind, flow_flags};
+pub use flow::{
+    FlowAction, FlowEntry, FlowKey, FragmentKey, FragmentPorts, PolicyVerdict, SourceKind, flow_flags,
+};
 pub use map::*;
 pub use service::*;
 pub use socket::*;

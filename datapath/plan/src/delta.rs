@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{EndpointId, Observed, Op, TableKey, Tables, entry::put};
+use crate::{EndpointId, Observed, Op, TableKey, Tables};
 
 /// How an observation differs from the tables that the reconciler believed the kernel to hold. Unlike
 /// [`Difference`](crate::Difference), a delta is exact: expected tables and delta give the observation back.
@@ -33,12 +33,12 @@ impl ObservedDelta {
             for key in tables.keys() {
                 match tables.get(&key) {
                     Some(entry) if expected.get(&key).as_ref() != Some(&entry) => {
-                        delta.puts.push(put(key, entry))
+                        delta.puts.push(Op::Put(entry));
                     }
                     _ => {}
                 }
             }
-            delta.removed = expected.keys().into_iter().filter(|key| tables.get(key).is_none()).collect();
+            delta.removed = expected.keys().into_iter().filter(|key| !tables.contains(key)).collect();
         }
         delta
     }

@@ -268,3 +268,47 @@ fn free_number(view: &FleetView, taken: &BTreeSet<Identity>, draw: u64) -> Resul
         })
         .ok_or(ClaimError::IdentitiesExhausted { used: view.identities().len() })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use kvstore_schema::{Key, KeyValue, ListPage, StoreIdentity};
+
+    use super::*;
+
+    fn kv(path: String, value: &str) -> KeyValue {
+        KeyValue {
+            key: Key::from_raw(format!("/warren/v1/t/{path}")),
+            value: Arc::from(value.as_bytes()),
+            create_revision: Revision(2),
+            mod_revision: Revision(2),
+            lease: None,
+        }
+    }
+
+    #[test]
+    fn free_number_is_the_first_behind_a_random_place() {
+        let place = |draw: u64| Identity::FLEET_MIN.get() + (mix(draw) % NUMBERS) as u32;
+        let id = |number: u32| Identity::new(number).unwrap();
+        let mut view = FleetView::new(Schema::new(&"t".parse().unwrap()));
+        let free = |view: &FleetView, taken: &[u32], draw| {
+            free_number(view, &taken.iter().map(|number| id(*number)).collect(), draw).unwrap().get()
+        };
+        let first = place(7);
+        assert_eq!(free(&view, &[], 7), first);
+        assert_ne!(free(&view, &[], 8), first);
+        // Taken as this machine has found, as a record, and as a reference that has lost its record.
+        let record = kv(format!("identities/id/{}", first + 1), r#"{"v":1,"labels":{},"state":"live"}"#);
+        let reference = kv(format!("identities/refs/{}/n1", first + 2), r#"{"v":1,"incarnation":1}"#);
+        let entries = vec![record, reference];
+        view.apply_list(ListPage { entries, revision: Revision(2), store: StoreIdentity(1), more: false });
+        assert_eq!(free(&view, &[first], 7), first + 3);
+        assert_eq!(free(&view, &[], 7), first);
+
+        let last = Identity::FLEET_MAX.get();
+        let draw = (0..).find(|draw| place(*draw) > last - 100).expect("some place is near the end");
+        let rest: Vec<u32> = (place(draw)..=last).collect();
+        assert_eq!(free(&view, &rest, draw), Identity::FLEET_MIN.get());
+    }
+}

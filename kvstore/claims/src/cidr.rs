@@ -365,3 +365,43 @@ impl Protocol for CidrRelease {
         if answer.succeeded { Next::Done(()) } else { or_failed(self.decide(answer)) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use kvstore_schema::{KeyValue, ListPage, StoreIdentity};
+
+    use super::*;
+
+    #[test]
+    fn block_overlaps_claims_of_whatever_size_and_state() {
+        let check = |claim: &str, value: &str, expected: bool| {
+            let mut view = FleetView::new(Schema::new(&"t".parse().unwrap()));
+            let kv = KeyValue {
+                key: view.schema().cidr(claim.parse().unwrap()),
+                value: Arc::from(value.as_bytes()),
+                create_revision: Revision(2),
+                mod_revision: Revision(2),
+                lease: None,
+            };
+            let store = StoreIdentity(1);
+            view.apply_list(ListPage { entries: vec![kv], revision: Revision(2), store, more: false });
+            assert_eq!(overlaps_claim(&view, "10.0.4.0/24".parse().unwrap()), expected, "{claim} {value}");
+        };
+        let live = r#"{"v":1,"node":"n","state":"live","token":"t"}"#;
+        check("10.0.4.0/24", live, true);
+        check("10.0.4.0/24", &live.replace("live", "quarantined"), true);
+        check("10.0.4.0/24", "{}", true);
+        check("10.0.0.0/16", live, true);
+        check("10.0.4.0/23", live, true);
+        check("10.0.4.0/25", live, true);
+        check("10.0.4.128/25", live, true);
+        check("10.0.4.255/32", live, true);
+        check("10.0.3.0/24", live, false);
+        check("10.0.5.0/24", live, false);
+        check("10.0.5.0/25", live, false);
+        check("10.0.3.128/25", live, false);
+        check("10.0.2.0/23", live, false);
+    }
+}

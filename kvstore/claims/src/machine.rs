@@ -193,4 +193,10 @@ mod tests {
         check(30, 5_000, 10_000);
         check(u32::MAX, 5_001, 5_000);
     }
+
+    #[test]
+    fn mix_is_splitmix64() {
+        // The first outputs of the reference implementation for these seeds.
+        assert_eq!([0, 1].map(mix), [0xe220_a839_7b1d_cdaf, 0x910a_2dec_8902_5cc1]);
+    }
 }

@@ -2,12 +2,15 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use identity::{Labels, NodeName};
+use identity::{Identity, Labels, NodeName};
 use kvstore_claims::{
     CidrClaim, CidrGrant, ClaimError, Collector, EndpointChange, EndpointResult, EndpointWrites, FleetJoin,
     FleetView, IdentityAcquire, NodeRegistration, Step, alive_request, node_removal_request,
 };
-use kvstore_schema::{KvFailure, LeaseId, Revision, record::FleetRecord};
+use kvstore_schema::{
+    KvFailure, KvOp, KvRequest, LeaseId, Revision, Txn,
+    record::{FleetRecord, Record},
+};
 
 use crate::bench::{Bench, endpoint, fleet, node, record};
 
@@ -194,4 +197,133 @@ fn collector_takes_only_what_a_removed_node_owned_and_not_at_once() {
     assert_eq!(view.endpoints().keys().map(NodeName::as_str).collect::<Vec<_>>(), ["n2"]);
     assert_eq!(view.refs_by_node().keys().map(NodeName::as_str).collect::<Vec<_>>(), ["n2"]);
     assert_eq!((view.identities().len(), view.identity_labels().len()), (1, 1));
+}
+
+#[test]
+fn quarantine_runs_from_when_a_revision_was_seen_first() {
+    let mut bench = Bench::fleet("10.0.0.0/16", &[]);
+    let number = Identity::new(4711).unwrap();
+    let labels: Labels = "app=web".parse().unwrap();
+    let rest = |bench: &mut Bench| {
+        let id = format!(r#"{{"v":1,"labels":{{"app":"web"}},"state":"quarantined"}}"#);
+        let by_labels = format!(r#"{{"v":1,"id":{number},"labels":{{"app":"web"}}}}"#);
+        let put = |key, text: String| KvOp::Put { key, value: text.into_bytes().into(), lease: None };
+        let txn = Txn::new()
+            .then(put(bench.schema.identity_id(number), id))
+            .then(put(bench.schema.identity_labels(&labels.digest()), by_labels));
+        assert!(bench.succeeded(&KvRequest::Txn(txn)));
+    };
+    let unused = BTreeSet::new();
+    let seconds = Duration::from_secs;
+    rest(&mut bench);
+    let mut collector = Collector::new(seconds(100));
+    let plan = |collector: &mut Collector, bench: &Bench, at| {
+        collector.plan(&bench.view(), &unused, seconds(at), 0).is_some()
+    };
+    assert!(!plan(&mut collector, &bench, 1_000));
+    assert!(!plan(&mut collector, &bench, 1_099));
+    // Revived and given up again: another rest.
+    rest(&mut bench);
+    assert!(!plan(&mut collector, &bench, 1_100));
+    assert!(!plan(&mut collector, &bench, 1_199));
+    assert!(plan(&mut collector, &bench, 1_200));
+    // Known to be in use, though nobody refers to it.
+    let used = [number].into();
+    assert_eq!(collector.plan(&bench.view(), &used, seconds(1_300), 0), None);
+    assert!(!plan(&mut collector, &bench, 1_300), "its rest begins again");
+    let request = collector.plan(&bench.view(), &unused, seconds(1_400), 0).unwrap();
+    assert!(bench.succeeded(&request));
+    assert!(bench.view().identities().is_empty() && bench.view().identity_labels().is_empty());
+}
+
+#[test]
+fn collector_spares_a_label_set_that_has_another_number() {
+    let mut bench = Bench::fleet("10.0.0.0/16", &[]);
+    let labels: Labels = "app=web".parse().unwrap();
+    let put = |key, text: &str| KvOp::Put { key, value: text.as_bytes().into(), lease: None };
+    let number = |number| Identity::new(number).unwrap();
+    let unused = bench.schema.identity_id(number(300));
+    let txn = Txn::new()
+        .then(put(unused, r#"{"v":1,"labels":{"app":"web"},"state":"quarantined"}"#))
+        .then(put(bench.schema.identity_id(number(301)), r#"{"v":1,"labels":{"app":"web"},"state":"live"}"#))
+        .then(put(bench.schema.identity_ref(number(301), &node("n1")), r#"{"v":1,"incarnation":1}"#))
+        .then(put(
+            bench.schema.identity_labels(&labels.digest()),
+            r#"{"v":1,"id":301,"labels":{"app":"web"}}"#,
+        ));
+    assert!(bench.succeeded(&KvRequest::Txn(txn)));
+    let mut collector = Collector::new(Duration::ZERO);
+    let request = collector.plan(&bench.view(), &BTreeSet::new(), Duration::ZERO, 0).unwrap();
+    assert!(bench.succeeded(&request));
+    let view = bench.view();
+    assert_eq!(view.identities().keys().collect::<Vec<_>>(), [&number(301)]);
+    assert_eq!(view.identity_labels()[&labels.digest()].record.id, number(301));
+}
+
+#[test]
+fn collector_deletes_as_much_as_fits_a_transaction() {
+    let mut bench = Bench::fleet("10.0.0.0/16", &[]);
+    for last in 0..200 {
+        let key = bench.schema.endpoint(&node("n1"), std::net::Ipv4Addr::new(10, 0, 0, last).into());
+        let put = KvOp::Put { key, value: endpoint("web").encode(), lease: None };
+        assert!(bench.succeeded(&KvRequest::Txn(Txn::new().then(put))));
+    }
+    assert!(bench.succeeded(&node_removal_request(&bench.schema, &node("n1"))));
+    let mut collector = Collector::new(Duration::ZERO);
+    let mut left = vec![bench.view().endpoint_count()];
+    while let Some(request) = collector.plan(&bench.view(), &BTreeSet::new(), Duration::ZERO, 0) {
+        assert!(bench.succeeded(&request), "{request:?}");
+        left.push(bench.view().endpoint_count());
+    }
+    // 128 operations and as many conditions, two of which say that the node is removed.
+    assert_eq!(left, [200, 74, 0]);
+}
+
+/// Values of exactly a mebibyte fit, and not one byte more.
+#[test]
+fn endpoint_writes_are_split_by_their_bytes() {
+    let mut bench = Bench::fleet("10.0.0.0/16", &[]);
+    let grant = claim(&mut bench, "n1").unwrap();
+    let padded = |bytes: usize| {
+        let mut record = endpoint("web");
+        record.unknown.insert("pad".to_owned(), "".into());
+        let pad = bytes - record.encode().len();
+        record.unknown.insert("pad".to_owned(), "x".repeat(pad).into());
+        assert_eq!(record.encode().len(), bytes);
+        record
+    };
+    let requests = |sizes: &[usize]| {
+        let changes = sizes.iter().enumerate().map(|(index, bytes)| EndpointChange::Put {
+            ip: grant.cidr.iter().nth(index + 2).unwrap(),
+            record: padded(*bytes),
+            cidr: grant.cidr,
+            epoch: grant.epoch,
+        });
+        let started = EndpointWrites::start(&bench.view(), node("n1"), changes.collect()).unwrap();
+        let (mut machine, KvRequest::Txn(mut txn)) = started.unwrap() else { panic!("a transaction") };
+        let (mut bench, mut counts) = (bench.clone(), Vec::new());
+        loop {
+            counts.push(txn.then.len());
+            match machine.on_outcome(bench.store.execute(&KvRequest::Txn(txn)), &bench.view(), 0) {
+                Step::Ask(KvRequest::Txn(next)) => txn = next,
+                Step::Done(_) => return counts,
+                step => panic!("{step:?}"),
+            }
+        }
+    };
+    let quarter = 256 * 1024;
+    assert_eq!(requests(&[quarter; 4]), [4]);
+    assert_eq!(requests(&[quarter, quarter, quarter, quarter - 1, 300]), [4, 1]);
+    assert_eq!(requests(&[quarter; 9]), [4, 4, 1]);
+}
+
+#[test]
+fn endpoint_outside_its_block_is_refused() {
+    let mut bench = Bench::fleet("10.0.0.0/16", &[]);
+    let grant = claim(&mut bench, "n1").unwrap();
+    let ip = "192.0.2.9".parse().unwrap();
+    let put = EndpointChange::Put { ip, record: endpoint("web"), cidr: grant.cidr, epoch: grant.epoch };
+    let refused = EndpointWrites::start(&bench.view(), node("n1"), vec![put]).err();
+    assert_eq!(refused, Some(ClaimError::AddressOutside { ip }));
+    assert!(EndpointWrites::start(&bench.view(), node("n1"), Vec::new()).unwrap().is_none());
 }

@@ -129,7 +129,7 @@ fn service_port(view: core::ServicePortView) -> wire::ServicePortStatus {
         port: view.port,
         node_port: view.node_port,
         id: view.id.map(|id| id.0),
-        all_unhealthy: view.desperate,
+        all_unhealthy: view.all_unhealthy,
         backends: view.backends.into_iter().map(backend).collect(),
     }
 }

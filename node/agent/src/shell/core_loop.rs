@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use datapath_plan::{EndpointId, Op, Plan, TableKey};
+use datapath_plan::{EndpointId, Entry, Op, Plan, TableKey};
 use identity::EndpointName;
 use node_core::{Call, CallError, CallId, Command, Event, Node, Now, Reply, SavedEndpoint, Snapshot};
 use tokio::{
@@ -138,8 +138,8 @@ impl CoreLoop {
     }
 
     fn handle(&mut self, pending: &mut Pending, event: Event) {
-        if let Event::Disturbed(keys) = &event {
-            self.log_disturbed(keys);
+        if let Event::ExternallyModified(keys) = &event {
+            self.log_externally_modified(keys);
         }
         let begin = Instant::now();
         let now = self.clock.now();
@@ -157,7 +157,7 @@ impl CoreLoop {
     }
 
     /// Logs entries of the node that another process changed. Entries that the node itself removes are not wanted any more.
-    fn log_disturbed(&self, keys: &BTreeSet<TableKey>) {
+    fn log_externally_modified(&self, keys: &BTreeSet<TableKey>) {
         /// The most names in one line of the log.
         const SHOWN: usize = 8;
         let wanted = self.node.wanted();
@@ -233,7 +233,7 @@ fn endpoint_of(call: &Call) -> Option<EndpointName> {
 /// Applies a plan, after the files of the endpoints that it attaches are written.
 fn apply(plan: Plan, kernel: &Kernel, endpoints: &EndpointKeeper) {
     let attached = |op: &Op| match op {
-        Op::PutEndpoint(id, _) => Some(*id),
+        Op::Put(Entry::Endpoint(id, _)) => Some(*id),
         _ => None,
     };
     let attached: Vec<EndpointId> = plan.ops.iter().filter_map(attached).collect();

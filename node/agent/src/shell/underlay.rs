@@ -74,10 +74,10 @@ impl UnderlayKeeper {
             let mut ours = changes.ours;
             if changes.lost {
                 // Any entry may have changed; the base stands for all of them.
-                ours.insert(TableKey::Base);
+                ours.insert(TableKey::BASE);
             }
             if !ours.is_empty() {
-                self.core.event(Event::Disturbed(ours)).await?;
+                self.core.event(Event::ExternallyModified(ours)).await?;
             }
             if changes.underlay || changes.lost {
                 self.look().await?;

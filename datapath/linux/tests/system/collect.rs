@@ -1,0 +1,76 @@
+//! Collecting flows while plans are applied.
+
+use std::{
+    mem::offset_of,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use datapath_abi::{FlowEntry, FlowKey, V4};
+use datapath_plan::{Op, TableKey};
+
+use crate::{
+    open::flow_map,
+    stage::{Namespace, Stage, endpoint, endpoint_ops, foundations, must},
+};
+
+/// Of flows that are idle and not over: the most expensive ones to collect.
+const ENTRIES: u32 = 300_000;
+
+fn now_ns() -> u64 {
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC_COARSE).expect("a clock");
+    Duration::from(time).as_nanos() as u64
+}
+
+#[test]
+fn plans_do_not_wait_for_flow_collection() {
+    let Some(stage) = Stage::new() else { return };
+    let workload = Namespace::new("one");
+    stage.play(async || {
+        let mut datapath = stage.open().await;
+        must(&mut datapath, foundations(1)).await;
+        let mut flows = flow_map(&stage.pin_root.join("maps"));
+        let mut entry = [0; size_of::<FlowEntry>()];
+        let last_seen = offset_of!(FlowEntry, last_seen_ns);
+        entry[last_seen..last_seen + 8].copy_from_slice(&(now_ns() - 30_000_000_000).to_ne_bytes());
+        // ACK: established.
+        entry[offset_of!(FlowEntry, tcp_flags)] = 0x10;
+        for number in 0..ENTRIES {
+            let mut key = [0; size_of::<FlowKey<V4>>()];
+            key[..4].copy_from_slice(&number.to_be_bytes());
+            key[offset_of!(FlowKey<V4>, protocol)] = 6;
+            flows.insert(key, entry, 0).expect("write it");
+        }
+
+        let table = datapath.flow_table().expect("a handle");
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let collector = thread::spawn(move || {
+            let mut passes = Vec::new();
+            while !stopped.load(Ordering::Relaxed) {
+                let begin = Instant::now();
+                table.collect(|ended| panic!("{} flows are not over", ended.len())).expect("collect");
+                passes.push(begin.elapsed());
+            }
+            passes
+        });
+        let mut plans = Vec::new();
+        for _ in 0..20 {
+            let begin = Instant::now();
+            let (id, value) = endpoint(1, 1, &workload.path());
+            must(&mut datapath, endpoint_ops(id, &value)).await;
+            plans.push(begin.elapsed());
+            must(&mut datapath, vec![Op::Delete(TableKey::Endpoint(id))]).await;
+        }
+        stop.store(true, Ordering::Relaxed);
+        let mut passes = collector.join().expect("no panic");
+        passes.sort_unstable();
+        plans.sort_unstable();
+        println!("{} passes: {passes:?}; an endpoint is attached in {plans:?}", passes.len());
+        assert!(plans[plans.len() / 2] < passes[0], "plans wait: {plans:?}, passes: {passes:?}");
+    });
+}

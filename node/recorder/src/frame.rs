@@ -1,21 +1,21 @@
-//! Frames: a record in pieces, each with its own checksum, so that it is written as it is made.
+//! Frames: a record in pieces, each with its own checksum, so that it is written while it is encoded.
 //!
-//! `length u32 | flags u8 | CRC-32C of flags and payload u32 | payload`, integers little-endian. What a crash cuts off
-//! is at the end, and shows.
+//! `length u32 | flags u8 | CRC-32C of flags and payload u32 | payload`, integers little-endian. What a crash cuts
+//! off is at the end, and is detected.
 
-/// The most bytes of one frame's payload: what is in memory of a checkpoint at one time is a few of these.
+/// Maximum bytes of one frame's payload: a few frames of a checkpoint are in memory at a time.
 pub const MAX_FRAME_BYTES: usize = 1 << 16;
 /// Length, flags, checksum.
 pub(crate) const HEADER_BYTES: usize = 4 + 1 + 4;
 
 /// The first frame of a record.
 pub(crate) const FIRST: u8 = 1;
-/// The last frame of a record; of many it is the first too.
+/// The last frame of a record; a record of one frame has both flags.
 pub(crate) const LAST: u8 = 2;
 /// The record is a checkpoint.
 pub(crate) const CHECKPOINT: u8 = 4;
 
-/// Completes a frame whose header was left free.
+/// Completes a frame whose header was reserved.
 pub(crate) fn seal(frame: &mut [u8], flags: u8) {
     let (header, payload) = frame.split_at_mut(HEADER_BYTES);
     let length = u32::try_from(payload.len()).expect("a frame is short");
@@ -24,7 +24,7 @@ pub(crate) fn seal(frame: &mut [u8], flags: u8) {
     header[5..].copy_from_slice(&sum(flags, payload).to_le_bytes());
 }
 
-/// The next frame of these bytes, its flags, its payload, and what follows. `None`: it is cut off or damaged.
+/// The next frame of these bytes: its flags, its payload, and the rest. `None` if it is cut off or damaged.
 pub(crate) fn open(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     let (length, rest) = bytes.split_first_chunk()?;
     let ([flags], rest) = rest.split_first_chunk()?;

@@ -1,9 +1,9 @@
-//! The log of everything that a node was told, and its replay: on any machine the same build gives the same commands.
+//! The log of all events of a node, and its replay: the same build gives the same commands on any machine.
 //!
-//! Here are the bytes alone; whoever has a disk writes and reads them. The log is a row of segments. Each begins with a
-//! checkpoint, the whole node as it was, so that the oldest can be thrown away; then come the events, each with its
-//! time and a digest of the commands that it led to. All that `Node::handle` depends on is in these: configuration and
-//! random generator are a part of the node.
+//! This crate has the bytes alone; the shell with the disk writes and reads them. The log is a sequence of segments.
+//! Each begins with a checkpoint, the whole state of the node, so that the oldest can be deleted; then come the
+//! events, each with its time and a digest of its commands. `Node::handle` depends on nothing else: configuration and
+//! random generator are part of the node.
 
 pub mod codec;
 mod frame;

@@ -1,4 +1,4 @@
-//! Reading a segment back: what is whole of it.
+//! Reading a segment, as far as it is intact.
 
 use node_core::{Event, Node, Now};
 
@@ -8,22 +8,22 @@ use crate::{
     write::MAGIC,
 };
 
-/// Why a file is no segment.
+/// Why a file is not a readable segment.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
-    /// It does not begin as one.
+    /// The file does not begin like a segment.
     #[error("it is no log of an agent's events")]
     Foreign,
-    /// It is whole, but not of this build.
+    /// The record is intact, but written by another build.
     #[error(
         "record {index} cannot be read ({source}); it was written by warrend {version}: replay it with the warren-lab of the same build"
     )]
     Shape {
-        /// Which record, from 0.
+        /// The record; the first is 0.
         index: usize,
-        /// The agent that wrote it.
+        /// The version of the agent that wrote it.
         version: String,
-        /// What does not fit.
+        /// The decoding error.
         source: CodecError,
     },
 }
@@ -31,38 +31,38 @@ pub enum LogError {
 /// One record.
 #[derive(Debug)]
 pub enum Entry {
-    /// The node as it was.
+    /// The state of the node.
     Checkpoint {
-        /// Events before it that are not in the log.
+        /// Events before the checkpoint that are not in the log.
         lost: u64,
         /// The node.
         node: Box<Node>,
         /// CRC-32C of its bytes.
         digest: u32,
     },
-    /// An event that it was told.
+    /// An event.
     Event {
-        /// When.
+        /// Its time.
         now: Now,
-        /// What.
+        /// The event.
         event: Box<Event>,
-        /// CRC-32C of the commands that it led to.
+        /// CRC-32C of its commands.
         digest: u32,
     },
 }
 
-/// One segment, as far as it is whole.
+/// One segment, as far as it is intact.
 #[derive(Debug)]
 pub struct Segment {
-    /// The agent that wrote it.
+    /// The version of the agent that wrote it.
     pub version: String,
     /// Its records; the first is a checkpoint.
     pub entries: Vec<Entry>,
-    /// Where it is cut off or damaged, in bytes from its begin; what follows cannot be read.
+    /// Where the segment is cut off or damaged, as an offset in bytes; the rest cannot be read.
     pub damaged_at: Option<usize>,
 }
 
-/// Reads a segment. A crash, or a bit that fell over, ends it early.
+/// Reads a segment. A crash or a flipped bit ends it early.
 ///
 /// # Errors
 /// [`LogError`]
@@ -84,7 +84,7 @@ pub fn read(bytes: &[u8]) -> Result<Segment, LogError> {
             break;
         };
         if flags & FIRST != 0 {
-            // One before it that was not finished has no place in the log.
+            // An unfinished record before this one is not part of the log.
             record.clear();
         }
         record.extend_from_slice(payload);

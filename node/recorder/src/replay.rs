@@ -1,55 +1,56 @@
-//! Running a log again.
+//! Replaying a log.
 
 use node_core::{Command, Event, Node, Now};
 
 use crate::{Entry, codec};
 
-/// The first place where the replay is not the life.
+/// The first difference between the replay and the record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Difference {
-    /// An event led to other commands.
+    /// An event has other commands.
     Commands {
-        /// Which event, from 1.
+        /// The event; the first is 1.
         event: u64,
         /// The digest in the log.
         expected: u32,
-        /// That of the commands now.
+        /// The digest of the commands now.
         found: u32,
-        /// These commands.
+        /// The commands now.
         commands: Vec<Command>,
     },
-    /// The node had come to be another one by the time of a checkpoint.
+    /// The node's state differs at a checkpoint.
     State {
-        /// After which event.
+        /// The last event before the checkpoint.
         event: u64,
         /// The digest of the node in the log.
         expected: u32,
-        /// That of the node now.
+        /// The digest of the node now.
         found: u32,
     },
 }
 
-/// What was made of one entry.
+/// The result of one entry.
 #[derive(Debug)]
 pub enum Told {
-    /// A node to go on from.
+    /// The checkpoint is the node's new state.
     Checkpoint,
-    /// An event, and what it led to.
+    /// An event and its commands.
     Event {
-        /// Which, from 1.
+        /// Its number; the first is 1.
         number: u64,
-        /// When.
+        /// Its time.
         now: Now,
-        /// What.
+        /// The event.
         event: Box<Event>,
         /// The commands.
         commands: Vec<Command>,
     },
-    /// An event without a node to tell it to: its segment has no readable begin.
+    /// An event without a node: its segment has no readable checkpoint.
     Skipped,
 }
 
-/// A replay. Entries of one log go in, in order; it goes on after a difference as the log does at its next checkpoint.
+/// A replay. It takes the entries of one log in order; after a difference it continues like the log at the next
+/// checkpoint.
 #[derive(Default)]
 pub struct Replay {
     node: Option<Box<Node>>,
@@ -72,7 +73,7 @@ impl Replay {
             Entry::Checkpoint { lost, node, digest } => {
                 self.checkpoints += 1;
                 self.lost += lost;
-                // A fresh start has no past, and a gap no known one.
+                // A new node has no past, and a gap in the log hides it.
                 let continues = lost == 0 && node.counters().events > 0;
                 if let Some(before) = self.node.as_ref().filter(|_| continues) {
                     let found = codec::digest(before).unwrap_or_default();
@@ -101,7 +102,7 @@ impl Replay {
         }
     }
 
-    /// What follows is not known to continue what came before: a segment ended early, or one is missing.
+    /// The next entry may not continue the previous one: a segment ended early, or one is missing.
     pub fn interrupt(&mut self) {
         self.node = None;
     }

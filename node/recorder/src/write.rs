@@ -1,4 +1,4 @@
-//! Recording: events as they come, a checkpoint now and then.
+//! Recording: events as they come, and a checkpoint from time to time.
 
 use bincode::{enc::write::Writer, error::EncodeError};
 use node_core::{Command, Event, Node, Now};
@@ -9,36 +9,36 @@ use crate::{
     frame::{CHECKPOINT, FIRST, HEADER_BYTES, LAST, MAX_FRAME_BYTES, seal},
 };
 
-/// First in a segment.
+/// The first bytes of a segment.
 pub(crate) const MAGIC: [u8; 8] = *b"WRNLOG1\n";
 
-/// Where frames go.
+/// The destination of frames.
 pub trait Sink {
-    /// Takes a frame on, or not: there is no room, and nobody waits for it.
+    /// Takes a frame, or refuses it for lack of room, without waiting.
     fn take(&mut self, frame: Vec<u8>) -> bool;
 
-    /// Whether there is room again for more than a little.
+    /// Whether there is room for more than a few frames again.
     fn has_room(&self) -> bool;
 }
 
-/// The bytes that a segment begins with, before its frames. `version`: of the agent; another build's node may have
+/// The bytes at the start of a segment, before its frames. `version` is the agent's; another build's node may have
 /// another shape.
 pub fn header(version: &str) -> Vec<u8> {
     let version = &version.as_bytes()[..version.len().min(255)];
     [&MAGIC[..], &[u8::try_from(version.len()).expect("cut to it")], version].concat()
 }
 
-/// Records one node. Call [`Recorder::checkpoint`] first, then around each event [`Recorder::before`] and
+/// Records one node. Call [`Recorder::checkpoint`] first, then for each event [`Recorder::before`] and
 /// [`Recorder::after`].
 ///
-/// What the sink does not take is lost from there on, and with it the way of the node until the next checkpoint, which
-/// says how many events were lost.
+/// When the sink refuses a frame, the log is interrupted until the next checkpoint, which contains the number of lost
+/// events.
 pub struct Recorder<S> {
     sink: S,
-    /// The frame that is being filled, its header left free.
+    /// The frame being filled, with its header reserved.
     frame: Vec<u8>,
     flags: u8,
-    /// A part of the record was not taken.
+    /// A part of the record was refused.
     broken: bool,
     /// Events since the last one that can be replayed.
     lost: u64,
@@ -47,7 +47,7 @@ pub struct Recorder<S> {
 }
 
 impl<S: Sink> Recorder<S> {
-    /// A segment ends when its events are this long.
+    /// A segment ends when its events have this many bytes.
     pub fn new(sink: S, segment_bytes: u64) -> Self {
         Self { sink, frame: Vec::new(), flags: 0, broken: false, lost: 0, written: 0, segment_bytes }
     }
@@ -66,7 +66,7 @@ impl<S: Sink> Recorder<S> {
         self.written = 0;
     }
 
-    /// An event that the node is about to be told.
+    /// Records an event before the node handles it.
     pub fn before(&mut self, now: Now, event: &Event) {
         if !self.broken {
             self.begin(0);
@@ -74,7 +74,7 @@ impl<S: Sink> Recorder<S> {
         }
     }
 
-    /// What the node made of it. Returns how many events were lost until now, if this was the first of them.
+    /// Records the event's commands. Returns whether this event is the first of a series of lost ones.
     pub fn after(&mut self, commands: &[Command], node: &Node) -> bool {
         let was_broken = self.broken && self.lost > 0;
         if self.broken {
@@ -94,7 +94,7 @@ impl<S: Sink> Recorder<S> {
         self.broken && !was_broken
     }
 
-    /// Where frames go.
+    /// The sink.
     pub fn sink(&self) -> &S {
         &self.sink
     }
@@ -131,7 +131,7 @@ impl<S: Sink> Recorder<S> {
 
 impl<S: Sink> Writer for Recorder<S> {
     fn write(&mut self, mut bytes: &[u8]) -> Result<(), EncodeError> {
-        // Nobody takes it: the rest need not be made.
+        // The record is incomplete already: the rest need not be encoded.
         if self.broken {
             return Err(EncodeError::Other("not taken"));
         }

@@ -15,7 +15,7 @@ use datapath_plan::{Op, TableKey};
 
 use crate::{
     open::flow_map,
-    stage::{Namespace, Stage, endpoint, endpoint_ops, foundations, must},
+    stage::{Namespace, Stage, base_ops, endpoint, endpoint_ops, must},
 };
 
 /// Of flows that are idle and not over: the most expensive ones to collect.
@@ -30,9 +30,9 @@ fn now_ns() -> u64 {
 fn plans_do_not_wait_for_flow_collection() {
     let Some(stage) = Stage::new() else { return };
     let workload = Namespace::new("one");
-    stage.play(async || {
+    stage.block_on(async || {
         let mut datapath = stage.open().await;
-        must(&mut datapath, foundations(1)).await;
+        must(&mut datapath, base_ops(1)).await;
         let mut flows = flow_map(&stage.pin_root.join("maps"));
         let mut entry = [0; size_of::<FlowEntry>()];
         let last_seen = offset_of!(FlowEntry, last_seen_ns);

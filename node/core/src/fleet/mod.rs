@@ -27,7 +27,7 @@ use self::{
     store::StoreState,
 };
 use crate::{NodeConfig, Now, Snapshot, context::Context, requests::Task};
-pub(crate) use membership::{JoinEnd, on_removed};
+pub(crate) use membership::{JoinEnd, Own, on_removed};
 pub(crate) use store::Heard;
 
 /// Everything that belongs to the fleet and its store. One per node.

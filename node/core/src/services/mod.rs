@@ -18,7 +18,9 @@ use std::{
     sync::Arc,
 };
 
-use datapath_plan::{BackendId, BackendState, BackendValue, Frontend, FrontendKind, Protocol, ServiceId, Tables};
+use datapath_plan::{
+    BackendId, BackendState, BackendValue, Frontend, FrontendKind, Protocol, ServiceId, Tables,
+};
 use identity::{Identity, Labels, NodeName, ServiceName};
 use ipnetwork::IpNetwork;
 use kvstore_schema::service::{ServiceProtocol, ServiceRecord};

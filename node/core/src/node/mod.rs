@@ -258,7 +258,7 @@ impl Node {
         }
         self.endpoints.restore(endpoints);
         self.cx.startup.snapshot_used = true;
-        let changes = self.fleet.restore(&snapshot);
+        let changes = self.fleet.restore(self.cx.now, &snapshot);
         self.on_view_changes(changes);
         self.ipam.use_snapshot(&mut self.cx, &self.fleet);
     }

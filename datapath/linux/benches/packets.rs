@@ -4,30 +4,33 @@
 //! Small tables, warm caches: what the code costs, not what memory does.
 
 #[expect(dead_code, reason = "the tests' kernel can do more than benches need")]
-#[path = "../tests/packet/frame.rs"]
+#[path = "../tests/packet/frame/mod.rs"]
 mod frame;
 #[expect(dead_code, reason = "the tests' kernel can do more than benches need")]
-#[path = "../tests/packet/kernel.rs"]
+#[path = "../tests/packet/kernel/mod.rs"]
 mod kernel;
 #[expect(dead_code, reason = "the tests' routes are more than benches need")]
 #[path = "../tests/packet/namespace.rs"]
 mod namespace;
+#[expect(dead_code, reason = "the tests' headers are more than benches need")]
+#[path = "../tests/packet/wire.rs"]
+mod wire;
 #[expect(dead_code, reason = "the tests' kernel can do more than benches need")]
 #[path = "../tests/packet/world.rs"]
 mod world;
 
-use std::{process::Command, time::Duration};
+use std::time::Duration;
 
 use datapath_abi::{
-    BLOCK_SLOTS, BackendEntry, FlowEntry, FlowKey, FrontendEntry, FrontendKey, NodeConfig, ServiceEntry,
-    SlotBlock, SlotsKey, V4, map_name, node_flags, service_flags, service_port_bit,
+    BLOCK_SLOTS, BackendEntry, FrontendEntry, FrontendKey, NodeConfig, ServiceEntry, SlotBlock, SlotsKey,
+    map_name, node_flags, service_flags, service_port_bit,
 };
 use datapath_linux::object::Program;
 
 use crate::{
-    frame::Frame,
+    frame::{Frame, UNDERLAY_SENDER},
     kernel::{Kernel, Tunnel, kernel_or_skip},
-    world::{A, B, CONFIG, GATEWAY, INTERNET, Peer, R, UNDERLAY, furnish, tunnel_from},
+    world::{A, B, CONFIG, GATEWAY, INTERNET, Peer, R, UNDERLAY, populate_maps, tunnel_from},
 };
 
 /// Runs in one go, on one packet: as many hops as its TTL of 64 has.
@@ -41,7 +44,7 @@ fn main() {
         return;
     }
     let Some(mut kernel) = kernel_or_skip() else { return };
-    furnish(&mut kernel);
+    populate_maps(&mut kernel);
 
     let nothing = median(|| kernel.time_nothing(&Frame::syn(&A, &R).bytes(), None, RUNS));
     let tunnel = Some(tunnel_from(&R));
@@ -61,15 +64,15 @@ fn main() {
     for (name, program, from, to) in here {
         row(&mut kernel, name, program, (from, to), None, nothing);
     }
-    for (name, to) in [("from_overlay, endpoint", &A), ("from_overlay, this node", &GATEWAY)] {
-        row(&mut kernel, name, Program::FromOverlay, (&R, to), tunnel, behind_tunnel);
+    for (name, to) in [("from_tunnel, endpoint", &A), ("from_tunnel, this node", &GATEWAY)] {
+        row(&mut kernel, name, Program::FromTunnel, (&R, to), tunnel, behind_tunnel);
     }
     service_rows(&mut kernel);
     let flags = node_flags::MASQUERADE;
     let config = NodeConfig { flags, underlay_ifindex: namespace::UNDERLAY_IFINDEX, ..CONFIG };
     kernel.set(map_name::CONFIG, &0u32, &config);
     masquerade_rows(&mut kernel);
-    let host = Frame::ack(&INTERNET, &UNDERLAY).macs([0; 6], [2, 9, 9, 9, 9, 9]).bytes();
+    let host = Frame::ack(&INTERNET, &UNDERLAY).on_underlay().bytes();
     let left = median(|| kernel.time(Program::FromNetdev, &host, None, RUNS));
     println!("{:<28} {:>6} ns", "from_netdev, the node's own", left.saturating_sub(nothing));
     let (word, bit) = service_port_bit(6, 80);
@@ -77,7 +80,7 @@ fn main() {
     let left = median(|| kernel.time(Program::FromNetdev, &host, None, RUNS));
     println!("{:<28} {:>6} ns", "  at a service's port", left.saturating_sub(nothing));
     let frontend = Peer { address: [10, 201, 0, 1], ..INTERNET };
-    let frame = Frame::ack(&INTERNET, &frontend).macs([0; 6], [2, 9, 9, 9, 9, 9]);
+    let frame = Frame::ack(&INTERNET, &frontend).on_underlay();
     for (name, backend) in [("from_netdev, service here", B), ("from_netdev, service there", R)] {
         service_row(&mut kernel, name, Program::FromNetdev, &frame, &backend);
     }
@@ -87,14 +90,9 @@ fn main() {
 /// The same flow before the stack: its packets, and its answers out of the tunnel. `frame` is as a classifier gets it.
 fn early_rows(kernel: &mut Kernel, frame: &Frame) {
     const OURS: [u8; 6] = [2, 9, 9, 9, 9, 1];
-    for line in [
-        "link set under0 address 02:09:09:09:09:01",
-        "neigh add 192.0.2.5 lladdr 02:09:09:09:09:05 dev under0 nud permanent",
-        "neigh add 192.0.2.254 lladdr 02:09:09:09:09:fe dev under0 nud permanent",
-    ] {
-        let output = Command::new("ip").args(line.split(' ')).output().expect("run ip");
-        assert!(output.status.success(), "ip {line}");
-    }
+    namespace::ip("link set under0 address 02:09:09:09:09:01");
+    namespace::ip("neigh add 192.0.2.5 lladdr 02:09:09:09:09:05 dev under0 nud permanent");
+    namespace::ip("neigh add 192.0.2.254 lladdr 02:09:09:09:09:fe dev under0 nud permanent");
     kernel.attach_xdp(namespace::UNDERLAY_IFINDEX);
     let entry =
         BackendEntry { service: 1, address: R.address, port_be: [31, 144], ..BackendEntry::default() };
@@ -104,8 +102,8 @@ fn early_rows(kernel: &mut Kernel, frame: &Frame) {
     let answer = Frame::tcp(&R, &GATEWAY, 8080, port, 0x10);
     let tunnel = Some(tunnel_from(&R));
     let behind_tunnel = median(|| kernel.time_nothing(&answer.bytes(), tunnel, 1));
-    let known = median(|| kernel.time(Program::FromOverlay, &answer.bytes(), tunnel, 1));
-    println!("{:<28} {:>6} ns", "from_overlay, its answer", known.saturating_sub(behind_tunnel));
+    let known = median(|| kernel.time(Program::FromTunnel, &answer.bytes(), tunnel, 1));
+    println!("{:<28} {:>6} ns", "from_tunnel, its answer", known.saturating_sub(behind_tunnel));
     let mut payload = vec![0xc0, 1];
     payload.extend(world::TUNNEL_PORT.to_be_bytes());
     payload.extend((answer.len() as u16 + 16).to_be_bytes());
@@ -120,10 +118,10 @@ fn early_rows(kernel: &mut Kernel, frame: &Frame) {
         ("xdp_entry, its answer", Frame::ipv4(&node, &UNDERLAY, 17, &payload)),
         ("xdp_entry, the node's own", own),
     ] {
-        let frame = frame.macs(OURS, [2, 9, 9, 9, 9, 9]).bytes();
+        let frame = frame.macs(OURS, UNDERLAY_SENDER).bytes();
         let is_carried = kernel.run_xdp(&frame, namespace::UNDERLAY_IFINDEX).code == 3;
         assert_eq!(is_carried, !name.ends_with("own"), "{name}");
-        let base = median(|| kernel.time_nothing_early(&frame, namespace::UNDERLAY_IFINDEX));
+        let base = median(|| kernel.time_nothing_xdp(&frame, namespace::UNDERLAY_IFINDEX));
         let known = median(|| kernel.time_xdp(&frame, namespace::UNDERLAY_IFINDEX));
         println!("{name:<28} {:>6} ns", known.saturating_sub(base));
     }
@@ -153,8 +151,8 @@ fn service_row(kernel: &mut Kernel, name: &str, program: Program, frame: &Frame,
     kernel.set(map_name::BACKENDS_V4, &1u32, &entry);
     let forget = |kernel: &mut Kernel| {
         let entry = kernel.flow(&key).expect("the flow is known");
-        kernel.remove::<FlowKey<V4>, FlowEntry>(map_name::FLOWS_V4, &key);
-        kernel.remove::<FlowKey<V4>, FlowEntry>(map_name::FLOWS_V4, &entry.reverse_key(&key));
+        kernel.remove_flow(&key);
+        kernel.remove_flow(&entry.reverse_key(&key));
     };
     let first = median(|| {
         let time = kernel.time(program, &packet, None, 1);
@@ -176,8 +174,8 @@ fn masquerade_rows(kernel: &mut Kernel) {
     let first = median(|| {
         let time = kernel.time(Program::FromEndpoint, &packet, None, 1);
         let entry = kernel.flow(&key).expect("the flow is known");
-        kernel.remove::<FlowKey<V4>, FlowEntry>(map_name::FLOWS_V4, &key);
-        kernel.remove::<FlowKey<V4>, FlowEntry>(map_name::FLOWS_V4, &entry.reverse_key(&key));
+        kernel.remove_flow(&key);
+        kernel.remove_flow(&entry.reverse_key(&key));
         time
     });
     kernel.events();
@@ -186,7 +184,7 @@ fn masquerade_rows(kernel: &mut Kernel) {
     let entry = kernel.flow(&key).expect("the flow is known");
     let port = u16::from_be_bytes(entry.rewrite_src_port_be);
     let answer = Frame::ack(&INTERNET, &UNDERLAY).source_port(80).destination_port(port);
-    let answer = answer.macs([0; 6], [2, 9, 9, 9, 9, 9]).bytes();
+    let answer = answer.on_underlay().bytes();
     let back = median(|| kernel.time(Program::FromNetdev, &answer, None, 1));
     println!(
         "{:<28} {:>6} ns {:>6} ns",
@@ -210,8 +208,8 @@ fn row(
     let base_once = median(|| kernel.time_nothing(&packet, tunnel, 1));
     let first = median(|| {
         let time = kernel.time(program, &packet, tunnel, 1);
-        kernel.remove::<FlowKey<V4>, FlowEntry>(map_name::FLOWS_V4, &key);
-        kernel.remove::<FlowKey<V4>, FlowEntry>(map_name::FLOWS_V4, &key.reverse());
+        kernel.remove_flow(&key);
+        kernel.remove_flow(&key.reverse());
         time
     });
     kernel.events();

@@ -27,7 +27,7 @@ use datapath_plan::{
 
 use crate::{
     cgroup::Cgroup,
-    stage::{Namespace, Stage, endpoint, endpoint_ops, foundations, must},
+    stage::{Namespace, Stage, base_ops, endpoint, endpoint_ops, must},
 };
 
 const VIP: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 201, 0, 1), 80);
@@ -54,9 +54,9 @@ fn main() {
     let [client, server] = ["client", "server"].map(Namespace::new);
     let sockets = SocketConfig { cgroup: cgroup.path.clone(), ends_tcp: false };
     let config = LinuxConfig { sockets: Some(sockets), ..stage.config() };
-    stage.play(async || {
+    stage.block_on(async || {
         let mut datapath = stage.open_with(config).await;
-        let mut ops = foundations(1);
+        let mut ops = base_ops(1);
         for (id, workload) in [(1, &client), (2, &server)] {
             let (id, value) = endpoint(1, id, &workload.path());
             ops.extend(endpoint_ops(id, &value));

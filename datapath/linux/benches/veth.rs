@@ -33,7 +33,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::stage::{Cluster, Namespace, Stage, base, foundations, must, run};
+use crate::stage::{Cluster, Namespace, Stage, base, base_ops, must, run};
 
 static TEST_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("WARREN_BPF_TEST_OBJECT"));
 
@@ -166,7 +166,7 @@ fn cable<'a>(inside: &'a Namespace, outside: &'a Namespace, index: u32) -> Node<
 fn furnish(stage: &Stage, node: &Node, xdp: Option<XdpConfig>) {
     let ifindex = node.inside.enter(|| index_of(&node.device));
     let underlay = BaseUnderlay { ifindex, address: Cluster::underlay(1).into(), mtu_bytes: 1500 };
-    let mut ops = foundations(1);
+    let mut ops = base_ops(1);
     ops[0] = Op::Put(Entry::Base(Single, Base { underlay, ..base(1) }));
     let (service, id) = (ServiceId(1), BackendId(1));
     let (address, port) = (BACKEND.into(), BACKEND_PORT);
@@ -185,7 +185,7 @@ fn furnish(stage: &Stage, node: &Node, xdp: Option<XdpConfig>) {
     let frontend = Frontend { address: FRONTEND.into(), port: PORT, protocol: Protocol::Udp };
     ops.push(Op::Put(Entry::Frontend(frontend, FrontendValue { service, kind: FrontendKind::External })));
     let config = LinuxConfig { xdp, ..stage.config() };
-    stage.play(async || must(&mut stage.open_with(config).await, ops).await);
+    stage.block_on(async || must(&mut stage.open_with(config).await, ops).await);
 }
 
 /// What came of more packets than the node can take.

@@ -119,7 +119,7 @@ impl Datapath {
         match name {
             map_name::SERVICE_PORTS => self.service_ports(),
             map_name::FLOWS_V4 => {
-                let mut flows = self.flows(usize::MAX, &FlowFilter::default())?;
+                let mut flows = self.flow_table()?.list(usize::MAX, &FlowFilter::default())?;
                 flows.sort_unstable();
                 Ok(flows.into_iter().map(|flow| MapRow { key: flow.key(), value: json!(flow) }).collect())
             }

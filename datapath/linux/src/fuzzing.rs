@@ -88,9 +88,7 @@ pub fn netlink_samples() -> Vec<Vec<u8>> {
 pub fn sockets(bytes: &[u8]) -> Vec<u64> {
     let mut cookies = Vec::new();
     // What is wrong is an error, after what was right before.
-    let _ = sock_diag::part(bytes, &mut |message| {
-        cookies.extend(sock_diag::socket_id(message).map(|id| sock_diag::cookie(&id)));
-    });
+    let _ = sock_diag::part(bytes, &mut |id| cookies.push(sock_diag::cookie(id)));
     cookies
 }
 

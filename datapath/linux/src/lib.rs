@@ -57,7 +57,7 @@ pub use device::{ENDPOINT_PREFIX, GROUP as DEVICE_GROUP, HOST_DEVICE, NET_DEVICE
 pub use dump::{MapInfo, MapRow};
 pub use error::DatapathError;
 pub use events::Events;
-pub use flows::{EndedFlow, Flow, FlowFilter, FlowStats};
+pub use flows::{EndedFlow, Flow, FlowFilter, FlowStats, FlowTable};
 pub use programs::ProgramInfo;
 pub use underlay::{PassedOver, Underlay, underlay};
 pub use users::HookUser;

@@ -17,7 +17,7 @@ pub enum Program {
     /// Host side of an endpoint's device, egress: what the node's stack delivers to a workload.
     ToEndpoint,
     /// `warren_vxlan`, ingress: what other nodes send.
-    FromOverlay,
+    FromTunnel,
     /// `warren_host`, egress: what the node sends to endpoints.
     FromHost,
     /// The underlay interface, ingress: answers to masqueraded flows, endpoints' packets without a tunnel.
@@ -31,7 +31,7 @@ impl Program {
     pub const ALL: [Self; 6] = [
         Self::FromEndpoint,
         Self::ToEndpoint,
-        Self::FromOverlay,
+        Self::FromTunnel,
         Self::FromHost,
         Self::FromNetdev,
         Self::ToNetdev,
@@ -42,7 +42,7 @@ impl Program {
         match self {
             Self::FromEndpoint => "from_endpoint",
             Self::ToEndpoint => "to_endpoint",
-            Self::FromOverlay => "from_overlay",
+            Self::FromTunnel => "from_tunnel",
             Self::FromHost => "from_host",
             Self::FromNetdev => "from_netdev",
             Self::ToNetdev => "to_netdev",

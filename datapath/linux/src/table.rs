@@ -43,6 +43,11 @@ impl<K: AbiBytes, V: AbiBytes> Table<K, V> {
         Ok(Self { rows: Rows::new(name, fd, key_bytes, value_bytes), is_array, types: PhantomData })
     }
 
+    /// Another handle on the same map.
+    pub(crate) fn try_clone(&self) -> Result<Self, DatapathError> {
+        Ok(Self { rows: self.rows.try_clone()?, is_array: self.is_array, types: PhantomData })
+    }
+
     /// The same map without types.
     pub(crate) const fn rows(&self) -> &Rows {
         &self.rows

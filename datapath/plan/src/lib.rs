@@ -5,9 +5,12 @@
 //! A kernel table is one line of [`kernel_tables!`] and one implementation of [`Row`]. No other code names the tables one
 //! by one: code that needs all tables (the reconciler, `datapath-linux`, `/v1/state`) expands the list.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
+
 mod backend;
 mod base;
 mod capacity;
+mod delta;
 mod epochs;
 mod fake;
 mod forwarding;
@@ -24,6 +27,7 @@ mod tables;
 pub use backend::{BackendId, BackendState, BackendValue};
 pub use base::{Base, BaseUnderlay, HostRouting, Masquerade, Mode, pod_mtu_bytes};
 pub use capacity::{Limits, PlanError};
+pub use delta::ObservedDelta;
 pub use epochs::Epochs;
 pub use fake::FakeDatapath;
 pub use forwarding::{

@@ -5,8 +5,8 @@ use std::{net::IpAddr, time::Duration};
 use datapath_plan::{
     Algorithm, BackendId, BackendState, BackendValue, Base, BaseUnderlay, EndpointId, EndpointValue,
     FakeDatapath, Frontend, FrontendKind, FrontendValue, HostRouting, IpcacheValue, LONGEST_RETRY, Mac, Mode,
-    NodeIndex, NodeValue, OpErrorKind, Plan, Protocol, Prune, Reconciler, RouteValue, ServiceId, ServiceMode,
-    ServiceValue, Single, TableKey,
+    NodeIndex, NodeValue, Observed, ObservedDelta, OpErrorKind, Plan, Protocol, Prune, Reconciler,
+    RouteValue, ServiceId, ServiceMode, ServiceValue, Single, TableKey,
 };
 use identity::Identity;
 use ipnetwork::IpNetwork;
@@ -259,6 +259,28 @@ proptest! {
         let (_, plan) = restarted(&reconciler, &kernel, now);
         prop_assert_eq!(plan, None);
         prop_assert_eq!(kernel.steps(), before);
+    }
+
+    #[test]
+    fn observed_delta_gives_the_observation_back(
+        expected in proptest::collection::vec((key(), proptest::option::of(0..3u8)), 0..30),
+        observed in proptest::collection::vec((key(), proptest::option::of(0..3u8)), 0..30),
+        devices in proptest::option::of(proptest::collection::vec(1..5u32, 0..4)),
+    ) {
+        let tables = |sets: Vec<(TableKey, Option<u8>)>| {
+            let mut reconciler = Reconciler::default();
+            sets.into_iter().for_each(|(key, variant)| set(&mut reconciler, key, variant));
+            reconciler.wanted().clone()
+        };
+        let (expected, tables) = (tables(expected), tables(observed));
+        let endpoint_devices = match devices {
+            Some(devices) => devices.into_iter().map(EndpointId).collect(),
+            None => tables.endpoints.keys().copied().collect(),
+        };
+        let observed = Observed { tables, broken: vec!["base".to_owned()], endpoint_devices };
+        prop_assert_eq!(&ObservedDelta::new(&expected, &observed).apply(&expected), &observed);
+        let nothing = ObservedDelta::new(&observed.tables, &observed);
+        prop_assert_eq!(nothing.apply(&observed.tables), observed);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use backon::{BackoffBuilder, ExponentialBuilder};
 use chitchat::{ChitchatHandle, spawn_chitchat};
 use node_facts::Liveness;
 use tokio::{
@@ -28,10 +29,13 @@ use crate::{
     transport::{Link, SealedTransport, lock, now_ms},
 };
 
-/// First pause before chitchat is started again; doubles up to [`MAX_BACKOFF`].
-const MIN_BACKOFF: Duration = Duration::from_millis(100);
-/// Longest pause: liveness of this node is lost to its peers meanwhile.
-const MAX_BACKOFF: Duration = Duration::from_secs(10);
+/// Pauses before chitchat is started again: 100 to 200 ms, doubling up to 5 to 10 s. Peers see this node as dead
+/// meanwhile.
+const RESTARTS: ExponentialBuilder = ExponentialBuilder::new()
+    .with_min_delay(Duration::from_millis(100))
+    .with_max_delay(Duration::from_secs(5))
+    .with_jitter()
+    .without_max_times();
 /// A run this long shows that the trouble is over.
 const STABLE_AFTER: Duration = Duration::from_secs(60);
 /// How long a stopping chitchat task may finish its round.
@@ -120,7 +124,7 @@ impl Supervisor {
 
     /// Runs until the handle is gone.
     pub async fn run(mut self) {
-        let mut backoff = MIN_BACKOFF;
+        let mut pauses = RESTARTS.build();
         loop {
             let started = Instant::now();
             lock(&self.table).set_own_generation(self.generation.load(Ordering::Acquire));
@@ -135,17 +139,17 @@ impl Supervisor {
             };
             count(&self.link.counters.restarts);
             if started.elapsed() >= STABLE_AFTER {
-                backoff = MIN_BACKOFF;
+                pauses = RESTARTS.build();
             }
             // The same generation again would diverge silently and for ever (FACTS): peers know later
             // versions of it than the new task will write. A clock that was set back must not repeat one.
             let generation = next_generation(self.generation.load(Ordering::Acquire), now_ms());
             self.generation.store(generation, Ordering::Release);
-            warn!(reason, generation, ?backoff, "gossip task ended; starting it again");
-            if timeout(backoff, self.stopped()).await.is_ok() {
+            let pause = pauses.next().expect("attempts are not limited");
+            warn!(reason, generation, ?pause, "gossip task ended; starting it again");
+            if timeout(pause, self.stopped()).await.is_ok() {
                 return;
             }
-            backoff = (backoff * 2).min(MAX_BACKOFF);
         }
     }
 

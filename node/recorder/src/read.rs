@@ -1,8 +1,9 @@
-//! Reading a segment back: what is whole of it.
+//! Reading the whole records of a segment.
 
-use node_core::{Event, Node, Now};
+use node_core::{Node, Now};
 
 use crate::{
+    RecordedEvent,
     codec::{self, CodecError},
     frame::{CHECKPOINT, FIRST, LAST, open},
     write::MAGIC,
@@ -11,10 +12,10 @@ use crate::{
 /// Why a file is no segment.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
-    /// It does not begin as one.
-    #[error("it is no log of an agent's events")]
+    /// It does not begin with a segment's header, or begins with that of an older format.
+    #[error("it is no log of an agent's events, or one of an older format")]
     Foreign,
-    /// It is whole, but not of this build.
+    /// It is whole, but another build wrote it.
     #[error(
         "record {index} cannot be read ({source}); it was written by warrend {version}: replay it with the warren-lab of the same build"
     )]
@@ -31,38 +32,38 @@ pub enum LogError {
 /// One record.
 #[derive(Debug)]
 pub enum Entry {
-    /// The node as it was.
+    /// The whole node.
     Checkpoint {
-        /// Events before it that are not in the log.
+        /// Preceding events that are not in the log.
         lost: u64,
         /// The node.
         node: Box<Node>,
-        /// CRC-32C of its bytes.
+        /// CRC-32C of the node's bytes.
         digest: u32,
     },
-    /// An event that it was told.
+    /// An event that the node handled.
     Event {
-        /// When.
+        /// The event's time.
         now: Now,
-        /// What.
-        event: Box<Event>,
-        /// CRC-32C of the commands that it led to.
+        /// The event.
+        event: RecordedEvent,
+        /// CRC-32C of the commands that the event led to.
         digest: u32,
     },
 }
 
-/// One segment, as far as it is whole.
+/// The whole records of one segment.
 #[derive(Debug)]
 pub struct Segment {
     /// The agent that wrote it.
     pub version: String,
-    /// Its records; the first is a checkpoint.
+    /// The records; the first is a checkpoint.
     pub entries: Vec<Entry>,
-    /// Where it is cut off or damaged, in bytes from its begin; what follows cannot be read.
+    /// The offset of the first byte that cannot be read, where the segment is cut off or damaged.
     pub damaged_at: Option<usize>,
 }
 
-/// Reads a segment. A crash, or a bit that fell over, ends it early.
+/// Reads a segment. One that a crash cut off, or with a flipped bit, gives the records before that place.
 ///
 /// # Errors
 /// [`LogError`]
@@ -84,7 +85,7 @@ pub fn read(bytes: &[u8]) -> Result<Segment, LogError> {
             break;
         };
         if flags & FIRST != 0 {
-            // One before it that was not finished has no place in the log.
+            // An unfinished record before it is dropped.
             record.clear();
         }
         record.extend_from_slice(payload);

@@ -121,7 +121,11 @@ fn where_none_is_well_all_are_used_and_that_is_said() {
     sim.advance(6 * SECOND);
     expect(&sim, &[(a, Active), (b, Active), (c, Active)]);
     for n in 1..=3 {
-        assert!(warns(&sim, n, "service web, port 80/tcp: none of its 3 backends is well, so all are used"));
+        assert!(warns(
+            &sim,
+            n,
+            "service web, port 80/tcp: all of its 3 backends are unhealthy, so all are used"
+        ));
     }
     // A drained one stays out all the same.
     sim.ask(1, Call::EndpointDrain(name("w1"))).expect("drained");

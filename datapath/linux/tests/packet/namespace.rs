@@ -1,18 +1,19 @@
-//! A network namespace for a test's thread, with routes: programs ask the kernel where packets would go.
+//! A network namespace for a test's thread, with routes: programs look up where the kernel would send a packet.
 
 use std::{fs, process::Command};
 
-/// The underlay interface there: the first one after the loopback device.
+/// The underlay interface in the namespace: the first one after the loopback device.
 pub const UNDERLAY_IFINDEX: u32 = 2;
-/// The kernel routes this out of another interface than the underlay's.
+/// An address that the kernel routes out of another interface than the underlay's.
 pub const BEHIND_ANOTHER_DEVICE: [u8; 4] = [198, 18, 0, 9];
-/// An address of the node's on that interface.
+/// The node's address on that other interface.
 pub const OTHER_ADDRESS: [u8; 4] = [198, 18, 0, 1];
-/// The kernel refuses to route this.
+/// An address with an `unreachable` route.
 pub const UNREACHABLE: [u8; 4] = [198, 19, 0, 9];
 
-/// Moves the calling thread into a namespace of its own, which ends with the thread. False, with the reason printed,
-/// where that cannot be.
+/// Moves the calling thread into a network namespace of its own, which ends with the thread. Call it before anything
+/// else: programs, test runs, sockets and routes are then of the same namespace. Returns false, with the reason printed,
+/// if the system does not allow it.
 pub fn enter() -> bool {
     // SAFETY: no memory is concerned.
     if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
@@ -36,10 +37,15 @@ pub fn enter() -> bool {
         "link set other1 up",
         "route add unreachable 198.19.0.0/16",
     ] {
-        let output = Command::new("ip").args(line.split(' ')).output().expect("run ip");
-        assert!(output.status.success(), "ip {line}: {}", String::from_utf8_lossy(&output.stderr));
+        ip(line);
     }
     // `/proc/sys/net` is that of the thread's namespace.
     fs::write("/proc/sys/net/ipv4/ip_forward", "1").expect("forwarding");
     true
+}
+
+/// Runs `ip` in the calling thread's namespace.
+pub fn ip(line: &str) {
+    let output = Command::new("ip").args(line.split(' ')).output().expect("run ip");
+    assert!(output.status.success(), "ip {line}: {}", String::from_utf8_lossy(&output.stderr));
 }

@@ -1,4 +1,4 @@
-//! The node of these tests: two endpoints, two other nodes, the world outside.
+//! The node of these tests: two endpoints, two other nodes, the world.
 
 use datapath_abi::{
     ABI_VERSION, EndpointEntry, FlowAction, IpcacheEntry, LpmKey, MacBytes, NODE_NONE, NODE_SELF, NodeConfig,
@@ -7,25 +7,25 @@ use datapath_abi::{
 
 use crate::kernel::{Kernel, Tunnel};
 
-/// Somebody, and how this node's flow entries speak of them.
+/// A sender or receiver, and what this node's flow entries say about it.
 #[derive(Clone, Copy, Debug)]
 pub struct Peer {
     pub address: V4,
     pub identity: u32,
     pub source: (SourceKind, u32),
     pub action: (FlowAction, u32),
-    /// Of frames to it; frames from its device have them the other way round.
+    /// Ethernet addresses of frames to the peer; frames from its device have them swapped.
     pub dst_mac: MacBytes,
     pub src_mac: MacBytes,
 }
 
 pub const HOST: u32 = 1;
 pub const WORLD: u32 = 2;
-/// Whose address is known, but not that it is the sender.
+/// A sender whose address is known, without proof that it is the sender.
 pub const UNMANAGED: u32 = 3;
 pub const REMOTE_NODE: u32 = 6;
 
-/// The loopback device: where BPF_PROG_TEST_RUN runs programs, so that the tests need no device of their own.
+/// The loopback device, on which BPF_PROG_TEST_RUN runs programs: the tests need no device of their own.
 pub const HERE: u32 = 1;
 const B_IFINDEX: u32 = 112;
 
@@ -59,7 +59,7 @@ pub const A: Peer = Peer {
     dst_mac: [2, 0, 0, 0, 0, 0xa],
     src_mac: [2, 0, 0, 0, 1, 0xa],
 };
-/// Another endpoint here.
+/// Another endpoint of this node.
 pub const B: Peer = Peer {
     address: [10, 0, 1, 6],
     identity: 301,
@@ -68,7 +68,7 @@ pub const B: Peer = Peer {
     dst_mac: [2, 0, 0, 0, 0, 0xb],
     src_mac: [2, 0, 0, 0, 1, 0xb],
 };
-/// This node, by the address that endpoints know.
+/// This node, by its gateway address.
 pub const GATEWAY: Peer = Peer {
     address: [10, 0, 1, 1],
     identity: HOST,
@@ -88,13 +88,13 @@ pub const R: Peer = Peer {
     dst_mac: TUNNEL_MACS.0,
     src_mac: TUNNEL_MACS.1,
 };
-/// In node 5's CIDR, and nothing more is known.
+/// In node 5's CIDR; nothing more is known.
 pub const UNKNOWN_AT_5: Peer = Peer { address: [10, 0, 2, 99], identity: 0, ..R };
-/// Node 5 itself, by the address that its endpoints know.
+/// Node 5 itself, by its gateway address.
 pub const GATEWAY_OF_5: Peer = Peer { address: [10, 0, 2, 1], identity: REMOTE_NODE, ..R };
-/// Node 5 itself.
+/// Node 5 itself, by its underlay address.
 pub const NODE_5: Peer = Peer { address: [192, 0, 2, 5], identity: REMOTE_NODE, ..R };
-/// In the CIDR of node 6.
+/// In node 6's CIDR.
 pub const AT_6: Peer = Peer {
     address: [10, 0, 3, 7],
     identity: 0,
@@ -102,7 +102,7 @@ pub const AT_6: Peer = Peer {
     action: (FlowAction::Tunnel, 6),
     ..R
 };
-/// Outside of the fleet.
+/// Outside the fleet.
 pub const INTERNET: Peer = Peer {
     address: [198, 51, 100, 9],
     identity: WORLD,
@@ -111,17 +111,17 @@ pub const INTERNET: Peer = Peer {
     dst_mac: WARREN_HOST_MAC,
     src_mac: TUNNEL_MACS.1,
 };
-/// Outside, and known by a CIDR identity.
+/// Outside the fleet, with a CIDR identity.
 pub const PARTNER: Peer = Peer { address: [203, 0, 113, 7], identity: (1 << 24) + 1, ..INTERNET };
-/// In this node's CIDR, but nobody has it.
+/// An address of this node's CIDR that no endpoint has.
 pub const NOBODY: Peer = Peer { address: [10, 0, 1, 77], identity: 0, ..INTERNET };
 
-/// What node 5 sends as `peer`.
+/// The origin of what node 5 sends in the name of `peer`.
 pub fn tunnel_from(peer: &Peer) -> Tunnel {
     Tunnel { identity: peer.identity, underlay: NODE_5.address }
 }
 
-/// The epochs are different everywhere, so that a sum of the wrong ones shows.
+/// Each shard has another epoch, so that a sum of the wrong ones shows.
 pub fn epoch_of(address: V4) -> u32 {
     1000 + epoch_shard_v4(address)
 }
@@ -137,16 +137,36 @@ pub fn endpoint(peer: &Peer, id: u32) -> EndpointEntry {
     }
 }
 
+/// The address as an IPv4-mapped one (RFC 4291, 2.5.5.2).
+pub fn mapped(address: V4) -> V6 {
+    let mut bytes = [0; 16];
+    bytes[10..12].fill(0xff);
+    bytes[12..].copy_from_slice(&address);
+    bytes
+}
+
 fn node(address: V4) -> NodeEntry {
-    let mut underlay: V6 = [0; 16];
-    underlay[10..12].fill(0xff);
-    underlay[12..].copy_from_slice(&address);
-    NodeEntry { underlay, family: 4 }
+    NodeEntry { underlay: mapped(address), family: 4 }
+}
+
+/// Replaces the node's configuration.
+pub fn configure(kernel: &mut Kernel, config: NodeConfig) {
+    kernel.set(map_name::CONFIG, &0u32, &config);
+}
+
+/// Invalidates the flows of an address; a second call changes nothing more.
+pub fn bump_epoch(kernel: &mut Kernel, address: V4) {
+    kernel.set(map_name::EPOCHS, &epoch_shard_v4(address), &(epoch_of(address) + 1));
+}
+
+/// Gives an address its first epoch, also after [`bump_epoch`].
+pub fn reset_epoch(kernel: &mut Kernel, address: V4) {
+    kernel.set(map_name::EPOCHS, &epoch_shard_v4(address), &epoch_of(address));
 }
 
 /// Fills the maps as an agent would.
-pub fn furnish(kernel: &mut Kernel) {
-    kernel.set(map_name::CONFIG, &0u32, &CONFIG);
+pub fn populate_maps(kernel: &mut Kernel) {
+    configure(kernel, CONFIG);
     for (peer, id) in [(&A, 1), (&B, 2)] {
         let entry = endpoint(peer, id);
         kernel.set(map_name::ENDPOINTS_BY_IFINDEX, &entry.ifindex, &entry);
@@ -179,6 +199,6 @@ pub fn furnish(kernel: &mut Kernel) {
     for address in [A, B, GATEWAY, UNDERLAY, R, UNKNOWN_AT_5, GATEWAY_OF_5, NODE_5, AT_6, INTERNET, PARTNER]
         .map(|peer| peer.address)
     {
-        kernel.set(map_name::EPOCHS, &epoch_shard_v4(address), &epoch_of(address));
+        reset_epoch(kernel, address);
     }
 }

@@ -1,5 +1,5 @@
-//! A cgroup of a test's own, and sockets that belong to it: a socket is of the cgroup of the process that makes it,
-//! wherever it is used.
+//! A cgroup for a test, and sockets that belong to it: a socket belongs to the cgroup of the process that creates it,
+//! whichever process uses it.
 
 use std::{
     fs, io,
@@ -15,13 +15,13 @@ use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd};
 
 use crate::stage::Namespace;
 
-/// A cgroup that goes with its handle.
+/// A cgroup, removed when dropped.
 pub struct Cgroup {
     pub path: PathBuf,
 }
 
 impl Cgroup {
-    /// `None`, after saying so, where there is no cgroup2 or none can be made.
+    /// `None`, with the reason printed, if there is no cgroup2 or no cgroup can be created.
     pub fn new(name: &str) -> Option<Self> {
         let Some(root) = datapath_linux::cgroup_root() else {
             println!("skipped: cgroup2 is not mounted");
@@ -40,17 +40,17 @@ impl Cgroup {
         Some(cgroup)
     }
 
-    /// The numbers of the programs at its connect4.
+    /// The ids of the programs that are attached to its connect4 hook.
     pub fn programs(&self) -> io::Result<Vec<u32>> {
         let cgroup = fs::File::open(&self.path)?;
         let mut ids = vec![0u32; 64];
-        // SAFETY: plain integers; zero is valid.
+        // SAFETY: the union holds plain integers, for which zero is valid.
         let mut attributes: bpf_attr = unsafe { std::mem::zeroed() };
         attributes.query.__bindgen_anon_1.target_fd = cgroup.as_raw_fd() as u32;
         attributes.query.attach_type = bpf_attach_type::BPF_CGROUP_INET4_CONNECT as u32;
         attributes.query.prog_ids = ids.as_mut_ptr() as u64;
         attributes.query.__bindgen_anon_2.prog_cnt = ids.len() as u32;
-        // SAFETY: there is room for as many numbers as it says.
+        // SAFETY: `prog_ids` has room for `prog_cnt` ids.
         let failed = unsafe {
             libc::syscall(libc::SYS_bpf, bpf_cmd::BPF_PROG_QUERY, &raw mut attributes, size_of::<bpf_attr>())
         };
@@ -68,7 +68,7 @@ impl Cgroup {
         let netns = fs::File::open(namespace.path()).expect("the namespace is there");
         let mut command = Command::new("sleep");
         command.arg("60").stdin(Stdio::null());
-        // SAFETY: raw system calls on descriptors that the closure owns; nothing is allocated.
+        // SAFETY: between fork and exec, the closure makes raw system calls on descriptors that it owns, and allocates nothing.
         unsafe {
             command.pre_exec(move || {
                 nix::unistd::write(&procs, b"0")?;
@@ -81,7 +81,7 @@ impl Cgroup {
             });
         }
         let mut child = command.spawn().expect("start sleep");
-        // SAFETY: numbers only; what the kernel gives is ours alone.
+        // SAFETY: the calls take integers only, and the returned descriptors are owned by nobody else.
         let socket = unsafe {
             let process = libc::syscall(libc::SYS_pidfd_open, child.id(), 0) as i32;
             assert!(process >= 0, "{}", io::Error::last_os_error());

@@ -1,19 +1,20 @@
-//! The datapath against the real kernel, each test in namespaces and with pins of its own.
+//! The datapath against the real kernel; each test has its own namespaces and pins.
 
-mod applying;
+mod apply;
 mod cgroup;
-mod cleaning;
-mod damage;
+mod cleanup;
+mod dump;
 mod hooks;
-mod opening;
-mod outside;
-mod reading;
+mod masquerade;
+mod nodeport;
+mod open;
+mod reject;
+mod repair;
 mod routing;
 mod services;
 mod sockets;
 mod stage;
 mod traffic;
 mod underlay;
-mod watching;
-mod world;
+mod watch;
 mod xdp;

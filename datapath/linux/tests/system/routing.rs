@@ -1,4 +1,4 @@
-//! The base in its modes: with and without a tunnel, masquerade's settings, and what the stack is asked for.
+//! The base in each mode: with and without tunnel, masquerade, and the settings of the kernel's stack.
 
 use std::collections::BTreeSet;
 
@@ -6,7 +6,7 @@ use datapath_plan::{
     Base, BaseUnderlay, Entry, HostRouting, Masquerade, Mode, NextHop, Op, RouteValue, Single, TableKey,
 };
 
-use crate::stage::{Cluster, Namespace, Stage, base, foundations, gateway, must, node_with_endpoint};
+use crate::stage::{Cluster, Namespace, Stage, base, base_ops, gateway, must, node_with_endpoint};
 
 fn underlay_index(stage: &Stage) -> u32 {
     let text = stage.node.run("ip", &["-o", "link", "show", "under0"]);
@@ -18,12 +18,12 @@ fn masquerade(exclude: &[&str]) -> Option<Masquerade> {
     Some(Masquerade { first_port: 61_000, last_port: 61_999, exclude })
 }
 
-/// Every setting comes back as it was put, and putting it again changes nothing.
+/// Every setting is observed as it was applied, and applying it again changes nothing.
 #[test]
-fn bases_are_observed_as_they_were_put() {
+fn base_is_observed_as_applied() {
     let Some(cluster) = Cluster::new(1) else { return };
     let stage = cluster.node(1);
-    stage.play(async || {
+    stage.block_on(async || {
         let mut datapath = stage.open().await;
         let plain = Base {
             underlay: BaseUnderlay {
@@ -56,25 +56,25 @@ fn bases_are_observed_as_they_were_put() {
             assert_eq!(observed.tables.base.as_ref(), Some(&base));
             assert_eq!(devices(stage).contains("warren_vxlan"), tunnel, "{base}");
             must(&mut datapath, vec![Op::Put(Entry::Base(Single, base))]).await;
-            assert_eq!(stage.node.devices(), before, "done again, nothing is made again");
+            assert_eq!(stage.node.devices(), before, "applied again, no device is created again");
         }
     });
 }
 
 #[test]
-fn routes_to_other_nodes_are_made_and_observed() {
+fn route_to_another_node_is_observed_as_applied() {
     let Some(cluster) = Cluster::new(2) else { return };
     let stage = cluster.node(1);
-    stage.play(async || {
+    stage.block_on(async || {
         let mut datapath = stage.open().await;
-        must(&mut datapath, foundations(1)).await;
+        must(&mut datapath, base_ops(1)).await;
         let cidr = "10.77.2.0/24".parse().expect("a network");
         let hop = |address: [u8; 4]| RouteValue {
             next_hop: Some(NextHop { address: address.into(), ifindex: underlay_index(stage) }),
             source: gateway(1).into(),
             mtu_bytes: 1500,
         };
-        // The second is on the same wire, but not in the subnet of this node's address.
+        // The second next hop is on the same link, but not in the subnet of this node's address.
         let direct = RouteValue { next_hop: None, ..hop([0; 4]) };
         for value in [hop([192, 0, 2, 2]), hop([198, 51, 100, 2]), direct, hop([192, 0, 2, 2])] {
             must(&mut datapath, vec![Op::Put(Entry::Route(cidr, value))]).await;
@@ -93,10 +93,10 @@ fn routes_to_other_nodes_are_made_and_observed() {
 }
 
 #[test]
-fn the_masquerades_ports_are_reserved_beside_those_of_others() {
+fn masquerade_ports_are_added_to_the_reserved_ports() {
     let Some(stage) = Stage::new() else { return };
     let key = "net.ipv4.ip_local_reserved_ports";
-    stage.play(async || {
+    stage.block_on(async || {
         let mut datapath = stage.open().await;
         stage.node.run("sysctl", &["-q", "-w", &format!("{key}=8080,9000-9010")]);
         for _ in 0..2 {
@@ -112,7 +112,7 @@ fn the_masquerades_ports_are_reserved_beside_those_of_others() {
 
 /// Strict reverse path filtering for all devices, as some distributions set it.
 #[test]
-fn an_endpoint_reaches_the_world_where_reverse_paths_are_checked_strictly() {
+fn rp_filter_in_strict_mode_does_not_affect_endpoints() {
     let Some(stage) = Stage::new() else { return };
     let (workload, world) = (Namespace::new("one"), Namespace::new("world"));
     let node = &stage.node;
@@ -123,7 +123,7 @@ fn an_endpoint_reaches_the_world_where_reverse_paths_are_checked_strictly() {
     world.run("ip", &["addr", "add", "198.51.100.9/24", "dev", "down0"]);
     world.run("ip", &["link", "set", "down0", "up"]);
     world.run("ip", &["route", "add", "10.77.0.0/16", "via", "198.51.100.1"]);
-    stage.play(async || {
+    stage.block_on(async || {
         let mut datapath = stage.open().await;
         must(&mut datapath, node_with_endpoint(&workload)).await;
         assert!(workload.pings([198, 51, 100, 9].into()));
@@ -131,7 +131,7 @@ fn an_endpoint_reaches_the_world_where_reverse_paths_are_checked_strictly() {
             node.run("sysctl", &["-n", &format!("net.ipv4.conf.{device}.rp_filter")]).trim().to_owned()
         };
         let devices = ["all", "default", "up0", "warren_host", "wrn1"].map(setting);
-        assert_eq!(devices, ["0", "1", "1", "0", "0"], "others' devices are as strict as they were");
+        assert_eq!(devices, ["0", "1", "1", "0", "0"], "foreign devices stay strict");
 
         node.run("sysctl", &["-q", "-w", "net.ipv4.conf.all.rp_filter=2"]);
         let observed = datapath.observe().await.expect("observed");
@@ -141,7 +141,7 @@ fn an_endpoint_reaches_the_world_where_reverse_paths_are_checked_strictly() {
     });
 }
 
-/// The programs of the underlay's interface move with it, and others' interfaces are left alone.
+/// The underlay programs move with the underlay interface, and other interfaces have none.
 fn check_underlay_programs(force_clsact: bool) {
     let Some(cluster) = Cluster::new(1) else { return };
     let stage = cluster.node(1);
@@ -152,7 +152,7 @@ fn check_underlay_programs(force_clsact: bool) {
         let text = stage.node.run("ip", &["-o", "link", "show", device]);
         text.split(':').next().expect("an index").parse().expect("a number")
     };
-    stage.play(async || {
+    stage.block_on(async || {
         let config = datapath_linux::LinuxConfig { force_clsact, ..stage.config() };
         let mut datapath = stage.open_with(config.clone()).await;
         let at = |device: &str| {
@@ -171,7 +171,7 @@ fn check_underlay_programs(force_clsact: bool) {
             }
             let observed = datapath.observe().await.expect("observed");
             assert_eq!(observed.broken, [] as [String; 0]);
-            // Nobody else has them, whatever the configuration says.
+            // No other device has them, whatever the datapath reports.
             for other in ["under0", "other0", "uplink0"].iter().filter(|other| **other != device) {
                 let shown = stage.node.run("bpftool", &["net", "show"]);
                 assert!(
@@ -188,7 +188,7 @@ fn check_underlay_programs(force_clsact: bool) {
         let mut datapath = stage.open_with(config).await;
         check(&mut datapath, "under0").await;
 
-        // The same device by another name, then another device of the same name.
+        // The same device with another name, then another device with the same name.
         ip("link set under0 down");
         ip("link set under0 name uplink0");
         ip("link set uplink0 up");
@@ -203,11 +203,11 @@ fn check_underlay_programs(force_clsact: bool) {
 }
 
 #[test]
-fn the_underlays_programs_follow_its_interface() {
+fn underlay_programs_follow_the_interface() {
     check_underlay_programs(false);
 }
 
 #[test]
-fn the_underlays_programs_follow_its_interface_by_clsact() {
+fn underlay_programs_follow_the_interface_with_clsact() {
     check_underlay_programs(true);
 }

@@ -1,5 +1,5 @@
-//! Where a test plays: a network namespace of its own as the node, further ones as workloads, a folder of its
-//! own for pins. Everything goes when the stage is dropped, also after a panic.
+//! The environment of a test: a network namespace as the node, further ones as workloads, and a directory for pins.
+//! Everything is removed when the stage is dropped, also after a panic.
 
 use std::{
     fs::File,
@@ -22,13 +22,13 @@ use nix::sched::{CloneFlags, setns};
 pub const MTU_BYTES: u32 = 1450;
 pub const TUNNEL_PORT: u16 = 8472;
 
-/// One node's stage.
+/// The environment of one node.
 pub struct Stage {
     pub node: Namespace,
     pub pin_root: PathBuf,
 }
 
-/// A network namespace that is deleted with its handle.
+/// A network namespace, deleted when dropped.
 pub struct Namespace {
     pub name: String,
 }
@@ -45,7 +45,7 @@ impl Namespace {
         Path::new("/run/netns").join(&self.name)
     }
 
-    /// Runs something on a thread inside. (`ip netns exec` would hide the BPF file system.)
+    /// Runs a closure on a thread in the namespace. (`ip netns exec` would hide the BPF file system.)
     pub fn enter<T: Send>(&self, inside: impl FnOnce() -> T + Send) -> T {
         thread::scope(|scope| {
             let body = || {
@@ -57,12 +57,12 @@ impl Namespace {
         })
     }
 
-    /// What a command inside prints; panics if it fails.
+    /// Runs a command in the namespace and returns what it prints; panics if it fails.
     pub fn run(&self, program: &str, arguments: &[&str]) -> String {
         self.enter(|| run(program, arguments))
     }
 
-    /// Index, name and Ethernet address of each device: what does not change by itself.
+    /// Index, name and Ethernet address of each device: the properties that do not change by themselves.
     pub fn devices(&self) -> Vec<String> {
         let listed = self.run("ip", &["-o", "link", "show"]);
         let line = |line: &str| {
@@ -73,7 +73,7 @@ impl Namespace {
         listed.lines().map(line).collect()
     }
 
-    /// Whether a ping is answered. No test wants one that is not: a busy machine may take its time.
+    /// Whether a ping is answered. The time-out is long, as every test expects an answer, and the machine may be busy.
     pub fn pings(&self, address: Ipv4Addr) -> bool {
         self.enter(|| {
             let mut ping = Command::new("ping");
@@ -90,7 +90,7 @@ impl Drop for Namespace {
 }
 
 impl Stage {
-    /// `None` (and a line that says why) where the kernel cannot be asked.
+    /// `None`, with the reason printed, if the system does not allow it.
     pub fn new() -> Option<Self> {
         if !nix::unistd::Uid::effective().is_root() {
             println!("skipped: needs root");
@@ -110,8 +110,8 @@ impl Stage {
         LinuxConfig::at(&self.pin_root)
     }
 
-    /// Runs a test's body in the node's namespace.
-    pub fn play<T: Send>(&self, body: impl AsyncFnOnce() -> T + Send) -> T {
+    /// Runs the future of a test in the node's namespace.
+    pub fn block_on<T: Send>(&self, body: impl AsyncFnOnce() -> T + Send) -> T {
         self.node.enter(|| {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
@@ -141,10 +141,10 @@ impl Drop for Stage {
     }
 }
 
-/// Nodes on one underlay, a bridge in a namespace of its own.
+/// Nodes on one underlay: a bridge in its own namespace.
 pub struct Cluster {
     pub stages: Vec<Stage>,
-    /// Where `br0` is, with a port for each node.
+    /// The namespace of `br0`, which has a port for each node.
     pub bridge: Namespace,
 }
 
@@ -170,7 +170,7 @@ impl Cluster {
         Some(cluster)
     }
 
-    /// The underlay address of a node, from 1.
+    /// The underlay address of a node; numbers start at 1.
     pub const fn underlay(node: u8) -> Ipv4Addr {
         Ipv4Addr::new(192, 0, 2, node)
     }
@@ -180,7 +180,7 @@ impl Cluster {
     }
 }
 
-/// Runs a command; panics with its words if it fails.
+/// Runs a command and returns what it prints; panics with its error output if it fails.
 pub fn run(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program)
         .args(arguments)
@@ -237,8 +237,8 @@ pub fn endpoint(node: u8, id: u8, namespace: &Path) -> (EndpointId, EndpointValu
     (EndpointId(id.into()), value)
 }
 
-/// What node `node` alone needs before it has endpoints.
-pub fn foundations(node: u8) -> Vec<Op> {
+/// The operations that node `node` needs before it has endpoints.
+pub fn base_ops(node: u8) -> Vec<Op> {
     let cidr = format!("10.77.{node}.0/24").parse().expect("a CIDR");
     let host = IpcacheValue { identity: Identity::HOST, node: NodeIndex::SELF };
     vec![
@@ -253,7 +253,7 @@ pub fn foundations(node: u8) -> Vec<Op> {
     ]
 }
 
-/// An endpoint and its ipcache entry.
+/// The operations of an endpoint and its ipcache entry.
 pub fn endpoint_ops(id: EndpointId, value: &EndpointValue) -> Vec<Op> {
     vec![
         Op::Put(Entry::Ipcache(
@@ -264,10 +264,10 @@ pub fn endpoint_ops(id: EndpointId, value: &EndpointValue) -> Vec<Op> {
     ]
 }
 
-/// Node 1 with one endpoint, in a namespace: the steps.
+/// The operations of node 1 with one endpoint, in this namespace.
 pub fn node_with_endpoint(workload: &Namespace) -> Vec<Op> {
     let (id, value) = endpoint(1, 1, &workload.path());
-    let mut ops = foundations(1);
+    let mut ops = base_ops(1);
     ops.extend(endpoint_ops(id, &value));
     ops
 }
@@ -283,8 +283,8 @@ pub async fn apply(datapath: &mut Datapath, ops: Vec<Op>) -> PlanOutcome {
     datapath.apply(plan).await
 }
 
-/// Applies steps of which none may fail.
+/// Applies operations, none of which may fail.
 pub async fn must(datapath: &mut Datapath, ops: Vec<Op>) {
     let outcome = apply(datapath, ops).await;
-    assert_eq!(outcome.failures, [], "no step may fail");
+    assert_eq!(outcome.failures, [], "no operation may fail");
 }

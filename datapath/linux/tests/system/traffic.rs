@@ -1,4 +1,4 @@
-//! Packets through the programs: between endpoints of one node, with the node itself, and across nodes.
+//! Real traffic: between endpoints of one node, with the host, and between nodes.
 
 use std::{
     collections::BTreeMap,
@@ -13,11 +13,11 @@ use datapath_plan::{Entry, IpcacheValue, NodeIndex, NodeValue, Op, RouteValue};
 use identity::Identity;
 
 use crate::stage::{
-    Cluster, MTU_BYTES, Namespace, Stage, address, endpoint, endpoint_ops, foundations, gateway, must,
+    Cluster, MTU_BYTES, Namespace, Stage, address, base_ops, endpoint, endpoint_ops, gateway, must,
 };
 
-/// Counters that are not zero, for messages of failed tests.
-fn used(datapath: &Datapath) -> BTreeMap<(&'static str, &'static str), u64> {
+/// The counters that are not zero.
+fn nonzero_counters(datapath: &Datapath) -> BTreeMap<(&'static str, &'static str), u64> {
     let counters = datapath.counters().expect("counters").into_iter();
     counters
         .filter(|(_, count)| count.packets > 0)
@@ -26,13 +26,13 @@ fn used(datapath: &Datapath) -> BTreeMap<(&'static str, &'static str), u64> {
 }
 
 #[test]
-fn endpoints_of_one_node_and_the_node_reach_each_other() {
+fn local_endpoints_and_the_host_reach_each_other() {
     let Some(stage) = Stage::new() else { return };
     let workloads = [Namespace::new("one"), Namespace::new("two")];
-    stage.play(async || {
+    stage.block_on(async || {
         let mut datapath = stage.open().await;
-        let mut events = datapath.events().expect("the ring").expect("is taken once");
-        let mut ops = foundations(1);
+        let mut events = datapath.events().expect("the ring").expect("not taken before");
+        let mut ops = base_ops(1);
         for (id, workload) in (1..).zip(&workloads) {
             let (id, value) = endpoint(1, id, &workload.path());
             ops.extend(endpoint_ops(id, &value));
@@ -40,18 +40,19 @@ fn endpoints_of_one_node_and_the_node_reach_each_other() {
         must(&mut datapath, ops).await;
 
         let [one, two] = &workloads;
-        assert!(one.pings(address(1, 2)), "endpoint to endpoint: {:?}", used(&datapath));
-        assert!(two.pings(address(1, 1)), "and back: {:?}", used(&datapath));
-        assert!(one.pings(gateway(1)), "endpoint to node: {:?}", used(&datapath));
-        assert!(stage.node.pings(address(1, 1)), "node to endpoint: {:?}", used(&datapath));
-        assert!(stage.node.pings(address(1, 2)), "node to the other: {:?}", used(&datapath));
+        assert!(one.pings(address(1, 2)), "endpoint to endpoint: {:?}", nonzero_counters(&datapath));
+        assert!(two.pings(address(1, 1)), "and back: {:?}", nonzero_counters(&datapath));
+        assert!(one.pings(gateway(1)), "endpoint to node: {:?}", nonzero_counters(&datapath));
+        assert!(stage.node.pings(address(1, 1)), "node to endpoint: {:?}", nonzero_counters(&datapath));
+        assert!(stage.node.pings(address(1, 2)), "node to the other: {:?}", nonzero_counters(&datapath));
 
-        let dropped = used(&datapath).into_keys().filter(|(kind, _)| *kind != CounterKind::Forwarded.key());
+        let dropped =
+            nonzero_counters(&datapath).into_keys().filter(|(kind, _)| *kind != CounterKind::Forwarded.key());
         assert_eq!(dropped.collect::<Vec<_>>(), [], "nothing was dropped");
         assert_eq!(datapath.flow_stats().expect("stats").entries, 10, "two entries for each of five pings");
         let flows = datapath
             .flows(usize::MAX, &FlowFilter { address: Some(gateway(1).into()), ..Default::default() });
-        assert_eq!(flows.expect("flows").len(), 6, "three conversations of the node's");
+        assert_eq!(flows.expect("flows").len(), 6, "three flows of the host");
 
         let first =
             tokio::time::timeout(Duration::from_secs(5), events.next()).await.expect("an event comes");
@@ -63,16 +64,16 @@ fn endpoints_of_one_node_and_the_node_reach_each_other() {
     });
 }
 
-/// Two nodes with an endpoint each, set up by agents that are gone.
+/// Two nodes with an endpoint each; the agents that set them up are gone.
 fn two_nodes() -> Option<(Cluster, [Namespace; 2])> {
     let cluster = Cluster::new(2)?;
     let workloads = [Namespace::new("one"), Namespace::new("two")];
     for (number, workload) in (1..).zip(&workloads) {
         let stage = cluster.node(number);
-        stage.play(async || {
+        stage.block_on(async || {
             let mut datapath = stage.open().await;
             let (id, value) = endpoint(number, 1, &workload.path());
-            let mut ops = foundations(number);
+            let mut ops = base_ops(number);
             ops.extend(other_node(3 - number));
             ops.extend(endpoint_ops(id, &value));
             must(&mut datapath, ops).await;
@@ -82,11 +83,15 @@ fn two_nodes() -> Option<(Cluster, [Namespace; 2])> {
 }
 
 #[test]
-fn endpoints_of_two_nodes_reach_each_other() {
+fn remote_endpoints_reach_each_other() {
     let Some((cluster, [one, two])) = two_nodes() else { return };
-    // Opening adopts what the agents left.
+    // Opening adopts the state that the agents left.
     let counters = || -> Vec<_> {
-        cluster.stages.iter().map(|stage| stage.play(async || used(&stage.open().await))).collect()
+        cluster
+            .stages
+            .iter()
+            .map(|stage| stage.block_on(async || nonzero_counters(&stage.open().await)))
+            .collect()
     };
     assert!(one.pings(address(2, 1)), "endpoint to endpoint: {:?}", counters());
     assert!(two.pings(address(1, 1)), "and back: {:?}", counters());
@@ -95,7 +100,7 @@ fn endpoints_of_two_nodes_reach_each_other() {
 }
 
 #[test]
-fn large_packets_cross_the_tunnel() {
+fn tunnel_carries_large_packets() {
     let Some((_cluster, [one, two])) = two_nodes() else { return };
 
     let listener = two.enter(|| TcpListener::bind((address(2, 1), 7000)).expect("listen"));
@@ -125,16 +130,16 @@ fn large_packets_cross_the_tunnel() {
 }
 
 #[test]
-fn agents_come_and_go_without_a_packet_lost() {
+fn restart_loses_no_packet() {
     let Some((cluster, [one, _two])) = two_nodes() else { return };
-    assert!(one.pings(address(2, 1)), "it works at all");
+    assert!(one.pings(address(2, 1)), "the endpoints are connected");
     let target = address(2, 1).to_string();
     let arguments = ["-n", "-q", "-i", "0.002", "-c", "1000", "-W", "2", &target];
     let report = std::thread::scope(|scope| {
         let ping = scope.spawn(|| one.run("ping", &arguments));
         while !ping.is_finished() {
             for stage in &cluster.stages {
-                stage.play(async || drop(stage.open().await));
+                stage.block_on(async || drop(stage.open().await));
             }
         }
         ping.join().expect("ping ends")
@@ -142,7 +147,7 @@ fn agents_come_and_go_without_a_packet_lost() {
     assert!(report.contains("1000 received, 0% packet loss"), "{report}");
 }
 
-/// What a node knows of another one.
+/// The operations by which a node of two knows the other one.
 pub fn other_node(number: u8) -> Vec<Op> {
     let index = NodeIndex(2);
     let cidr = format!("10.77.{number}.0/24").parse().expect("a CIDR");

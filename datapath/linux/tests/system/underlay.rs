@@ -1,4 +1,4 @@
-//! The underlay is chosen with a reason, and anew when the stack changes.
+//! How the underlay interface is chosen, and the reason that is reported for it.
 
 use std::net::IpAddr;
 
@@ -26,10 +26,10 @@ async fn choose(choice: UnderlayChoice) -> Result<Underlay, String> {
 }
 
 #[test]
-fn the_underlay_is_chosen_with_a_reason() {
+fn underlay_is_chosen_with_a_reason() {
     let Some(stage) = two_uplinks() else { return };
     let node = &stage.node;
-    stage.play(async || {
+    stage.block_on(async || {
         let none = choose(UnderlayChoice::Automatic).await.expect_err("there is no default route");
         assert!(
             none.contains("datapath.underlay_interface") && none.contains("first a veth device"),
@@ -49,7 +49,7 @@ fn the_underlay_is_chosen_with_a_reason() {
         let towards = |address: [u8; 4]| UnderlayChoice::Towards(vec![[127, 0, 0, 1].into(), address.into()]);
         check(towards([198, 51, 100, 9]), "second", "the route to 198.51.100.9").await;
         check(towards([198, 51, 100, 1]), "first", "the default route").await;
-        // The better of two.
+        // The default route with the lower metric decides.
         node.run("ip", &["route", "add", "default", "via", "198.51.100.254", "metric", "5"]);
         check(UnderlayChoice::Automatic, "first", "the default route").await;
         node.run("ip", &["route", "add", "default", "via", "192.0.2.254", "metric", "7"]);

@@ -1,5 +1,5 @@
-//! Before the stack, with real packets: a client outside and a backend of another node, between whom node 1 carries what it
-//! knows; the counters prove by which way.
+//! XDP with real packets: node 1 forwards between an external client and a backend on node 2, and the counters show
+//! which of the packets XDP forwarded.
 
 use std::{
     fs,
@@ -16,32 +16,35 @@ use datapath_linux::{CounterKind, LinuxConfig, ProgramInfo, XdpConfig, XdpMode};
 use datapath_plan::{Base, BaseUnderlay, Entry, HostRouting, IpcacheValue, NodeIndex, Op, Single};
 
 use crate::{
-    outside::{CLIENT, EXTERNAL, PORT, Play, connect, snat, socket},
-    services::{EndAtLast, PATIENCE, answers, ask, backend, parse},
-    stage::{Cluster, Namespace, Stage, address, base, endpoint, foundations, gateway, must},
+    nodeport::{CLIENT, EXTERNAL, PORT, Topology, snat},
+    services::{
+        backend,
+        echo::{PATIENCE, StopOnDrop, connect, parse, request, serve_echo, udp_socket},
+    },
+    stage::{Cluster, Namespace, Stage, address, base, base_ops, endpoint, gateway, must},
 };
 
-/// What only tests load: see `datapath/ebpf/src/test.rs`.
+/// Programs that only tests load: `datapath/ebpf/src/test.rs`.
 static TEST_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("WARREN_BPF_TEST_OBJECT"));
 
-/// Questions in one conversation, each a packet there and one back at the least.
-const QUESTIONS: u64 = 20;
+/// Requests of one conversation; each is at least one packet in each direction.
+const REQUESTS: u64 = 20;
 
 fn settings(mode: XdpMode, dropped: &[&str]) -> LinuxConfig {
     let dropped = dropped.iter().map(|network| network.parse().expect("a network")).collect();
     LinuxConfig { xdp: Some(XdpConfig { mode, dropped }), ..LinuxConfig::default() }
 }
 
-/// What a veth leaves to a device, which is nowhere: real ones finish checksums and cut packets.
-fn finish_packets(namespace: &Namespace, device: &str) {
+/// Turns off transmit offloads: no device behind a veth completes checksums or segments packets.
+fn disable_tx_offload(namespace: &Namespace, device: &str) {
     namespace.run("ethtool", &["-K", device, "tx", "off"]);
 }
 
-/// The program before the stack, as node 1 lists it.
-fn listed(play: &Play) -> Option<ProgramInfo> {
-    let stage = play.cluster.node(1);
-    let config = LinuxConfig { pin_root: stage.pin_root.clone(), ..play.settings.clone() };
-    let programs = stage.play(async || stage.open_with(config).await.programs().await.expect("programs"));
+/// The XDP program, as node 1 lists it.
+fn listed(topology: &Topology) -> Option<ProgramInfo> {
+    let stage = topology.cluster.node(1);
+    let config = LinuxConfig { pin_root: stage.pin_root.clone(), ..topology.settings.clone() };
+    let programs = stage.block_on(async || stage.open_with(config).await.programs().await.expect("programs"));
     programs.into_iter().find(|program| program.hook.starts_with("xdp"))
 }
 
@@ -56,11 +59,11 @@ fn check(mode: XdpMode) {
         println!("skipped: needs ethtool");
         return;
     }
-    let Some(mut play) = Play::new(HostRouting::Bpf, settings(mode, &[])) else { return };
-    finish_packets(&play.client, "out0");
-    finish_packets(&play.workloads[1], "eth0");
-    // What a driver sends back comes out of a veth only where there is a program, too.
-    let _at_other_end = play.cluster.bridge.enter(|| {
+    let Some(mut topology) = Topology::new(HostRouting::Bpf, settings(mode, &[])) else { return };
+    disable_tx_offload(&topology.client, "out0");
+    disable_tx_offload(&topology.workloads[1], "eth0");
+    // XDP_TX on a veth needs an XDP program at the peer as well.
+    let _peer_program = topology.cluster.bridge.enter(|| {
         let mut object = Ebpf::load(TEST_OBJECT).expect("the object loads");
         let program: &mut Xdp =
             object.program_mut("nothing_early").expect("in it").try_into().expect("of that kind");
@@ -69,69 +72,71 @@ fn check(mode: XdpMode) {
         object
     });
     let hook = if mode == XdpMode::Native { "xdp native" } else { "xdp generic" };
-    let program = listed(&play).expect("it is wanted");
+    let program = listed(&topology).expect("XDP is configured");
     assert_eq!((program.hook, program.devices), (hook, vec!["under0".to_owned()]));
-    assert!(has_program(play.cluster.node(1)));
+    assert!(has_program(topology.cluster.node(1)));
 
-    let far = address(2, 1);
-    // Until its identity is known here, each of its answers is decided anew.
-    let known =
-        IpcacheValue { identity: endpoint(2, 1, &play.workloads[1].path()).1.identity, node: NodeIndex(2) };
-    play.apply(1, vec![Op::Put(Entry::Ipcache(IpAddr::from(far).into(), known))]);
-    play.serve(&[backend(2, far)], &snat());
-    let end = AtomicBool::new(false);
+    let remote = address(2, 1);
+    // As long as node 1 does not know the backend's identity, it decides each response again.
+    let known = IpcacheValue {
+        identity: endpoint(2, 1, &topology.workloads[1].path()).1.identity,
+        node: NodeIndex(2),
+    };
+    topology.apply(1, vec![Op::Put(Entry::Ipcache(IpAddr::from(remote).into(), known))]);
+    topology.serve(&[backend(2, remote)], &snat());
+    let stop = AtomicBool::new(false);
     thread::scope(|scope| {
-        let _guard = EndAtLast(&end);
-        answers(scope, &play.workloads[1], far, &end);
-        let before = play.counted(1, CounterKind::BeforeStack);
-        let seen = (far.into(), gateway(1).into());
-        let mut stream = play.client.enter(|| connect((EXTERNAL, PORT).into()));
-        for _ in 0..QUESTIONS {
-            let (who, from) = ask(&mut stream);
+        let _guard = StopOnDrop(&stop);
+        serve_echo(scope, &topology.workloads[1], remote, &stop);
+        let before = topology.counted(1, CounterKind::BeforeStack);
+        let seen = (remote.into(), gateway(1).into());
+        let mut stream = topology.client.enter(|| connect((EXTERNAL, PORT).into()));
+        for _ in 0..REQUESTS {
+            let (who, from) = request(&mut stream);
             assert_eq!((who, from.ip()), seen);
         }
-        let between = play.counted(1, CounterKind::BeforeStack);
-        // The first may have waited for a neighbour, or one may look unfinished.
-        assert!(between - before >= 2 * QUESTIONS - 4, "tcp: {} before the stack", between - before);
+        let between = topology.counted(1, CounterKind::BeforeStack);
+        // The first packet may wait for a neighbour, and one may have a partial checksum.
+        assert!(between - before >= 2 * REQUESTS - 4, "TCP: {} by XDP", between - before);
 
-        let datagrams = play.client.enter(|| socket((EXTERNAL, PORT).into()));
-        for _ in 0..QUESTIONS {
+        let datagrams = topology.client.enter(|| udp_socket((EXTERNAL, PORT).into()));
+        for _ in 0..REQUESTS {
             let mut buffer = [0; 64];
-            datagrams.send(b"?").expect("ask");
-            let length = datagrams.recv(&mut buffer).expect("an answer");
+            datagrams.send(b"?").expect("send a request");
+            let length = datagrams.recv(&mut buffer).expect("a response");
             let (who, from) = parse(&buffer[..length]);
             assert_eq!((who, from.ip()), seen);
         }
-        let after = play.counted(1, CounterKind::BeforeStack);
-        assert!(after - between >= 2 * QUESTIONS - 4, "udp: {} before the stack", after - between);
+        let after = topology.counted(1, CounterKind::BeforeStack);
+        assert!(after - between >= 2 * REQUESTS - 4, "UDP: {} by XDP", after - between);
 
-        // Decided again, and by another agent; then without it, by classifiers alone.
-        play.apply(1, vec![Op::BumpEpochs(datapath_plan::EpochScope::All)]);
-        assert_eq!(ask(&mut stream).1.ip(), seen.1);
-        play.settings = LinuxConfig::default();
-        assert_eq!(listed(&play), None);
-        assert!(!has_program(play.cluster.node(1)));
-        assert_eq!(ask(&mut stream).1.ip(), seen.1);
-        let off = play.counted(1, CounterKind::BeforeStack);
-        assert_eq!(ask(&mut stream).1.ip(), seen.1);
-        assert_eq!(play.counted(1, CounterKind::BeforeStack), off);
+        // The flow is decided again by another agent; then, without XDP, by classifiers alone.
+        topology.apply(1, vec![Op::BumpEpochs(datapath_plan::EpochScope::All)]);
+        assert_eq!(request(&mut stream).1.ip(), seen.1);
+        topology.settings = LinuxConfig::default();
+        assert_eq!(listed(&topology), None);
+        assert!(!has_program(topology.cluster.node(1)));
+        assert_eq!(request(&mut stream).1.ip(), seen.1);
+        let off = topology.counted(1, CounterKind::BeforeStack);
+        assert_eq!(request(&mut stream).1.ip(), seen.1);
+        assert_eq!(topology.counted(1, CounterKind::BeforeStack), off);
     });
 
-    // Nothing is taken from the client, until it is again.
-    play.settings = settings(mode, &[&format!("{CLIENT}/32")]);
-    play.apply(1, vec![underlay_op(play.cluster.node(1), "under0")]);
-    play.client.enter(|| socket((EXTERNAL, PORT).into()).send(b"?").expect("send"));
+    // The client's network is refused, then admitted again.
+    topology.settings = settings(mode, &[&format!("{CLIENT}/32")]);
+    topology.apply(1, vec![underlay_op(topology.cluster.node(1), "under0")]);
+    topology.client.enter(|| udp_socket((EXTERNAL, PORT).into()).send(b"?").expect("send"));
     let deadline = Instant::now() + PATIENCE;
-    while play.counted(1, CounterKind::Dropped(DropReason::DroppedNetwork)) == 0 {
-        assert!(Instant::now() < deadline, "it was let in");
+    while topology.counted(1, CounterKind::Dropped(DropReason::DroppedNetwork)) == 0 {
+        assert!(Instant::now() < deadline, "no packet was dropped");
         thread::sleep(Duration::from_millis(20));
     }
-    play.settings = settings(mode, &[]);
-    play.apply(1, vec![]);
-    assert!(play.client.pings(Cluster::underlay(1)));
+    topology.settings = settings(mode, &[]);
+    topology.apply(1, vec![]);
+    assert!(topology.client.pings(Cluster::underlay(1)));
 }
 
-/// What puts programs to work on a device as the underlay's.
+/// The operation that attaches the underlay programs to a device.
 fn underlay_op(stage: &Stage, device: &str) -> Op {
     let index = stage.node.run("ip", &["-o", "link", "show", device]);
     let ifindex = index.split(':').next().expect("an index").parse().expect("a number");
@@ -140,23 +145,23 @@ fn underlay_op(stage: &Stage, device: &str) -> Op {
 }
 
 #[test]
-fn known_flows_are_carried_before_the_stack() {
+fn xdp_generic_forwards_established_flows() {
     check(XdpMode::Generic);
 }
 
 #[test]
-fn known_flows_are_carried_by_the_driver() {
+fn xdp_native_forwards_established_flows() {
     check(XdpMode::Native);
 }
 
-/// What an agent finds to do when it starts with another setting; afterwards nothing.
+/// An agent that starts with another mode observes a difference, until it has applied the base.
 #[test]
-fn another_setting_is_a_difference_until_it_is_applied() {
+fn xdp_mode_change_is_observed_until_applied() {
     let Some(cluster) = Cluster::new(1) else { return };
     let stage = cluster.node(1);
-    let mut ops = foundations(1);
+    let mut ops = base_ops(1);
     ops[0] = underlay_op(stage, "under0");
-    stage.play(async || {
+    stage.block_on(async || {
         must(&mut stage.open().await, ops.clone()).await;
         for mode in [XdpMode::Generic, XdpMode::Native, XdpMode::Generic] {
             let config = LinuxConfig { pin_root: stage.pin_root.clone(), ..settings(mode, &[]) };
@@ -178,14 +183,14 @@ fn another_setting_is_a_difference_until_it_is_applied() {
 }
 
 #[test]
-fn a_driver_that_cannot_leaves_all_to_classifiers() {
+fn xdp_without_driver_support_leaves_packets_to_classifiers() {
     let Some(stage) = Stage::new() else { return };
     stage.node.run("ip", &["link", "add", "br9", "type", "bridge"]);
     let config = LinuxConfig { pin_root: stage.pin_root.clone(), ..settings(XdpMode::Native, &[]) };
-    stage.play(async || {
+    stage.block_on(async || {
         let mut datapath = stage.open_with(config).await;
         must(&mut datapath, vec![underlay_op(&stage, "br9")]).await;
-        // That is no damage: nothing can mend it.
+        // The missing program is not reported as broken: nothing could repair it.
         assert_eq!(datapath.observe().await.expect("observe").broken, [""; 0]);
         for program in datapath.programs().await.expect("programs") {
             let expected: &[&str] = match program.name.as_str() {

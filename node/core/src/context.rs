@@ -137,9 +137,9 @@ impl Context {
         self.command(Command::Kv(id, request));
     }
 
-    /// Has a task's request sent again after a while.
-    pub(crate) fn ask_later(&mut self, after: Duration, task: Task) {
-        self.requests.wait(self.now.monotonic + after, task);
+    /// Has a request sent after a while.
+    pub(crate) fn ask_later(&mut self, after: Duration, request: KvRequest, task: Task) {
+        self.requests.wait(self.now.monotonic + after, request, task);
     }
 
     /// Hands an answer to a claim protocol. `None`: the protocol goes on, as the task that `again` makes of it.
@@ -153,7 +153,11 @@ impl Context {
         let draw = self.rng.u64(..);
         match machine.on_outcome(outcome, fleet.view(), draw) {
             Step::Ask(request) => self.ask(request, again(machine)),
-            Step::Wait { after, .. } => self.ask_later(after, again(machine)),
+            Step::Wait { after, .. } => {
+                if let Step::Ask(request) = machine.resume() {
+                    self.ask_later(after, request, again(machine));
+                }
+            }
             Step::Done(output) => return Some(Ok(output)),
             Step::Failed(error) => return Some(Err(error)),
         }

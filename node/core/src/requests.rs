@@ -8,7 +8,7 @@ use kvstore_claims::{
     CidrClaim, CidrRelease, EndpointWrites, FleetJoin, IdentityAcquire, IdentityRelease, Machine,
     NodeRegistration, ServiceBatch, ServiceRemoval, ServiceWrite,
 };
-use kvstore_schema::{KvFailure, KvOutcome};
+use kvstore_schema::{KvFailure, KvOutcome, KvRequest};
 use serde::{Deserialize, Serialize};
 
 use crate::{CallErrorKind, CallId, KvId, context::Context, services::Write};
@@ -42,7 +42,8 @@ pub(crate) enum Task {
 pub(crate) struct Requests {
     last: u64,
     in_flight: BTreeMap<KvId, Task>,
-    waiting: BTreeMap<(Duration, u64), Task>,
+    /// By the time at which they are to be sent.
+    waiting: BTreeMap<(Duration, u64), (KvRequest, Task)>,
 }
 
 impl Requests {
@@ -61,10 +62,10 @@ impl Requests {
         id
     }
 
-    /// Keeps a task whose request is to be sent again at a time.
-    pub(crate) fn wait(&mut self, at: Duration, task: Task) {
+    /// Keeps a request that is to be sent at a time.
+    pub(crate) fn wait(&mut self, at: Duration, request: KvRequest, task: Task) {
         let key = (at, self.next());
-        self.waiting.insert(key, task);
+        self.waiting.insert(key, (request, task));
     }
 
     /// The task that an answer is for; `None` if the request was abandoned.
@@ -72,14 +73,14 @@ impl Requests {
         self.in_flight.remove(&id)
     }
 
-    /// A task that has waited until `now`.
-    pub(crate) fn take_due(&mut self, now: Duration) -> Option<Task> {
+    /// A request that has waited until `now`.
+    pub(crate) fn take_due(&mut self, now: Duration) -> Option<(KvRequest, Task)> {
         let entry = self.waiting.first_entry().filter(|entry| entry.key().0 <= now)?;
         Some(entry.remove())
     }
 
-    /// All tasks that wait to be sent again.
-    pub(crate) fn take_waiting(&mut self) -> Vec<Task> {
+    /// All requests that wait to be sent.
+    pub(crate) fn take_waiting(&mut self) -> Vec<(KvRequest, Task)> {
         std::mem::take(&mut self.waiting).into_values().collect()
     }
 
@@ -93,7 +94,8 @@ impl Context {
     /// Forgets all requests, since the store that they were sent to has lost its content. Callers are told.
     pub(crate) fn abandon_requests(&mut self) {
         let asked = std::mem::take(&mut self.requests.in_flight).into_values();
-        let tasks: Vec<Task> = asked.chain(self.requests.take_waiting()).collect();
+        let waiting = self.requests.take_waiting().into_iter().map(|(_, task)| task);
+        let tasks: Vec<Task> = asked.chain(waiting).collect();
         for task in tasks {
             let calls = match task {
                 Task::PutServices(together, _) => together.iter().map(Write::call).collect(),

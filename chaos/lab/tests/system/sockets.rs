@@ -156,7 +156,7 @@ fn sockets_of_workloads_and_nodes_see_the_service() {
     assert_eq!(code, 0);
     assert!(!flows.contains(&format!("{vip}")), "{flows}");
     let (_, doctor, _) = lab.warren("n1", &["doctor"]);
-    assert!(doctor.contains("services are translated where processes of"), "{doctor}");
+    assert!(doctor.contains("services are translated at sockets of processes in"), "{doctor}");
 
     // The agent is away: sockets are translated as before. The next one goes on.
     let clients = [workload, places[2]];

@@ -87,7 +87,7 @@ async fn make(datapath: &mut Datapath, base: &Base) -> Answer {
         datapath.hooks.attach_underlay(&datapath.netlink, &underlay.name).await?;
         datapath.attach_xdp_to_underlay(&underlay);
     }
-    datapath.sockets.mend(&mut datapath.hooks, &datapath.maps);
+    datapath.sockets.repair(&mut datapath.hooks, &datapath.maps);
     match devices.vxlan {
         Some(_) => datapath.hooks.attach(VXLAN_DEVICE),
         // Last: until here packets could still go by the tunnel.

@@ -36,7 +36,7 @@ pub fn maps(listing: &Listing<MapSummary>, _: Style) -> String {
     table(&["MAP", "ID", "TYPE", "KEY/VALUE", "ENTRIES", "MAX", "FILL"], rows, listing.total, "maps")
 }
 
-/// One line an entry, `field=value`: maps have different fields, and each line can be searched for.
+/// One line per entry, as `field=value`: maps have different fields, and lines can be searched.
 pub fn map_dump(dump: &MapDump, _: Style) -> String {
     let mut text = String::new();
     for row in &dump.rows {
@@ -68,21 +68,21 @@ pub fn state(state: &State, _: Style) -> String {
         }
     }
     if state.rows("base").is_empty() {
-        text += "no base yet: this node has no CIDR\n";
+        text += "no base yet: this node has no pod CIDR\n";
     }
     text
 }
 
 pub fn state_diff(diff: &StateDiff, _: Style) -> String {
     if diff.differences.is_empty() {
-        return "the kernel holds exactly what the agent wants\n".to_owned();
+        return "desired and observed state are equal\n".to_owned();
     }
     let mut text: String = diff.differences.iter().map(|line| format!("{line}\n")).collect();
     let differences = count(diff.differences.len() as u64, "difference");
     text += &if diff.repaired {
         format!("{differences}, repaired\n")
     } else {
-        format!("{differences}; `warren state diff --repair` repairs now, the next audit does so by itself\n")
+        format!("{differences}; `warren state diff --repair` repairs now, otherwise the next audit does\n")
     };
     text
 }
@@ -140,7 +140,7 @@ pub fn drops(listing: &Listing<CounterRow>, _: Style) -> String {
     table(&["REASON", "DIRECTION", "PACKETS", "BYTES", "MEANING"], rows, listing.total, "counters")
 }
 
-/// One line an event.
+/// One line per event.
 pub fn event(event: &FlowEvent, style: Style) -> String {
     let (mark, what) = match event.kind {
         EventKind::FlowNew => (Mark::Ok, format!("new {}", event.action.as_deref().unwrap_or("flow"))),

@@ -1,4 +1,4 @@
-//! Fixed answers of an agent for the golden tests: one healthy node, and one with every trouble at once.
+//! Sample answers of an agent for the golden tests: of a healthy node, and of one with every problem at once.
 
 use std::collections::BTreeMap;
 

@@ -10,7 +10,7 @@ use kvstore_schema::Revision;
 use super::{Node, sources};
 use crate::{
     Counters, CountsView, EndpointView, IdentityView, IpcacheView, NodeView, PlanView, RejectedView,
-    ServiceView, Snapshot, StatusView, StoreView, ipcache::Sources, peers::network,
+    ServiceView, Snapshot, StatusView, StoreView, ipcache::Sources,
 };
 
 impl Node {
@@ -145,12 +145,8 @@ impl Node {
 
     /// The ipcache entry that decides about one address: O(log n), for decoding events.
     pub fn lookup(&self, address: IpAddr) -> Option<IpcacheView> {
-        let longest = if address.is_ipv4() { 32 } else { 128 };
-        (0..=longest).rev().find_map(|length| {
-            let prefix = network(address, length);
-            let value = self.wanted().ipcache.get(&prefix)?;
-            Some(self.ipcache.view(sources!(self), prefix, *value))
-        })
+        let (prefix, value) = self.ipcache.lookup(&self.cx, address)?;
+        Some(self.ipcache.view(sources!(self), prefix, value))
     }
 
     /// Records and facts that were not accepted, by key.

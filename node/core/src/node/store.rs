@@ -58,7 +58,7 @@ impl Node {
             let seen = self.fleet.seen();
             self.peers.keep_until(seen);
             self.peers.forget_kept(&mut self.cx, seen);
-            self.endpoints.name_all(&mut self.cx, allocators!(self));
+            self.endpoints.name_all(&mut self.cx, &mut allocators!(self));
             self.endpoints.compare_records(&mut self.cx, &self.fleet);
         }
         let changes = self.fleet.pursue_restoration(&mut self.cx);
@@ -79,7 +79,7 @@ impl Node {
         let known = cx.startup.snapshot_used || view.nodes().contains_key(self.fleet.node());
         cx.startup.listing_trusted = Some(empty || known);
         self.fleet.take_over();
-        self.endpoints.name_all(cx, allocators!(self));
+        self.endpoints.name_all(cx, &mut allocators!(self));
         self.ipam.forfeit_blocks(cx, &self.fleet);
         self.endpoints.compare_records(cx, &self.fleet);
         self.identities.adopt_references(cx, &self.fleet);
@@ -114,7 +114,7 @@ impl Node {
                 ParsedKey::Endpoint(node, ip) if node == *me => {
                     cx.changes.own_endpoints.insert(ip);
                     if cx.startup.is_over() {
-                        self.endpoints.name_by_record(cx, allocators!(self), ip);
+                        self.endpoints.name_by_record(cx, &mut allocators!(self), ip);
                     }
                 }
                 ParsedKey::Endpoint(node, ip) => {

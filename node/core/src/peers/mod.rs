@@ -304,9 +304,3 @@ fn move_name(
         index.entry(*ip).or_default().insert(node.clone());
     }
 }
-
-/// The prefix of a length that an address lies in.
-pub(crate) fn network(ip: IpAddr, length: u8) -> IpNetwork {
-    let whole = IpNetwork::new(ip, length).expect("the length is one of the family's");
-    IpNetwork::new(whole.network(), length).expect("the length is one of the family's")
-}

@@ -18,7 +18,9 @@ use std::{
     sync::Arc,
 };
 
-use datapath_plan::{BackendId, BackendState, BackendValue, Frontend, FrontendKind, Protocol, ServiceId, Tables};
+use datapath_plan::{
+    BackendId, BackendState, BackendValue, Frontend, FrontendKind, Protocol, ServiceId, Tables,
+};
 use identity::{Identity, Labels, NodeName, ServiceName};
 use ipnetwork::IpNetwork;
 use kvstore_schema::service::{ServiceProtocol, ServiceRecord};
@@ -217,7 +219,7 @@ fn protocol(protocol: ServiceProtocol) -> Protocol {
 }
 
 /// The programs have no table for IPv6.
-fn v4(address: IpAddr) -> Option<Ipv4Addr> {
+pub(crate) fn v4(address: IpAddr) -> Option<Ipv4Addr> {
     match address {
         IpAddr::V4(address) => Some(address),
         IpAddr::V6(_) => None,

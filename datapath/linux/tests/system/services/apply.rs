@@ -42,12 +42,8 @@ fn map_entries_of_no_row_are_named_and_deleted() {
 
         let one = 1u32.to_ne_bytes();
         let network = |length: u32| [length.to_ne_bytes(), [198, 51, 100, 0]].concat();
-        plant(
-            &stage,
-            map_name::SLOTS,
-            &[77u32.to_ne_bytes(), [0; 4]].concat(),
-            &[0; 4 * BLOCK_SLOTS as usize],
-        );
+        let table_77 = [77u32.to_ne_bytes(), [0; 4]].concat();
+        plant(&stage, map_name::SLOTS, &table_77, &[0; 4 * BLOCK_SLOTS as usize]);
         let source = [(32u32 + 24).to_ne_bytes(), 9u32.to_ne_bytes(), [192, 0, 2, 0]].concat();
         plant(&stage, map_name::SOURCES_LPM_V4, &source, &one);
         plant(&stage, map_name::DROPPED_LPM_V4, &network(24), &one);
@@ -59,8 +55,11 @@ fn map_entries_of_no_row_are_named_and_deleted() {
             "xdp: the networks that are dropped are not those of the configuration",
         ];
         assert_eq!(observed.broken, expected);
-        assert_eq!(observed.tables.base, None, "it is put again");
-        assert!(observed.tables.services.contains_key(&ServiceId(9)), "it is deleted, as nobody wants it");
+        assert_eq!(observed.tables.base, None, "the base is put again");
+        assert!(
+            observed.tables.services.contains_key(&ServiceId(9)),
+            "a service that nobody wants is observed, and so deleted"
+        );
 
         must(&mut datapath, vec![ops[0].clone(), Op::Delete(TableKey::Service(ServiceId(9)))]).await;
         let observed = datapath.observe().await.expect("observe");

@@ -1,5 +1,5 @@
-//! Attaching programs to a cgroup: by links that are pinned, adopted and replaced in place, as those of devices are.
-//! Other programs at the same hooks run beside ours.
+//! Attaching programs to a cgroup: by links that are pinned, adopted and replaced in place, like the links of devices.
+//! Programs of other owners at the same hooks keep running.
 
 use std::{
     fs::{self, File},
@@ -18,10 +18,10 @@ use crate::{
     pins,
 };
 
-/// Before the program's name in that of a link's pin.
+/// The prefix of a pin's name; the program's name follows.
 const PIN_PREFIX: &str = "cgroup-";
 
-/// Where the first cgroup2 of the mount table is mounted.
+/// The mount point of the first cgroup2 in the mount table.
 pub fn cgroup_root() -> Option<PathBuf> {
     root_in(&fs::read_to_string("/proc/self/mounts").ok()?)
 }
@@ -30,7 +30,7 @@ fn root_in(mounts: &str) -> Option<PathBuf> {
     mounts.lines().find_map(|line| {
         let mut words = line.split(' ');
         let (_, place, kind) = (words.next()?, words.next()?, words.next()?);
-        // Of the characters that the kernel escapes there, a path of people has at most blanks.
+        // Of the characters that the kernel escapes there, only blanks are common in paths.
         (kind == "cgroup2").then(|| PathBuf::from(place.replace("\\040", " ")))
     })
 }
@@ -60,14 +60,14 @@ impl SocketProgram {
     }
 }
 
-/// Whether a pin among the links is that of a program at sockets.
+/// Whether a pinned link is that of a socket program.
 pub(crate) fn is_pin(name: &str) -> bool {
     SocketProgram::ALL.iter().any(|program| program.pin() == name)
 }
 
 impl Hooks {
-    /// Loads the programs at sockets and puts them to work on a cgroup and all below it; those of an earlier agent are
-    /// replaced in place. All of them or, after a failure, none.
+    /// Loads the socket programs and attaches them to a cgroup; the programs of an earlier agent are replaced in place. Attaches
+    /// all of them or, after a failure, none.
     ///
     /// # Errors
     /// Whatever the kernel lacks, or refuses.
@@ -103,7 +103,7 @@ impl Hooks {
                 if info.cgroup_id == id {
                     match bpf::update_link(link.as_fd(), fd) {
                         Ok(()) => return Ok(()),
-                        // The cgroup has gone, and another one has come.
+                        // The cgroup was deleted and made again.
                         Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {}
                         Err(error) => return Err(fail("replace at")(error)),
                     }
@@ -113,21 +113,21 @@ impl Hooks {
             Err(error) => return Err(fail("adopt the link at")(error)),
         }
         let link = bpf::create_link(fd, file.as_fd(), program.attach_type()).map_err(fail("attach to"))?;
-        // One of another cgroup: from here on this one works.
+        // The former link is of another cgroup: the new link has taken over.
         pins::remove(&pin)?;
         bpf::pin(link.as_fd(), &pin).map_err(fail("pin the link at"))
     }
 
-    /// Takes the programs off whatever cgroup they are at.
+    /// Detaches the programs from every cgroup.
     pub(crate) fn detach_sockets(&self) -> Result<(), DatapathError> {
-        // Those that translate first.
+        // The programs that translate go first.
         SocketProgram::ALL
             .iter()
             .rev()
             .try_for_each(|program| pins::remove(&self.pins.links().join(program.pin())))
     }
 
-    /// Whether our present program works at a cgroup.
+    /// Whether our present program is attached to a cgroup.
     pub(crate) fn is_at_sockets(&self, program: SocketProgram, cgroup: &Path) -> bool {
         let asked = || -> Option<bool> {
             let own = self.ebpf.program(program.name())?.info().ok()?.id();

@@ -1,4 +1,4 @@
-//! Takes away everything of ours and nothing else, also when no agent runs.
+//! Removes everything of ours and nothing else, also when no agent runs.
 
 use std::{
     fs,
@@ -17,20 +17,19 @@ use crate::{
     route,
 };
 
-/// One thing of ours, and what became of it.
+/// An object of ours, and the outcome of its removal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct CleanupStep {
     /// What: `device wrn7`, `route 10.1.0.0/24`, `pin /sys/fs/bpf/warren/maps/…`.
     pub what: String,
-    /// Whether it was taken away; false in a dry run and after a failure.
+    /// Whether the object was removed; false in a dry run and after a failure.
     pub done: bool,
-    /// Why it could not be taken away.
+    /// The failure of the removal.
     pub error: Option<String>,
 }
 
-/// Takes away devices, routes and pins of ours in the calling thread's namespace, in that order, and goes on past
-/// failures. `dry_run`: only says what would go. Repeating it finds nothing. Programs end with their
-/// last device and pin.
+/// Removes routes, devices and pins of ours in the calling thread's namespace, and goes on past failures. `dry_run`: only
+/// lists them. Repeating it finds nothing. Programs end with their last device and pin.
 ///
 /// Ours are: devices of our group with one of our names, routes of the main table with our protocol number, and
 /// whatever is pinned in our folders.
@@ -59,7 +58,7 @@ pub async fn cleanup(config: &LinuxConfig, dry_run: bool) -> Result<Vec<CleanupS
     Ok(steps)
 }
 
-/// Deleting one end of a pair takes the other; the second deletion then finds nothing, and that is fine.
+/// Deleting one end of a pair deletes the other: the second deletion then finds nothing, which is no failure.
 fn is_target(link: &Link) -> bool {
     let named = [HOST_DEVICE, NET_DEVICE, VXLAN_DEVICE].contains(&link.name.as_str()) && link.is_ours();
     named || link.endpoint().is_some()

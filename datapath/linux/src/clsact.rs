@@ -1,5 +1,4 @@
-//! What works at a clsact hook: our programs on kernels without TCX, and filters of others on any. How one is taken
-//! away.
+//! The filters at a clsact hook: our programs on kernels without TCX, and filters of other owners on any kernel.
 
 use aya::programs::{
     ProgramError, TcAttachType,
@@ -48,7 +47,7 @@ pub(crate) async fn filters(
     Ok(messages.iter().filter_map(filter).collect())
 }
 
-/// The kernel tells of each priority's head too, which has no options.
+/// The kernel lists the head of each priority, too, which has no options.
 fn filter(message: &TcMessage) -> Option<Filter> {
     let mut kind = String::new();
     let mut options = None;
@@ -70,7 +69,7 @@ fn filter(message: &TcMessage) -> Option<Filter> {
     Some(filter)
 }
 
-/// Takes away the filter with this priority and handle.
+/// Deletes the filter with this priority and handle.
 pub(crate) fn remove(
     device: &str,
     direction: TcAttachType,

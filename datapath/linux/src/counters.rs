@@ -13,14 +13,14 @@ use serde::Serialize;
 
 use crate::{bpf, error::DatapathError};
 
-/// What a counter counts.
+/// The subject of a counter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum CounterKind {
-    /// Packets that went on.
+    /// Packets that were forwarded.
     Forwarded,
     /// Packets that were dropped.
     Dropped(DropReason),
-    /// Packets that went on before the stack; they are among those that went on.
+    /// Packets that XDP forwarded; they are counted as forwarded, too.
     BeforeStack,
     /// Events that were not reported: the ring was full, or their budget was used up.
     EventsLost,

@@ -1,4 +1,4 @@
-//! What can go wrong between this crate and the kernel, and what it means for a plan.
+//! Failures of the kernel interface, and their meaning for a plan.
 
 use std::{io, path::PathBuf};
 
@@ -13,9 +13,9 @@ pub enum DatapathError {
     /// There is no BPF file system to pin to.
     #[error("{} is not on a BPF file system ({reason}): mount one with `mount -t bpf bpf /sys/fs/bpf`", path.display())]
     NoBpffs {
-        /// Where it was looked for.
+        /// The folder that was searched.
         path: PathBuf,
-        /// What was found instead.
+        /// What is there instead.
         reason: String,
     },
     /// The object could not be loaded; aya's text carries the verifier's log.
@@ -24,11 +24,11 @@ pub enum DatapathError {
     /// A program could not be loaded, attached or queried.
     #[error("{operation} program {program}")]
     Program {
-        /// Its name.
+        /// The program's name.
         program: String,
-        /// What was tried.
+        /// The operation.
         operation: String,
-        /// Why it failed.
+        /// The cause.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
@@ -45,16 +45,16 @@ pub enum DatapathError {
     Map {
         /// The map.
         map: &'static str,
-        /// What was tried.
+        /// The operation.
         operation: &'static str,
         /// The kernel's answer.
         #[source]
         source: io::Error,
     },
-    /// A change or question to the network stack failed.
+    /// A netlink request failed.
     #[error("{operation}")]
     Netlink {
-        /// What was tried.
+        /// The operation.
         operation: String,
         /// The kernel's answer.
         #[source]
@@ -63,7 +63,7 @@ pub enum DatapathError {
     /// A file, a sysctl or a pin could not be read or written.
     #[error("{operation} {}", path.display())]
     File {
-        /// What was tried.
+        /// The operation.
         operation: &'static str,
         /// The file.
         path: PathBuf,
@@ -76,13 +76,13 @@ pub enum DatapathError {
     NamespaceGone {
         /// Its path.
         path: PathBuf,
-        /// What was found instead.
+        /// What is there instead.
         reason: String,
     },
-    /// An endpoint has no device, and how it was attached is not known any more.
+    /// An endpoint has no device, and its attachment is no longer known.
     #[error("endpoint {0}: its network namespace is not known any more: delete it and add it again")]
     Unattached(EndpointId),
-    /// Something else has the name that we need.
+    /// Another owner has the name.
     #[error("{0}")]
     Conflict(String),
     /// The operation needs devices that are not there (any more).
@@ -94,7 +94,7 @@ pub enum DatapathError {
 }
 
 impl DatapathError {
-    /// What the plan's author needs to know.
+    /// The kind of failure, for the author of the plan.
     pub fn kind(&self) -> OpErrorKind {
         match self {
             Self::NamespaceGone { .. } | Self::Unattached(_) => OpErrorKind::NamespaceGone,
@@ -117,8 +117,7 @@ impl DatapathError {
         text
     }
 
-    /// A failure to load, told apart from a kernel that lets nobody (any more): that answers EPERM, where the
-    /// verifier answers EACCES or EINVAL.
+    /// A failure to load. A kernel in lockdown answers EPERM, where the verifier answers EACCES or EINVAL.
     pub(crate) fn load(error: aya::EbpfError) -> Self {
         match is_refusal(&error) {
             true => Self::refused(),

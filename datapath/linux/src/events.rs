@@ -23,8 +23,7 @@ use tokio::{
 
 use crate::error::DatapathError;
 
-/// Events that wait for a slow reader: some 360 kB. What comes on top is dropped and counted, as the ring
-/// itself would do.
+/// Events that wait for a slow reader: some 360 kB. Further events are dropped and counted, as the ring itself does.
 const QUEUE: usize = 4_096;
 
 /// How long events gather before they are read. The kernel wakes the reader for an event that finds the ring read to its
@@ -32,7 +31,7 @@ const QUEUE: usize = 4_096;
 /// that its first packet costs). The ring has room for 8,000 events in this time.
 const GATHER: Duration = Duration::from_millis(10);
 
-/// The ring before anybody reads it.
+/// The ring before it is read.
 pub(crate) struct Ring(RingBuf<MapData>);
 
 impl fmt::Debug for Ring {
@@ -41,7 +40,7 @@ impl fmt::Debug for Ring {
     }
 }
 
-/// A stream of events. Ends the reading when dropped.
+/// A stream of events. Dropping it ends the reading.
 #[derive(Debug)]
 pub struct Events {
     receiver: mpsc::Receiver<Event>,
@@ -67,12 +66,12 @@ impl Ring {
 }
 
 impl Events {
-    /// The next event; waits for one. `None` if the ring cannot be read any more. Cancel-safe.
+    /// Waits for the next event. `None` if the ring can no longer be read. Cancel-safe.
     pub async fn next(&mut self) -> Option<Event> {
         self.receiver.recv().await
     }
 
-    /// How many events this reader was too slow for, or could not read.
+    /// The number of events that were lost because the reader was too slow, or that could not be decoded.
     pub fn lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
     }
@@ -93,7 +92,7 @@ async fn read(mut ready: AsyncFd<RingBuf<MapData>>, sender: mpsc::Sender<Event>,
                 return;
             }
         };
-        // Unread events keep further ones from waking anybody.
+        // The kernel wakes the reader only for an event that finds the ring empty.
         sleep(GATHER).await;
         let ring = guard.get_inner_mut();
         while let Some(item) = ring.next() {

@@ -1,6 +1,6 @@
-//! From the maps of one build to those of another, older or newer: what theirs hold goes into ours, field by field
-//! and by name, while their programs are still at work. Decision 0015 has the order of steps, and why a crash
-//! between any two leaves a state from which either build goes on.
+//! Carries the entries of another build's maps, older or newer, into the maps of this build, field by field and by name, while
+//! the other build's programs are still attached. Decision 0015 has the order of steps, and the reason why a crash between
+//! any two of them leaves a state from which either build goes on.
 //!
 //! Invariant: never writes to a map of the other build.
 
@@ -27,7 +27,7 @@ use crate::{
 /// a copy began is copied again by the next. The coarse clock ticks every 10 ms at the slowest (`CONFIG_HZ=100`).
 const CLOCK_SLACK_NS: u64 = 50_000_000;
 
-/// Fills our maps from those of the same names, but for the flows. The configuration gets our version.
+/// Fills our maps from the other build's maps of the same names, except for flows. The configuration gets our version.
 pub(crate) fn carry_state(predecessors: &[Predecessor], maps: &Maps) -> Result<(), DatapathError> {
     for predecessor in predecessors {
         let name = predecessor.name;
@@ -50,7 +50,7 @@ pub(crate) fn carry_state(predecessors: &[Predecessor], maps: &Maps) -> Result<(
 }
 
 impl Predecessor {
-    /// How their entries become ours; none, with a warning, if they cannot.
+    /// The conversion of their entries to ours; `None`, with a warning, if there is none.
     fn conversion(&self) -> Option<Conversion> {
         let conversion = Conversion::between(&self.their_shape, &self.our_shape);
         if conversion.is_none() {
@@ -76,7 +76,7 @@ fn rows(name: &'static str, map: &OwnedFd, shape: &Shape) -> Result<Rows, Datapa
     Ok(Rows::new(name, fd, shape.key_bytes as usize, shape.value_bytes as usize))
 }
 
-/// What became of a copy.
+/// The outcome of a copy.
 #[derive(Debug, Default, Clone, Copy)]
 struct Copied {
     entries: usize,
@@ -116,7 +116,7 @@ fn carry_rows(
     Ok(copied)
 }
 
-/// Copies a per-CPU array slot by slot; returns how many slots ours has not.
+/// Copies a per-CPU array slot by slot; returns the number of slots that our map does not have.
 fn carry_per_cpu(map: &Predecessor, conversion: &Conversion) -> Result<usize, DatapathError> {
     let fail = |operation| move |source| DatapathError::Map { map: map.name, operation, source };
     let cpus = aya::util::nr_cpus().map_err(|(_, source)| fail("count the CPUs of")(source))?;
@@ -140,7 +140,7 @@ fn carry_per_cpu(map: &Predecessor, conversion: &Conversion) -> Result<usize, Da
     Ok((map.their_shape.max_entries - slots) as usize)
 }
 
-/// Flow tables of other programs, whose flows go into ours.
+/// The flow tables of other programs, whose flows go into ours.
 #[derive(Debug)]
 pub(crate) struct FlowHandover<'a> {
     sources: Vec<FlowSource>,

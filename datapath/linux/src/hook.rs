@@ -1,8 +1,8 @@
-//! Attaching programs to devices: by TCX links pinned under their device's and program's names, or by clsact
-//! filters where the kernel is older than 6.6.
+//! Attaching programs to devices: by TCX links that are pinned under the names of device and program, or by clsact filters
+//! on kernels older than 6.6.
 //!
-//! A link is never made twice: one that is pinned gets the new program in place, without a packet in between
-//! that meets none (FACTS: 100 swaps under load, no loss).
+//! A link is never made twice: the program of a pinned link is replaced in place, so that no packet passes without a
+//! program (FACTS: 100 swaps under load, no loss).
 
 use std::{fs, io, os::fd::AsFd, path::PathBuf, thread};
 
@@ -30,11 +30,11 @@ use crate::{
     xdp,
 };
 
-/// Our filter's place at a clsact hook: fixed, so that it is found and replaced.
+/// The priority of our filter at a clsact hook: fixed, so that the filter is found and replaced.
 const CLSACT_PRIORITY: u16 = 1;
 const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 1);
 
-/// How programs are attached.
+/// The way in which programs are attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AttachMode {
     Tcx,
@@ -42,7 +42,7 @@ pub(crate) enum AttachMode {
 }
 
 impl AttachMode {
-    /// What this kernel can do: asked, not told from its version.
+    /// The mode that this kernel supports: probed, not derived from its version.
     pub(crate) fn probe() -> Self {
         match SchedClassifier::query_tcx("lo", TcAttachType::Ingress) {
             Ok(_) => Self::Tcx,
@@ -59,7 +59,7 @@ impl Program {
         }
     }
 
-    /// Whether the kernel calls a program so: it keeps 15 bytes of a name.
+    /// Whether a name in the kernel, which keeps 15 bytes, is that of the program.
     fn is_named(self, name: &str) -> bool {
         let length = self.name().len().min(15);
         name == &self.name()[..length]
@@ -74,7 +74,7 @@ impl Program {
     }
 }
 
-/// Which programs belong on a device of ours.
+/// The programs that belong on a device of ours.
 pub(crate) fn programs_of(device: &str) -> &'static [Program] {
     match device {
         HOST_DEVICE => &[Program::FromHost],
@@ -84,7 +84,7 @@ pub(crate) fn programs_of(device: &str) -> &'static [Program] {
     }
 }
 
-/// The programs of the underlay's interface, which is not ours.
+/// The programs that belong on the underlay's interface.
 pub(crate) const UNDERLAY_PROGRAMS: &[Program] = &[Program::FromNetdev, Program::ToNetdev];
 
 /// The loaded programs, and where they are attached.
@@ -111,16 +111,16 @@ pub(crate) struct AtWork {
     place: Place,
 }
 
-/// Where a program is attached.
+/// The place where a program is attached.
 #[derive(Debug)]
 enum Place {
-    /// By the pinned link of this name.
+    /// The pinned link of this name.
     Link(String),
-    /// By our filter on this device.
+    /// Our filter on this device.
     Filter(String, TcAttachType),
 }
 
-/// Whether a program is of a build of ours: all of them read the configuration.
+/// Whether a program belongs to any build of ours: the programs of all builds read the configuration map.
 fn is_of_ours(program_id: u32) -> Result<bool, DatapathError> {
     let fail = |source| DatapathError::program("at clsact", "ask for the maps of", source);
     for id in bpf::program_map_ids(program_id).map_err(fail)? {
@@ -142,8 +142,7 @@ impl LinkPin {
 }
 
 impl Hooks {
-    /// Loads the programs into the kernel, where they are checked: all at once, as that is what the start of an agent
-    /// waits for.
+    /// Loads the programs into the kernel. The verifier checks them in parallel, because an agent's start waits for it.
     pub(crate) fn load(mut ebpf: Ebpf, pins: Pins, mode: AttachMode) -> Result<Self, DatapathError> {
         for program in Program::ALL {
             classifier(&mut ebpf, program)?;
@@ -164,8 +163,8 @@ impl Hooks {
         Ok(Self { ebpf, pins, mode })
     }
 
-    /// Pins what was loaded in the place of an earlier build's: the maps that were made beside its, and the
-    /// programs. What this build does not know goes.
+    /// Pins the loaded programs, and the maps that were made beside those of an earlier build, in place of the earlier build's.
+    /// Pins that this build does not know are removed.
     pub(crate) fn pin(&mut self) -> Result<(), DatapathError> {
         for map in pins::names(&self.pins.next())? {
             self.pins.take_over(&map)?;
@@ -186,7 +185,7 @@ impl Hooks {
         Ok(())
     }
 
-    /// What works at this node's hooks now; `links` are the node's devices.
+    /// The programs at this node's hooks now; `links` are the node's devices.
     pub(crate) async fn at_work(
         &self,
         netlink: &Netlink,
@@ -227,12 +226,12 @@ impl Hooks {
         Ok(found)
     }
 
-    /// Puts to work on a device the programs that belong there; what is attached is replaced in place.
+    /// Attaches the programs that belong on a device; attached programs are replaced in place.
     pub(crate) fn attach(&mut self, device: &str) -> Result<(), DatapathError> {
         programs_of(device).iter().try_for_each(|program| self.attach_one(device, *program))
     }
 
-    /// Puts the underlay's programs to work on its interface, then takes them off every other one.
+    /// Attaches the underlay's programs to its interface, then detaches them from every other interface.
     pub(crate) async fn attach_underlay(
         &mut self,
         netlink: &Netlink,
@@ -241,7 +240,7 @@ impl Hooks {
         let links = netlink.links().await?;
         for pin in self.link_pins()?.iter().filter(|pin| UNDERLAY_PROGRAMS.contains(&pin.program)) {
             let path = self.link_path(device, pin.program);
-            // Gone, or another name of this one: a hook takes a program once.
+            // The device is gone, or this is another name of the same device: a hook takes a program once.
             if links.iter().all(|link| link.name != pin.device) && !path.exists() {
                 let former = self.link_path(&pin.device, pin.program);
                 fs::rename(&former, path).map_err(|source| DatapathError::file("rename", former, source))?;
@@ -277,8 +276,7 @@ impl Hooks {
         }
     }
 
-    /// Gives the program to the pinned link of that name. False if there is none, or its device is gone (the
-    /// pin then goes too).
+    /// Replaces the program of a pinned link. False if there is no such link, or its device is gone; the pin is then removed.
     fn replace_link(&mut self, device: &str, program: Program) -> Result<bool, DatapathError> {
         let path = self.link_path(device, program);
         let fail = |error: LinkError| program.fail(format!("adopt the link of {device} for"), error);
@@ -293,7 +291,7 @@ impl Hooks {
         let classifier = classifier(&mut self.ebpf, program)?;
         match classifier.attach_to_link(link) {
             Ok(id) => {
-                // The pin holds the link; this handle on it is not needed.
+                // The pin holds the link: this handle is not needed.
                 drop(classifier.take_link(id).map_err(|error| program.fail("release the link of", error))?);
                 Ok(true)
             }
@@ -345,7 +343,7 @@ impl Hooks {
             }
             other => other.map_err(fail)?,
         };
-        // Dropped, the handle would detach the filter, which must outlive the agent.
+        // Dropping the handle would detach the filter, which must outlive the agent.
         std::mem::forget(classifier.take_link(id).map_err(fail)?);
         Ok(())
     }
@@ -388,12 +386,12 @@ impl Hooks {
         Ok(adopted)
     }
 
-    /// Which links are pinned.
+    /// The pinned links.
     pub(crate) fn link_pins(&self) -> Result<Vec<LinkPin>, DatapathError> {
         Ok(pins::names(&self.pins.links())?.iter().filter_map(|name| LinkPin::parse(name)).collect())
     }
 
-    /// Takes the programs off a device by removing their links' pins. (Clsact filters go with the device.)
+    /// Detaches the programs from a device by removing the pins of their links. (Clsact filters go with the device.)
     pub(crate) fn detach(&self, device: &str) -> Result<(), DatapathError> {
         programs_of(device).iter().try_for_each(|program| pins::remove(&self.link_path(device, *program)))
     }

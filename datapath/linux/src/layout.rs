@@ -1,5 +1,5 @@
-//! What a map is like: its type, its sizes, and where the fields of its keys and values lie. Every map of ours
-//! carries that with it (BTF), so that a build reads the maps of another, older or newer, that it knows nothing of.
+//! The layout of a map: type, sizes, and the offsets of the fields of keys and values. Every map of ours carries its layout
+//! (BTF), so that a build can read the maps of any other build, older or newer.
 
 use std::{collections::BTreeMap, io, os::fd::BorrowedFd};
 
@@ -19,11 +19,11 @@ pub(crate) struct Shape {
     pub key_bytes: u32,
     pub value_bytes: u32,
     pub max_entries: u32,
-    /// `None` where the map does not tell.
+    /// `None` for a map without type information.
     pub fields: Option<Fields>,
 }
 
-/// Where the fields of a map's keys and values lie.
+/// The fields of a map's keys and values.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Fields {
     pub key: Vec<Field>,
@@ -58,7 +58,7 @@ pub(crate) fn wanted() -> Result<BTreeMap<&'static str, Shape>, DatapathError> {
 }
 
 impl Shape {
-    /// Of a map in the kernel. Type information that cannot be read counts as none.
+    /// The shape of a map in the kernel. Type information that cannot be decoded counts as none.
     pub(crate) fn of(name: &str, map: BorrowedFd<'_>) -> Result<Self, DatapathError> {
         let fail = |source: io::Error| layout(name, format!("cannot be asked: {source}"));
         let info = bpf::map_info(map).map_err(fail)?;
@@ -84,7 +84,7 @@ impl Shape {
         })
     }
 
-    /// The fields, if they lie within keys and values as large as the map's.
+    /// The fields, if all of them lie within the map's keys and values.
     fn known_fields(&self) -> Option<(&[Field], &[Field])> {
         let Fields { key, value } = self.fields.as_ref()?;
         let within = |fields: &[Field], bytes: u32| {
@@ -93,8 +93,8 @@ impl Shape {
         (within(key, self.key_bytes) && within(value, self.value_bytes)).then_some((key, value))
     }
 
-    /// Whether a map of this shape can be used as one of another: all is equal, but for descriptions of maps
-    /// that the kernel keeps none of.
+    /// Whether a map of this shape can be used where another shape is wanted: all is equal, except for the fields of maps that the
+    /// kernel keeps no type information of.
     pub(crate) fn serves_as(&self, wanted: &Self, described: bool) -> bool {
         let sizes =
             |shape: &Self| (shape.kind, shape.flags, shape.key_bytes, shape.value_bytes, shape.max_entries);
@@ -109,14 +109,14 @@ fn fields(btf: &Btf<'_>, key: u32, value: u32) -> Result<Option<Fields>, BtfErro
     }
 }
 
-/// How keys and values of one shape become those of another.
+/// The conversion of keys and values of one shape to another.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Conversion {
     key: Vec<Move>,
     value: Vec<Move>,
 }
 
-/// Bytes that stand elsewhere.
+/// Bytes that have another offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Move {
     from: usize,
@@ -125,9 +125,9 @@ struct Move {
 }
 
 impl Conversion {
-    /// By the names of fields. A field of a value that only one side has is dropped, or is zero; one that
-    /// has another size counts as another field. `None` if a map does not tell its fields, or keys have not
-    /// the same ones: entries would fall together.
+    /// Converts by the names of fields. A value's field that only one side has is dropped, or zero; a field of another size
+    /// counts as another field. `None` if a map has no type information, or the keys differ in their fields: entries would
+    /// collide.
     pub(crate) fn between(from: &Shape, to: &Shape) -> Option<Self> {
         let ((from_key, from_value), (to_key, to_value)) = (from.known_fields()?, to.known_fields()?);
         let key = moves(from_key, to_key);
@@ -152,7 +152,7 @@ fn moves(from: &[Field], to: &[Field]) -> Vec<Move> {
     to.iter().filter_map(place).collect()
 }
 
-/// Joins what lies side by side in both.
+/// Joins moves of adjacent bytes.
 fn merge(moves: Vec<Move>) -> Vec<Move> {
     let mut merged: Vec<Move> = Vec::new();
     for step in moves {

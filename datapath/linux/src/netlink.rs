@@ -49,7 +49,7 @@ impl Drop for Netlink {
     }
 }
 
-/// A network device, as far as we care.
+/// The properties of a network device that we use.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Link {
     pub index: u32,
@@ -61,29 +61,29 @@ pub(crate) struct Link {
     /// The device group: see [`crate::device::GROUP`].
     pub group: u32,
     pub up: bool,
-    /// Whether it passes packets: up, and so is its other end.
+    /// Whether the device passes packets: it is up, and so is its other end.
     pub running: bool,
     pub noarp: bool,
     pub loopback: bool,
-    /// Index of the other end of a veth pair, in that one's namespace.
+    /// Index of the other end of a veth pair, in the other end's namespace.
     pub peer: u32,
-    /// That namespace, as this one calls it.
+    /// This namespace's number for the other end's namespace.
     pub peer_namespace: Option<i32>,
     /// UDP port of a vxlan device.
     pub port: u16,
-    /// A vxlan device whose keys come from the programs.
+    /// A vxlan device that takes its tunnel keys from the programs (`external`).
     pub external: bool,
 }
 
-/// A route, as far as we care.
+/// The properties of a route that we use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Route {
     pub destination: IpNetwork,
-    /// Of several next hops the first one's.
+    /// The gateway; of several next hops the first.
     pub device: u32,
     pub gateway: Option<IpAddr>,
     pub source: Option<IpAddr>,
-    /// Of several routes to one destination the lowest wins.
+    /// The metric: of several routes to one destination the lowest wins.
     pub priority: u32,
     pub mtu_bytes: Option<u32>,
     pub protocol: u8,
@@ -119,7 +119,7 @@ impl Netlink {
         Ok(self.links().await?.into_iter().find(|link| link.index == index))
     }
 
-    /// What this namespace calls another one, as in [`Link::peer_namespace`]; `None` if it has no name for it.
+    /// This namespace's number for another namespace, as in [`Link::peer_namespace`]; `None` if it has none.
     pub(crate) async fn namespace_number(&self, fd: i32) -> Result<Option<i32>, DatapathError> {
         let fail = |error| failed("ask for the number of a network namespace".into(), error);
         let fd = u32::try_from(fd).map_err(|_| DatapathError::NotReady("a namespace is closed".into()))?;
@@ -174,7 +174,7 @@ impl Netlink {
         Ok(messages.iter().map(parse::link).collect())
     }
 
-    /// Makes a device; an existing one is an error.
+    /// Makes a device; an existing device is an error.
     pub(crate) async fn create(&self, name: &str, message: LinkMessage) -> Result<(), DatapathError> {
         self.handle
             .link()
@@ -195,7 +195,7 @@ impl Netlink {
         self.handle.link().change(message).execute().await.map_err(|error| failed(what, error))
     }
 
-    /// Deletes a device; one that is not there counts as deleted.
+    /// Deletes a device; a device that is not there counts as deleted.
     pub(crate) async fn delete(&self, link: &Link) -> Result<(), DatapathError> {
         match self.handle.link().del(link.index).execute().await {
             Err(error) if errno(&error) != Some(libc::ENODEV) => {
@@ -265,7 +265,7 @@ impl Netlink {
         request.execute().await.map_err(|error| failed(format!("make route {what}"), error))
     }
 
-    /// Deletes a route; one that is not there counts as deleted.
+    /// Deletes a route; a route that is not there counts as deleted.
     pub(crate) async fn delete_route(
         &self,
         message: RouteMessage,

@@ -16,10 +16,10 @@ use nix::{
 
 use crate::error::DatapathError;
 
-/// Where BPF file systems are mounted by custom.
+/// The customary mount point of the BPF file system.
 const BPFFS: &str = "/sys/fs/bpf";
 
-/// The folders inside, in the order in which their content is taken away: packets stop before maps go.
+/// The folders inside, in the order of removal: programs are detached before maps go.
 pub(crate) const PARTS: [&str; 4] = ["links", "programs", "next", "maps"];
 
 /// The folder with its parts. One process owns it at a time: the lock goes with the value, or with the
@@ -53,8 +53,7 @@ impl Lock {
 }
 
 impl Pins {
-    /// Makes the folders and takes the lock; mounts the BPF file system at its customary place if nothing is
-    /// there yet.
+    /// Makes the folders and takes the lock; mounts the BPF file system at its customary place if it is not mounted.
     pub(crate) fn create(root: &Path) -> Result<Self, DatapathError> {
         if root.starts_with(BPFFS) && !is_bpffs(Path::new(BPFFS)) {
             mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), None::<&str>)
@@ -103,7 +102,7 @@ impl Pins {
     }
 }
 
-/// Removes a pin; one that is not there counts as removed.
+/// Removes a pin; a pin that is not there counts as removed.
 pub(crate) fn remove(path: &Path) -> Result<(), DatapathError> {
     match fs::remove_file(path) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {

@@ -1,4 +1,4 @@
-//! Which of our programs work where, asked of the kernel.
+//! The devices and cgroups that our programs are attached to, as the kernel reports them.
 
 use std::collections::BTreeMap;
 
@@ -12,14 +12,14 @@ use crate::{
     object::{Program, SocketProgram, XDP_PROGRAM},
 };
 
-/// A program and the devices where it is at work.
+/// A program and the devices that it is attached to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ProgramInfo {
     /// Its name in the object.
     pub name: String,
     /// How it is attached: `tcx`, `clsact`, `cgroup`, `xdp native` or `xdp generic`.
     pub hook: &'static str,
-    /// The devices, sorted; of one at sockets its cgroup.
+    /// The devices, sorted; of a socket program its cgroup.
     pub devices: Vec<String>,
 }
 

@@ -50,7 +50,7 @@ fn ours(
         .map_err(unsupported)?
         .protocol(RouteProtocol::Other(protocol));
     let mut message = match value.next_hop {
-        // The plan knows that it is on the same network, also where this node's own address says less (a /32).
+        // The plan says that the next hop is on the same network, also where this node's address has no prefix (a /32).
         Some(next_hop) => {
             let mut message = builder.gateway(next_hop.address).map_err(unsupported)?.build();
             message.header.flags |= RouteFlags::Onlink;
@@ -62,7 +62,7 @@ fn ours(
     Ok(message)
 }
 
-/// Makes or changes routes, many at once. The answers are in the order of the routes.
+/// Makes or changes routes concurrently. The answers are in the order of the routes.
 pub(crate) async fn put_all(
     netlink: &Netlink,
     device: u32,
@@ -76,7 +76,7 @@ pub(crate) async fn put_all(
     stream::iter(requests).buffered(IN_FLIGHT).collect().await
 }
 
-/// Deletes routes of ours, many at once; those that are not there count as deleted.
+/// Deletes routes of ours concurrently; routes that are not there count as deleted.
 pub(crate) async fn delete_all(
     netlink: &Netlink,
     protocol: u8,
@@ -86,7 +86,7 @@ pub(crate) async fn delete_all(
     stream::iter(requests).buffered(IN_FLIGHT).collect().await
 }
 
-/// Deletes a route of ours. The kernel looks for one with this protocol number: another's is safe.
+/// Deletes a route of ours. The kernel matches the protocol number, so that routes of other owners are safe.
 pub(crate) async fn delete(
     netlink: &Netlink,
     protocol: u8,
@@ -96,7 +96,7 @@ pub(crate) async fn delete(
         .destination_prefix(destination.network(), destination.prefix())
         .map_err(unsupported)?
         .protocol(RouteProtocol::Other(protocol))
-        // Any: what a route's scope is does not make it another's.
+        // Any scope: the protocol number alone says that the route is ours.
         .scope(RouteScope::NoWhere)
         .build();
     netlink.delete_route(message, destination).await

@@ -1,5 +1,5 @@
-//! The few kernel settings that we need, each with its reason. `/proc/sys/net` shows the namespace of the
-//! calling thread: the whole agent runs in its node's.
+//! The kernel settings that we need, each with its reason. `/proc/sys/net` shows the namespace of the calling thread: the
+//! whole agent runs in the namespace of its node.
 
 use std::{
     fs, io,
@@ -10,12 +10,13 @@ use datapath_plan::Masquerade;
 
 use crate::{device::is_named_as_ours, error::DatapathError};
 
-/// What the node as a whole needs. Left as it is by a cleanup: others may rely on it by then, and a reboot forgets it.
+/// The settings of the node as a whole. A cleanup leaves them: other software may rely on them by then, and a reboot resets
+/// them.
 pub(crate) fn prepare_node(masquerade: Option<&Masquerade>) -> Result<(), DatapathError> {
-    // Packets that the programs hand to the stack for elsewhere (action `stack`) must be forwarded.
+    // The stack must forward packets that the programs pass to it (action `stack`).
     write("net/ipv4/ip_forward", "1")?;
     filter_reverse_paths_by_device()?;
-    // The masquerade's ports are its own: the kernel gives none of them to the node's sockets.
+    // The kernel must not give ports of the masquerade to the node's sockets.
     match masquerade {
         Some(masquerade) => reserve(masquerade.first_port, masquerade.last_port),
         None => Ok(()),
@@ -24,13 +25,14 @@ pub(crate) fn prepare_node(masquerade: Option<&Masquerade>) -> Result<(), Datapa
 
 const ALL_REVERSE_PATHS: &str = "net/ipv4/conf/all/rp_filter";
 
-/// Whether reverse paths are filtered on our devices whatever we set there. Of a device's own value and that of `all` the
-/// kernel takes the greater, and for a device without an address, as endpoints' are, loose (2) is as bad as strict (1).
+/// Whether reverse path filtering is on for our devices whatever their own setting. The kernel takes the greater of a
+/// device's value and that of `all`. For a device without an address, such as an endpoint's, loose (2) drops as much as
+/// strict (1).
 pub(crate) fn filters_all_reverse_paths() -> Result<bool, DatapathError> {
     Ok(read(ALL_REVERSE_PATHS)? != "0")
 }
 
-/// Takes the value of `all` away and gives it to every other device, and to those to come: each is as strict as before.
+/// Moves the value of `all` to every other device and to the default of new ones: each is as strict as before.
 fn filter_reverse_paths_by_device() -> Result<(), DatapathError> {
     let all = read(ALL_REVERSE_PATHS)?;
     if all == "0" {
@@ -44,14 +46,14 @@ fn filter_reverse_paths_by_device() -> Result<(), DatapathError> {
         match read(&key) {
             // Values are single digits.
             Ok(own) if own < all => write(&key, &all)?,
-            // A device that is gone by now needs nothing.
+            // The device may be gone by now.
             _ => {}
         }
     }
     write(ALL_REVERSE_PATHS, "0")
 }
 
-/// Adds a range to the ports that the kernel gives to nobody by itself; those of others stay.
+/// Adds a range to the reserved local ports; other ranges stay.
 fn reserve(first: u16, last: u16) -> Result<(), DatapathError> {
     const KEY: &str = "net/ipv4/ip_local_reserved_ports";
     let present = read(KEY)?;
@@ -66,10 +68,10 @@ fn reserve(first: u16, last: u16) -> Result<(), DatapathError> {
     write(KEY, &format!("{present}{gap}{first}-{last}"))
 }
 
-/// What each of our devices needs.
+/// The settings of each of our devices.
 pub(crate) fn prepare_device(name: &str) -> Result<(), DatapathError> {
-    // Routes to endpoints lead to `warren_host`, not to the device that their packets come in by: reverse path
-    // filtering would drop them. The programs check sources.
+    // Routes to endpoints lead to `warren_host` and not to the endpoints' devices: reverse path filtering would drop all
+    // packets of endpoints. The programs check sources.
     write(&format!("net/ipv4/conf/{name}/rp_filter"), "0")?;
     // No link-local IPv6 address, router solicitation or MLD report: the programs would count each as a
     // dropped packet.

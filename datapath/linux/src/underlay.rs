@@ -1,4 +1,4 @@
-//! Which of the node's addresses carries the traffic between nodes, and why.
+//! The choice of the address that carries the traffic between nodes, and its reason.
 //!
 //! The stack is read whole, and the choice is made by a function of what was read (`choose.rs`).
 
@@ -16,7 +16,7 @@ use crate::{
     netlink::{Link, Netlink, Route},
 };
 
-/// The address that packets of other nodes come to, and how it was chosen.
+/// The address that other nodes send to, and the reason of the choice.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Underlay {
     /// The interface's name.
@@ -29,29 +29,29 @@ pub struct Underlay {
     pub network: IpNetwork,
     /// MTU of the interface, bytes.
     pub mtu_bytes: u32,
-    /// Why this one, in words, for `status`.
+    /// The reason of the choice, in words, for `status`.
     pub reason: String,
-    /// The others, and why none of them.
+    /// The other interfaces, and the reasons against them.
     pub passed_over: Vec<PassedOver>,
 }
 
-/// An interface that is not the underlay's.
+/// An interface that was not chosen.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PassedOver {
     /// Its name.
     pub interface: String,
-    /// Why not, in words.
+    /// The reason, in words.
     pub reason: String,
 }
 
-/// The stack, as far as the choice depends on it.
+/// The state of the stack that the choice depends on.
 #[derive(Debug, Default)]
 struct Stack {
     /// Devices that are neither ours nor the loopback, with their addresses of global scope.
     devices: Vec<Device>,
     /// Default routes of the main table, the best first.
     defaults: Vec<Route>,
-    /// The ways to those that must be reached.
+    /// The routes to the addresses that must be reached.
     ways: Vec<(IpAddr, Route)>,
 }
 

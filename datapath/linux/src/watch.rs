@@ -1,11 +1,11 @@
-//! Hears what anybody changes in the node's network stack: whether the underlay must be chosen anew, and what of ours
-//! somebody took away or changed.
+//! Watches the node's network stack for changes: whether the underlay must be chosen again, and which entries of ours were
+//! modified externally.
 //!
-//! It says that something changed, never how it is now: whoever hears it looks. So nothing depends on the order of
-//! messages, and messages that the kernel had to drop (`ENOBUFS`) cost one look at everything.
+//! A change says that something changed, never what it is now: the receiver reads the state. So nothing depends on the order
+//! of messages, and messages that the kernel had to drop (`ENOBUFS`) cost one whole reading.
 //!
-//! What this agent does itself is heard too: making things says nothing, and deleting or changing them names a thing
-//! that is no longer wanted, or as it is wanted.
+//! The agent's own changes are seen, too: creations are not reported, and deletions and changes name entries that are no
+//! longer wanted, or that are as wanted.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,16 +27,16 @@ use crate::{
     netlink::{Link, Netlink, parse},
 };
 
-/// What comes within this time of a first change is told with it: a device that is replaced, or an address that is
-/// exchanged, is a handful of messages. Short beside what a moved node's flows wait for anyhow.
+/// Changes within this time of a first change are reported together: a device that is replaced, or an address that is
+/// exchanged, is a handful of messages. Short compared with the interruption of the flows of a node that moves.
 const SETTLE: Duration = Duration::from_millis(50);
 
-/// What has changed since the last look.
+/// The changes since the last report.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Changes {
     /// Links, addresses or routes that are not ours: the underlay may be another.
     pub underlay: bool,
-    /// Entries whose part in the stack is gone, or not as it was.
+    /// Entries whose part in the stack was deleted or changed.
     pub ours: BTreeSet<TableKey>,
     /// Messages were lost: anything may have changed.
     pub lost: bool,
@@ -52,12 +52,12 @@ impl Changes {
 pub struct Watch {
     socket: TokioSocket,
     ours: Ours,
-    /// What was heard and not told yet, and when it will be.
+    /// Changes that have not been reported, and the time of the report.
     heard: Changes,
     settled: Option<Instant>,
 }
 
-/// Devices of ours by index, as they were heard of last.
+/// Devices of ours by index, as last reported by the kernel.
 #[derive(Debug, Default)]
 struct Ours {
     links: BTreeMap<u32, Link>,
@@ -65,7 +65,7 @@ struct Ours {
 }
 
 impl Watch {
-    /// Begins to listen in the namespace of the calling thread. `protocol`: our routes' number.
+    /// Begins to watch the namespace of the calling thread. `protocol`: the protocol number of our routes.
     ///
     /// # Errors
     /// [`DatapathError::Netlink`] if the kernel gives no such socket, or cannot be read.
@@ -77,7 +77,7 @@ impl Watch {
         for group in [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv4Route] {
             socket.socket_ref().add_membership(group as u32).map_err(fail)?;
         }
-        // Subscribed first, listed after: nothing falls between.
+        // Subscribe first, then list: no change is lost between the two.
         let ours = Ours { protocol, ..Ours::default() };
         let mut watch = Self { socket, ours, heard: Changes::default(), settled: None };
         watch.list().await?;
@@ -90,8 +90,7 @@ impl Watch {
         Ok(())
     }
 
-    /// Waits until something has changed that may matter to us, and says what. The future may be dropped and asked for
-    /// again: nothing is forgotten.
+    /// Waits for changes that may concern us. Cancel-safe.
     ///
     /// # Errors
     /// [`DatapathError::Netlink`] if the socket is broken: open another, and look at everything.
@@ -126,7 +125,7 @@ impl Watch {
     }
 }
 
-/// The messages of a datagram. One that cannot be read is of a kind that we do not care about.
+/// The messages of a datagram. Messages that cannot be decoded are of kinds that do not concern us.
 fn read(datagram: &[u8], mut hear: impl FnMut(RouteNetlinkMessage)) {
     let mut rest = datagram;
     while let Ok(buffer) = NetlinkBuffer::new_checked(&rest) {
@@ -146,7 +145,7 @@ fn read(datagram: &[u8], mut hear: impl FnMut(RouteNetlinkMessage)) {
 impl Ours {
     fn hear(&mut self, message: RouteNetlinkMessage, changes: &mut Changes) {
         match message {
-            // Said again of ports of bridges, without what makes a link ours.
+            // Repeated for ports of bridges, without the attributes that mark a link as ours.
             RouteNetlinkMessage::NewLink(message) | RouteNetlinkMessage::DelLink(message)
                 if message.header.interface_family == AddressFamily::Bridge => {}
             RouteNetlinkMessage::NewLink(message) => self.new_link(parse::link(&message), changes),
@@ -181,7 +180,7 @@ impl Ours {
 
     fn new_link(&mut self, link: Link, changes: &mut Changes) {
         if !link.is_ours() {
-            // One of ours that somebody took out of our group.
+            // A device of ours that was removed from our group.
             match self.links.remove(&link.index) {
                 Some(before) => changes.ours.extend(key_of(&before)),
                 None => changes.underlay = true,
@@ -207,7 +206,7 @@ impl Ours {
     }
 }
 
-/// The entry that a device of ours is a part of.
+/// The entry that a device of ours belongs to.
 fn key_of(link: &Link) -> Option<TableKey> {
     match link.name.as_str() {
         HOST_DEVICE | NET_DEVICE | VXLAN_DEVICE => Some(TableKey::BASE),

@@ -1,5 +1,5 @@
-//! What packet tests and benches need in the kernel: a way to make a packet look as if it came out of the
-//! tunnel, and a program that does nothing, to compare times with.
+//! Programs for packet tests and benches: they give a packet the tunnel key of a packet from the tunnel, and do nothing, to
+//! compare times with.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(not(target_arch = "bpf"))]
@@ -77,20 +77,19 @@ mod programs {
         TC_ACT_OK
     }
 
-    /// What a program run costs by itself, and behind [`through_tunnel`].
+    /// Does nothing: the cost of a program run by itself, and behind [`through_tunnel`].
     #[classifier]
     pub fn nothing(_context: TcContext) -> i32 {
         TC_ACT_OK
     }
 
-    /// The same before the stack. A veth also wants some program at its other end before it delivers there what one of
-    /// ours sends back.
+    /// The same for XDP. A veth also wants some program at its other end before it delivers there what one of ours sends back.
     #[xdp]
     pub fn nothing_early(_context: XdpContext) -> u32 {
         XDP_PASS
     }
 
-    /// The end of a frame's way.
+    /// Drops every frame.
     #[xdp]
     pub fn end(_context: XdpContext) -> u32 {
         XDP_DROP

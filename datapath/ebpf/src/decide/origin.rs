@@ -233,7 +233,8 @@ pub fn is_from_node(packet: &TunnelSource, entry: &FlowEntry) -> bool {
     }
 }
 
-/// What [`is_from_node`] compares with an entry.
+/// What [`is_from_node`] compares with an entry: copied before the flow lookup, as the lookup's call makes the compiler load
+/// each field of the context anew (7 ns of a known packet).
 #[derive(Clone, Copy)]
 pub struct TunnelSource {
     outer_src: V4,

@@ -261,7 +261,7 @@ impl Tables {
 macro_rules! on_entries {
     (() $(#[doc = $doc:literal] $Variant:ident $field:ident [$Table:ident] $Key:ty => $Row:ty;)+) => {
         impl Tables {
-            fn put(&mut self, entry: Entry) {
+            pub(crate) fn put(&mut self, entry: Entry) {
                 match entry {
                     $(Entry::$Variant(key, row) => self.set(key, Some(row)),)+
                 }

@@ -7,7 +7,7 @@ use node_observe::FlowEvent;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// `GET /v1/state`: what the agent wants of the kernel. Every table, in the order in which plans make them.
+/// The answer to `GET /v1/state`: the desired state, every table in the order in which plans make them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct State {
     /// The tables, also those without rows.
@@ -57,31 +57,31 @@ pub struct BaseRow {
     pub tunnel_port: u16,
     /// MTU of endpoints.
     pub mtu_bytes: u32,
-    /// How packets get to other nodes: `tunnel` or `native`.
+    /// How packets reach other nodes: `tunnel` or `native`.
     pub mode: String,
-    /// How packets get to local endpoints: `bpf` or `legacy`.
+    /// How packets reach local endpoints: `bpf` or `legacy`.
     pub host_routing: String,
-    /// How endpoints reach the world; `null`: with their own addresses.
+    /// Masquerade; `null` if endpoints reach the world with their own addresses.
     pub masquerade: Option<MasqueradeRow>,
 }
 
-/// The masquerade of endpoints by the node's address.
+/// The settings of masquerade.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MasqueradeRow {
-    /// First port that is used.
+    /// The first port of the range.
     pub first_port: u16,
-    /// Last port that is used.
+    /// The last port of the range.
     pub last_port: u16,
-    /// Destinations that see endpoints' own addresses.
+    /// Destinations that are not masqueraded.
     pub exclude: Vec<IpNetwork>,
 }
 
-/// `POST /v1/state/diff`: where the kernel differs from what the agent wants.
+/// The answer to `POST /v1/state/diff`: the differences between desired and observed state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StateDiff {
-    /// One line for each difference, sorted; empty when there is none.
+    /// One line for each difference, sorted.
     pub differences: Vec<String>,
-    /// Whether they were repaired.
+    /// Whether the differences were repaired.
     pub repaired: bool,
 }
 
@@ -90,14 +90,14 @@ pub struct StateDiff {
 #[serde(rename_all = "kebab-case")]
 #[expect(
     clippy::large_enum_variant,
-    reason = "nearly all lines are events; boxing them would cost every one"
+    reason = "nearly all lines are events; boxing them would cost an allocation for each"
 )]
 pub enum ObserveLine {
     /// An event.
     Event(FlowEvent),
-    /// The reader was too slow, and this many events are missing here.
+    /// The reader was too slow: events are missing here.
     Lagged {
-        /// How many.
+        /// The number of missing events.
         events: u64,
     },
 }

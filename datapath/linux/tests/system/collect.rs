@@ -15,7 +15,7 @@ use datapath_plan::{Op, TableKey};
 
 use crate::{
     open::flow_map,
-    stage::{Namespace, Stage, endpoint, endpoint_ops, base_ops, must},
+    stage::{Namespace, Stage, base_ops, endpoint, endpoint_ops, must},
 };
 
 /// Entries of idle flows that are not over, which are the most expensive ones to collect.

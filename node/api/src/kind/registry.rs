@@ -28,11 +28,11 @@ macro_rules! registry {
             $(#[doc = concat!("Of `kind: ", stringify!($name), "`.")] $name(<$spec as Kind>::Written),)+
         }
 
-        /// An object of any kind, as an agent answers it.
+        /// An object of any kind, as an agent answers it. Boxed, as the sizes of kinds differ.
         #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
         #[serde(untagged)]
         pub enum Object {
-            $(#[doc = concat!("Of `kind: ", stringify!($name), "`.")] $name(<$spec as Kind>::Object),)+
+            $(#[doc = concat!("Of `kind: ", stringify!($name), "`.")] $name(Box<<$spec as Kind>::Object>),)+
         }
 
         impl KindName {
@@ -121,7 +121,7 @@ macro_rules! registry {
             pub fn name_and_spec(self) -> (ObjectName, Spec) {
                 match self {
                     $(Self::$name(object) => {
-                        let (name, spec) = <$spec>::name_and_spec(object);
+                        let (name, spec) = <$spec>::name_and_spec(*object);
                         (name, Spec::$name(spec))
                     })+
                 }

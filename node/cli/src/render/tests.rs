@@ -117,7 +117,7 @@ fn service_frontends_and_backends() {
     let each: Vec<String> = services.iter().map(|one| service(one, PLAIN)).collect();
     check("service", &each.concat());
     let objects_of = |services: Vec<node_api::Service>| {
-        let items = services.into_iter().map(Object::Service).collect();
+        let items = services.into_iter().map(Box::new).map(Object::Service).collect();
         objects(KindName::Service, &Listing::new(items, None))
     };
     check("services", &objects_of(services));

@@ -103,6 +103,28 @@ fn catch_up(view: &mut FleetView, bench: &Bench) {
     view.apply_events(&bench.store.events_since(view.revision().next()).unwrap());
 }
 
+/// After each request: the labels of each number point to it, and a service has every claim in its name.
+fn records_agree(store: &FleetView) {
+    for (id, entry) in store.identities() {
+        let labels = store.identity_labels().get(&entry.record.labels.digest());
+        assert!(labels.is_none_or(|labels| labels.record.id == *id), "{id} {}", entry.record.labels);
+    }
+    for (digest, entry) in store.identity_labels() {
+        let id = store.identities().get(&entry.record.id);
+        assert!(id.is_none_or(|id| id.record.labels.digest() == *digest), "{}", entry.record.labels);
+    }
+    for (claim, entry) in store.service_claims() {
+        let service = store.services().get(&entry.record.service);
+        assert!(service.is_none_or(|service| service.record.claims().contains(claim)), "{claim}");
+    }
+    for (name, entry) in store.services() {
+        for claim in entry.record.claims() {
+            let owner = store.service_claims().get(&claim).map(|entry| &entry.record.service);
+            assert_eq!(owner, Some(name), "{claim}");
+        }
+    }
+}
+
 /// Restores until nothing is left to be written. Returns how many operations each request had that was carried out.
 fn restore(view: &mut FleetView, bench: &mut Bench) -> Vec<usize> {
     let mut restorer = Restorer::default();
@@ -127,6 +149,7 @@ fn restore(view: &mut FleetView, bench: &mut Bench) -> Vec<usize> {
         }
         restorer.answered(answer.succeeded);
         catch_up(view, bench);
+        records_agree(&bench.view());
     }
     panic!("the restoration does not end: {:?}", view);
 }
@@ -270,6 +293,32 @@ fn number_of_a_copy_gives_way_unless_somebody_uses_it() {
         identity(found, 301, "db", "live");
     };
     assert_eq!(copy(&other, &|_| {}), (None, vec![301]));
+    // The copy's number is written again by somebody, with its labels or with others.
+    let again = |app: &str| format!(r#"{{"v":1,"labels":{{"app":"{app}"}},"state":"live"}}"#);
+    let same = |found: &mut Bench| text(found, "identities/id/299", &again("web"));
+    assert_eq!(copy(&|_| {}, &same), (Some(301), vec![301]));
+
+    // The copy's number belongs to other labels since. Those lose it, and only then is the other number written.
+    identity(&mut known, 299, "db", "live");
+    let mut found = bench();
+    identity(&mut found, 299, "web", "live");
+    let mut view = beside(&known, &mut found);
+    restore(&mut view, &mut found);
+    assert_eq!(numbers(&found), (Some(301), vec![301]));
+    assert!(!found.view().identity_labels().contains_key(&labels("db").digest()));
+}
+
+#[test]
+fn contradicting_records_are_not_written_again() {
+    let mut known = bench();
+    text(&mut known, "identities/id/300", r#"{"v":1,"labels":{"app":"db"},"state":"live"}"#);
+    let digest = labels("web").digest();
+    let by_labels = r#"{"v":1,"id":300,"labels":{"app":"web"}}"#;
+    text(&mut known, &format!("identities/labels/{digest}"), by_labels);
+    let mut found = bench();
+    let mut view = beside(&known, &mut found);
+    assert!(restore(&mut view, &mut found).is_empty());
+    assert_eq!((view.remembered(), content(&found).len()), (0, 0));
 }
 
 #[test]

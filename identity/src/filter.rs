@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn first_match_decides() {
+    fn filter_is_decided_by_the_first_match() {
         check(&[], "app=web,build/id=7", "app=web,build/id=7");
         check(&["-build/*"], "app=web,build/id=7", "app=web");
         check(&["build/id", "-build/*"], "app=web,build/id=7,build/by=me", "build/id=7");
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn patterns_are_texts_and_bad_ones_are_refused() {
+    fn pattern_text_is_parsed_or_refused() {
         for text in ["app", "team/*", "-build/*", "-*", "*"] {
             assert_eq!(text.parse::<LabelPattern>().unwrap().to_string(), text);
         }

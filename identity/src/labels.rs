@@ -221,7 +221,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn order_does_not_matter_and_the_digest_never_changes() {
+    fn label_order_does_not_matter_and_the_digest_never_changes() {
         let check = |left: &str, right: &str, digest: &str| {
             let (left, right): (Labels, Labels) = (left.parse().unwrap(), right.parse().unwrap());
             assert_eq!(left, right);
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_that_are_no_labels_are_refused() {
+    fn labels_of_bad_text_are_refused() {
         let check = |texts: &[&str], expected: LabelError| {
             assert_eq!(Labels::parse(texts), Err(expected));
         };
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_are_read_back_as_they_were_written() {
+    fn labels_round_trip() {
         let labels: Labels = "tier=,app=web,a/b.c=x".parse().unwrap();
         assert_eq!(labels.iter().collect::<Vec<_>>(), [("a/b.c", "x"), ("app", "web"), ("tier", "")]);
         assert_eq!((labels.len(), labels.get("tier"), labels.get("ap")), (3, Some(""), None));
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_that_are_no_digests_are_refused() {
+    fn digest_of_bad_text_is_refused() {
         let digest = Labels::default().digest().to_string();
         for bad in [&digest[1..], &digest.to_uppercase(), &digest.replace('b', "g"), &format!("{digest}0")] {
             assert_eq!(bad.parse::<LabelDigest>(), Err(DigestError));
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_are_inclusive() {
+    fn label_limits_are_inclusive() {
         let labels =
             |key: usize, value: usize| format!("{}={}", "k".repeat(key), "v".repeat(value)).parse::<Labels>();
         assert!(labels(MAX_KEY_BYTES, MAX_VALUE_BYTES).is_ok());

@@ -121,6 +121,16 @@ name_type!(
     ServiceName
 );
 name_type!(
+    /// The name of an object of any kind that manifests describe. Such names have one grammar, so that every
+    /// [`ServiceName`] is an `ObjectName`, and the reverse.
+    ObjectName
+);
+impl From<ServiceName> for ObjectName {
+    fn from(name: ServiceName) -> Self {
+        Self(name.0)
+    }
+}
+name_type!(
     /// The name of a fleet: part of every etcd key.
     FleetName
 );
@@ -134,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_fit_keys_and_host_names() {
+    fn name_grammar_fits_keys_and_host_names() {
         for good in ["a", "0", "node-1.rack_2", &"n".repeat(MAX_NAME_BYTES)] {
             assert_eq!(NodeName::new(good).map(|name| name.to_string()), Ok(good.to_owned()));
         }

@@ -114,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranges_end_where_they_should() {
+    fn identity_ranges_end_at_their_bounds() {
         let check = |number: u32, fleet: bool, reserved: bool| {
             let identity = Identity::new(number).unwrap();
             assert_eq!((identity.is_fleet(), identity.is_reserved()), (fleet, reserved), "{number}");

@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn operators_mean_what_kubernetes_means() {
+    fn selector_operators_mean_what_kubernetes_means() {
         let check = |operator, values: &[&str], expected: [bool; 3]| {
             let selector = one("app", operator, values);
             assert_eq!(selector.validate(), Ok(()));
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_must_hold_and_nothing_selects_all() {
+    fn selector_needs_every_part_and_the_empty_one_matches_all() {
         let mut selector = one("tier", Operator::Exists, &[]);
         selector.match_labels = "app=web".parse().unwrap();
         assert!(selector.matches(&"app=web,tier=1".parse().unwrap()));
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_meant_is_refused() {
+    fn selector_without_meaning_is_refused() {
         let check = |selector: Selector, expected: &str| {
             assert_eq!(selector.validate().unwrap_err().to_string(), expected);
         };

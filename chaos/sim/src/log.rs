@@ -56,7 +56,7 @@ impl Log {
 
     pub(crate) fn handle(&mut self, node: &mut Node, now: Now, event: Event) -> Vec<Command> {
         self.with(|recorder| {
-            recorder.before(now, &event);
+            recorder.before(now, &event, node);
             let commands = node.handle(now, event);
             recorder.after(&commands, node);
             commands

@@ -103,9 +103,9 @@ impl Direction {
 }
 
 /// In the place of a reason: packets that went on before the stack. They are among those that went on, too.
-pub const COUNTED_BEFORE_STACK: u8 = 254;
+pub const COUNTED_BY_XDP: u8 = 254;
 
-/// Slots of the counter map: reason 0 (forwarded) to 253 for each direction, [`COUNTED_BEFORE_STACK`], and 255: events
+/// Slots of the counter map: reason 0 (forwarded) to 253 for each direction, [`COUNTED_BY_XDP`], and 255: events
 /// that the ring did not take.
 pub const COUNTER_SLOTS: u32 = 512;
 

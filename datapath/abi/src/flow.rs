@@ -5,9 +5,9 @@ use crate::{MacBytes, V4, V6, abi_bytes};
 
 /// A packet's flow and direction.
 ///
-/// ICMP echo: the identifier stands for the port of the side that asks, 0 for the port of the other, so
-/// that request and answer are each other's reverse. Fragments but the first, ICMP errors and protocols
-/// without ports: both ports 0.
+/// ICMP echo: the identifier stands for the port of the end that sends requests, 0 for the port of the other end, so
+/// that the keys of request and reply are each other's reverse. Later fragments, ICMP errors and protocols without
+/// ports: both ports are 0.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FlowKey<A> {
@@ -108,6 +108,27 @@ pub mod flow_flags {
     pub const REWRITE_SRC: u8 = 1 << 2;
     /// Destination address and port are replaced.
     pub const REWRITE_DST: u8 = 1 << 3;
+    /// The two bits of the flow's [`super::PolicyVerdict`].
+    pub const POLICY_VERDICT: u8 = 0b11 << POLICY_VERDICT_SHIFT;
+    /// How far [`POLICY_VERDICT`] stands from the lowest bit.
+    pub const POLICY_VERDICT_SHIFT: u32 = 4;
+}
+
+/// What policy said of a flow, kept in both entries ([`flow_flags::POLICY_VERDICT`]). Zero is what entries of builds
+/// without policy say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum PolicyVerdict {
+    /// The flow's packets are forwarded.
+    Allow = 0,
+}
+
+impl PolicyVerdict {
+    /// The verdict as bits of [`FlowEntry::flags`].
+    #[inline(always)]
+    pub const fn flags(self) -> u8 {
+        (self as u8) << flow_flags::POLICY_VERDICT_SHIFT
+    }
 }
 
 /// One direction of a flow.
@@ -169,6 +190,19 @@ pub struct FlowEntry<A = V4> {
 }
 
 impl<A: Copy> FlowEntry<A> {
+    /// Whether packets of this direction are translated.
+    #[inline(always)]
+    pub const fn is_translated(&self) -> bool {
+        self.flags & (flow_flags::REWRITE_SRC | flow_flags::REWRITE_DST) != 0
+    }
+
+    /// Whether both source and destination of this direction's packets are translated.
+    #[inline(always)]
+    pub const fn is_translated_at_both_ends(&self) -> bool {
+        const BOTH: u8 = flow_flags::REWRITE_SRC | flow_flags::REWRITE_DST;
+        self.flags & BOTH == BOTH
+    }
+
     /// The key of a packet with the key `key` after it was rewritten.
     #[must_use]
     #[inline(always)]
@@ -241,7 +275,15 @@ mod tests {
     };
 
     #[test]
-    fn halves_of_a_translated_flow_name_each_other() {
+    fn policy_verdict_has_bits_of_its_own_and_zero_allows() {
+        use flow_flags::*;
+        assert_eq!(PolicyVerdict::Allow.flags(), 0);
+        assert_eq!(POLICY_VERDICT & (REPLY | ENDED | REWRITE_SRC | REWRITE_DST), 0);
+        assert_eq!(POLICY_VERDICT.trailing_zeros(), POLICY_VERDICT_SHIFT);
+    }
+
+    #[test]
+    fn flow_entries_of_a_translated_flow_name_each_other() {
         let out = FlowEntry {
             flags: flow_flags::REWRITE_SRC,
             rewrite_src: [192, 0, 2, 1],
@@ -261,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_rewrite_the_other_half_is_the_reverse() {
+    fn flow_entry_without_translation_has_the_reverse_key_as_the_other_direction() {
         let entry: FlowEntry = FlowEntry { rewrite_src: [1; 4], ..FlowEntry::default() };
         assert_eq!(entry.reverse_key(&KEY), KEY.reverse());
     }

@@ -7,6 +7,8 @@
 //! Invariant: whoever changes a layout here raises [`ABI_VERSION`]. Builds read one another's maps by the names of
 //! fields (decision 0015): a field that changes its meaning changes its name, zero in a new field means "as before",
 //! and a key that changes is a map of another name.
+
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 #![no_std]
 
 mod counter;
@@ -18,9 +20,11 @@ mod socket;
 
 pub mod identity_number;
 
-pub use counter::{COUNTED_BEFORE_STACK, COUNTER_SLOTS, Counter, Direction, DropReason, counter_slot};
+pub use counter::{COUNTED_BY_XDP, COUNTER_SLOTS, Counter, Direction, DropReason, counter_slot};
 pub use event::{Event, EventKind};
-pub use flow::{FlowAction, FlowEntry, FlowKey, FragmentKey, FragmentPorts, SourceKind, flow_flags};
+pub use flow::{
+    FlowAction, FlowEntry, FlowKey, FragmentKey, FragmentPorts, PolicyVerdict, SourceKind, flow_flags,
+};
 pub use map::*;
 pub use service::*;
 pub use socket::*;

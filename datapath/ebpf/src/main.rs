@@ -1,36 +1,28 @@
-//! The kernel programs: classifiers on the host sides of the endpoints' devices, on `warren_vxlan`, on
-//! `warren_host`, and on the underlay interface; and one before the stack.
+//! The kernel programs: classifiers on the host sides of the endpoints' devices, on `warren_vxlan`, on `warren_host` and on
+//! the underlay interface; XDP on the underlay interface; and programs at sockets.
 //!
-//! Each decides in a module of its own and ends in [`finish`], the one place where a verdict becomes what the
-//! kernel is told. A packet of a known flow costs one lookup in the flow table; the first one is decided from
-//! the other maps and makes both entries of its flow.
+//! A packet goes through the folders in this order: `hook` says which steps there are, `parse` reads the headers, `decide`
+//! looks up the flow or decides it (with `service` and `nat`), `forward` carries out what the flow's entry says. A packet of
+//! a known flow costs one lookup in the flow table; the first packet is decided from the other maps and makes both entries.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![cfg_attr(target_arch = "bpf", allow(internal_features), feature(asm_experimental_arch, core_intrinsics))]
 
-mod affinity;
 mod atomic;
-mod deliver;
-mod direct;
-mod flows;
-mod from_endpoint;
-mod from_host;
-mod from_netdev;
-mod from_overlay;
-mod icmp;
+mod buffer;
+mod clock;
+mod context;
+mod decide;
+mod epoch;
+mod forward;
+mod hook;
 mod lookup;
 mod maps;
-mod masquerade;
-mod outside;
-mod packet;
-mod programs;
+mod nat;
+mod parse;
 mod report;
-mod reset;
-mod rewrite;
+mod route;
 mod service;
-mod sock;
-mod sock_choice;
-mod to_endpoint;
-mod to_netdev;
+mod verdict;
 mod xdp;
 
 /// On the host there is nothing to run: the crate builds there so that compiler and lints see it.

@@ -1,4 +1,4 @@
-//! The maps, by the names of [`datapath_abi::map_name`].
+//! The maps, by the names of [`datapath_abi::map_name`]; the context of packets is in `context`.
 
 use aya_ebpf::{
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
@@ -13,9 +13,7 @@ use datapath_abi::{
     SlotBlock, SlotsKey, SocketEntry, SocketKey, Source, V4,
 };
 
-use crate::packet::Scratch;
-
-/// Hash tables that user space fills are not allocated in advance: a small fleet costs little memory.
+/// Hash tables that user space fills are not allocated in advance, so that a small fleet costs little memory.
 const NO_PREALLOC: usize = aya_ebpf::bindings::BPF_F_NO_PREALLOC as usize;
 
 #[btf_map(name = "WARREN_CONFIG")]
@@ -68,7 +66,8 @@ pub static AFFINITY: LruHashMap<AffinityKey, AffinityEntry, { MAX_AFFINITIES as 
 
 #[btf_map(name = "WARREN_PORTS")]
 pub static SERVICE_PORTS: Array<u64, { SERVICE_PORT_WORDS as usize }> = Array::new();
-/// Some more than endpoints: the node's own, and those that are about to go.
+
+/// More than there are endpoints: the node has a namespace of its own, and some are about to go.
 #[btf_map(name = "WARREN_NETNS")]
 pub static NAMESPACES: HashMap<u64, NamespaceEntry, { 2 * MAX_ENDPOINTS as usize }, NO_PREALLOC> =
     HashMap::new();
@@ -94,6 +93,3 @@ pub static EVENTS: RingBuf<Event, { EVENT_RING_BYTES as usize }> = RingBuf::new(
 
 #[btf_map(name = "WARREN_BUDGETS")]
 pub static BUDGETS: PerCpuArray<Budget, 2> = PerCpuArray::new();
-
-#[btf_map(name = "WARREN_SCRATCH")]
-pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();

@@ -64,8 +64,8 @@ fn main() {
     for (name, program, from, to) in here {
         row(&mut kernel, name, program, (from, to), None, nothing);
     }
-    for (name, to) in [("from_overlay, endpoint", &A), ("from_overlay, this node", &GATEWAY)] {
-        row(&mut kernel, name, Program::FromOverlay, (&R, to), tunnel, behind_tunnel);
+    for (name, to) in [("from_tunnel, endpoint", &A), ("from_tunnel, this node", &GATEWAY)] {
+        row(&mut kernel, name, Program::FromTunnel, (&R, to), tunnel, behind_tunnel);
     }
     service_rows(&mut kernel);
     let flags = node_flags::MASQUERADE;
@@ -102,8 +102,8 @@ fn early_rows(kernel: &mut Kernel, frame: &Frame) {
     let answer = Frame::tcp(&R, &GATEWAY, 8080, port, 0x10);
     let tunnel = Some(tunnel_from(&R));
     let behind_tunnel = median(|| kernel.time_nothing(&answer.bytes(), tunnel, 1));
-    let known = median(|| kernel.time(Program::FromOverlay, &answer.bytes(), tunnel, 1));
-    println!("{:<28} {:>6} ns", "from_overlay, its answer", known.saturating_sub(behind_tunnel));
+    let known = median(|| kernel.time(Program::FromTunnel, &answer.bytes(), tunnel, 1));
+    println!("{:<28} {:>6} ns", "from_tunnel, its answer", known.saturating_sub(behind_tunnel));
     let mut payload = vec![0xc0, 1];
     payload.extend(world::TUNNEL_PORT.to_be_bytes());
     payload.extend((answer.len() as u16 + 16).to_be_bytes());

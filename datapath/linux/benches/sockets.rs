@@ -21,8 +21,8 @@ use std::{
 
 use datapath_linux::{LinuxConfig, SocketConfig};
 use datapath_plan::{
-    Algorithm, BackendId, BackendState, BackendValue, Frontend, FrontendKind, FrontendValue, Op, Protocol,
-    ServiceId, ServiceMode, ServiceValue,
+    Algorithm, BackendId, BackendState, BackendValue, Entry, Frontend, FrontendKind, FrontendValue, Op,
+    Protocol, ServiceId, ServiceMode, ServiceValue,
 };
 
 use crate::{
@@ -107,12 +107,12 @@ fn service((id, protocol): (u32, Protocol)) -> Vec<Op> {
         members: vec![BackendId(id)],
     };
     vec![
-        Op::PutBackend(BackendId(id), backend),
-        Op::PutService(ServiceId(id), value),
-        Op::PutFrontend(
+        Op::Put(Entry::Backend(BackendId(id), backend)),
+        Op::Put(Entry::Service(ServiceId(id), value)),
+        Op::Put(Entry::Frontend(
             Frontend { address: VIP.0.into(), port: VIP.1, protocol },
             FrontendValue { service: ServiceId(id), kind: FrontendKind::Virtual },
-        ),
+        )),
     ]
 }
 

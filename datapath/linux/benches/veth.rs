@@ -24,10 +24,7 @@ use aya::{
     programs::{TestRunAttrs, TestRunOptions, Xdp, XdpMode as Attach},
 };
 use datapath_linux::{LinuxConfig, XdpConfig, XdpMode};
-use datapath_plan::{
-    Algorithm, BackendId, BackendState, BackendValue, Base, BaseUnderlay, Frontend, FrontendKind,
-    FrontendValue, Op, Protocol, ServiceId, ServiceMode, ServiceValue,
-};
+use datapath_plan::{Algorithm, BackendId, BackendState, BackendValue, Base, BaseUnderlay, Entry, Frontend, FrontendKind, FrontendValue, Op, Protocol, ServiceId, ServiceMode, ServiceValue, Single};
 use nix::{
     sched::{CpuSet, sched_setaffinity},
     unistd::Pid,
@@ -167,13 +164,13 @@ fn furnish(stage: &Stage, node: &Node, xdp: Option<XdpConfig>) {
     let ifindex = node.inside.enter(|| index_of(&node.device));
     let underlay = BaseUnderlay { ifindex, address: Cluster::underlay(1).into(), mtu_bytes: 1500 };
     let mut ops = base_ops(1);
-    ops[0] = Op::PutBase(Base { underlay, ..base(1) });
+    ops[0] = Op::Put(Entry::Base(Single, Base { underlay, ..base(1) }));
     let (service, id) = (ServiceId(1), BackendId(1));
     let (address, port) = (BACKEND.into(), BACKEND_PORT);
-    ops.push(Op::PutBackend(
+    ops.push(Op::Put(Entry::Backend(
         id,
         BackendValue { service, address, port, weight: 1, state: BackendState::Active },
-    ));
+    )));
     let value = ServiceValue {
         algorithm: Algorithm::Maglev,
         affinity_seconds: 0,
@@ -181,9 +178,9 @@ fn furnish(stage: &Stage, node: &Node, xdp: Option<XdpConfig>) {
         source_ranges: Vec::new(),
         members: vec![id],
     };
-    ops.push(Op::PutService(service, value));
+    ops.push(Op::Put(Entry::Service(service, value)));
     let frontend = Frontend { address: FRONTEND.into(), port: PORT, protocol: Protocol::Udp };
-    ops.push(Op::PutFrontend(frontend, FrontendValue { service, kind: FrontendKind::External }));
+    ops.push(Op::Put(Entry::Frontend(frontend, FrontendValue { service, kind: FrontendKind::External })));
     let config = LinuxConfig { xdp, ..stage.config() };
     stage.block_on(async || must(&mut stage.open_with(config).await, ops).await);
 }

@@ -46,6 +46,11 @@ impl LinuxConfig {
     pub fn at(pin_root: impl AsRef<Path>) -> Self {
         Self { pin_root: pin_root.as_ref().into(), ..Self::default() }
     }
+
+    /// The networks whose packets are dropped by XDP.
+    pub(crate) fn dropped_networks(&self) -> &[Ipv4Network] {
+        self.xdp.as_ref().map_or(&[], |xdp| &xdp.refused)
+    }
 }
 
 /// How services are translated at the socket.

@@ -8,9 +8,7 @@ use std::{
 };
 
 use aya::maps::MapData;
-use datapath_abi::{
-    COUNTED_BEFORE_STACK, COUNTER_SLOTS, Counter, Direction, DropReason, counter_slot, map_name,
-};
+use datapath_abi::{COUNTED_BY_XDP, COUNTER_SLOTS, Counter, Direction, DropReason, counter_slot, map_name};
 use serde::Serialize;
 
 use crate::{bpf, error::DatapathError};
@@ -49,7 +47,7 @@ impl CounterKind {
         match self {
             Self::Forwarded => 0,
             Self::Dropped(reason) => reason as u8,
-            Self::BeforeStack => COUNTED_BEFORE_STACK,
+            Self::BeforeStack => COUNTED_BY_XDP,
             Self::EventsLost => 255,
         }
     }

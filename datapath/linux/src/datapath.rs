@@ -1,15 +1,14 @@
 //! The datapath of one node: opened once, then observed and changed.
 
-use datapath_abi::{LpmKey, NodeConfig, V4, map_name, node_flags};
-use datapath_plan::{Base, BaseUnderlay, EpochScope, HostRouting, Masquerade, Mode};
-use ipnetwork::{IpNetwork, Ipv4Network};
+use datapath_abi::map_name;
+use datapath_plan::EpochScope;
 use nix::unistd::Uid;
 
 use crate::{
     bpf::Present,
     config::LinuxConfig,
     counters::Counters,
-    device::{self, BaseDevices, HOST_DEVICE, NET_DEVICE, VXLAN_DEVICE},
+    descriptor::{endpoint::EndpointKeys, set_networks, slots::SlotTables},
     error::DatapathError,
     events::{self, Events},
     handover::{self, FlowHandover},
@@ -17,9 +16,7 @@ use crate::{
     maps::{self, Adoption, Loaded, Maps},
     netlink::Netlink,
     pins::Pins,
-    service,
     sockets::Sockets,
-    xdp,
 };
 
 /// The node's maps, programs, devices and routes. One per agent and node namespace; whoever opens it owns them.
@@ -34,7 +31,8 @@ pub struct Datapath {
     pub(crate) netlink: Netlink,
     pub(crate) maps: Maps,
     pub(crate) hooks: Hooks,
-    pub(crate) slot_tables: service::Tables,
+    pub(crate) slot_tables: SlotTables,
+    pub(crate) endpoint_keys: EndpointKeys,
     pub(crate) sockets: Sockets,
     /// The interface that took no program before the stack when it was last asked.
     pub(crate) without_xdp: Option<u32>,
@@ -81,12 +79,23 @@ impl Datapath {
         tracing::info!(
             pin_root = %config.pin_root.display(), ?mode, ?adoption, adopted, carried, late, "datapath open"
         );
-        let slot_tables = service::Tables::adopt(&maps)?;
-        xdp::refuse(&maps, config.xdp.as_ref().map_or(&[], |xdp| &xdp.refused))?;
+        let slot_tables = SlotTables::adopt(&maps)?;
+        let endpoint_keys = EndpointKeys::adopt(&maps)?;
+        set_networks(&maps.dropped_lpm_v4, config.dropped_networks().iter())?;
         hooks.adopt_xdp(config.xdp.as_ref())?;
         let sockets = Sockets::open(config.sockets.as_ref(), &mut hooks, &maps)?;
         let events = Some(events);
-        let datapath = Self { config, netlink, maps, hooks, slot_tables, sockets, without_xdp: None, events };
+        let datapath = Self {
+            config,
+            netlink,
+            maps,
+            hooks,
+            slot_tables,
+            endpoint_keys,
+            sockets,
+            without_xdp: None,
+            events,
+        };
         // The agent before may have died between an entry and the epochs that it concerns.
         datapath.bump_epochs(&EpochScope::All)?;
         Ok(datapath)
@@ -106,63 +115,5 @@ impl Datapath {
     /// [`DatapathError::Map`] if the ring cannot be watched.
     pub fn events(&mut self) -> Result<Option<Events>, DatapathError> {
         self.events.take().map(events::Ring::watch).transpose()
-    }
-
-    /// The base that the kernel holds, if it is complete.
-    pub(crate) async fn base(&self) -> Result<Option<(Base, BaseDevices)>, DatapathError> {
-        let Some(config) = self.maps.config.get(&0)? else { return Ok(None) };
-        let mode = match config.flags & node_flags::NATIVE {
-            0 => Mode::Tunnel,
-            _ => Mode::Native,
-        };
-        let mut links = Vec::new();
-        for name in [HOST_DEVICE, NET_DEVICE, VXLAN_DEVICE] {
-            match self.netlink.link(name).await? {
-                Some(link) if link.is_ours() && link.up => links.push(Some(link)),
-                None if !device::names(mode).contains(&name) => links.push(None),
-                _ => return Ok(None),
-            }
-        }
-        let Ok([Some(host), Some(net), vxlan]) = <[_; 3]>::try_from(links) else { return Ok(None) };
-        let exclude = self.maps.unmasqueraded_lpm_v4.dump()?;
-        let base = base_of(&config, mode, exclude.into_iter().map(|(prefix, _)| prefix));
-        let same = config.host_ifindex == host.index
-            && config.net_ifindex == net.index
-            && config.vxlan_ifindex == vxlan.as_ref().map_or(0, |vxlan| vxlan.index)
-            && vxlan.as_ref().is_none_or(|vxlan| vxlan.port == base.tunnel_port)
-            && Some(config.host_mac) == host.mac.map(|mac| mac.0)
-            && [Some(&host), Some(&net), vxlan.as_ref()]
-                .into_iter()
-                .flatten()
-                .all(|link| link.mtu_bytes == base.mtu_bytes);
-        Ok(same.then_some((base, BaseDevices { host, net, vxlan })))
-    }
-}
-
-/// The base that was written as this configuration.
-fn base_of(config: &NodeConfig, mode: Mode, exclude: impl Iterator<Item = LpmKey<V4>>) -> Base {
-    let prefix = |key: LpmKey<V4>| {
-        let length = u8::try_from(key.prefix_len).ok()?;
-        Ipv4Network::new(key.address.into(), length).ok().map(IpNetwork::from)
-    };
-    Base {
-        gateway: config.gateway_v4.into(),
-        tunnel_port: config.tunnel_port,
-        mtu_bytes: config.pod_mtu_bytes,
-        mode,
-        host_routing: match config.flags & node_flags::LEGACY_HOST_ROUTING {
-            0 => HostRouting::Bpf,
-            _ => HostRouting::Legacy,
-        },
-        underlay: BaseUnderlay {
-            ifindex: config.underlay_ifindex,
-            address: config.underlay_v4.into(),
-            mtu_bytes: config.underlay_mtu_bytes,
-        },
-        masquerade: (config.flags & node_flags::MASQUERADE != 0).then(|| Masquerade {
-            first_port: config.masquerade_port_min,
-            last_port: config.masquerade_port_max,
-            exclude: exclude.filter_map(prefix).collect(),
-        }),
     }
 }

@@ -1,12 +1,12 @@
-//! An endpoint's devices: `wrn<id>` here, its peer inside the workload's namespace.
+//! An endpoint's devices: `wrn<id>` on the node's side, its peer inside the workload's namespace.
 //!
-//! Invariant: an endpoint is in both endpoint maps before its programs are attached, and its programs are
-//! attached before its device is up; it goes in the reverse order. A failure on the way undoes what was made.
+//! Invariant: an endpoint is in both endpoint maps before its programs are attached, and its programs are attached before
+//! its device is up. Deletion goes in the reverse order. A failure on the way undoes what was made.
 
 use std::net::IpAddr;
 
 use datapath_abi::EndpointEntry;
-use datapath_plan::{Attachment, Base, EndpointId, EndpointValue};
+use datapath_plan::{Attachment, EndpointId, EndpointValue};
 use ipnetwork::IpNetwork;
 use rtnetlink::{
     LinkUnspec, LinkVeth, RouteMessageBuilder,
@@ -17,6 +17,7 @@ use rtnetlink::{
 };
 
 use crate::{
+    descriptor::{endpoint::EndpointKeys, v4},
     device::{check_ours, endpoint_device, veth},
     error::DatapathError,
     hook::Hooks,
@@ -28,24 +29,31 @@ use crate::{
     sysctl,
 };
 
-/// What an endpoint's making needs.
-pub(crate) struct Workshop<'a> {
+/// What endpoints need to know of their node's base.
+pub(crate) struct PodNetwork {
+    pub gateway: IpAddr,
+    pub mtu_bytes: u32,
+}
+
+/// Makes, repairs and deletes endpoints.
+pub(crate) struct EndpointAttacher<'a> {
     pub netlink: &'a Netlink,
     pub maps: &'a Maps,
+    pub keys: &'a mut EndpointKeys,
     pub hooks: &'a mut Hooks,
     pub sockets: &'a mut Sockets,
 }
 
-impl Workshop<'_> {
+impl EndpointAttacher<'_> {
     /// Makes an endpoint, or adopts it and repairs what differs. Repeating it changes nothing.
     pub(crate) async fn put(
         &mut self,
         id: EndpointId,
         value: &EndpointValue,
-        base: &Base,
+        network: &PodNetwork,
     ) -> Result<(), DatapathError> {
         let Some(Attachment::Netns { path, interface }) = &value.attachment else {
-            return self.repair(id, value, base).await;
+            return self.repair(id, value, network).await;
         };
         let namespace = Namespace::open(path)?;
         let inside = namespace.netlink()?;
@@ -53,9 +61,9 @@ impl Workshop<'_> {
         let place = Place { id, name: &name, interface, namespace: &namespace, inside: &inside };
         let made = match self.adopt_device(&place, value).await? {
             true => false,
-            false => self.make_device(&place, value, base).await.map(|()| true)?,
+            false => self.make_device(&place, value, network).await.map(|()| true)?,
         };
-        let finished = self.finish(&place, value, base).await;
+        let finished = self.finish(&place, value, network).await;
         if finished.is_err()
             && made
             && let Err(undo) = self.delete(id).await
@@ -65,20 +73,20 @@ impl Workshop<'_> {
         finished
     }
 
-    /// Mends this side of an endpoint whose attachment is not known any more: one that a former agent made.
+    /// Repairs the node's side of an endpoint whose attachment is no longer known, because a former agent made it.
     async fn repair(
         &mut self,
         id: EndpointId,
         value: &EndpointValue,
-        base: &Base,
+        network: &PodNetwork,
     ) -> Result<(), DatapathError> {
         let name = endpoint_device(id);
         let Some(outer) = self.netlink.link(&name).await? else {
             return Err(DatapathError::Unattached(id));
         };
         check_ours(&outer)?;
-        self.finish_outside(id, &name, value, base).await?;
-        // Not to be found: its sockets are not translated, its packets are.
+        self.finish_outside(id, &name, value, network).await?;
+        // Where the namespace is not found, sockets in it are not translated; packets are.
         self.sockets.forget(self.maps, id)?;
         if let Some(namespace) = self.namespace_of(&outer).await? {
             let inside = namespace.netlink()?;
@@ -88,18 +96,18 @@ impl Workshop<'_> {
             {
                 let place =
                     Place { id, name: &name, interface: &inner.name, namespace: &namespace, inside: &inside };
-                place.prepare_inside(value, base).await?;
+                place.prepare_inside(value, network).await?;
                 self.sockets.put(self.maps, id, value.address, &namespace)?;
             }
         }
         self.raise(&outer).await
     }
 
-    /// The namespace where the other end of a pair is, found among those that a path leads to.
+    /// The namespace of a pair's other end, if a path leads there.
     async fn namespace_of(&self, outer: &Link) -> Result<Option<Namespace>, DatapathError> {
         let Some(number) = outer.peer_namespace else { return Ok(None) };
         for path in namespace::paths() {
-            // One that has gone meanwhile, or is the node's own, is not the one.
+            // It may have gone meanwhile, or be the node's own.
             let Ok(namespace) = Namespace::open(&path) else { continue };
             if self.netlink.namespace_number(namespace.fd()).await? == Some(number) {
                 return Ok(Some(namespace));
@@ -135,14 +143,16 @@ impl Workshop<'_> {
         &self,
         place: &Place<'_>,
         value: &EndpointValue,
-        base: &Base,
+        network: &PodNetwork,
     ) -> Result<(), DatapathError> {
         let message = veth(
             LinkUnspec::new_with_name(place.interface)
                 .address(value.mac.0.to_vec())
-                .mtu(base.mtu_bytes)
+                .mtu(network.mtu_bytes)
                 .setns_by_fd(place.namespace.fd()),
-            LinkVeth::new(place.name, place.interface).address(value.host_mac.0.to_vec()).mtu(base.mtu_bytes),
+            LinkVeth::new(place.name, place.interface)
+                .address(value.host_mac.0.to_vec())
+                .mtu(network.mtu_bytes),
         );
         self.netlink.create(place.name, message).await
     }
@@ -151,28 +161,28 @@ impl Workshop<'_> {
         &mut self,
         place: &Place<'_>,
         value: &EndpointValue,
-        base: &Base,
+        network: &PodNetwork,
     ) -> Result<(), DatapathError> {
-        let outer = self.finish_outside(place.id, place.name, value, base).await?;
-        place.prepare_inside(value, base).await?;
+        let outer = self.finish_outside(place.id, place.name, value, network).await?;
+        place.prepare_inside(value, network).await?;
         self.sockets.put(self.maps, place.id, value.address, place.namespace)?;
         self.raise(&outer).await?;
         place.inside.wait_running(place.interface).await
     }
 
-    /// All of this side but that the device is up.
+    /// Completes the node's side, but does not bring the device up.
     async fn finish_outside(
         &mut self,
         id: EndpointId,
         name: &str,
         value: &EndpointValue,
-        base: &Base,
+        network: &PodNetwork,
     ) -> Result<Link, DatapathError> {
         let outer = self.netlink.expect_link(name).await?;
         sysctl::prepare_device(name)?;
-        if outer.mtu_bytes != base.mtu_bytes || outer.mac != Some(value.host_mac) {
+        if outer.mtu_bytes != network.mtu_bytes || outer.mac != Some(value.host_mac) {
             let mac = value.host_mac.0.to_vec();
-            self.netlink.change(outer.index, |change| change.mtu(base.mtu_bytes).address(mac)).await?;
+            self.netlink.change(outer.index, |change| change.mtu(network.mtu_bytes).address(mac)).await?;
         }
         self.write_maps(id, &outer, value)?;
         self.hooks.attach(name)?;
@@ -186,40 +196,25 @@ impl Workshop<'_> {
         self.netlink.wait_running(&outer.name).await
     }
 
-    fn write_maps(&self, id: EndpointId, outer: &Link, value: &EndpointValue) -> Result<(), DatapathError> {
-        let IpAddr::V4(address) = value.address else {
-            return Err(DatapathError::Unsupported(format!("endpoint {id}: IPv6 address {}", value.address)));
-        };
+    fn write_maps(
+        &mut self,
+        id: EndpointId,
+        outer: &Link,
+        value: &EndpointValue,
+    ) -> Result<(), DatapathError> {
         let entry = EndpointEntry {
             ifindex: outer.index,
             id: id.0,
             identity: value.identity.get(),
-            address_v4: address.octets(),
+            address_v4: v4(value.address)?,
             mac: value.mac.0,
             host_mac: value.host_mac.0,
         };
-        self.maps.endpoints_by_ifindex.put(&entry.ifindex, &entry)?;
-        self.maps.endpoints_v4.put(&entry.address_v4, &entry)?;
-        self.clear_maps(id, Some(&entry))
+        self.keys.put(self.maps, &entry)
     }
 
-    /// Deletes what both maps hold of an endpoint, but for `keep`.
-    fn clear_maps(&self, id: EndpointId, keep: Option<&EndpointEntry>) -> Result<(), DatapathError> {
-        for (address, entry) in self.maps.endpoints_v4.dump()? {
-            if entry.id == id.0 && keep.is_none_or(|keep| keep.address_v4 != address) {
-                self.maps.endpoints_v4.delete(&address)?;
-            }
-        }
-        for (ifindex, entry) in self.maps.endpoints_by_ifindex.dump()? {
-            if entry.id == id.0 && keep.is_none_or(|keep| keep.ifindex != ifindex) {
-                self.maps.endpoints_by_ifindex.delete(&ifindex)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Deletes an endpoint: what is left of it, also when its namespace is gone. Goes on past a failure and
-    /// returns the first.
+    /// Deletes what is left of an endpoint, also when its namespace is gone. Goes on past a failure and returns the first
+    /// one.
     pub(crate) async fn delete(&mut self, id: EndpointId) -> Result<(), DatapathError> {
         let name = endpoint_device(id);
         let device = match self.netlink.link(&name).await {
@@ -228,11 +223,11 @@ impl Workshop<'_> {
             Err(error) => Err(error),
         };
         let sockets = self.sockets.forget(self.maps, id);
-        device.and(self.hooks.detach(&name)).and(self.clear_maps(id, None)).and(sockets)
+        device.and(self.hooks.detach(&name)).and(self.keys.clear(self.maps, id, None)).and(sockets)
     }
 }
 
-/// Where an endpoint is made.
+/// The two sides of an endpoint.
 struct Place<'a> {
     id: EndpointId,
     name: &'a str,
@@ -243,26 +238,26 @@ struct Place<'a> {
 
 impl Place<'_> {
     /// The workload's side: loopback up, no IPv6 chatter, the one address, routes by the gateway.
-    async fn prepare_inside(&self, value: &EndpointValue, base: &Base) -> Result<(), DatapathError> {
+    async fn prepare_inside(&self, value: &EndpointValue, network: &PodNetwork) -> Result<(), DatapathError> {
         if let Some(loopback) = self.inside.link("lo").await?.filter(|link| !link.up) {
             self.inside.change(loopback.index, |change| change.up()).await?;
         }
         let link = self.inside.expect_link(self.interface).await?;
         if !link.up {
-            // Before it is up: a link-local address would be made, and solicitations sent, which the programs
-            // can only drop. In a message of its own: the kernel looks at flags before families.
+            // Before it is up: a link-local address would be made, and solicitations sent, which the programs can only
+            // drop. In a message of its own: the kernel applies flags before families.
             let quiet = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
             let attribute = LinkAttribute::AfSpecUnspec(vec![quiet]);
             self.inside.change(link.index, |change| change.append_extra_attribute(attribute)).await?;
         }
-        if !link.up || link.mtu_bytes != base.mtu_bytes {
-            self.inside.change(link.index, |change| change.mtu(base.mtu_bytes).up()).await?;
+        if !link.up || link.mtu_bytes != network.mtu_bytes {
+            self.inside.change(link.index, |change| change.mtu(network.mtu_bytes).up()).await?;
         }
         self.inside.set_address(&link, value.address).await?;
-        let gateway = IpNetwork::from(base.gateway);
+        let gateway = IpNetwork::from(network.gateway);
         let to_gateway = route::message(gateway, link.index)?.scope(RouteScope::Link).build();
         self.inside.put_route(to_gateway, gateway).await?;
-        self.inside.put_route(default_route(base.gateway, link.index)?, "default").await
+        self.inside.put_route(default_route(network.gateway, link.index)?, "default").await
     }
 }
 

@@ -1,16 +1,15 @@
-//! The flow table, seen from user space: listing, and forgetting what is over.
+//! The flow table, seen from user space: listing, and collecting flows that are over.
 
 use std::{
-    collections::{HashMap, HashSet},
     net::{IpAddr, Ipv4Addr, SocketAddr},
     time::Duration,
 };
 
 use datapath_abi::{BACKEND_ELSEWHERE, FlowAction, FlowEntry, FlowKey, SourceKind, V4, flow_flags};
-use datapath_packet::has_expired;
+use datapath_packet::{has_expired, lifetime};
 use serde::Serialize;
 
-use crate::{datapath::Datapath, error::DatapathError};
+use crate::{datapath::Datapath, error::DatapathError, rows::BATCH_ENTRIES, table::Table};
 
 /// Which flows to list. Empty: all.
 #[derive(Debug, Clone, Default)]
@@ -54,7 +53,7 @@ pub struct Flow {
     /// Address and port that their destination is replaced by.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub new_destination: Option<SocketAddr>,
-    /// The number of the service's backend that it goes through, if this node has chosen it.
+    /// The id of the service's backend, if this node has chosen it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backend: Option<u32>,
     /// Whether this is the direction opposite to the first packet's.
@@ -69,12 +68,12 @@ pub struct Flow {
     pub idle_ms: u64,
     /// How long ago the flow began, in milliseconds.
     pub age_ms: u64,
-    /// Whether it stands: an entry that was decided before something it depends on changed is decided again
+    /// Whether the entry is current. One that was decided before a change of what it depends on is decided again
     /// with its next packet.
     pub current: bool,
 }
 
-/// A flow that ended because nothing was heard of it, for the record.
+/// A flow that ended in silence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EndedFlow {
     /// The direction of its first packet.
@@ -96,16 +95,34 @@ pub struct FlowStats {
     pub stale: u64,
 }
 
+/// The flow table of an open [`Datapath`]. A handle of its own, so that reading and collecting hold up nothing else: the
+/// table is as large as the traffic of the node, and is never in memory whole.
+#[derive(Debug)]
+pub struct FlowTable {
+    flows: Table<FlowKey<V4>, FlowEntry>,
+    epochs: Table<u32, u32>,
+}
+
 impl Datapath {
-    /// The first `limit` entries that the filter lets through, in the kernel's order. O(table).
+    /// A handle on the flow table, for any thread.
+    ///
+    /// # Errors
+    /// [`DatapathError::Map`] when there is no file descriptor left.
+    pub fn flow_table(&self) -> Result<FlowTable, DatapathError> {
+        Ok(FlowTable { flows: self.maps.flows_v4.try_clone()?, epochs: self.maps.epochs.try_clone()? })
+    }
+}
+
+impl FlowTable {
+    /// The first `limit` entries that the filter accepts, in the kernel's order. O(table).
     ///
     /// # Errors
     /// [`DatapathError::Map`] if the kernel refuses to be read.
-    pub fn flows(&self, limit: usize, filter: &FlowFilter) -> Result<Vec<Flow>, DatapathError> {
+    pub fn list(&self, limit: usize, filter: &FlowFilter) -> Result<Vec<Flow>, DatapathError> {
         let epochs = self.epochs()?;
         let now_ns = now_ns()?;
         let mut flows = Vec::new();
-        self.maps.flows_v4.for_each(|key, entry| {
+        self.flows.for_each(|key, entry| {
             if flows.len() < limit && filter.accepts(key) {
                 flows.push(flow(key, entry, &epochs, now_ns));
             }
@@ -116,11 +133,11 @@ impl Datapath {
     /// Counts the flow table. O(table).
     ///
     /// # Errors
-    /// As [`Self::flows`].
-    pub fn flow_stats(&self) -> Result<FlowStats, DatapathError> {
+    /// As [`Self::list`].
+    pub fn stats(&self) -> Result<FlowStats, DatapathError> {
         let epochs = self.epochs()?;
         let mut stats = FlowStats::default();
-        self.maps.flows_v4.for_each(|key, entry| {
+        self.flows.for_each(|key, entry| {
             stats.entries += 1;
             stats.tcp += u64::from(i32::from(key.protocol) == libc::IPPROTO_TCP);
             stats.stale += u64::from(!is_current(entry, &epochs));
@@ -128,57 +145,99 @@ impl Datapath {
         Ok(stats)
     }
 
-    /// Forgets the flows that have been silent for longer than their protocol and state allow, both halves
-    /// together, and returns those whose end the programs have not reported. O(table): meant for every few
-    /// seconds. A packet that comes meanwhile costs its flow one more decision, nothing else.
+    /// Deletes the flows that have been silent for longer than their protocol and state allow, both entries of each
+    /// together, and passes those whose end the programs have not reported to `ended`, in batches. O(table) with bounded
+    /// memory: meant for every few seconds. A packet that arrives meanwhile costs its flow one more decision, and
+    /// nothing else.
     ///
     /// # Errors
-    /// As [`Self::flows`]; what was deleted before stays deleted.
-    pub fn gc_flows(&mut self) -> Result<Vec<EndedFlow>, DatapathError> {
-        self.gc_flows_at(now_ns()?)
+    /// As [`Self::list`]; what was deleted before stays deleted.
+    pub fn collect(&self, ended: impl FnMut(Vec<EndedFlow>)) -> Result<(), DatapathError> {
+        self.collect_at(now_ns()?, ended)
     }
 
-    /// [`Self::gc_flows`] as if it were `now_ns` (`CLOCK_MONOTONIC_COARSE`).
+    /// [`Self::collect`] as if it were `now_ns` (`CLOCK_MONOTONIC_COARSE`).
     ///
     /// # Errors
-    /// As [`Self::gc_flows`].
-    pub fn gc_flows_at(&mut self, now_ns: u64) -> Result<Vec<EndedFlow>, DatapathError> {
-        let epochs = self.epochs()?;
-        let table: HashMap<FlowKey<V4>, FlowEntry> = self.maps.flows_v4.dump()?.into_iter().collect();
-        let mut ended = Vec::new();
-        let mut keys = HashSet::new();
-        for (key, entry) in &table {
-            let reverse = table.get(&entry.reverse_key(key));
-            if !has_expired(key.protocol, entry, reverse, now_ns) {
-                continue;
+    /// As [`Self::collect`].
+    pub fn collect_at(
+        &self,
+        now_ns: u64,
+        mut ended: impl FnMut(Vec<EndedFlow>),
+    ) -> Result<(), DatapathError> {
+        let mut pass =
+            Pass { table: self, epochs: self.epochs()?, now_ns, keys: Vec::new(), ended: Vec::new() };
+        let mut result = Ok(());
+        self.flows.for_each(|key, entry| {
+            if result.is_ok() {
+                result = pass.visit(key, entry, &mut ended);
             }
-            keys.insert(*key);
-            let first = entry.flags & flow_flags::REPLY == 0;
-            if first && entry.flags & flow_flags::ENDED == 0 {
-                ended.push(EndedFlow {
-                    flow: flow(key, entry, &epochs, now_ns),
-                    reply_packets: reverse.map_or(0, |half| half.packets),
-                    reply_bytes: reverse.map_or(0, |half| half.bytes),
-                });
-            }
-        }
-        let keys: Vec<_> = keys.into_iter().collect();
-        match self.maps.flows_v4.delete_all(&keys).into_iter().next() {
-            Some((_, error)) => Err(error),
-            None => Ok(ended),
-        }
+        })?;
+        result?;
+        pass.flush(&mut ended)
     }
 
     /// The epoch of each shard, by its number.
     fn epochs(&self) -> Result<Vec<u32>, DatapathError> {
-        let mut epochs = self.maps.epochs.dump()?;
+        let mut epochs = self.epochs.dump()?;
         epochs.sort_unstable();
         Ok(epochs.into_iter().map(|(_, epoch)| epoch).collect())
     }
 }
 
+/// One collection.
+struct Pass<'a> {
+    table: &'a FlowTable,
+    epochs: Vec<u32>,
+    now_ns: u64,
+    /// To be deleted.
+    keys: Vec<FlowKey<V4>>,
+    ended: Vec<EndedFlow>,
+}
+
+impl Pass<'_> {
+    fn visit(
+        &mut self,
+        key: &FlowKey<V4>,
+        entry: &FlowEntry,
+        ended: &mut impl FnMut(Vec<EndedFlow>),
+    ) -> Result<(), DatapathError> {
+        // The other entry is another system call: not for flows that no entry could show to be over.
+        let silent = Duration::from_nanos(self.now_ns.saturating_sub(entry.last_seen_ns));
+        if silent <= lifetime(key.protocol, u8::MAX, u8::MAX, false) {
+            return Ok(());
+        }
+        let reverse_key = entry.reverse_key(key);
+        let reverse = self.table.flows.get(&reverse_key)?;
+        let is_reply = entry.flags & flow_flags::REPLY != 0;
+        let original_exists = reverse.is_some_and(|reverse| reverse.flags & flow_flags::REPLY == 0);
+        // Each flow is judged once, from its original direction while that is there.
+        if (is_reply && original_exists) || !has_expired(key.protocol, entry, reverse.as_ref(), self.now_ns) {
+            return Ok(());
+        }
+        self.keys.push(*key);
+        self.keys.extend(reverse.map(|_| reverse_key));
+        if !is_reply && entry.flags & flow_flags::ENDED == 0 {
+            self.ended.push(EndedFlow {
+                flow: flow(key, entry, &self.epochs, self.now_ns),
+                reply_packets: reverse.map_or(0, |reply| reply.packets),
+                reply_bytes: reverse.map_or(0, |reply| reply.bytes),
+            });
+        }
+        if self.keys.len() >= BATCH_ENTRIES as usize { self.flush(ended) } else { Ok(()) }
+    }
+
+    fn flush(&mut self, ended: &mut impl FnMut(Vec<EndedFlow>)) -> Result<(), DatapathError> {
+        let failed = self.table.flows.delete_all(&std::mem::take(&mut self.keys));
+        if !self.ended.is_empty() {
+            ended(std::mem::take(&mut self.ended));
+        }
+        failed.into_iter().next().map_or(Ok(()), |(_, error)| Err(error))
+    }
+}
+
 impl Flow {
-    /// What tells it from others, in one line.
+    /// The five-tuple, in one line.
     pub(crate) fn key(&self) -> serde_json::Value {
         let Self { source, source_port, destination, destination_port, protocol, .. } = self;
         format!("{protocol} {source}:{source_port} -> {destination}:{destination_port}").into()
@@ -249,3 +308,6 @@ pub(crate) fn now_ns() -> Result<u64, DatapathError> {
         .map_err(|error| DatapathError::NotReady(format!("no coarse clock: {error}")))?;
     Ok(Duration::from(time).as_nanos() as u64)
 }
+
+#[cfg(test)]
+mod tests;

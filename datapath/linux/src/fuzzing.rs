@@ -14,9 +14,11 @@ use rtnetlink::{
 };
 
 use crate::{
-    dump, events, flows,
+    descriptor::{endpoint::EntriesOfBothMaps, ipcache},
+    dump::ShownValue,
+    events, flows,
     netlink::{Link, parse},
-    observe, sock_diag,
+    sock_diag,
 };
 
 /// An item of the event ring.
@@ -86,9 +88,7 @@ pub fn netlink_samples() -> Vec<Vec<u8>> {
 pub fn sockets(bytes: &[u8]) -> Vec<u64> {
     let mut cookies = Vec::new();
     // What is wrong is an error, after what was right before.
-    let _ = sock_diag::part(bytes, &mut |message| {
-        cookies.extend(sock_diag::socket_id(message).map(|id| sock_diag::cookie(&id)));
-    });
+    let _ = sock_diag::part(bytes, &mut |id| cookies.push(sock_diag::cookie(id)));
     cookies
 }
 
@@ -114,22 +114,23 @@ pub fn map_values(bytes: &[u8]) {
         serde_json::to_string(&flow).expect("a flow is JSON");
     }
     if let Some(entry) = take::<IpcacheEntry>(&mut rest) {
-        observe::ipcache_value(&entry);
-        dump::ipcache(&entry);
+        ipcache::decode(&entry);
+        entry.show(&());
     }
     let mut entries = Vec::new();
     while let Some(entry) = take::<EndpointEntry>(&mut rest) {
-        dump::endpoint(&entry);
+        entry.show(&());
         entries.push(entry);
     }
     let by_ifindex: BTreeMap<u32, EndpointEntry> =
         entries.iter().map(|entry| (entry.ifindex, *entry)).collect();
     let by_address: BTreeMap<V4, EndpointEntry> =
         entries.iter().rev().map(|entry| (entry.address_v4, *entry)).collect();
+    let maps = EntriesOfBothMaps { by_ifindex, by_address };
     for entry in entries {
         let link = Link { index: entry.ifindex, up: true, mac: Some(Mac(entry.host_mac)), ..Link::default() };
         let mut broken = Vec::new();
-        observe::check_entries(EndpointId(entry.id), &link, &by_ifindex, &by_address, &mut broken);
+        maps.check(EndpointId(entry.id), &link, &mut broken);
     }
 }
 

@@ -17,8 +17,7 @@ use crate::{
     error::DatapathError,
     flows::now_ns,
     layout::{Conversion, Shape},
-    maps::{Maps, Predecessor},
-    object::TRANSIENT_MAPS,
+    maps::{Maps, Predecessor, TRANSIENT_MAPS},
     rows::{BATCH_ENTRIES, Rows},
     table,
 };

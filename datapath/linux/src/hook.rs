@@ -22,8 +22,9 @@ use crate::{
     bpf, cgroup, clsact,
     device::{ENDPOINT_PREFIX, HOST_DEVICE, VXLAN_DEVICE},
     error::DatapathError,
+    maps::MAPS,
     netlink::{Link, Netlink},
-    object::{self, MAPS, Program},
+    object::{self, Program},
     pins,
     pins::Pins,
     xdp,
@@ -53,7 +54,7 @@ impl AttachMode {
 impl Program {
     pub(crate) const fn direction(self) -> TcAttachType {
         match self {
-            Self::FromEndpoint | Self::FromOverlay | Self::FromNetdev => TcAttachType::Ingress,
+            Self::FromEndpoint | Self::FromTunnel | Self::FromNetdev => TcAttachType::Ingress,
             Self::ToEndpoint | Self::FromHost | Self::ToNetdev => TcAttachType::Egress,
         }
     }
@@ -77,7 +78,7 @@ impl Program {
 pub(crate) fn programs_of(device: &str) -> &'static [Program] {
     match device {
         HOST_DEVICE => &[Program::FromHost],
-        VXLAN_DEVICE => &[Program::FromOverlay],
+        VXLAN_DEVICE => &[Program::FromTunnel],
         _ if device.starts_with(ENDPOINT_PREFIX) => &[Program::ToEndpoint, Program::FromEndpoint],
         _ => &[],
     }
@@ -170,7 +171,7 @@ impl Hooks {
             self.pins.take_over(&map)?;
         }
         for map in pins::names(&self.pins.maps())? {
-            if !MAPS.contains(&map.as_str()) {
+            if !MAPS.iter().any(|(name, _)| *name == map) {
                 pins::remove(&self.pins.maps().join(map))?;
             }
         }
@@ -363,8 +364,23 @@ impl Hooks {
                     self.put_filter(device, *program)?;
                     adopted += 1;
                 }
-                (None, place) => {
+                (None, Place::Filter(device, direction)) => {
+                    tracing::info!(?place, "a program of another build is replaced or taken away");
+                    let successor =
+                        programs_of(device).iter().find(|program| program.direction() == *direction);
+                    match successor {
+                        Some(program) => self.put_filter(device, *program)?,
+                        None => self.take_away(place)?,
+                    }
+                }
+                (None, Place::Link(name)) => {
                     tracing::info!(?place, "a program of another build is taken away");
+                    // What belongs on the device works there before the other program goes: no packet meets none.
+                    if let Some((device, _)) = name.rsplit_once('-')
+                        && if_nametoindex(device).is_ok()
+                    {
+                        self.attach(device)?;
+                    }
                     self.take_away(place)?;
                 }
             }

@@ -7,6 +7,7 @@ use crate::{
     bpf,
     btf::{Btf, BtfError, Field},
     error::DatapathError,
+    maps::MAPS,
     object,
 };
 
@@ -36,7 +37,7 @@ pub(crate) fn wanted() -> Result<BTreeMap<&'static str, Shape>, DatapathError> {
     let blob = blob.ok_or_else(|| layout("", "the object has no type information".into()))?;
     let btf = Btf::parse(&blob).map_err(|error| layout("", error.to_string()))?;
     let mut shapes = BTreeMap::new();
-    for name in object::MAPS {
+    for name in MAPS.iter().map(|(name, _)| *name) {
         let map = object.maps.get(name).ok_or_else(|| layout(name, "is not in the object".into()))?;
         let fields = match map {
             aya_obj::Map::Btf(map) => fields(&btf, map.def.btf_key_type_id, map.def.btf_value_type_id)
@@ -183,6 +184,7 @@ mod tests {
     use datapath_abi::{FlowEntry, map_name};
 
     use super::*;
+    use crate::maps::TRANSIENT_MAPS;
 
     /// Fields as `name:bytes`, one after the other; `-` leaves room.
     fn fields(text: &str) -> (Vec<Field>, u32) {
@@ -255,7 +257,7 @@ mod tests {
     fn every_map_that_is_handed_over_tells_its_fields() {
         let shapes = wanted().expect("the object's own maps");
         for (name, shape) in &shapes {
-            let transient = object::TRANSIENT_MAPS.contains(name);
+            let transient = TRANSIENT_MAPS.contains(name);
             assert!(transient || shape.known_fields().is_some(), "{name}");
         }
         let (_, entry) = shapes[map_name::FLOWS_V4].known_fields().expect("told");

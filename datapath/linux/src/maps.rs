@@ -1,10 +1,11 @@
-//! The maps, opened as typed tables: made if they are not there, adopted if they are what this build needs.
+//! The list of maps, and the maps opened as typed tables: made if they are not there, adopted if this build can use
+//! them as they are.
 
 use std::os::fd::{AsFd, OwnedFd};
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Map, MapData},
+    maps::{Map, MapData, MapType},
 };
 use datapath_abi::{
     ABI_VERSION, AbiBytes, AffinityEntry, AffinityKey, BackendEntry, EndpointEntry, FlowEntry, FlowKey,
@@ -14,6 +15,7 @@ use datapath_abi::{
 
 use crate::{
     counters::CounterTable,
+    dump::Shown,
     error::DatapathError,
     layout::{self, Shape},
     object, pins,
@@ -22,33 +24,97 @@ use crate::{
     table::{self, Table},
 };
 
-/// Every map that user space reads or writes.
-#[derive(Debug)]
-pub(crate) struct Maps {
-    pub config: Table<u32, NodeConfig>,
-    pub endpoints_by_ifindex: Table<u32, EndpointEntry>,
-    pub endpoints_v4: Table<V4, EndpointEntry>,
-    pub ipcache_v4: Table<V4, IpcacheEntry>,
-    pub ipcache_lpm_v4: Table<LpmKey<V4>, IpcacheEntry>,
-    pub nodes: Table<u32, NodeEntry>,
-    pub node_by_address_v4: Table<V4, u32>,
-    pub flows_v4: Table<FlowKey<V4>, FlowEntry>,
-    pub frontends_v4: Table<FrontendKey<V4>, FrontendEntry>,
-    pub services: Table<u32, ServiceEntry>,
-    pub slots: Table<SlotsKey, SlotBlock>,
-    pub backends_v4: Table<u32, BackendEntry<V4>>,
-    pub sources_lpm_v4: Table<LpmKey<Source<V4>>, u32>,
-    pub affinity: Table<AffinityKey, AffinityEntry>,
-    pub service_ports: Table<u32, u64>,
-    pub namespaces: Table<u64, NamespaceEntry>,
-    pub sockets_v4: Table<SocketKey<V4>, SocketEntry<V4>>,
-    pub unmasqueraded_lpm_v4: Table<LpmKey<V4>, u32>,
-    pub dropped_lpm_v4: Table<LpmKey<V4>, u32>,
-    pub epochs: Table<u32, u32>,
-    pub counters: CounterTable,
+/// What a map holds, which says who compares it with what is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Content {
+    /// Rows of the plan's table of this name, or a part of them: audits compare them with what is wanted.
+    Rows(&'static str),
+    /// No state that anybody wants, for this reason: audits leave it alone.
+    NoState(&'static str),
+}
+use Content::{NoState, Rows as Of};
+
+/// Declares the maps of the object: those that user space reads and writes as typed tables, of which flows are shown by
+/// [`crate::flows`], and the others.
+macro_rules! maps {
+    (
+        typed { $($field:ident: $NAME:ident [$K:ty => $V:ty], $content:expr;)+ }
+        shown_elsewhere { $($flows:ident: $FLOWS:ident [$FK:ty => $FV:ty], $flows_content:expr;)+ }
+        other { $($OTHER:ident, $other_content:expr;)+ }
+    ) => {
+        /// Every map that user space reads or writes.
+        #[derive(Debug)]
+        pub(crate) struct Maps {
+            $(pub $field: Table<$K, $V>,)+
+            $(pub $flows: Table<$FK, $FV>,)+
+            pub counters: CounterTable,
+        }
+
+        /// All maps of the object by name, with what they hold.
+        pub const MAPS: &[(&str, Content)] = &[
+            $((map_name::$NAME, $content),)+
+            $((map_name::$FLOWS, $flows_content),)+
+            $((map_name::$OTHER, $other_content),)+
+        ];
+
+        impl Maps {
+            fn open(ebpf: &Ebpf) -> Result<Self, DatapathError> {
+                Ok(Self {
+                    $($field: open(ebpf, map_name::$NAME)?,)+
+                    $($flows: open(ebpf, map_name::$FLOWS)?,)+
+                    counters: CounterTable::open(data(ebpf, map_name::COUNTERS)?)?,
+                })
+            }
+
+            /// A map by name, to be shown; `None` for a map without a type, and for a name that is no map's.
+            pub(crate) fn shown(&self, name: &str) -> Option<&dyn Shown> {
+                match name {
+                    $(map_name::$NAME => Some(&self.$field),)+
+                    _ => None,
+                }
+            }
+        }
+    };
 }
 
-/// What became of the pinned maps of an earlier agent.
+maps! {
+    typed {
+        config: CONFIG [u32 => NodeConfig], Of("base");
+        unmasqueraded_lpm_v4: UNMASQUERADED_LPM_V4 [LpmKey<V4> => u32], Of("base");
+        dropped_lpm_v4: DROPPED_LPM_V4 [LpmKey<V4> => u32], Of("base");
+        nodes: NODES [u32 => NodeEntry], Of("nodes");
+        node_by_address_v4: NODE_BY_ADDRESS_V4 [V4 => u32], Of("nodes");
+        ipcache_v4: IPCACHE_V4 [V4 => IpcacheEntry], Of("ipcache");
+        ipcache_lpm_v4: IPCACHE_LPM_V4 [LpmKey<V4> => IpcacheEntry], Of("ipcache");
+        endpoints_by_ifindex: ENDPOINTS_BY_IFINDEX [u32 => EndpointEntry], Of("endpoints");
+        endpoints_v4: ENDPOINTS_V4 [V4 => EndpointEntry], Of("endpoints");
+        namespaces: NAMESPACES [u64 => NamespaceEntry], Of("endpoints");
+        backends_v4: BACKENDS_V4 [u32 => BackendEntry<V4>], Of("backends");
+        services: SERVICES [u32 => ServiceEntry], Of("services");
+        slots: SLOTS [SlotsKey => SlotBlock], Of("services");
+        sources_lpm_v4: SOURCES_LPM_V4 [LpmKey<Source<V4>> => u32], Of("services");
+        frontends_v4: FRONTENDS_V4 [FrontendKey<V4> => FrontendEntry], Of("frontends");
+        service_ports: SERVICE_PORTS [u32 => u64], Of("frontends");
+        epochs: EPOCHS [u32 => u32], NoState("epochs only rise: any value is right");
+        affinity: AFFINITY [AffinityKey => AffinityEntry], NoState("the programs write it, by the traffic");
+        sockets_v4: SOCKETS_V4 [SocketKey<V4> => SocketEntry<V4>], NoState("the programs write it, by the sockets");
+    }
+    shown_elsewhere {
+        flows_v4: FLOWS_V4 [FlowKey<V4> => FlowEntry], NoState("the programs write it, by the traffic");
+    }
+    other {
+        COUNTERS, NoState("the programs count");
+        FRAGMENTS_V4, NoState("the programs write it, by the traffic");
+        EVENTS, NoState("a ring of reports");
+        BUDGETS, NoState("the programs limit their reports by it");
+        SCRATCH, NoState("memory of one program run");
+    }
+}
+
+/// The maps whose content is of no use to another build: each build makes its own.
+pub(crate) const TRANSIENT_MAPS: [&str; 3] = [map_name::EVENTS, map_name::BUDGETS, map_name::SCRATCH];
+
+/// The fate of the pinned maps of an earlier agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Adoption {
     /// There were none.
@@ -95,8 +161,8 @@ pub(crate) fn load(pins: &Pins) -> Result<Loaded, DatapathError> {
     let present = pins::names(&pins.maps())?;
     let misfits = misfits(pins, &present)?;
     let mut loader = EbpfLoader::new();
-    for name in object::MAPS {
-        let replaced = misfits.iter().any(|misfit| misfit.name == name);
+    for (name, _) in MAPS {
+        let replaced = misfits.iter().any(|misfit| misfit.name == *name);
         let folder = if replaced { pins.next() } else { pins.maps() };
         loader.map_pin_path(name, folder.join(name));
     }
@@ -142,7 +208,7 @@ fn misfits(pins: &Pins, present: &[String]) -> Result<Vec<Pinned>, DatapathError
         tracing::info!(found = version, ours = ABI_VERSION, "the pinned maps are of another version");
     }
     pinned.retain(|map| {
-        let transient = object::TRANSIENT_MAPS.contains(&map.name);
+        let transient = TRANSIENT_MAPS.contains(&map.name);
         let fits = map.shape.serves_as(&map.wanted, !transient);
         !fits || (!same_version && (transient || map.name == map_name::CONFIG))
     });
@@ -165,34 +231,6 @@ fn version(config: &Pinned) -> Result<u32, DatapathError> {
     Ok(bytes.map_or(0, table::from_bytes))
 }
 
-impl Maps {
-    fn open(ebpf: &Ebpf) -> Result<Self, DatapathError> {
-        Ok(Self {
-            config: open(ebpf, map_name::CONFIG)?,
-            endpoints_by_ifindex: open(ebpf, map_name::ENDPOINTS_BY_IFINDEX)?,
-            endpoints_v4: open(ebpf, map_name::ENDPOINTS_V4)?,
-            ipcache_v4: open(ebpf, map_name::IPCACHE_V4)?,
-            ipcache_lpm_v4: open(ebpf, map_name::IPCACHE_LPM_V4)?,
-            nodes: open(ebpf, map_name::NODES)?,
-            node_by_address_v4: open(ebpf, map_name::NODE_BY_ADDRESS_V4)?,
-            flows_v4: open(ebpf, map_name::FLOWS_V4)?,
-            frontends_v4: open(ebpf, map_name::FRONTENDS_V4)?,
-            services: open(ebpf, map_name::SERVICES)?,
-            slots: open(ebpf, map_name::SLOTS)?,
-            backends_v4: open(ebpf, map_name::BACKENDS_V4)?,
-            sources_lpm_v4: open(ebpf, map_name::SOURCES_LPM_V4)?,
-            affinity: open(ebpf, map_name::AFFINITY)?,
-            service_ports: open(ebpf, map_name::SERVICE_PORTS)?,
-            namespaces: open(ebpf, map_name::NAMESPACES)?,
-            sockets_v4: open(ebpf, map_name::SOCKETS_V4)?,
-            unmasqueraded_lpm_v4: open(ebpf, map_name::UNMASQUERADED_LPM_V4)?,
-            dropped_lpm_v4: open(ebpf, map_name::DROPPED_LPM_V4)?,
-            epochs: open(ebpf, map_name::EPOCHS)?,
-            counters: CounterTable::open(data(ebpf, map_name::COUNTERS)?)?,
-        })
-    }
-}
-
 fn open<K: AbiBytes, V: AbiBytes>(ebpf: &Ebpf, name: &'static str) -> Result<Table<K, V>, DatapathError> {
     open_data(name, data(ebpf, name)?)
 }
@@ -202,7 +240,8 @@ fn open_data<K: AbiBytes, V: AbiBytes>(
     data: &MapData,
 ) -> Result<Table<K, V>, DatapathError> {
     let info = data.info().map_err(|error| layout_error(name, error.to_string()))?;
-    Table::new(name, duplicate(name, data)?, info.key_size(), info.value_size())
+    let kind = info.map_type().map_err(|error| layout_error(name, error.to_string()))?;
+    Table::new(name, duplicate(name, data)?, kind == MapType::Array, info.key_size(), info.value_size())
 }
 
 fn duplicate(name: &'static str, data: &MapData) -> Result<OwnedFd, DatapathError> {
@@ -227,4 +266,46 @@ fn data<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a MapData, DatapathError> {
 
 fn layout_error(map: &str, text: String) -> DatapathError {
     DatapathError::Layout { map: map.into(), text }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use datapath_plan::{RouteValue, Row, RowVisitor, Tables};
+
+    use super::*;
+
+    #[test]
+    fn map_list_is_what_the_object_holds() {
+        let object = aya_obj::Object::parse(object::OBJECT).expect("the object parses");
+        // Sections of constants are maps, too.
+        let held: BTreeSet<_> =
+            object.maps.keys().map(String::as_str).filter(|name| !name.starts_with('.')).collect();
+        let listed: BTreeSet<_> = MAPS.iter().map(|(name, _)| *name).collect();
+        assert_eq!(listed, held);
+        assert_eq!(listed.len(), MAPS.len(), "a map twice");
+    }
+
+    /// A map of state is part of a table that plans know, and so of audits, `state diff` and `/v1/state`.
+    #[test]
+    fn map_of_state_belongs_to_a_table_of_plans() {
+        struct Names(BTreeSet<&'static str>);
+        impl RowVisitor for Names {
+            fn table(&mut self, name: &'static str) {
+                self.0.insert(name);
+            }
+            fn row<R: Row>(&mut self, _: R::Key, _: &R) {}
+        }
+        let mut names = Names(BTreeSet::new());
+        Tables::default().visit(&mut names);
+        // Routes are in the stack.
+        names.0.remove(RouteValue::NAME);
+        let rows = |(_, content): &(&str, Content)| match content {
+            Content::Rows(table) => Some(*table),
+            Content::NoState(_) => None,
+        };
+        let described: BTreeSet<&str> = MAPS.iter().filter_map(rows).collect();
+        assert_eq!(described, names.0);
+    }
 }

@@ -4,7 +4,6 @@ use aya::{
     include_bytes_aligned,
     programs::{ProgramError, SchedClassifier, Xdp},
 };
-use datapath_abi::map_name;
 use nix::sys::signal::{SigSet, SigmaskHow};
 
 /// The ELF object that `build.rs` made; aligned as the parser wants it.
@@ -18,7 +17,7 @@ pub enum Program {
     /// Host side of an endpoint's device, egress: what the node's stack delivers to a workload.
     ToEndpoint,
     /// `warren_vxlan`, ingress: what other nodes send.
-    FromOverlay,
+    FromTunnel,
     /// `warren_host`, egress: what the node sends to endpoints.
     FromHost,
     /// The underlay interface, ingress: answers to masqueraded flows, endpoints' packets without a tunnel.
@@ -32,7 +31,7 @@ impl Program {
     pub const ALL: [Self; 6] = [
         Self::FromEndpoint,
         Self::ToEndpoint,
-        Self::FromOverlay,
+        Self::FromTunnel,
         Self::FromHost,
         Self::FromNetdev,
         Self::ToNetdev,
@@ -43,7 +42,7 @@ impl Program {
         match self {
             Self::FromEndpoint => "from_endpoint",
             Self::ToEndpoint => "to_endpoint",
-            Self::FromOverlay => "from_overlay",
+            Self::FromTunnel => "from_tunnel",
             Self::FromHost => "from_host",
             Self::FromNetdev => "from_netdev",
             Self::ToNetdev => "to_netdev",
@@ -125,45 +124,12 @@ fn undisturbed<T>(load: impl FnOnce() -> T) -> T {
     result
 }
 
-/// The maps of [`OBJECT`], all of them.
-pub const MAPS: [&str; 25] = [
-    map_name::CONFIG,
-    map_name::ENDPOINTS_BY_IFINDEX,
-    map_name::ENDPOINTS_V4,
-    map_name::IPCACHE_V4,
-    map_name::IPCACHE_LPM_V4,
-    map_name::NODES,
-    map_name::NODE_BY_ADDRESS_V4,
-    map_name::FLOWS_V4,
-    map_name::FRAGMENTS_V4,
-    map_name::FRONTENDS_V4,
-    map_name::SERVICES,
-    map_name::SLOTS,
-    map_name::BACKENDS_V4,
-    map_name::SOURCES_LPM_V4,
-    map_name::AFFINITY,
-    map_name::SERVICE_PORTS,
-    map_name::NAMESPACES,
-    map_name::SOCKETS_V4,
-    map_name::UNMASQUERADED_LPM_V4,
-    map_name::DROPPED_LPM_V4,
-    map_name::EPOCHS,
-    map_name::COUNTERS,
-    map_name::EVENTS,
-    map_name::BUDGETS,
-    map_name::SCRATCH,
-];
-
-/// The maps whose content is of no use to another build: each makes its own.
-pub(crate) const TRANSIENT_MAPS: [&str; 3] = [map_name::EVENTS, map_name::BUDGETS, map_name::SCRATCH];
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// The lists above are what the object holds: no more, no less.
     #[test]
-    fn lists_match_the_object() {
+    fn program_lists_are_what_the_object_holds() {
         let object = aya_obj::Object::parse(OBJECT).expect("the object parses");
 
         let mut programs: Vec<_> = object.programs.keys().map(String::as_str).collect();
@@ -177,12 +143,5 @@ mod tests {
         programs.sort_unstable();
         expected.sort_unstable();
         assert_eq!(programs, expected);
-
-        let mut maps: Vec<_> =
-            object.maps.keys().map(String::as_str).filter(|name| !name.starts_with('.')).collect();
-        let mut expected = MAPS.to_vec();
-        maps.sort_unstable();
-        expected.sort_unstable();
-        assert_eq!(maps, expected);
     }
 }

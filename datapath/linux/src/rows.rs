@@ -31,6 +31,13 @@ impl Rows {
         Self { name, fd, key_bytes, value_bytes }
     }
 
+    /// Another handle on the same map.
+    pub(crate) fn try_clone(&self) -> Result<Self, DatapathError> {
+        let Self { name, fd, key_bytes, value_bytes } = self;
+        let fd = fd.try_clone().map_err(|error| self.error("open", error))?;
+        Ok(Self::new(name, fd, *key_bytes, *value_bytes))
+    }
+
     pub(crate) const fn name(&self) -> &'static str {
         self.name
     }

@@ -10,11 +10,11 @@ use std::{
 };
 
 use datapath_abi::{NamespaceEntry, SocketEntry, SocketKey, V4, namespace_kind, socket_kind};
-use datapath_plan::{EndpointId, Op};
+use datapath_plan::{EndpointId, Op, TableKey};
 
 use crate::{
-    apply::{Answer, first_failure},
     config::SocketConfig,
+    descriptor::{Answer, first_failure},
     error::DatapathError,
     hook::Hooks,
     maps::Maps,
@@ -150,8 +150,8 @@ impl Sockets {
     /// Ends the sockets whose backend has gone, if any may have since the last time: of UDP, whose owners would not
     /// notice; of TCP where that is wanted. What they are known by goes with them.
     pub(crate) fn end_orphans(&mut self, maps: &Maps, ops: &[Op]) {
-        let is_of_backend = |op: &Op| matches!(op, Op::PutBackend(..) | Op::DeleteBackend(_));
-        self.is_due |= ops.iter().any(is_of_backend);
+        let is_of_backend = |key| matches!(key, TableKey::Backend(_));
+        self.is_due |= ops.iter().filter_map(TableKey::of).any(is_of_backend);
         if !self.is_due {
             return;
         }

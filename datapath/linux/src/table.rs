@@ -1,4 +1,6 @@
 //! A map of the kernel as a typed table.
+//!
+//! An array has a value for every key: there, zero stands for "no entry".
 
 use std::{
     marker::PhantomData,
@@ -15,17 +17,19 @@ use crate::{bpf::Present, error::DatapathError, rows::Rows};
 #[derive(Debug)]
 pub(crate) struct Table<K, V> {
     rows: Rows,
+    is_array: bool,
     types: PhantomData<(K, V)>,
 }
 
 impl<K: AbiBytes, V: AbiBytes> Table<K, V> {
-    /// Takes a map whose key and value sizes, as the kernel tells them, are these.
+    /// Takes a map whose kind and sizes, as the kernel tells them, are these.
     ///
     /// # Errors
-    /// [`DatapathError::Layout`] if they are not those of `K` and `V`.
+    /// [`DatapathError::Layout`] if the sizes are not those of `K` and `V`.
     pub(crate) fn new(
         name: &'static str,
         fd: OwnedFd,
+        is_array: bool,
         key_bytes: u32,
         value_bytes: u32,
     ) -> Result<Self, DatapathError> {
@@ -36,7 +40,12 @@ impl<K: AbiBytes, V: AbiBytes> Table<K, V> {
                 text: format!("{key_bytes}+{value_bytes} bytes, not {}+{}", size_of::<K>(), size_of::<V>()),
             });
         }
-        Ok(Self { rows: Rows::new(name, fd, key_bytes, value_bytes), types: PhantomData })
+        Ok(Self { rows: Rows::new(name, fd, key_bytes, value_bytes), is_array, types: PhantomData })
+    }
+
+    /// Another handle on the same map.
+    pub(crate) fn try_clone(&self) -> Result<Self, DatapathError> {
+        Ok(Self { rows: self.rows.try_clone()?, is_array: self.is_array, types: PhantomData })
     }
 
     /// The same map without types.
@@ -53,9 +62,12 @@ impl<K: AbiBytes, V: AbiBytes> Table<K, V> {
         self.rows.put(bytes(key), bytes(value), Present::Replace)
     }
 
-    /// Deletes an entry; one that is not there counts as deleted.
+    /// Deletes an entry; an entry that is not there counts as deleted.
     pub(crate) fn delete(&self, key: &K) -> Result<(), DatapathError> {
-        self.rows.delete(bytes(key))
+        match self.is_array {
+            true => self.rows.put(bytes(key), &vec![0; size_of::<V>()], Present::Replace),
+            false => self.rows.delete(bytes(key)),
+        }
     }
 
     /// Writes entries in batches. What a batch refuses is tried by itself, so that the answer names exactly
@@ -65,9 +77,15 @@ impl<K: AbiBytes, V: AbiBytes> Table<K, V> {
         self.rows.put_all(all_bytes(&keys), all_bytes(&values), Present::Replace)
     }
 
-    /// Deletes entries in batches; those that are not there count as deleted. Failures as in [`Self::put_all`].
+    /// Deletes entries in batches; entries that are not there count as deleted. Failures as in [`Self::put_all`].
     pub(crate) fn delete_all(&self, keys: &[K]) -> Vec<(usize, DatapathError)> {
-        self.rows.delete_all(all_bytes(keys))
+        match self.is_array {
+            true => {
+                let zeros = vec![0; size_of::<V>() * keys.len()];
+                self.rows.put_all(all_bytes(keys), &zeros, Present::Replace)
+            }
+            false => self.rows.delete_all(all_bytes(keys)),
+        }
     }
 
     /// Reads the whole table, in the kernel's order.
@@ -77,11 +95,20 @@ impl<K: AbiBytes, V: AbiBytes> Table<K, V> {
         Ok(entries)
     }
 
-    /// Counts the entries that `predicate` holds for. O(table).
-    pub(crate) fn count(&self, predicate: impl Fn(&K, &V) -> bool) -> Result<u64, DatapathError> {
+    /// Counts the entries. O(table).
+    pub(crate) fn count(&self) -> Result<u64, DatapathError> {
         let mut count = 0;
-        self.for_each(|key, value| count += u64::from(predicate(key, value)))?;
+        self.for_each_entry(|_, _| count += 1)?;
         Ok(count)
+    }
+
+    /// [`Self::for_each`] without the zeros of an array.
+    pub(crate) fn for_each_entry(&self, mut visit: impl FnMut(&K, &V)) -> Result<(), DatapathError> {
+        self.rows.for_each(|key, value| {
+            if !self.is_array || value.iter().any(|byte| *byte != 0) {
+                visit(&from_bytes(key), &from_bytes(value));
+            }
+        })
     }
 
     /// Walks the whole table. Entries that come or go meanwhile may or may not be seen.
@@ -130,7 +157,10 @@ mod tests {
         match MapData::create(object, "warren_test", None) {
             Ok(data) => {
                 let fd = data.fd().as_fd().try_clone_to_owned().expect("a descriptor");
-                Some(Table::new("warren_test", fd, key_bytes, value_bytes).expect("the sizes are right"))
+                Some(
+                    Table::new("warren_test", fd, false, key_bytes, value_bytes)
+                        .expect("the sizes are right"),
+                )
             }
             Err(error) => {
                 println!("skipped: needs root and BPF ({error})");
@@ -159,7 +189,7 @@ mod tests {
         let keys: Vec<K> = entries.iter().step_by(2).map(|(key, _)| *key).chain([key(ENTRIES)]).collect();
         assert!(table.delete_all(&keys).is_empty());
         assert!(table.delete_all(&keys).is_empty(), "what is not there counts as deleted");
-        assert_eq!(table.count(|_, _| true).expect("count"), u64::from(ENTRIES / 2));
+        assert_eq!(table.count().expect("count"), u64::from(ENTRIES / 2));
     }
 
     #[test]

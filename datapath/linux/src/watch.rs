@@ -210,7 +210,7 @@ impl Ours {
 /// The entry that a device of ours is a part of.
 fn key_of(link: &Link) -> Option<TableKey> {
     match link.name.as_str() {
-        HOST_DEVICE | NET_DEVICE | VXLAN_DEVICE => Some(TableKey::Base),
+        HOST_DEVICE | NET_DEVICE | VXLAN_DEVICE => Some(TableKey::BASE),
         _ => link.endpoint().map(TableKey::Endpoint),
     }
 }

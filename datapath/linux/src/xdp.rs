@@ -11,17 +11,14 @@ use std::{
 };
 
 use aya::programs::Xdp;
-use datapath_abi::{LpmKey, V4};
-use ipnetwork::Ipv4Network;
 
 use crate::{
-    apply::{Answer, first_failure, lpm_key},
     bpf,
     config::{XdpConfig, XdpMode},
     datapath::Datapath,
+    descriptor::Answer,
     error::DatapathError,
     hook::{Hooks, LinkPin},
-    maps::Maps,
     netlink::Link,
     object::{self, XDP_PROGRAM},
     pins,
@@ -58,17 +55,6 @@ impl XdpMode {
 /// Whether a pin among the links is that of the program before the stack.
 pub(crate) fn is_pin(name: &str) -> bool {
     XdpMode::ALL.iter().any(|mode| name.starts_with(pin_prefix(*mode))) && LinkPin::parse(name).is_none()
-}
-
-/// Makes the refused networks what the configuration says: new ones first.
-pub(crate) fn refuse(maps: &Maps, networks: &[Ipv4Network]) -> Answer {
-    let table = &maps.dropped_lpm_v4;
-    let wanted: Vec<_> = networks.iter().map(|network| (lpm_key(*network), 1)).collect();
-    first_failure(table.put_all(&wanted))?;
-    let stale: Vec<LpmKey<V4>> = (table.dump()?.into_iter().map(|(key, _)| key))
-        .filter(|key| wanted.iter().all(|(kept, _)| kept != key))
-        .collect();
-    first_failure(table.delete_all(&stale))
 }
 
 impl Datapath {

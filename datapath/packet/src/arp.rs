@@ -1,4 +1,4 @@
-//! ARP for IPv4 over Ethernet (RFC 826): a workload asks for its gateway and for nothing else.
+//! ARP for IPv4 over Ethernet (RFC 826): workloads ask for their gateway and for nothing else.
 
 use datapath_abi::{DropReason, EndpointEntry, V4};
 
@@ -16,16 +16,16 @@ pub struct Arp {
     pub sender_mac: [u8; 6],
     /// Sender's IPv4 address; 0 in a probe (RFC 5227).
     pub sender: V4,
-    /// What a request asks for.
+    /// Target's Ethernet address; a request asks for it.
     pub target_mac: [u8; 6],
-    /// Whose address is asked for.
+    /// Target's IPv4 address.
     pub target: V4,
 }
 
 wire! { Arp = 28 }
 
 impl Arp {
-    /// The one format there is here: Ethernet, IPv4, 6 and 4 bytes.
+    /// The one format that is accepted: Ethernet, IPv4, 6 and 4 bytes.
     pub const ETHERNET_IPV4: [u8; 6] = [0, 1, 8, 0, 6, 4];
     /// Who has `target`?
     pub const REQUEST: [u8; 2] = [0, 1];
@@ -33,13 +33,13 @@ impl Arp {
     pub const REPLY: [u8; 2] = [0, 2];
 }
 
-/// The answer to a workload's request for its gateway.
+/// The reply to a workload's request for its gateway.
 ///
 /// # Errors
-/// [`DropReason::ArpRefused`] for everything but a request of `endpoint` itself for `gateway`. Answering for
-/// other addresses would tell nothing (all traffic goes by the gateway) and hide wrong configuration.
+/// [`DropReason::ArpRefused`] for everything but a request of `endpoint` itself for `gateway`. A reply for another address
+/// would be of no use, as all traffic goes by the gateway, and would hide wrong configuration.
 #[inline(always)]
-pub fn answer(request: &Arp, endpoint: &EndpointEntry, gateway: V4) -> Result<Arp, DropReason> {
+pub fn arp_reply(request: &Arp, endpoint: &EndpointEntry, gateway: V4) -> Result<Arp, DropReason> {
     let own = request.sender == endpoint.address_v4 && request.sender_mac == endpoint.mac;
     if request.format != Arp::ETHERNET_IPV4
         || request.operation_be != Arp::REQUEST
@@ -81,7 +81,7 @@ mod tests {
     };
 
     #[test]
-    fn the_gateway_is_answered_for() {
+    fn arp_reply_is_for_the_gateway() {
         let expected = Arp {
             format: Arp::ETHERNET_IPV4,
             operation_be: Arp::REPLY,
@@ -90,11 +90,11 @@ mod tests {
             target_mac: ENDPOINT.mac,
             target: ENDPOINT.address_v4,
         };
-        assert_eq!(answer(&REQUEST, &ENDPOINT, GATEWAY), Ok(expected));
+        assert_eq!(arp_reply(&REQUEST, &ENDPOINT, GATEWAY), Ok(expected));
     }
 
     #[test]
-    fn nothing_else_is() {
+    fn arp_reply_is_refused_for_anything_else() {
         let refused = [
             ("another target", Arp { target: [10, 0, 1, 9], ..REQUEST }),
             ("an answer", Arp { operation_be: Arp::REPLY, ..REQUEST }),
@@ -103,7 +103,7 @@ mod tests {
             ("another format", Arp { format: [0, 6, 8, 0, 6, 4], ..REQUEST }),
         ];
         for (what, request) in refused {
-            assert_eq!(answer(&request, &ENDPOINT, GATEWAY), Err(DropReason::ArpRefused), "{what}");
+            assert_eq!(arp_reply(&request, &ENDPOINT, GATEWAY), Err(DropReason::ArpRefused), "{what}");
         }
     }
 }

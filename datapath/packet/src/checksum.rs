@@ -29,7 +29,7 @@ pub fn of(sum: u32) -> [u8; 2] {
     (!folded(sum)).to_be_bytes()
 }
 
-/// The checksum of words with this sum, which the kernel made of words in the machine's order.
+/// The checksum of words with this sum, which the kernel computed in the machine's byte order.
 #[inline(always)]
 pub fn of_native(sum: u32) -> [u8; 2] {
     (!folded(sum)).to_ne_bytes()

@@ -1,37 +1,37 @@
-//! ICMP errors (RFC 792): whose they are, how they are translated, how they are made.
+//! ICMP errors (RFC 792): which flow they belong to, how they are translated and made.
 
 use datapath_abi::{FlowKey, V4};
 
 use crate::{
-    Ipv4, Start, checksum,
+    Ipv4, TransportStart, checksum,
     transport::{Transport, ports},
     wire,
 };
 
-/// The header of an error; behind it is the beginning of the packet that it is about.
+/// The header of an error. The beginning of the packet that the error is about follows.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IcmpError {
     /// 3, 11 or 12.
     pub kind: u8,
-    /// What of its kind.
+    /// Code, by kind.
     pub code: u8,
-    /// Over all of it.
+    /// Over the whole message.
     pub checksum_be: [u8; 2],
     /// Zero.
     pub unused: [u8; 2],
-    /// Of the next hop, when it is that a packet was too big (RFC 1191).
+    /// MTU of the next hop, where a packet was too big (RFC 1191).
     pub mtu_be: [u8; 2],
 }
 
-/// The packet that an error is about, as far as it must be there: an IP header and 8 bytes.
+/// What an error must quote of the packet that it is about: an IP header and 8 bytes.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quote {
-    /// Its IP header.
+    /// The IP header.
     pub ip: Ipv4,
-    /// What comes behind.
-    pub start: Start,
+    /// The first bytes of the transport header.
+    pub start: TransportStart,
 }
 
 wire! { IcmpError = 8, Quote = 28 }
@@ -49,10 +49,10 @@ pub fn is_error(kind: u8) -> bool {
 }
 
 impl Quote {
-    /// The key of the direction that is opposite to the quoted packet's: the one that the error goes in. `None` for
-    /// headers with options and for fragments without ports.
+    /// The key of the direction opposite to the quoted packet's, in which the error goes. `None` for headers with options and
+    /// for later fragments.
     #[inline(always)]
-    pub fn answer_key(&self) -> Option<FlowKey<V4>> {
+    pub fn reply_key(&self) -> Option<FlowKey<V4>> {
         if self.ip.version_length != 0x45 || self.ip.fragment_offset() != 0 {
             return None;
         }
@@ -69,8 +69,8 @@ impl Quote {
     }
 }
 
-/// The IP header of a quote with another source or destination, and the checksum of the error around it, once the port
-/// of that side is another one, too. What the quote has of its own transport's checksum stays: nobody checks it.
+/// The quoted IP header with another source or destination, and the checksum of the error around it once the port of the same
+/// end is replaced, too. The quoted transport checksum stays: nobody checks it.
 #[inline(always)]
 pub fn requoted(
     checksum_be: [u8; 2],
@@ -87,11 +87,11 @@ pub fn requoted(
 }
 
 impl IcmpError {
-    /// "Your packet has used up its hops": without its checksum.
+    /// The packet's TTL is exceeded; without its checksum.
     pub const TIME_EXCEEDED: Self =
         Self { kind: TIME_EXCEEDED, code: 0, checksum_be: [0; 2], unused: [0; 2], mtu_be: [0; 2] };
 
-    /// "Nobody is at that port": without its checksum.
+    /// Nobody is at the port; without its checksum.
     pub const PORT_UNREACHABLE: Self = Self {
         kind: UNREACHABLE,
         code: PORT_UNREACHABLE,
@@ -100,7 +100,7 @@ impl IcmpError {
         mtu_be: [0; 2],
     };
 
-    /// "Your packet is longer than `mtu_bytes`": without its checksum.
+    /// The packet is longer than `mtu_bytes` (fragmentation needed); without its checksum.
     #[inline(always)]
     pub const fn too_big(mtu_bytes: u16) -> Self {
         let mtu_be = mtu_bytes.to_be_bytes();
@@ -126,17 +126,17 @@ mod tests {
             src: [192, 0, 2, 1],
             dst: [198, 51, 100, 9],
         },
-        start: Start([0xf0, 0, 0, 53, 5, 200, 0x12, 0x34]),
+        start: TransportStart([0xf0, 0, 0, 53, 5, 200, 0x12, 0x34]),
     };
 
     #[test]
-    fn an_error_goes_the_way_of_answers() {
-        let key = QUOTE.answer_key().expect("a whole header");
+    fn icmp_error_goes_in_the_direction_of_replies() {
+        let key = QUOTE.reply_key().expect("a whole header");
         assert_eq!((key.src, key.src_port_be), ([198, 51, 100, 9], [0, 53]));
         assert_eq!((key.dst, key.dst_port_be), ([192, 0, 2, 1], [0xf0, 0]));
         let with_options = Quote { ip: Ipv4 { version_length: 0x46, ..QUOTE.ip }, ..QUOTE };
-        assert_eq!(with_options.answer_key(), None);
+        assert_eq!(with_options.reply_key(), None);
         let rest = Quote { ip: Ipv4 { fragment_be: [0, 9], ..QUOTE.ip }, ..QUOTE };
-        assert_eq!(rest.answer_key(), None);
+        assert_eq!(rest.reply_key(), None);
     }
 }

@@ -14,15 +14,15 @@ pub struct Ipv4 {
     pub tos: u8,
     /// Header and payload, bytes.
     pub total_bytes_be: [u8; 2],
-    /// The same in all fragments of a datagram.
+    /// Identification: the same in all fragments of a datagram.
     pub id_be: [u8; 2],
     /// Flags (3 bits) and offset in units of 8 bytes.
     pub fragment_be: [u8; 2],
     /// Time to live.
     pub ttl: u8,
-    /// What follows.
+    /// Protocol of what follows.
     pub protocol: u8,
-    /// Over the header and its options.
+    /// Checksum over the header and its options.
     pub checksum_be: [u8; 2],
     /// Source.
     pub src: V4,
@@ -37,7 +37,7 @@ const MORE_FRAGMENTS: u16 = 0x2000;
 const OFFSET_MASK: u16 = 0x1fff;
 
 impl Ipv4 {
-    /// The header of what this node itself sends: `payload_bytes` from `src` to `dst`.
+    /// The header of a packet of this node's own: `payload_bytes` from `src` to `dst`.
     #[inline(always)]
     pub fn own(protocol: u8, src: V4, dst: V4, payload_bytes: u16) -> Self {
         // Internetwork control for ICMP, as Linux sends its own.
@@ -80,25 +80,25 @@ impl Ipv4 {
         Ok(header_bytes)
     }
 
-    /// Where this piece of the datagram begins, in units of 8 bytes; 0 in the first and in a whole datagram.
+    /// Where this fragment begins in its datagram, in units of 8 bytes; 0 in the first fragment and in a whole datagram.
     #[inline(always)]
     pub fn fragment_offset(&self) -> u16 {
         u16::from_be_bytes(self.fragment_be) & OFFSET_MASK
     }
 
-    /// Whether it must not be cut into pieces.
+    /// Whether the packet must not be fragmented (DF).
     #[inline(always)]
     pub fn dont_fragment(&self) -> bool {
         u16::from_be_bytes(self.fragment_be) & DONT_FRAGMENT != 0
     }
 
-    /// Whether this is a piece of a datagram.
+    /// Whether the packet is a fragment.
     #[inline(always)]
     pub fn is_fragment(&self) -> bool {
         u16::from_be_bytes(self.fragment_be) & (MORE_FRAGMENTS | OFFSET_MASK) != 0
     }
 
-    /// The header with other addresses, its checksum updated as in [`Self::next_hop`].
+    /// The header with other addresses, its checksum updated as in [`Self::decrement_ttl`].
     #[inline(always)]
     #[must_use]
     pub fn with_addresses(mut self, src: V4, dst: V4) -> Self {
@@ -109,7 +109,7 @@ impl Ipv4 {
         self
     }
 
-    /// The header with another type of service, its checksum updated as in [`Self::next_hop`].
+    /// The header with another type of service, its checksum updated as in [`Self::decrement_ttl`].
     #[inline(always)]
     #[must_use]
     pub fn with_tos(mut self, tos: u8) -> Self {
@@ -119,13 +119,13 @@ impl Ipv4 {
         self
     }
 
-    /// The header after one more hop, its checksum updated and not computed anew (RFC 1141; `ip_decrease_ttl`):
-    /// what arrived damaged stays so.
+    /// The header with the TTL reduced by one. The checksum is updated and not computed anew (RFC 1141; `ip_decrease_ttl`): a
+    /// header that arrived damaged stays damaged.
     ///
     /// # Errors
-    /// [`DropReason::TtlExceeded`]: no hop is left.
+    /// [`DropReason::TtlExceeded`]: the TTL is used up.
     #[inline(always)]
-    pub fn next_hop(mut self) -> Result<Self, DropReason> {
+    pub fn decrement_ttl(mut self) -> Result<Self, DropReason> {
         if self.ttl <= 1 {
             return Err(DropReason::TtlExceeded);
         }
@@ -136,7 +136,7 @@ impl Ipv4 {
     }
 }
 
-/// Whether one host may have the address: not "this network", loopback, multicast, reserved or broadcast.
+/// Whether a single host may have the address: not "this network", loopback, multicast, reserved or broadcast.
 #[inline(always)]
 pub fn is_unicast(address: V4) -> bool {
     let first = address[0];
@@ -161,7 +161,7 @@ mod tests {
     };
 
     #[test]
-    fn lengths_must_agree() {
+    fn header_bytes_must_agree_with_the_packet() {
         let check = |header: Ipv4, available, expected| assert_eq!(header.header_bytes(available), expected);
         check(HEADER, 60, Ok(20));
         check(HEADER, 64, Ok(20)); // padding
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn fragments_are_told() {
+    fn fragments_are_recognised() {
         let check = |fragment_be, piece, offset| {
             let header = Ipv4 { fragment_be, ..HEADER };
             assert_eq!((header.is_fragment(), header.fragment_offset()), (piece, offset));
@@ -189,14 +189,14 @@ mod tests {
     }
 
     #[test]
-    fn the_last_hop_is_not_taken() {
-        assert_eq!(Ipv4 { ttl: 1, ..HEADER }.next_hop(), Err(DropReason::TtlExceeded));
-        assert_eq!(Ipv4 { ttl: 0, ..HEADER }.next_hop(), Err(DropReason::TtlExceeded));
-        assert_eq!(Ipv4 { ttl: 2, ..HEADER }.next_hop().map(|header| header.ttl), Ok(1));
+    fn ttl_of_one_is_not_decremented() {
+        assert_eq!(Ipv4 { ttl: 1, ..HEADER }.decrement_ttl(), Err(DropReason::TtlExceeded));
+        assert_eq!(Ipv4 { ttl: 0, ..HEADER }.decrement_ttl(), Err(DropReason::TtlExceeded));
+        assert_eq!(Ipv4 { ttl: 2, ..HEADER }.decrement_ttl().map(|header| header.ttl), Ok(1));
     }
 
     #[test]
-    fn only_hosts_are_unicast() {
+    fn unicast_addresses_are_those_of_hosts() {
         for address in [[10, 0, 0, 1], [1, 1, 1, 1], [223, 255, 255, 255], [169, 254, 169, 254]] {
             assert!(is_unicast(address), "{address:?}");
         }

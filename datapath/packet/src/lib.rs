@@ -1,10 +1,12 @@
 //! Packet logic on plain values, run by the kernel programs and by host tests.
 //!
-//! What a header says, which flow a packet belongs to, what a decision looks like as two flow entries, whether
-//! an entry still holds, when a flow is over.
+//! Headers, the flow that a packet belongs to, the owner of an address, a decision as two flow entries, whether an entry still
+//! holds, when a flow expires.
 //!
 //! Invariant: nothing here touches a packet in place, a map, a clock or a helper; and nothing can panic, as a
 //! program that can does not load.
+
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 #![no_std]
 
 mod arp;
@@ -14,25 +16,27 @@ mod icmp;
 mod ipv4;
 mod lifetime;
 mod masquerade;
-mod overlay;
+mod owner;
 mod slot;
 mod tcp;
 mod translate;
 mod transport;
+mod tunnel;
 mod vxlan;
 
-pub use arp::{Arp, answer};
+pub use arp::{Arp, arp_reply};
 pub use checksum::of_native as native_checksum;
-pub use flow::{Halves, Place, Side, carry_over, comes_from, is_current};
+pub use flow::{EpochSnapshot, FlowEnd, FlowPair, Location, carry_over, comes_from, is_current};
 pub use icmp::{IcmpError, Quote, is_error, requoted};
 pub use ipv4::{Ipv4, is_unicast};
 pub use lifetime::{has_expired, lifetime};
-pub use masquerade::{TRIES, flow_hash, is_answer_to, is_translatable, port as masquerade_port};
-pub use overlay::{check_sender, direct_macs, direct_place, tunnel_identity};
+pub use masquerade::{PORT_ATTEMPTS, flow_hash, is_reply_to, is_translatable, port as masquerade_port};
+pub use owner::{Owner, OwnerKind};
 pub use slot::slot_of;
 pub use tcp::{PseudoHeader, Tcp, TcpState, flag, may_end, opens, tcp_state};
-pub use translate::{is_unfinished, translated_checksum};
-pub use transport::{ICMP, PortPlace, SCTP, Start, TCP, Transport, UDP, WirePort, ports};
+pub use translate::{is_checksum_partial, translated_checksum};
+pub use transport::{ICMP, PortPlace, SCTP, TCP, Transport, TransportStart, UDP, WirePort, ports};
+pub use tunnel::{check_tunnel_source, dsr_backend, dsr_macs, tunnel_identity};
 pub use vxlan::{TUNNEL_BYTES, TunnelHeader, is_ecn_the_same, is_tunnel_packet, tunnel_ipv4};
 
 /// A header as it is on the wire: what may be read from and written to a packet whole.
@@ -53,7 +57,7 @@ macro_rules! wire {
 }
 pub(crate) use wire;
 
-/// Whom a frame is for and from.
+/// The Ethernet addresses of a frame.
 #[repr(C, align(2))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Macs {
@@ -67,7 +71,7 @@ pub struct Macs {
 #[repr(C, align(2))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ethernet {
-    /// Whom the frame is for and from.
+    /// Destination and source.
     pub macs: Macs,
     /// What follows, network byte order: [`ETHERTYPE_IPV4`], [`ETHERTYPE_ARP`], ...
     pub ethertype_be: [u8; 2],

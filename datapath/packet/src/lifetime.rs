@@ -12,17 +12,17 @@ use crate::{
     transport::Transport,
 };
 
-/// Longer than the keepalive of most systems (2 hours).
+/// Established TCP: longer than the keepalive of most systems (2 hours).
 const TCP_ESTABLISHED: Duration = Duration::from_secs(6 * 3600);
-/// As long as a client goes on sending SYN (Linux: 6 retries in 127 s, most give up before).
+/// Opening TCP: as long as a client goes on sending SYN (Linux: 6 retries in 127 s, most give up before).
 const TCP_OPENING: Duration = Duration::from_secs(60);
-/// Half-closed connections may still move data.
+/// Half-closed TCP connections may still move data.
 const TCP_CLOSING: Duration = Duration::from_secs(300);
-/// For late packets: what comes after belongs to nobody.
+/// Closed TCP: time for late packets.
 const TCP_CLOSED: Duration = Duration::from_secs(10);
-/// RFC 4787 asks two minutes of NATs, for conversations that both sides hold.
+/// Datagrams with replies: RFC 4787 asks two minutes of NATs.
 const DATAGRAM_ANSWERED: Duration = Duration::from_secs(120);
-/// Questions that nobody answers.
+/// Datagrams without replies.
 const DATAGRAM_UNANSWERED: Duration = Duration::from_secs(30);
 
 /// How long a flow may be silent in both directions. The flags are those seen in each direction, in any order;
@@ -40,8 +40,8 @@ pub fn lifetime(protocol: u8, one_tcp_flags: u8, other_tcp_flags: u8, answered: 
     }
 }
 
-/// Whether the flow of `entry` is over at `now_ns` (`CLOCK_MONOTONIC_COARSE`). `reverse` is its other half,
-/// `None` where that was evicted. The answer is the same from either half, so that both go together.
+/// Whether the flow of `entry` has expired at `now_ns` (`CLOCK_MONOTONIC_COARSE`). `reverse` is the other entry,
+/// `None` where that was evicted. The answer is the same for both entries, so that they go together.
 pub fn has_expired(protocol: u8, entry: &FlowEntry, reverse: Option<&FlowEntry>, now_ns: u64) -> bool {
     let other_flags = reverse.map_or(0, |half| half.tcp_flags);
     let answered = entry.packets > 0 && reverse.is_some_and(|half| half.packets > 0);
@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn each_kind_has_its_time() {
+    fn lifetime_of_each_kind_of_flow() {
         let at = Duration::from_secs;
         check(UDP, half(1, at(5), 0), half(0, at(0), 0), DATAGRAM_UNANSWERED);
         check(UDP, half(1, at(5), 0), half(1, at(9), 0), DATAGRAM_ANSWERED);
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lone_half_and_a_clock_behind_do_not_confuse() {
+    fn lifetime_of_a_lone_entry_and_with_a_clock_behind() {
         let lone = half(1, Duration::from_secs(100), 0);
         assert!(!has_expired(UDP, &lone, None, 0));
         assert!(has_expired(UDP, &lone, None, Duration::from_secs(131).as_nanos() as u64));

@@ -1,24 +1,23 @@
-//! Which flows masquerade can translate, and by which ports.
+//! Source NAT: which flows can be translated, and which ports are tried.
 
 use datapath_abi::{FlowEntry, FlowKey, V4, flow_flags::REWRITE_DST};
 
 use crate::transport::{ICMP, TCP, UDP};
 
-/// How many ports are tried for a flow. Ports are taken per destination address and port: with half of the range in
-/// use for one of them, one flow in 256 finds none, and its next packet tries the same ports again.
-pub const TRIES: u32 = 8;
+/// How many ports are tried for a flow. Ports are taken per destination address and port: with half of the range in use for
+/// one destination, one flow in 256 finds no port, and its next packet tries the same ports again.
+pub const PORT_ATTEMPTS: u32 = 8;
 
-/// Whether packets of the protocol can be translated. Others have no ports (ESP, GRE), or a checksum that cannot be
-/// changed in part (SCTP).
+/// Whether packets of the protocol can be translated. Other protocols have no ports (ESP, GRE), or a checksum that cannot be
+/// updated in part (SCTP).
 #[inline(always)]
 pub fn is_translatable(protocol: u8) -> bool {
     matches!(protocol, TCP | UDP | ICMP)
 }
 
-/// What the ports of a flow are chosen by.
+/// The hash by which ports and backends are chosen for a flow.
 ///
-/// The same for the same flow on every run: a flow whose entries were lost most probably gets back the port that it
-/// had, and goes on.
+/// It is the same for the same flow on every run: a flow whose entries were lost most probably gets back its port and goes on.
 #[inline(always)]
 pub fn flow_hash(key: &FlowKey<V4>) -> u32 {
     let ports =
@@ -49,9 +48,9 @@ const fn mix(mut hash: u32) -> u32 {
     hash ^ hash >> 16
 }
 
-/// Whether the entry is the answering half of the flow that sends with `key`.
+/// Whether the entry is the reply entry of the flow whose original direction has the key `key`.
 #[inline(always)]
-pub fn is_answer_to(entry: &FlowEntry, key: &FlowKey<V4>) -> bool {
+pub fn is_reply_to(entry: &FlowEntry, key: &FlowKey<V4>) -> bool {
     entry.flags & REWRITE_DST != 0
         && entry.rewrite_dst == key.src
         && entry.rewrite_dst_port_be == key.src_port_be
@@ -73,10 +72,10 @@ mod tests {
     }
 
     #[test]
-    fn ports_lie_in_the_range_and_are_the_same_each_time() {
+    fn masquerade_ports_lie_in_the_range_and_are_the_same_each_time() {
         for number in 0..10_000_u16 {
             let key = key([10, 0, 1, 5], number);
-            for attempt in 0..TRIES {
+            for attempt in 0..PORT_ATTEMPTS {
                 let chosen = port(flow_hash(&key), 61_000, 61_999, attempt);
                 assert!((61_000..=61_999).contains(&chosen), "{chosen}");
                 assert_eq!(chosen, port(flow_hash(&key), 61_000, 61_999, attempt));
@@ -88,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn flows_and_tries_are_spread_over_the_range() {
+    fn masquerade_ports_are_spread_over_the_range() {
         let mut used = [0_u32; 100];
         for number in 0..5_000_u16 {
             for attempt in 0..2 {
@@ -106,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_knows_its_question() {
+    fn reply_entry_names_its_original_direction() {
         let asked = key([10, 0, 1, 5], 1_000);
         let answer = FlowEntry {
             flags: REWRITE_DST,
@@ -114,9 +113,9 @@ mod tests {
             rewrite_dst_port_be: asked.src_port_be,
             ..FlowEntry::default()
         };
-        assert!(is_answer_to(&answer, &asked));
-        assert!(!is_answer_to(&answer, &key([10, 0, 1, 5], 1_001)));
-        assert!(!is_answer_to(&answer, &key([10, 0, 1, 6], 1_000)));
-        assert!(!is_answer_to(&FlowEntry { flags: 0, ..answer }, &asked));
+        assert!(is_reply_to(&answer, &asked));
+        assert!(!is_reply_to(&answer, &key([10, 0, 1, 5], 1_001)));
+        assert!(!is_reply_to(&answer, &key([10, 0, 1, 6], 1_000)));
+        assert!(!is_reply_to(&FlowEntry { flags: 0, ..answer }, &asked));
     }
 }

@@ -1,4 +1,4 @@
-//! Which slot of a service's table a flow has.
+//! The slot that a flow has in a service's table.
 
 use datapath_abi::BLOCK_SLOTS;
 
@@ -16,7 +16,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn slots_lie_in_the_table_and_all_are_used() {
+    fn slot_of_covers_the_whole_table() {
         for slots in [1, 2, 111, 112, 113, 251, 1_021, 65_521] {
             let step = u32::MAX / (4 * slots);
             let mut next = 0;

@@ -1,15 +1,15 @@
-//! Where a TCP connection is in its life, as far as the flags of both directions tell.
+//! TCP: headers, and the state of a connection as far as the flags of both directions tell.
 
 use datapath_abi::V4;
 
-use crate::{Start, wire};
+use crate::{TransportStart, wire};
 
 /// The header without its options (RFC 9293).
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tcp {
     /// Ports and sequence number.
-    pub start: Start,
+    pub start: TransportStart,
     /// Acknowledgement number.
     pub acknowledged_be: [u8; 4],
     /// Header length in words (4 bits), and reserved ones.
@@ -41,14 +41,14 @@ pub struct PseudoHeader {
 wire! { PseudoHeader = 12 }
 
 impl Tcp {
-    /// Where its checksum is.
+    /// Offset of the checksum.
     pub const CHECKSUM: usize = 16;
 
-    /// The answer to a segment for a connection that nobody has (RFC 9293, 3.5.2), without its checksum. A segment that
-    /// is a reset itself gets none: look before.
+    /// The reset in reply to a segment of a connection that nobody has (RFC 9293, 3.5.2), without its checksum. The caller
+    /// answers no reset.
     #[inline(always)]
     pub fn reset(&self) -> Self {
-        let Start([a, b, c, d, sequence @ ..]) = self.start;
+        let TransportStart([a, b, c, d, sequence @ ..]) = self.start;
         let (sequence_be, acknowledged_be, flags) = if self.flags & flag::ACK != 0 {
             (self.acknowledged_be, [0; 4], flag::RST)
         } else {
@@ -56,17 +56,23 @@ impl Tcp {
             ([0; 4], u32::from_be_bytes(sequence).wrapping_add(1).to_be_bytes(), flag::RST | flag::ACK)
         };
         let [e, f, g, h] = sequence_be;
-        Self { start: Start([c, d, a, b, e, f, g, h]), acknowledged_be, length: 5 << 4, flags, rest: [0; 6] }
+        Self {
+            start: TransportStart([c, d, a, b, e, f, g, h]),
+            acknowledged_be,
+            length: 5 << 4,
+            flags,
+            rest: [0; 6],
+        }
     }
 }
 
 /// Bits of [`Tcp::flags`].
 pub mod flag {
-    /// No more data from the sender.
+    /// The sender has no more data.
     pub const FIN: u8 = 1 << 0;
-    /// Opens.
+    /// Opens a connection.
     pub const SYN: u8 = 1 << 1;
-    /// Gives up.
+    /// Resets a connection.
     pub const RST: u8 = 1 << 2;
     /// Acknowledges.
     pub const ACK: u8 = 1 << 4;
@@ -75,13 +81,13 @@ pub mod flag {
 /// See [`tcp_state`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TcpState {
-    /// One side has spoken.
+    /// One end has sent packets.
     Opening,
-    /// Both have, or the connection is older than its entry.
+    /// Both ends have sent packets, or the connection is older than its entry.
     Established,
-    /// One side has sent FIN.
+    /// One end has sent FIN.
     Closing,
-    /// Reset, or both sides have sent FIN.
+    /// The connection was reset, or both ends have sent FIN.
     Closed,
 }
 
@@ -101,13 +107,13 @@ pub fn tcp_state(one: u8, other: u8) -> TcpState {
     }
 }
 
-/// Whether a packet with these flags begins a connection.
+/// Whether a packet with these flags opens a connection.
 #[inline(always)]
 pub fn opens(flags: u8) -> bool {
     flags & (flag::SYN | flag::ACK | flag::RST) == flag::SYN
 }
 
-/// Whether a packet with these flags may end one.
+/// Whether a packet with these flags may end a connection.
 #[inline(always)]
 pub fn may_end(flags: u8) -> bool {
     flags & (flag::FIN | flag::RST) != 0
@@ -118,7 +124,7 @@ mod tests {
     use super::{flag::*, *};
 
     #[test]
-    fn states() {
+    fn tcp_state_by_flags_of_both_directions() {
         let check = |one, other, expected| {
             assert_eq!(tcp_state(one, other), expected, "{one:#x} {other:#x}");
             assert_eq!(tcp_state(other, one), expected, "{other:#x} {one:#x}");
@@ -133,9 +139,9 @@ mod tests {
     }
 
     #[test]
-    fn a_reset_is_one_that_its_receiver_believes() {
+    fn tcp_reset_is_acceptable_to_its_receiver() {
         let tcp = |flags| Tcp {
-            start: Start([4, 0, 0, 80, 0, 0, 1, 255]),
+            start: TransportStart([4, 0, 0, 80, 0, 0, 1, 255]),
             acknowledged_be: [9, 9, 9, 9],
             length: 0xa0,
             flags,
@@ -144,7 +150,7 @@ mod tests {
         let check = |flags, sequence: [u8; 4], acknowledged_be, expected_flags| {
             let [a, b, c, d] = sequence;
             let expected = Tcp {
-                start: Start([0, 80, 4, 0, a, b, c, d]),
+                start: TransportStart([0, 80, 4, 0, a, b, c, d]),
                 acknowledged_be,
                 length: 0x50,
                 flags: expected_flags,
@@ -158,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_bare_syn_opens() {
+    fn tcp_connection_is_opened_by_a_bare_syn() {
         assert!(opens(SYN));
         for flags in [SYN | ACK, ACK, SYN | RST, RST, FIN, 0] {
             assert!(!opens(flags), "{flags:#x}");

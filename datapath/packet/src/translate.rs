@@ -1,11 +1,11 @@
-//! A transport's checksum, where a program changes it itself.
+//! The transport checksum, where a program updates it itself.
 
 use datapath_abi::{FlowKey, V4};
 
 use crate::{Ipv4, checksum, transport::UDP};
 
-/// The checksum of a TCP or UDP packet after its addresses and ports have changed from those of `old` to those of `new`.
-/// What arrived damaged stays so, and UDP without a checksum stays without (RFC 768).
+/// The checksum of a TCP or UDP packet whose addresses and ports change from those of `old` to those of `new`. A packet that
+/// arrived damaged stays damaged, and UDP without a checksum stays without (RFC 768).
 #[inline(always)]
 pub fn translated_checksum(checksum_be: [u8; 2], old: &FlowKey<V4>, new: &FlowKey<V4>) -> [u8; 2] {
     if old.protocol == UDP && checksum_be == [0; 2] {
@@ -21,10 +21,10 @@ pub fn translated_checksum(checksum_be: [u8; 2], old: &FlowKey<V4>, new: &FlowKe
     }
 }
 
-/// Whether a TCP or UDP checksum looks unfinished: as that of a packet that no wire has seen, which its sender's kernel has
-/// left to a device to complete. It covers the pseudo header alone. Of complete ones one in 65,536 looks so, too.
+/// Whether a TCP or UDP checksum covers the pseudo header alone (`CHECKSUM_PARTIAL`): the sender's kernel has left the rest to
+/// a device, and the packet was never on a wire. One complete checksum in 65,536 looks the same.
 #[inline(always)]
-pub fn is_unfinished(checksum_be: [u8; 2], ip: &Ipv4) -> bool {
+pub fn is_checksum_partial(checksum_be: [u8; 2], ip: &Ipv4) -> bool {
     let bytes = u16::from_be_bytes(ip.total_bytes_be).wrapping_sub(size_of::<Ipv4>() as u16);
     let sum = checksum::sum(checksum::words(ip.src))
         + checksum::sum(checksum::words(ip.dst))
@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_checksum_is_that_of_the_changed_packet() {
+    fn translated_checksum_is_that_of_the_translated_packet() {
         for payload in [0, 1, 0x1234, 0xfffe, 0xffff, 0xabcde] {
             let (old, new) = (whole(&OLD, payload), whole(&NEW, payload));
             assert_eq!(translated_checksum(old, &OLD, &NEW), new, "{payload}");
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn udp_has_no_checksum_of_zero() {
+    fn translated_checksum_of_udp_is_never_zero() {
         let (old, new) = (FlowKey { protocol: UDP, ..OLD }, FlowKey { protocol: UDP, ..NEW });
         assert_eq!(translated_checksum([0; 2], &old, &new), [0; 2]);
         let to_zero = (0..=0xffff_u16)
@@ -87,11 +87,11 @@ mod tests {
     }
 
     #[test]
-    fn what_covers_the_pseudo_header_alone_is_unfinished() {
+    fn checksum_of_the_pseudo_header_alone_is_partial() {
         let ip = Ipv4 { total_bytes_be: [0, 40], ..Ipv4::own(TCP, OLD.src, OLD.dst, 20) };
         let [a, b] = whole(&FlowKey { src_port_be: [0; 2], dst_port_be: [0; 2], ..OLD }, 0);
-        assert!(is_unfinished([!a, !b], &ip));
-        assert!(!is_unfinished([a, b], &ip));
-        assert!(!is_unfinished([!a, !b], &Ipv4 { total_bytes_be: [0, 41], ..ip }));
+        assert!(is_checksum_partial([!a, !b], &ip));
+        assert!(!is_checksum_partial([a, b], &ip));
+        assert!(!is_checksum_partial([!a, !b], &Ipv4 { total_bytes_be: [0, 41], ..ip }));
     }
 }

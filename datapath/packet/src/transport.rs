@@ -1,24 +1,24 @@
-//! What the header behind IP tells of a packet's flow.
+//! What the transport header tells of a packet's flow.
 
 use crate::wire;
 
-/// The first 8 bytes behind the IP header: as many as every transport that we look into has.
+/// The first 8 bytes of the transport header: every protocol whose ports are read has as many.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Start(pub [u8; 8]);
+pub struct TransportStart(pub [u8; 8]);
 
-wire! { Start = 8 }
+wire! { TransportStart = 8 }
 
-/// How a protocol's packets are told apart ([`Transport::of`]).
+/// What tells a protocol's flows apart ([`Transport::of`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
-    /// Ports, and flags that make and end connections.
+    /// Ports, and flags that open and end connections.
     Tcp,
     /// Ports only: UDP, UDP-Lite, SCTP, DCCP.
     Ports,
-    /// An identifier, in echo request and answer.
+    /// An identifier, in echo requests and replies.
     Icmp,
-    /// Nothing that we know: all packets between two addresses are one flow.
+    /// Nothing: all packets between two addresses are one flow.
     Other,
 }
 
@@ -57,20 +57,20 @@ pub struct WirePort(pub [u8; 2]);
 
 wire! { WirePort = 2 }
 
-/// Where a transport keeps what is translated, offsets from its header on.
+/// Where a transport header has what is translated: offsets from its beginning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PortPlace {
-    /// Of the port.
+    /// Offset of the port.
     pub port: usize,
-    /// Of the checksum.
+    /// Offset of the checksum.
     pub checksum: usize,
     /// Whether the checksum covers the addresses, too (TCP, UDP).
     pub covers_addresses: bool,
 }
 
 impl PortPlace {
-    /// Of the source port, or of the destination port; an echo has one identifier in the place of both. `None`: the
-    /// protocol is not translated.
+    /// For the source port or the destination port; an echo has one identifier in the place of both. `None`: the protocol is
+    /// not translated.
     #[inline(always)]
     pub const fn of(protocol: u8, is_source: bool) -> Option<Self> {
         let port = if is_source { 0 } else { 2 };
@@ -83,11 +83,11 @@ impl PortPlace {
     }
 }
 
-/// Source and destination port for the flow key, network byte order. ICMP echo: the identifier is the port of
-/// the side that asks, so that the answer's key is the reverse of the request's; other ICMP: 0.
+/// Source and destination port for the flow key, network byte order. ICMP echo: the identifier is the port of the end that
+/// sends requests, so that the reply's key is the reverse of the request's. Other ICMP messages: 0.
 #[inline(always)]
-pub fn ports(transport: Transport, start: Start) -> ([u8; 2], [u8; 2]) {
-    let Start([a, b, c, d, e, f, ..]) = start;
+pub fn ports(transport: Transport, start: TransportStart) -> ([u8; 2], [u8; 2]) {
+    let TransportStart([a, b, c, d, e, f, ..]) = start;
     match transport {
         Transport::Tcp | Transport::Ports => ([a, b], [c, d]),
         Transport::Icmp if a == ECHO_REQUEST => ([e, f], [0, 0]),
@@ -101,8 +101,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ports_of_each_kind() {
-        let start = Start([1, 2, 3, 4, 5, 6, 7, 8]);
+    fn ports_of_each_kind_of_transport() {
+        let start = TransportStart([1, 2, 3, 4, 5, 6, 7, 8]);
         assert_eq!(ports(Transport::of(TCP), start), ([1, 2], [3, 4]));
         assert_eq!(ports(Transport::of(UDP), start), ([1, 2], [3, 4]));
         assert_eq!(ports(Transport::of(SCTP), start), ([1, 2], [3, 4]));
@@ -110,12 +110,12 @@ mod tests {
     }
 
     #[test]
-    fn echo_answer_is_the_reverse_of_the_request() {
-        let request = ports(Transport::Icmp, Start([ECHO_REQUEST, 0, 9, 9, 0xab, 0xcd, 0, 1]));
-        let reply = ports(Transport::Icmp, Start([ECHO_REPLY, 0, 9, 9, 0xab, 0xcd, 0, 1]));
+    fn ports_of_an_echo_reply_are_the_reverse_of_the_request() {
+        let request = ports(Transport::Icmp, TransportStart([ECHO_REQUEST, 0, 9, 9, 0xab, 0xcd, 0, 1]));
+        let reply = ports(Transport::Icmp, TransportStart([ECHO_REPLY, 0, 9, 9, 0xab, 0xcd, 0, 1]));
         assert_eq!(request, ([0xab, 0xcd], [0, 0]));
         assert_eq!(reply, (request.1, request.0));
-        let unreachable = ports(Transport::Icmp, Start([3, 1, 9, 9, 0xab, 0xcd, 0, 1]));
+        let unreachable = ports(Transport::Icmp, TransportStart([3, 1, 9, 9, 0xab, 0xcd, 0, 1]));
         assert_eq!(unreachable, ([0, 0], [0, 0]));
     }
 }

@@ -1,4 +1,4 @@
-//! The headers of a tunnel packet, where a program writes and reads them itself (RFC 7348).
+//! The outer headers of a tunnel packet (VXLAN, RFC 7348), where a program writes and reads them itself.
 
 use datapath_abi::V4;
 
@@ -8,11 +8,11 @@ use crate::{ETHERNET_BYTES, Ethernet, Ipv4, transport::UDP, wire};
 pub const TUNNEL_BYTES: usize = ETHERNET_BYTES + size_of::<Ipv4>() + size_of::<TunnelHeader>();
 
 const ECN_MASK: u8 = 0b11;
-const CONGESTED: u8 = 0b11;
-const CAPABLE: u8 = 0b10;
-/// Of the VXLAN header's flags: it has a VNI. Nothing else is set in ours.
+const CONGESTION_EXPERIENCED: u8 = 0b11;
+const ECN_CAPABLE: u8 = 0b10;
+/// Flag of the VXLAN header: it has a VNI. Our nodes set no other flag.
 const HAS_VNI: u8 = 0x08;
-/// First of the ports that RFC 7348 recommends for senders: the dynamic ones, a power of two of them.
+/// First of the source ports that RFC 7348 recommends: the dynamic ports, of which there is a power of two.
 const FIRST_SOURCE_PORT: u16 = 49_152;
 const SOURCE_PORT_BITS: u32 = 14;
 
@@ -20,15 +20,15 @@ const SOURCE_PORT_BITS: u32 = 14;
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TunnelHeader {
-    /// By the inner flow, so that the network between nodes spreads flows over its paths.
+    /// Source port, by the inner flow, so that the underlay spreads flows over its paths.
     pub src_port_be: [u8; 2],
-    /// The tunnel's.
+    /// The tunnel port.
     pub dst_port_be: [u8; 2],
-    /// Of this header and what follows.
+    /// Bytes of this header and what follows.
     pub bytes_be: [u8; 2],
-    /// 0: none.
+    /// Checksum; 0: none.
     pub checksum_be: [u8; 2],
-    /// VXLAN's flags, and what is reserved.
+    /// Flags of VXLAN, and reserved bytes.
     pub flags: [u8; 4],
     /// The sender's identity.
     pub vni_be: [u8; 3],
@@ -39,7 +39,7 @@ pub struct TunnelHeader {
 wire! { TunnelHeader = 16 }
 
 impl TunnelHeader {
-    /// Before `frame_bytes` from the inner Ethernet header on, of a flow with this hash.
+    /// For `frame_bytes` from the inner Ethernet header on, of a flow with this hash.
     #[inline(always)]
     pub fn new(flow_hash: u32, port: u16, vni: u32, frame_bytes: u16) -> Self {
         let [_, vni_be @ ..] = vni.to_be_bytes();
@@ -55,15 +55,15 @@ impl TunnelHeader {
         }
     }
 
-    /// The identity that the packet comes with.
+    /// The identity that the header carries.
     #[inline(always)]
     pub fn vni(&self) -> u32 {
         let [a, b, c] = self.vni_be;
         u32::from_be_bytes([0, a, b, c])
     }
 
-    /// Whether this is what nodes of a fleet send: no checksum, no extension, and as long as the IP packet around it,
-    /// `outer`, which is whole and without options.
+    /// Whether the header is as our nodes write it: no checksum, no extension, and as long as the outer IP packet, which is whole
+    /// and without options.
     #[inline(always)]
     pub fn is_plain(&self, outer: &Ipv4) -> bool {
         let inside = u16::from_be_bytes(outer.total_bytes_be).wrapping_sub(size_of::<Ipv4>() as u16);
@@ -81,23 +81,23 @@ pub fn tunnel_ipv4(src: V4, dst: V4, frame_bytes: u16, inner_tos: u8) -> Ipv4 {
     Ipv4::own(UDP, src, dst, frame_bytes + size_of::<TunnelHeader>() as u16).with_tos(outer_ecn(inner_tos))
 }
 
-/// What the outer header says of congestion (RFC 6040, as Linux does): as the inner one, but that it was met already is
-/// told inside only.
+/// The ECN field of the outer header (RFC 6040, as Linux does): a copy of the inner one, but congestion that was experienced
+/// already is marked in the inner header only.
 #[inline(always)]
 fn outer_ecn(inner_tos: u8) -> u8 {
     match inner_tos & ECN_MASK {
-        CONGESTED => CAPABLE,
+        CONGESTION_EXPERIENCED => ECN_CAPABLE,
         other => other,
     }
 }
 
-/// Whether taking the outer header off leaves the inner one as it is.
+/// Whether decapsulation leaves the inner ECN field unchanged.
 #[inline(always)]
 pub fn is_ecn_the_same(outer: &Ipv4, inner: &Ipv4) -> bool {
     (outer.tos ^ inner.tos) & ECN_MASK == 0
 }
 
-/// What a frame looks like that came by the tunnel: the outer Ethernet header is not asked for more.
+/// Whether the headers behind the outer Ethernet header are those of a tunnel packet to this node.
 #[inline(always)]
 pub fn is_tunnel_packet(outer: &Ipv4, header: &TunnelHeader, address: V4, port: u16) -> bool {
     outer.protocol == UDP && outer.dst == address && header.dst_port_be == port.to_be_bytes()
@@ -114,7 +114,7 @@ mod tests {
     const DST: V4 = [192, 0, 2, 5];
 
     #[test]
-    fn what_is_written_is_plain_and_reads_back() {
+    fn tunnel_header_reads_back_as_written() {
         let outer = tunnel_ipv4(SRC, DST, 114, 0);
         let header = TunnelHeader::new(0xffff_ffff, 8472, 0x00ab_cdef, 114);
         assert!(header.is_plain(&outer));
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn others_are_not_plain() {
+    fn tunnel_header_of_others_is_not_plain() {
         let outer = tunnel_ipv4(SRC, DST, 114, 0);
         let plain = TunnelHeader::new(7, 8472, 300, 114);
         for other in [
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn congestion_is_told_once_and_the_checksum_is_right() {
+    fn outer_header_carries_ecn_and_a_right_checksum() {
         for (inner, expected) in [(0, 0), (1, 1), (2, 2), (3, 2), (0xb8, 0), (0xbb, 2)] {
             let header = tunnel_ipv4(SRC, DST, 114, inner);
             assert_eq!(header.tos, expected);

@@ -5,6 +5,12 @@ use std::{collections::BTreeSet, fmt, net::IpAddr};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
+use crate::{
+    Prune,
+    epochs::Epochs,
+    row::{Change, Room, Row},
+};
+
 /// The devices and settings that everything else stands on: `warren_host`/`warren_net` with the gateway's
 /// address, `warren_vxlan` where there is a tunnel, the configuration map, the programs on them and on the underlay's
 /// interface. Exists once a node has a CIDR.
@@ -118,5 +124,20 @@ impl fmt::Display for Base {
             exclude.iter().try_for_each(|prefix| write!(f, " not {prefix}"))?;
         }
         Ok(())
+    }
+}
+
+impl Row for Base {
+    const NAME: &'static str = "base";
+    const ROOMS: &'static [Room] = &[];
+    const REMOVABLE: bool = false;
+
+    fn may_be_pruned(_: &Prune) -> bool {
+        false
+    }
+
+    /// All: entries of flows to the node hold the Ethernet address of its device, which another device changes.
+    fn concerns(_: &Change<'_, Self>, epochs: &mut Epochs) {
+        epochs.all();
     }
 }

@@ -1,157 +1,128 @@
-//! How many entries each table holds at the most, checked while planning.
+//! How many rows each kernel map can hold, checked while planning.
 
-use datapath_abi::{
-    MAX_BACKENDS, MAX_ENDPOINTS, MAX_FRONTENDS, MAX_IPCACHE, MAX_IPCACHE_LPM, MAX_NODES, MAX_SERVICES,
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::{
+    Room, Row, TableKey, Tables,
+    tables::{RowVisitor, by_row_type},
 };
-use serde::{Deserialize, Serialize};
 
-use crate::{TableKey, Tables, epochs::is_exact};
-
-/// A table that cannot hold what is wanted. Its entries that have room are made all the same.
+/// A table that cannot hold all rows that are wanted. The rows that have room are made all the same.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum PlanError {
-    /// Too many entries.
+    /// Too many rows.
     #[error("table {table} is full: {wanted} entries wanted, {max} at the most")]
     Capacity {
-        /// The table; of the ipcache the part.
+        /// [`Room::name`].
         table: String,
-        /// How many are wanted.
+        /// The number of rows that are wanted.
         wanted: usize,
-        /// How many there can be.
+        /// The number of rows that there can be.
         max: usize,
     },
 }
 
-/// A kernel table that has a limit of its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Room {
-    Nodes,
-    IpcacheExact,
-    IpcachePrefix,
-    Endpoints,
-    Backends,
-    Services,
-    Frontends,
-}
+/// Limits other than those of the kernel maps, by [`Room::name`]. Tests make them small; an agent has none.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits(BTreeMap<String, usize>);
 
-/// Limits, in entries. Real ones by default; tests make them small.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Limits {
-    /// Nodes, this one included; index 0 is no node's.
-    pub nodes: usize,
-    /// Exact addresses.
-    pub ipcache_exact: usize,
-    /// Prefixes.
-    pub ipcache_prefix: usize,
-    /// Local endpoints.
-    pub endpoints: usize,
-    /// Members of service ports; number 0 is none's.
-    pub backends: usize,
-    /// Service ports; number 0 is none's.
-    pub services: usize,
-    /// Addresses and ports of services.
-    pub frontends: usize,
-}
+impl Limits {
+    /// The same limits with another one for a room.
+    #[must_use]
+    pub fn with(mut self, room: &str, max: usize) -> Self {
+        self.0.insert(room.to_owned(), max);
+        self
+    }
 
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            nodes: MAX_NODES as usize - 1,
-            ipcache_exact: MAX_IPCACHE as usize,
-            ipcache_prefix: MAX_IPCACHE_LPM as usize,
-            endpoints: MAX_ENDPOINTS as usize,
-            backends: MAX_BACKENDS as usize - 1,
-            services: MAX_SERVICES as usize - 1,
-            frontends: MAX_FRONTENDS as usize,
+    pub(crate) fn max(&self, room: &Room) -> usize {
+        self.0.get(room.name).copied().unwrap_or(room.max)
+    }
+
+    /// # Errors
+    /// [`PlanError::Capacity`] if so many rows do not fit.
+    pub(crate) fn check(&self, room: &Room, wanted: usize) -> Result<(), PlanError> {
+        let max = self.max(room);
+        if wanted <= max {
+            return Ok(());
         }
+        Err(PlanError::Capacity { table: room.name.to_owned(), wanted, max })
     }
 }
 
-impl Room {
-    pub(crate) const ALL: [Self; 7] = [
-        Self::Nodes,
-        Self::IpcacheExact,
-        Self::IpcachePrefix,
-        Self::Endpoints,
-        Self::Backends,
-        Self::Services,
-        Self::Frontends,
-    ];
-
-    /// Where an entry takes room; routes and the base have no limit of ours.
-    pub(crate) fn of(key: &TableKey) -> Option<Self> {
-        match key {
-            TableKey::Base | TableKey::Route(_) => None,
-            TableKey::Node(_) => Some(Self::Nodes),
-            TableKey::Ipcache(prefix) if is_exact(prefix) => Some(Self::IpcacheExact),
-            TableKey::Ipcache(_) => Some(Self::IpcachePrefix),
-            TableKey::Endpoint(_) => Some(Self::Endpoints),
-            TableKey::Backend(_) => Some(Self::Backends),
-            TableKey::Service(_) => Some(Self::Services),
-            TableKey::Frontend(_) => Some(Self::Frontends),
-        }
-    }
-
-    pub(crate) fn max(self, limits: &Limits) -> usize {
-        match self {
-            Self::Nodes => limits.nodes,
-            Self::IpcacheExact => limits.ipcache_exact,
-            Self::IpcachePrefix => limits.ipcache_prefix,
-            Self::Endpoints => limits.endpoints,
-            Self::Backends => limits.backends,
-            Self::Services => limits.services,
-            Self::Frontends => limits.frontends,
-        }
-    }
-
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::Nodes => "nodes",
-            Self::IpcacheExact => "ipcache (addresses)",
-            Self::IpcachePrefix => "ipcache (prefixes)",
-            Self::Endpoints => "endpoints",
-            Self::Backends => "backends",
-            Self::Services => "services",
-            Self::Frontends => "frontends",
-        }
-    }
+/// The room that a row takes; `None` where there is no limit.
+pub(crate) fn room(key: &TableKey) -> Option<&'static Room> {
+    by_row_type!(key, |R, key| R::ROOMS.get(R::room(key)))
 }
 
-/// Tables whose number of entries by [`Room`] is always known.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+/// All rooms, in the order of the tables.
+pub(crate) fn rooms() -> Vec<&'static Room> {
+    macro_rules! rooms {
+        (() $(#[doc = $doc:literal] $Variant:ident $field:ident [$Table:ident] $Key:ty => $Row:ty;)+) => {{
+            let mut rooms = Vec::new();
+            $(rooms.extend(<$Row as Row>::ROOMS);)+
+            rooms
+        }};
+    }
+    crate::kernel_tables!(rooms!())
+}
+
+/// Tables whose number of rows in each [`Room`] is always known.
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Counted {
     tables: Tables,
-    exact: usize,
+    used: BTreeMap<&'static str, usize>,
+}
+
+impl From<Tables> for Counted {
+    fn from(tables: Tables) -> Self {
+        struct Count(BTreeMap<&'static str, usize>);
+        impl RowVisitor for Count {
+            fn table(&mut self, _: &'static str) {}
+            fn row<R: Row>(&mut self, key: R::Key, _: &R) {
+                if let Some(room) = R::ROOMS.get(R::room(&key)) {
+                    *self.0.entry(room.name).or_default() += 1;
+                }
+            }
+        }
+        let mut count = Count(BTreeMap::new());
+        tables.visit(&mut count);
+        Self { tables, used: count.0 }
+    }
 }
 
 impl Counted {
-    pub(crate) fn new(tables: Tables) -> Self {
-        let exact = tables.ipcache.keys().filter(|prefix| is_exact(prefix)).count();
-        Self { tables, exact }
-    }
-
     pub(crate) fn tables(&self) -> &Tables {
         &self.tables
     }
 
-    /// Changes one entry by `change`, and keeps the count.
+    /// Changes one row by `change`, and keeps the count.
     pub(crate) fn change(&mut self, key: &TableKey, change: impl FnOnce(&mut Tables)) {
-        let before = self.tables.ipcache.len();
+        let before = self.tables.contains(key);
         change(&mut self.tables);
-        if Room::of(key) == Some(Room::IpcacheExact) {
-            self.exact = self.exact + self.tables.ipcache.len() - before;
+        let after = self.tables.contains(key);
+        if let Some(room) = room(key)
+            && before != after
+        {
+            let used = self.used.entry(room.name).or_default();
+            *used = if after { *used + 1 } else { *used - 1 };
         }
     }
 
-    pub(crate) fn used(&self, room: Room) -> usize {
-        match room {
-            Room::Nodes => self.tables.nodes.len(),
-            Room::IpcacheExact => self.exact,
-            Room::IpcachePrefix => self.tables.ipcache.len() - self.exact,
-            Room::Endpoints => self.tables.endpoints.len(),
-            Room::Backends => self.tables.backends.len(),
-            Room::Services => self.tables.services.len(),
-            Room::Frontends => self.tables.frontends.len(),
-        }
+    pub(crate) fn used(&self, room: &Room) -> usize {
+        self.used.get(room.name).copied().unwrap_or_default()
+    }
+}
+
+impl Serialize for Counted {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.tables.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Counted {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Tables::deserialize(deserializer).map(Self::from)
     }
 }

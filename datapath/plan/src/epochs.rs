@@ -1,4 +1,4 @@
-//! Which flows a plan's changes concern, gathered while it is made.
+//! The flows that the changes of a plan concern, gathered while the plan is made.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -7,29 +7,35 @@ use serde::{Deserialize, Serialize};
 
 use crate::{EpochScope, Op};
 
-/// Above this many addresses all epochs are raised: with more addresses than shards nearly every shard is
-/// hit anyway, and one write of all costs less.
+/// Above this many addresses all epochs are raised: with more addresses than shards nearly every shard is hit anyway, and
+/// one write of all costs less.
 const MAX_ADDRESSES: usize = datapath_abi::EPOCH_SHARDS as usize;
 
 /// Epochs that must be raised. Merges; empty at first.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Epochs {
+pub struct Epochs {
     all: bool,
     addresses: BTreeSet<IpAddr>,
 }
 
 impl Epochs {
-    pub(crate) fn address(&mut self, address: IpAddr) {
+    /// Those of an address.
+    pub fn address(&mut self, address: IpAddr) {
         self.addresses.insert(address);
     }
 
-    /// An ipcache entry changed. A prefix concerns addresses without number: all of them.
-    pub(crate) fn prefix(&mut self, prefix: IpNetwork) {
+    /// Those of every address in a prefix. A prefix of more than one address raises all epochs.
+    pub fn prefix(&mut self, prefix: IpNetwork) {
         if is_exact(&prefix) {
             self.addresses.insert(prefix.ip());
         } else {
-            self.all = true;
+            self.all();
         }
+    }
+
+    /// All epochs.
+    pub fn all(&mut self) {
+        self.all = true;
     }
 
     pub(crate) fn scope(&mut self, scope: &EpochScope) {
@@ -51,7 +57,7 @@ impl Epochs {
     }
 }
 
-/// Whether a prefix is one address: it lives in the hash, not in the LPM trie.
+/// Whether a prefix is a single address, which the ipcache keeps in its hash map and not in its LPM trie.
 pub(crate) fn is_exact(prefix: &IpNetwork) -> bool {
     prefix.prefix() == if prefix.is_ipv4() { 32 } else { 128 }
 }

@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    BackendId, Observed, Op, OpError, OpErrorKind, OpFailure, Plan, PlanOutcome, ServiceValue, TableKey,
-    Tables,
+    Entry, Observed, Op, OpError, OpErrorKind, OpFailure, Plan, PlanOutcome, ServiceValue, TableKey, Tables,
 };
 
-/// What a node's kernel would hold. Outlives the agent, as the real one does.
+/// What a node's kernel would hold. It outlives the agent, as the kernel does.
 #[derive(Debug, Clone, Default)]
 pub struct FakeDatapath {
     tables: Tables,
@@ -44,59 +43,55 @@ impl FakeDatapath {
         self.failing.remove(key);
     }
 
-    /// Takes an entry away behind everybody's back.
+    /// Removes an entry without the reconciler's knowledge.
     pub fn damage(&mut self, key: &TableKey) {
         self.tables.remove(key);
     }
 
-    /// Puts an entry there behind everybody's back.
+    /// Carries out a step without the reconciler's knowledge.
     pub fn plant(&mut self, op: &Op) {
         self.tables.apply(op);
     }
 
-    /// Carries out a plan; a step that fails does not stop the ones after it.
+    /// Carries out a plan; a step that fails does not stop the steps after it.
     pub fn apply(&mut self, plan: &Plan) -> PlanOutcome {
-        let failures =
-            plan.ops.iter().filter_map(|op| self.step(op).err().map(|error| fail(op, error))).collect();
+        let fail = |op: &Op, error| OpFailure { op: op.clone(), error };
+        let failures = plan.ops.iter().filter_map(|op| Some(fail(op, self.step(plan, op).err()?))).collect();
         PlanOutcome { generation: plan.generation, failures }
     }
 
-    fn step(&mut self, op: &Op) -> Result<(), OpError> {
+    fn step(&mut self, plan: &Plan, op: &Op) -> Result<(), OpError> {
         self.applied_ops += 1;
         let Some(key) = TableKey::of(op) else { return Ok(()) };
         if let Some(kind) = self.failing.get(&key) {
             return Err(OpError { kind: *kind, text: format!("{key}: failed as the test wants") });
         }
         let before = self.tables.get(&key);
-        // As the real one: without its attachment an endpoint can be repaired, but not made.
-        if let Op::PutEndpoint(id, value) = op
-            && value.attachment.is_none()
-            && before.is_none()
-        {
-            let text = format!(
-                "endpoint {id}: its network namespace is not known any more: delete it and add it again"
-            );
-            return Err(OpError { kind: OpErrorKind::NamespaceGone, text });
-        }
-        let (op, missing) = self.possible(op);
-        self.tables.apply(&op);
-        self.changes += u64::from(self.tables.get(&key) != before);
-        match missing {
-            None => Ok(()),
-            Some(BackendId(id)) => {
-                let text = format!("{key}: backend {id} is not there");
-                Err(OpError { kind: OpErrorKind::Transient, text })
+        let mut outcome = Ok(());
+        match op {
+            // As the kernel: without its attachment an endpoint can be repaired, but not made.
+            Op::Put(Entry::Endpoint(id, value)) if value.attachment.is_none() && before.is_none() => {
+                let text = format!(
+                    "endpoint {id}: its network namespace is not known any more: delete it and add it again"
+                );
+                return Err(OpError { kind: OpErrorKind::NamespaceGone, text });
             }
+            // As the kernel: it has the members of the slots.
+            Op::Put(Entry::Service(id, value)) => {
+                let Some(slots) = plan.slot_tables.get(id) else {
+                    return Err(transient(format!("{key}: the plan has no slots for it")));
+                };
+                let slots = slots.clone().without(|id| !self.tables.backends.contains_key(&id));
+                if let Some(id) = slots.missing(value) {
+                    outcome = Err(transient(format!("{key}: backend {id} is not there")));
+                }
+                let members = slots.members().iter().map(|member| member.id).collect();
+                self.tables.set(*id, Some(ServiceValue { members, ..value.clone() }));
+            }
+            op => self.tables.apply(op),
         }
-    }
-
-    /// As the real one: members without a backend are left out, and the first of them is told.
-    fn possible(&self, op: &Op) -> (Op, Option<BackendId>) {
-        let Op::PutService(id, value) = op else { return (op.clone(), None) };
-        let is_there = |member: &BackendId| self.tables.backends.contains_key(member);
-        let missing = value.members.iter().find(|member| !is_there(member)).copied();
-        let members = value.members.iter().copied().filter(is_there).collect();
-        (Op::PutService(*id, ServiceValue { members, ..value.clone() }), missing)
+        self.changes += u64::from(self.tables.get(&key) != before);
+        outcome
     }
 
     /// Reads it whole.
@@ -110,6 +105,6 @@ impl FakeDatapath {
     }
 }
 
-fn fail(op: &Op, error: OpError) -> OpFailure {
-    OpFailure { op: op.clone(), error }
+fn transient(text: String) -> OpError {
+    OpError { kind: OpErrorKind::Transient, text }
 }

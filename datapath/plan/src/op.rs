@@ -1,73 +1,89 @@
-//! The steps of a plan, and what came of them.
+//! The steps of a plan, and their outcome.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
 
-use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    BackendId, BackendValue, Base, EndpointId, EndpointValue, Frontend, FrontendValue, Generation,
-    IpcacheValue, NodeIndex, NodeValue, RouteValue, ServiceId, ServiceValue,
+    BackendId, BackendValue, Entry, Generation, Row, ServiceId, TableKey, lb::SlotTable, tables::Stored,
 };
 
-/// One step. Each is idempotent: done twice it changes nothing.
+/// One step. Each is idempotent: doing it twice changes nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Op {
-    /// Makes the base devices, writes the configuration, attaches the programs; adopts what is there.
-    PutBase(Base),
-    /// Writes a node (and its inverse; the inverse of its former address goes).
-    PutNode(NodeIndex, NodeValue),
-    /// Clears a node and its inverse.
-    DeleteNode(NodeIndex),
-    /// Writes an ipcache entry.
-    PutIpcache(IpNetwork, IpcacheValue),
-    /// Deletes an ipcache entry.
-    DeleteIpcache(IpNetwork),
-    /// Makes or changes a route.
-    PutRoute(IpNetwork, RouteValue),
-    /// Deletes a route of ours.
-    DeleteRoute(IpNetwork),
-    /// Makes an endpoint's devices, writes its map entries, attaches its programs.
-    PutEndpoint(EndpointId, EndpointValue),
-    /// Deletes an endpoint's device (and with it everything inside) and map entries.
-    DeleteEndpoint(EndpointId),
-    /// Writes a backend.
-    PutBackend(BackendId, BackendValue),
-    /// Deletes a backend.
-    DeleteBackend(BackendId),
-    /// Makes a service port's table of slots beside the one that is in use, and then its entry: flows see one
-    /// table or the other. A member whose backend is not there is left out, and the step fails.
-    PutService(ServiceId, ServiceValue),
-    /// Deletes a service port and its table.
-    DeleteService(ServiceId),
-    /// Writes where a frontend leads.
-    PutFrontend(Frontend, FrontendValue),
-    /// Deletes a frontend.
-    DeleteFrontend(Frontend),
+    /// Makes an entry, or changes it, with everything that belongs to it: devices, programs, map entries. What is there
+    /// already is adopted.
+    Put(Entry),
+    /// Deletes an entry, and everything that belongs to it.
+    Delete(TableKey),
     /// Raises epochs, so that the flows concerned are decided again.
     BumpEpochs(EpochScope),
 }
 
-/// Which flows are to be decided again.
+impl Op {
+    /// Makes or changes a row.
+    pub fn put<R: Row>(key: R::Key, row: R) -> Self {
+        Self::Put(row.entry(key))
+    }
+
+    /// Deletes the row of a key.
+    pub fn delete<R: Stored>(key: R::Key) -> Self {
+        Self::Delete(R::table_key(key))
+    }
+}
+
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Put(entry) => write!(f, "put {entry}"),
+            Self::Delete(key) => write!(f, "delete {key}"),
+            Self::BumpEpochs(EpochScope::All) => f.write_str("bump all epochs"),
+            Self::BumpEpochs(EpochScope::Addresses(addresses)) => {
+                f.write_str("bump epochs of")?;
+                addresses.iter().try_for_each(|address| write!(f, " {address}"))
+            }
+        }
+    }
+}
+
+/// The flows that are to be decided again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum EpochScope {
-    /// Those of these addresses (and of whoever shares their shards).
+    /// Flows of these addresses, and of addresses in the same shards.
     Addresses(Vec<IpAddr>),
-    /// All.
+    /// All flows.
     All,
 }
 
-/// Steps in order, leaving nothing to choose.
+/// Steps in order, leaving nothing to choose. Cheap to clone: a large fleet's plan has 100,000 steps.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
-    /// What is true of the kernel when all steps have succeeded.
+    /// The generation of the wanted state that the kernel has when all steps have succeeded.
     pub generation: Generation,
-    /// The steps. Whoever made the plan keeps them until they have been carried out by somebody else: a large fleet's
-    /// are 100,000, so they are shared.
+    /// The steps.
     pub ops: Arc<[Op]>,
+    /// The slots of each service port that a step puts.
+    pub slot_tables: Arc<BTreeMap<ServiceId, SlotTable>>,
 }
 
-/// Why a step failed, as far as it matters for what is done about it.
+impl Plan {
+    /// A plan of these steps. `backend` is what the kernel holds of a backend when the service ports are put: members
+    /// for which it has nothing get no slots.
+    pub fn new(
+        generation: Generation,
+        ops: Vec<Op>,
+        backend: impl Fn(BackendId) -> Option<BackendValue>,
+    ) -> Self {
+        let slot_table = |op: &Op| match op {
+            Op::Put(Entry::Service(id, service)) => Some((*id, SlotTable::new(service, &backend))),
+            _ => None,
+        };
+        let slot_tables = Arc::new(ops.iter().filter_map(slot_table).collect());
+        Self { generation, ops: ops.into(), slot_tables }
+    }
+}
+
+/// The cause of a failure, as far as it matters for what is done about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OpErrorKind {
@@ -75,9 +91,9 @@ pub enum OpErrorKind {
     NamespaceGone,
     /// A table is full.
     Capacity,
-    /// Something else has the name or address that we need.
+    /// Another owner has the name or address.
     Conflict,
-    /// May pass by itself: tried again with the next audit.
+    /// May pass by itself: the step is tried again.
     Transient,
 }
 
@@ -85,7 +101,7 @@ pub enum OpErrorKind {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{text}")]
 pub struct OpError {
-    /// What kind.
+    /// The kind of failure.
     pub kind: OpErrorKind,
     /// The whole chain of causes, and what to do.
     pub text: String,
@@ -96,14 +112,14 @@ pub struct OpError {
 pub struct OpFailure {
     /// The step.
     pub op: Op,
-    /// Why.
+    /// The failure.
     pub error: OpError,
 }
 
-/// What came of a plan. A step that fails does not stop the ones after it.
+/// The outcome of a plan. A step that fails does not stop the ones after it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlanOutcome {
-    /// The plan's.
+    /// The plan's generation.
     pub generation: Generation,
     /// The steps that failed; all others succeeded.
     pub failures: Vec<OpFailure>,

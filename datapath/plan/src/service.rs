@@ -1,175 +1,30 @@
-//! Services as the kernel knows them: where they are reached, what stands behind them, how one is chosen.
+//! Service ports: their settings and their members.
 
-use std::{fmt, net::IpAddr};
+use std::fmt;
 
+use datapath_abi::MAX_SERVICES;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
+
+use crate::{
+    BackendId, Prune,
+    epochs::Epochs,
+    row::{Change, Room, Row},
+};
 
 /// One port of a service on this node. Never 0; two nodes number the fleet's services differently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ServiceId(pub u32);
 
+impl fmt::Display for ServiceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 impl ServiceId {
     /// The highest.
-    pub const LAST: Self = Self(datapath_abi::MAX_SERVICES - 1);
-}
-
-/// One member of one service port on this node; members of two are two backends, whatever their address. Never 0.
-/// Flows name it: a number is not given to another address and port before its entry has gone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct BackendId(pub u32);
-
-impl BackendId {
-    /// The highest.
-    pub const LAST: Self = Self(datapath_abi::MAX_BACKENDS - 1);
-}
-
-/// A transport protocol with ports.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Protocol {
-    /// TCP.
-    Tcp,
-    /// UDP.
-    Udp,
-    /// SCTP.
-    Sctp,
-}
-
-impl Protocol {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Tcp, Self::Udp, Self::Sctp];
-
-    /// As in IP headers.
-    pub const fn number(self) -> u8 {
-        match self {
-            Self::Tcp => 6,
-            Self::Udp => 17,
-            Self::Sctp => 132,
-        }
-    }
-
-    /// The protocol of a number, `None` for others.
-    pub fn from_number(number: u8) -> Option<Self> {
-        Self::ALL.into_iter().find(|protocol| protocol.number() == number)
-    }
-
-    /// The word, as in manifests.
-    pub const fn word(self) -> &'static str {
-        match self {
-            Self::Tcp => "tcp",
-            Self::Udp => "udp",
-            Self::Sctp => "sctp",
-        }
-    }
-}
-
-/// Where a service port is reached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Frontend {
-    /// The address; unspecified (0.0.0.0): every address of this node.
-    pub address: IpAddr,
-    /// The port.
-    pub port: u16,
-    /// The protocol; that of all backends, too.
-    pub protocol: Protocol,
-}
-
-impl fmt::Display for Frontend {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} {}", self.protocol.word(), self.address, self.port)
-    }
-}
-
-/// What an address of a service is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum FrontendKind {
-    /// Of a service pool: for pods and nodes.
-    Virtual,
-    /// Of somebody else's network, which sends it here.
-    External,
-    /// A port of every node.
-    NodePort,
-    /// A port of the node of its one backend.
-    HostPort,
-}
-
-impl FrontendKind {
-    /// All of them.
-    pub const ALL: [Self; 4] = [Self::Virtual, Self::External, Self::NodePort, Self::HostPort];
-
-    /// The word, as in manifests.
-    pub const fn word(self) -> &'static str {
-        match self {
-            Self::Virtual => "virtual",
-            Self::External => "external",
-            Self::NodePort => "node-port",
-            Self::HostPort => "host-port",
-        }
-    }
-}
-
-/// Where a frontend leads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FrontendValue {
-    /// The service port.
-    pub service: ServiceId,
-    /// What its address is.
-    pub kind: FrontendKind,
-}
-
-/// What a backend may get.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum BackendState {
-    /// New flows.
-    Active,
-    /// No new flows, on the way out; those that run go on.
-    Terminating,
-    /// No new flows, until it is well again; those that run go on.
-    Unhealthy,
-}
-
-impl BackendState {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Active, Self::Terminating, Self::Unhealthy];
-
-    /// The word, as on the command line.
-    pub const fn word(self) -> &'static str {
-        match self {
-            Self::Active => "active",
-            Self::Terminating => "terminating",
-            Self::Unhealthy => "unhealthy",
-        }
-    }
-}
-
-/// A backend in the kernel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BackendValue {
-    /// The service port that it is a member of.
-    pub service: ServiceId,
-    /// Where it is.
-    pub address: IpAddr,
-    /// Its port.
-    pub port: u16,
-    /// Its part of the flows, beside the other members' weights; 0: none.
-    pub weight: u16,
-    /// What it may get.
-    pub state: BackendState,
-}
-
-impl BackendValue {
-    /// Whether flows of the one are flows of the other.
-    pub(crate) fn same_place(&self, other: &Self) -> bool {
-        (self.service, self.address, self.port) == (other.service, other.address, other.port)
-    }
-
-    /// Whether the one gets what the other would get from a table.
-    pub(crate) fn same_share(&self, other: &Self) -> bool {
-        self.same_place(other) && self.weight == other.weight
-    }
+    pub const LAST: Self = Self(MAX_SERVICES - 1);
 }
 
 /// How a backend is chosen.
@@ -228,6 +83,27 @@ pub struct ServiceValue {
     pub members: Vec<BackendId>,
 }
 
+impl Row for ServiceValue {
+    const NAME: &'static str = "services";
+    /// Number 0 is no service's.
+    const ROOMS: &'static [Room] = &[Room { name: "services", max: MAX_SERVICES as usize - 1 }];
+
+    fn may_be_pruned(prune: &Prune) -> bool {
+        prune.services
+    }
+
+    /// Members and slots decide about new flows only. Source ranges decide about all flows, and their clients have any
+    /// address: a client that may no longer come must not go on either.
+    fn concerns(change: &Change<'_, Self>, epochs: &mut Epochs) {
+        if let (Some(had), Some(wanted)) = (change.had, change.wanted)
+            && had.source_ranges != wanted.source_ranges
+            && !wanted.source_ranges.is_empty()
+        {
+            epochs.all();
+        }
+    }
+}
+
 impl fmt::Display for ServiceValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { algorithm, affinity_seconds, mode, source_ranges, members } = self;
@@ -241,18 +117,5 @@ impl fmt::Display for ServiceValue {
         }
         f.write_str(" members")?;
         members.iter().try_for_each(|member| write!(f, " {}", member.0))
-    }
-}
-
-impl fmt::Display for BackendValue {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { service, address, port, weight, state } = self;
-        write!(f, "service {} address {address} port {port} weight {weight} {}", service.0, state.word())
-    }
-}
-
-impl fmt::Display for FrontendValue {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "service {} {}", self.service.0, self.kind.word())
     }
 }

@@ -3,9 +3,9 @@
 use std::{net::IpAddr, time::Duration};
 
 use datapath_plan::{
-    Attachment, Base, BaseUnderlay, EndpointId, EndpointValue, FIRST_RETRY, FakeDatapath, HostRouting,
+    Attachment, Base, BaseUnderlay, EndpointId, EndpointValue, Entry, FIRST_RETRY, FakeDatapath, HostRouting,
     IpcacheValue, Limits, Mac, Masquerade, Mode, NextHop, NodeIndex, NodeValue, Op, OpError, OpErrorKind,
-    OpFailure, PlanError, PlanOutcome, Prune, Reconciler, RouteValue, TableKey,
+    OpFailure, PlanError, PlanOutcome, Prune, Reconciler, RouteValue, Single, TableKey,
 };
 use identity::Identity;
 use ipnetwork::IpNetwork;
@@ -68,12 +68,12 @@ fn check(reconciler: &mut Reconciler, kernel: &mut FakeDatapath, now: Duration, 
 /// A node with a neighbour and one endpoint, carried out.
 fn settled() -> (Reconciler, FakeDatapath) {
     let mut reconciler = Reconciler::default();
-    reconciler.set_base(base());
-    reconciler.set_node(NodeIndex(2), node("192.0.2.2"));
-    reconciler.set_ipcache(net("10.0.1.2/32"), cached(300, 1));
-    reconciler.set_ipcache(net("10.0.2.0/24"), cached(0, 2));
-    reconciler.set_route(net("10.0.2.0/24"), route());
-    reconciler.set_endpoint(EndpointId(1), endpoint("10.0.1.2", 300));
+    reconciler.set(Single, Some(base()));
+    reconciler.set(NodeIndex(2), node("192.0.2.2"));
+    reconciler.set(net("10.0.1.2/32"), cached(300, 1));
+    reconciler.set(net("10.0.2.0/24"), cached(0, 2));
+    reconciler.set(net("10.0.2.0/24"), route());
+    reconciler.set(EndpointId(1), endpoint("10.0.1.2", 300));
     let mut kernel = FakeDatapath::new();
     check(
         &mut reconciler,
@@ -104,9 +104,12 @@ fn all_settings_of_the_base_and_of_routes_are_shown() {
     let (mut reconciler, mut kernel) = settled();
     let exclude = [net("10.0.0.0/16"), net("172.16.0.0/12")].into();
     let masquerade = Some(Masquerade { first_port: 61_000, last_port: 65_535, exclude });
-    reconciler.set_base(Base { mode: Mode::Native, host_routing: HostRouting::Legacy, masquerade, ..base() });
+    reconciler.set(
+        Single,
+        Some(Base { mode: Mode::Native, host_routing: HostRouting::Legacy, masquerade, ..base() }),
+    );
     let next_hop = Some(NextHop { address: ip("192.0.2.2"), ifindex: 2 });
-    reconciler.set_route(net("10.0.2.0/24"), route().map(|route| RouteValue { next_hop, ..route }));
+    reconciler.set(net("10.0.2.0/24"), route().map(|route| RouteValue { next_hop, ..route }));
     check(
         &mut reconciler,
         &mut kernel,
@@ -123,7 +126,7 @@ fn all_settings_of_the_base_and_of_routes_are_shown() {
 #[test]
 fn epochs_that_could_not_be_raised_are_tried_again_with_pauses() {
     let (mut reconciler, mut kernel) = settled();
-    reconciler.set_ipcache(net("10.0.2.0/24"), cached(0, 3));
+    reconciler.set(net("10.0.2.0/24"), cached(0, 3));
     let error = OpError { kind: OpErrorKind::Transient, text: "no".into() };
     let mut now = T0;
     for pause in [1, 2, 4] {
@@ -144,7 +147,7 @@ fn epochs_that_could_not_be_raised_are_tried_again_with_pauses() {
 #[test]
 fn another_mtu_is_done_to_every_endpoint_after_the_base() {
     let (mut reconciler, mut kernel) = settled();
-    reconciler.set_base(Base { mtu_bytes: 1350, ..base() });
+    reconciler.set(Single, Some(Base { mtu_bytes: 1350, ..base() }));
     check(
         &mut reconciler,
         &mut kernel,
@@ -163,12 +166,12 @@ fn another_mtu_is_done_to_every_endpoint_after_the_base() {
 #[test]
 fn removals_go_downwards_after_the_puts() {
     let (mut reconciler, mut kernel) = settled();
-    reconciler.set_node(NodeIndex(2), None);
-    reconciler.set_ipcache(net("10.0.2.0/24"), None);
-    reconciler.set_route(net("10.0.2.0/24"), None);
-    reconciler.set_endpoint(EndpointId(1), None);
-    reconciler.set_ipcache(net("10.0.1.2/32"), None);
-    reconciler.set_node(NodeIndex(3), node("192.0.2.3"));
+    reconciler.set::<NodeValue>(NodeIndex(2), None);
+    reconciler.set::<IpcacheValue>(net("10.0.2.0/24"), None);
+    reconciler.set::<RouteValue>(net("10.0.2.0/24"), None);
+    reconciler.set::<EndpointValue>(EndpointId(1), None);
+    reconciler.set::<IpcacheValue>(net("10.0.1.2/32"), None);
+    reconciler.set(NodeIndex(3), node("192.0.2.3"));
     check(
         &mut reconciler,
         &mut kernel,
@@ -188,7 +191,7 @@ fn removals_go_downwards_after_the_puts() {
 #[test]
 fn one_address_changes_one_entry_and_its_epoch() {
     let (mut reconciler, mut kernel) = settled();
-    reconciler.set_ipcache(net("10.0.2.7/32"), cached(301, 2));
+    reconciler.set(net("10.0.2.7/32"), cached(301, 2));
     check(
         &mut reconciler,
         &mut kernel,
@@ -200,25 +203,25 @@ fn one_address_changes_one_entry_and_its_epoch() {
 #[test]
 fn a_wish_taken_back_before_the_plan_is_no_step() {
     let (mut reconciler, mut kernel) = settled();
-    reconciler.set_ipcache(net("10.0.2.7/32"), cached(301, 2));
-    reconciler.set_ipcache(net("10.0.2.7/32"), None);
+    reconciler.set(net("10.0.2.7/32"), cached(301, 2));
+    reconciler.set::<IpcacheValue>(net("10.0.2.7/32"), None);
     check(&mut reconciler, &mut kernel, T0, &[]);
 }
 
 #[test]
 fn a_node_that_takes_over_an_underlay_address_waits_for_its_removal() {
     let (mut reconciler, mut kernel) = settled();
-    reconciler.set_node(NodeIndex(2), None);
-    reconciler.set_node(NodeIndex(3), node("192.0.2.2"));
+    reconciler.set::<NodeValue>(NodeIndex(2), None);
+    reconciler.set(NodeIndex(3), node("192.0.2.2"));
     check(&mut reconciler, &mut kernel, T0, &["delete nodes 2", "put nodes 3: underlay 192.0.2.2"]);
 }
 
 #[test]
 fn what_changes_while_a_plan_is_in_flight_waits_for_the_next() {
     let (mut reconciler, mut kernel) = settled();
-    reconciler.set_ipcache(net("10.0.2.7/32"), cached(301, 2));
+    reconciler.set(net("10.0.2.7/32"), cached(301, 2));
     let plan = reconciler.plan(T0).expect("a plan");
-    reconciler.set_ipcache(net("10.0.2.7/32"), None);
+    reconciler.set::<IpcacheValue>(net("10.0.2.7/32"), None);
     assert_eq!(reconciler.plan(T0), None);
     let outcome = kernel.apply(&plan);
     reconciler.complete(T0, &outcome);
@@ -230,8 +233,8 @@ fn a_failed_step_is_tried_again_alone_and_later() {
     let (mut reconciler, mut kernel) = settled();
     let bad = net("10.0.2.7/32");
     kernel.fail(TableKey::Ipcache(bad), OpErrorKind::Transient);
-    reconciler.set_ipcache(bad, cached(301, 2));
-    reconciler.set_ipcache(net("10.0.2.8/32"), cached(301, 2));
+    reconciler.set(bad, cached(301, 2));
+    reconciler.set(net("10.0.2.8/32"), cached(301, 2));
     let plan = reconciler.plan(T0).expect("a plan");
     let outcome = kernel.apply(&plan);
     let completed = reconciler.complete(T0, &outcome);
@@ -252,12 +255,12 @@ fn an_endpoint_that_failed_and_is_given_up_is_removed_in_case_it_is_there_in_par
     let (mut reconciler, mut kernel) = settled();
     let key = TableKey::Endpoint(EndpointId(2));
     kernel.fail(key, OpErrorKind::Conflict);
-    reconciler.set_endpoint(EndpointId(2), endpoint("10.0.1.3", 300));
+    reconciler.set(EndpointId(2), endpoint("10.0.1.3", 300));
     let plan = reconciler.plan(T0).expect("a plan");
     let outcome = kernel.apply(&plan);
     reconciler.complete(T0, &outcome);
     kernel.heal(&key);
-    reconciler.set_endpoint(EndpointId(2), None);
+    reconciler.set::<EndpointValue>(EndpointId(2), None);
     check(&mut reconciler, &mut kernel, T0, &["delete endpoints 2"]);
     check(&mut reconciler, &mut kernel, T0, &[]);
 }
@@ -292,7 +295,7 @@ fn what_was_kept_goes_when_it_is_removed_by_name() {
     let (_, mut kernel) = settled();
     let mut restarted = Reconciler::default();
     restarted.plan_full(T0, kernel.observe(), Prune::NONE);
-    restarted.set_ipcache(net("10.0.1.2/32"), None);
+    restarted.set::<IpcacheValue>(net("10.0.1.2/32"), None);
     check(&mut restarted, &mut kernel, T0, &["delete ipcache 10.0.1.2/32", "bump epochs of 10.0.1.2"]);
 }
 
@@ -300,7 +303,7 @@ fn what_was_kept_goes_when_it_is_removed_by_name() {
 fn an_audit_finds_and_repairs_damage() {
     let (mut reconciler, mut kernel) = settled();
     kernel.damage(&TableKey::Ipcache(net("10.0.1.2/32")));
-    kernel.plant(&Op::PutRoute(net("10.0.9.0/24"), route().expect("a route")));
+    kernel.plant(&Op::Put(Entry::Route(net("10.0.9.0/24"), route().expect("a route"))));
     let (plan, differences) = reconciler.plan_full(T0, kernel.observe(), Prune::ALL);
     let texts: Vec<String> = differences.iter().map(ToString::to_string).collect();
     assert_eq!(
@@ -329,10 +332,10 @@ fn an_endpoint_there_in_part_is_removed_when_nobody_wants_it() {
 
 #[test]
 fn a_full_table_is_an_answer_and_its_other_entries_go_on() {
-    let mut reconciler = Reconciler::new(Limits { ipcache_exact: 2, ..Limits::default() });
+    let mut reconciler = Reconciler::new(Limits::default().with("ipcache (addresses)", 2));
     let mut kernel = FakeDatapath::new();
     for host in 1..=3 {
-        reconciler.set_ipcache(net(&format!("10.0.1.{host}/32")), cached(300, 1));
+        reconciler.set(net(&format!("10.0.1.{host}/32")), cached(300, 1));
     }
     let full = PlanError::Capacity { table: "ipcache (addresses)".to_owned(), wanted: 3, max: 2 };
     assert_eq!(reconciler.full(), [full]);
@@ -341,7 +344,7 @@ fn a_full_table_is_an_answer_and_its_other_entries_go_on() {
     reconciler.complete(T0, &outcome);
     assert_eq!(kernel.tables().ipcache.len(), 2);
     // Room is made and used in two plans: never more entries than fit.
-    reconciler.set_ipcache(net("10.0.1.1/32"), None);
+    reconciler.set::<IpcacheValue>(net("10.0.1.1/32"), None);
     assert_eq!(reconciler.full(), []);
     check(&mut reconciler, &mut kernel, T0, &["delete ipcache 10.0.1.1/32", "bump epochs of 10.0.1.1"]);
     check(
@@ -356,7 +359,7 @@ fn a_full_table_is_an_answer_and_its_other_entries_go_on() {
 #[test]
 fn a_base_that_is_made_again_has_all_flows_decided_again() {
     let (mut reconciler, mut kernel) = settled();
-    kernel.damage(&TableKey::Base);
+    kernel.damage(&TableKey::BASE);
     reconciler.adopt(kernel.observe(), Prune::ALL);
     check(
         &mut reconciler,

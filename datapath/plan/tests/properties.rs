@@ -5,8 +5,8 @@ use std::{net::IpAddr, time::Duration};
 use datapath_plan::{
     Algorithm, BackendId, BackendState, BackendValue, Base, BaseUnderlay, EndpointId, EndpointValue,
     FakeDatapath, Frontend, FrontendKind, FrontendValue, HostRouting, IpcacheValue, LONGEST_RETRY, Mac, Mode,
-    NodeIndex, NodeValue, OpErrorKind, Plan, Protocol, Prune, Reconciler, RouteValue, ServiceId, ServiceMode,
-    ServiceValue, TableKey,
+    NodeIndex, NodeValue, Observed, ObservedDelta, OpErrorKind, Plan, Protocol, Prune, Reconciler,
+    RouteValue, ServiceId, ServiceMode, ServiceValue, Single, TableKey,
 };
 use identity::Identity;
 use ipnetwork::IpNetwork;
@@ -34,7 +34,7 @@ fn key() -> impl Strategy<Value = TableKey> {
     let exact = |n| IpNetwork::new(address(n), 32).expect("a host route");
     let prefix = |n| IpNetwork::new(IpAddr::from([10, 0, n, 0]), 24).expect("a prefix");
     prop_oneof![
-        Just(TableKey::Base),
+        Just(TableKey::BASE),
         (2..5u32).prop_map(|n| TableKey::Node(NodeIndex(n))),
         (1..5u8).prop_map(move |n| TableKey::Ipcache(exact(n))),
         (1..4u8).prop_map(move |n| TableKey::Ipcache(prefix(n))),
@@ -68,23 +68,26 @@ fn step() -> impl Strategy<Value = Step> {
 fn set(reconciler: &mut Reconciler, key: TableKey, variant: Option<u8>) {
     let identity = |n: u8| Identity::new(300 + u32::from(n)).expect("in range");
     match key {
-        TableKey::Base => reconciler.set_base(Base {
-            gateway: address(1),
-            tunnel_port: 8472,
-            mtu_bytes: 1400 + u32::from(variant.unwrap_or(0)),
-            mode: Mode::default(),
-            host_routing: HostRouting::default(),
-            underlay: BaseUnderlay { ifindex: 2, address: address(1), mtu_bytes: 1500 },
-            masquerade: None,
-        }),
+        TableKey::BASE => reconciler.set(
+            Single,
+            Some(Base {
+                gateway: address(1),
+                tunnel_port: 8472,
+                mtu_bytes: 1400 + u32::from(variant.unwrap_or(0)),
+                mode: Mode::default(),
+                host_routing: HostRouting::default(),
+                underlay: BaseUnderlay { ifindex: 2, address: address(1), mtu_bytes: 1500 },
+                masquerade: None,
+            }),
+        ),
         TableKey::Node(index) => {
             // Two nodes never have one underlay address: the kernel's inverse table has one slot for it.
             let underlay = |n: u8| IpAddr::from([192, 0, 2, u8::try_from(index.0).expect("small") * 10 + n]);
-            reconciler.set_node(index, variant.map(|n| NodeValue { underlay: underlay(n) }));
+            reconciler.set(index, variant.map(|n| NodeValue { underlay: underlay(n) }));
         }
         TableKey::Ipcache(prefix) => reconciler
-            .set_ipcache(prefix, variant.map(|n| IpcacheValue { identity: identity(n), node: NodeIndex(1) })),
-        TableKey::Route(prefix) => reconciler.set_route(
+            .set(prefix, variant.map(|n| IpcacheValue { identity: identity(n), node: NodeIndex(1) })),
+        TableKey::Route(prefix) => reconciler.set::<RouteValue>(
             prefix,
             variant.map(|n| RouteValue {
                 next_hop: None,
@@ -92,7 +95,7 @@ fn set(reconciler: &mut Reconciler, key: TableKey, variant: Option<u8>) {
                 mtu_bytes: 1400 + u32::from(n),
             }),
         ),
-        TableKey::Endpoint(id) => reconciler.set_endpoint(
+        TableKey::Endpoint(id) => reconciler.set::<EndpointValue>(
             id,
             variant.map(|n| EndpointValue {
                 address: address(u8::try_from(id.0).expect("small") + 10),
@@ -105,7 +108,7 @@ fn set(reconciler: &mut Reconciler, key: TableKey, variant: Option<u8>) {
                 }),
             }),
         ),
-        TableKey::Backend(id) => reconciler.set_backend(
+        TableKey::Backend(id) => reconciler.set::<BackendValue>(
             id,
             variant.map(|n| BackendValue {
                 service: ServiceId(1),
@@ -115,7 +118,7 @@ fn set(reconciler: &mut Reconciler, key: TableKey, variant: Option<u8>) {
                 state: BackendState::Active,
             }),
         ),
-        TableKey::Service(id) => reconciler.set_service(
+        TableKey::Service(id) => reconciler.set::<ServiceValue>(
             id,
             variant.map(|n| ServiceValue {
                 algorithm: Algorithm::Maglev,
@@ -126,7 +129,7 @@ fn set(reconciler: &mut Reconciler, key: TableKey, variant: Option<u8>) {
                 members: if id.0 == 1 { (1..=u32::from(n)).map(BackendId).collect() } else { Vec::new() },
             }),
         ),
-        TableKey::Frontend(frontend) => reconciler.set_frontend(
+        TableKey::Frontend(frontend) => reconciler.set::<FrontendValue>(
             frontend,
             variant
                 .map(|n| FrontendValue { service: ServiceId(u32::from(n) + 1), kind: FrontendKind::Virtual }),
@@ -150,15 +153,15 @@ fn complete_services(reconciler: &mut Reconciler) {
 fn restarted(old: &Reconciler, kernel: &FakeDatapath, now: Duration) -> (Reconciler, Option<Plan>) {
     let mut new = Reconciler::default();
     if let Some(base) = old.wanted().base.clone() {
-        new.set_base(base);
+        new.set(Single, Some(base));
     }
-    old.wanted().nodes.iter().for_each(|(index, value)| new.set_node(*index, Some(*value)));
-    old.wanted().ipcache.iter().for_each(|(prefix, value)| new.set_ipcache(*prefix, Some(*value)));
-    old.wanted().routes.iter().for_each(|(prefix, value)| new.set_route(*prefix, Some(*value)));
-    old.wanted().endpoints.iter().for_each(|(id, value)| new.set_endpoint(*id, Some(value.clone())));
-    old.wanted().backends.iter().for_each(|(id, value)| new.set_backend(*id, Some(*value)));
-    old.wanted().services.iter().for_each(|(id, value)| new.set_service(*id, Some(value.clone())));
-    old.wanted().frontends.iter().for_each(|(key, value)| new.set_frontend(*key, Some(*value)));
+    old.wanted().nodes.iter().for_each(|(index, value)| new.set(*index, Some(*value)));
+    old.wanted().ipcache.iter().for_each(|(prefix, value)| new.set(*prefix, Some(*value)));
+    old.wanted().routes.iter().for_each(|(prefix, value)| new.set(*prefix, Some(*value)));
+    old.wanted().endpoints.iter().for_each(|(id, value)| new.set(*id, Some(value.clone())));
+    old.wanted().backends.iter().for_each(|(id, value)| new.set(*id, Some(*value)));
+    old.wanted().services.iter().for_each(|(id, value)| new.set(*id, Some(value.clone())));
+    old.wanted().frontends.iter().for_each(|(key, value)| new.set(*key, Some(*value)));
     let (plan, _) = new.plan_full(now, kernel.observe(), Prune::ALL);
     (new, plan)
 }
@@ -256,6 +259,28 @@ proptest! {
         let (_, plan) = restarted(&reconciler, &kernel, now);
         prop_assert_eq!(plan, None);
         prop_assert_eq!(kernel.steps(), before);
+    }
+
+    #[test]
+    fn observed_delta_gives_the_observation_back(
+        expected in proptest::collection::vec((key(), proptest::option::of(0..3u8)), 0..30),
+        observed in proptest::collection::vec((key(), proptest::option::of(0..3u8)), 0..30),
+        devices in proptest::option::of(proptest::collection::vec(1..5u32, 0..4)),
+    ) {
+        let tables = |sets: Vec<(TableKey, Option<u8>)>| {
+            let mut reconciler = Reconciler::default();
+            sets.into_iter().for_each(|(key, variant)| set(&mut reconciler, key, variant));
+            reconciler.wanted().clone()
+        };
+        let (expected, tables) = (tables(expected), tables(observed));
+        let endpoint_devices = match devices {
+            Some(devices) => devices.into_iter().map(EndpointId).collect(),
+            None => tables.endpoints.keys().copied().collect(),
+        };
+        let observed = Observed { tables, broken: vec!["base".to_owned()], endpoint_devices };
+        prop_assert_eq!(&ObservedDelta::new(&expected, &observed).apply(&expected), &observed);
+        let nothing = ObservedDelta::new(&observed.tables, &observed);
+        prop_assert_eq!(nothing.apply(&observed.tables), observed);
     }
 
     #[test]

@@ -49,10 +49,10 @@ fn check(reconciler: &mut Reconciler, kernel: &mut FakeDatapath, expected: &[&st
 /// A service with two backends, carried out.
 fn settled() -> (Reconciler, FakeDatapath) {
     let (mut reconciler, mut kernel) = (Reconciler::default(), FakeDatapath::new());
-    reconciler.set_frontend(at("10.201.0.1"), TO_WEB);
-    reconciler.set_service(WEB, service(&[1, 2]));
-    reconciler.set_backend(BackendId(1), Some(backend("10.0.1.2")));
-    reconciler.set_backend(BackendId(2), Some(backend("10.0.2.2")));
+    reconciler.set(at("10.201.0.1"), TO_WEB);
+    reconciler.set(WEB, service(&[1, 2]));
+    reconciler.set(BackendId(1), Some(backend("10.0.1.2")));
+    reconciler.set(BackendId(2), Some(backend("10.0.2.2")));
     check(
         &mut reconciler,
         &mut kernel,
@@ -71,10 +71,10 @@ fn settled() -> (Reconciler, FakeDatapath) {
 #[test]
 fn a_frontend_comes_last_and_goes_first() {
     let (mut reconciler, mut kernel) = settled();
-    reconciler.set_backend(BackendId(1), None);
-    reconciler.set_backend(BackendId(2), None);
-    reconciler.set_service(WEB, None);
-    reconciler.set_frontend(at("10.201.0.1"), None);
+    reconciler.set::<BackendValue>(BackendId(1), None);
+    reconciler.set::<BackendValue>(BackendId(2), None);
+    reconciler.set::<ServiceValue>(WEB, None);
+    reconciler.set::<FrontendValue>(at("10.201.0.1"), None);
     check(
         &mut reconciler,
         &mut kernel,
@@ -91,8 +91,8 @@ fn a_frontend_comes_last_and_goes_first() {
 #[test]
 fn a_backend_that_goes_is_first_taken_out_of_the_table() {
     let (mut reconciler, mut kernel) = settled();
-    reconciler.set_backend(BackendId(2), None);
-    reconciler.set_service(WEB, service(&[1]));
+    reconciler.set::<BackendValue>(BackendId(2), None);
+    reconciler.set(WEB, service(&[1]));
     check(
         &mut reconciler,
         &mut kernel,
@@ -108,13 +108,13 @@ fn narrower_source_ranges_decide_all_flows_again() {
         let source_ranges = ranges.iter().map(|range| range.parse().expect("a range")).collect();
         service(&[1, 2]).map(|value| ServiceValue { source_ranges, ..value })
     };
-    reconciler.set_service(WEB, ranges(&["192.0.2.0/24", "198.51.100.0/24"]));
+    reconciler.set(WEB, ranges(&["192.0.2.0/24", "198.51.100.0/24"]));
     check(
         &mut reconciler,
         &mut kernel,
         &["put services 1: maglev snat sources 192.0.2.0/24 198.51.100.0/24 members 1 2", "bump all epochs"],
     );
-    reconciler.set_service(WEB, ranges(&[]));
+    reconciler.set(WEB, ranges(&[]));
     check(&mut reconciler, &mut kernel, &["put services 1: maglev snat members 1 2"]);
 }
 
@@ -123,8 +123,8 @@ fn narrower_source_ranges_decide_all_flows_again() {
 fn a_backend_on_the_way_out_disturbs_no_flow() {
     let (mut reconciler, mut kernel) = settled();
     let state = BackendState::Terminating;
-    reconciler.set_backend(BackendId(2), Some(BackendValue { state, ..backend("10.0.2.2") }));
-    reconciler.set_service(WEB, service(&[1]));
+    reconciler.set(BackendId(2), Some(BackendValue { state, ..backend("10.0.2.2") }));
+    reconciler.set(WEB, service(&[1]));
     check(
         &mut reconciler,
         &mut kernel,
@@ -138,7 +138,7 @@ fn a_backend_on_the_way_out_disturbs_no_flow() {
 #[test]
 fn another_weight_or_address_makes_the_table_again() {
     let (mut reconciler, mut kernel) = settled();
-    reconciler.set_backend(BackendId(2), Some(BackendValue { weight: 3, ..backend("10.0.2.2") }));
+    reconciler.set(BackendId(2), Some(BackendValue { weight: 3, ..backend("10.0.2.2") }));
     check(
         &mut reconciler,
         &mut kernel,
@@ -147,7 +147,7 @@ fn another_weight_or_address_makes_the_table_again() {
             "put services 1: maglev snat members 1 2",
         ],
     );
-    reconciler.set_backend(BackendId(2), Some(backend("10.0.2.9")));
+    reconciler.set(BackendId(2), Some(backend("10.0.2.9")));
     check(
         &mut reconciler,
         &mut kernel,
@@ -163,12 +163,12 @@ fn another_weight_or_address_makes_the_table_again() {
 #[test]
 fn a_member_that_is_missing_is_added_when_it_comes() {
     let (mut reconciler, mut kernel) = settled();
-    reconciler.set_service(WEB, service(&[1, 2, 3]));
+    reconciler.set(WEB, service(&[1, 2, 3]));
     check(&mut reconciler, &mut kernel, &["put services 1: maglev snat members 1 2 3"]);
     assert_eq!(kernel.tables().services[&WEB].members, [BackendId(1), BackendId(2)]);
     let error = &reconciler.failing().values().next().expect("a failure").error;
     assert_eq!(error.text, "services 1: backend 3 is not there");
-    reconciler.set_backend(BackendId(3), Some(backend("10.0.3.2")));
+    reconciler.set(BackendId(3), Some(backend("10.0.3.2")));
     check(
         &mut reconciler,
         &mut kernel,
@@ -195,13 +195,13 @@ fn services_stay_until_all_of_them_are_known() {
 
 #[test]
 fn full_tables_are_an_answer() {
-    let limits = Limits { backends: 1, services: 0, frontends: 0, ..Limits::default() };
+    let limits = Limits::default().with("backends", 1).with("services", 0).with("frontends", 0);
     let mut reconciler = Reconciler::new(limits);
     let mut kernel = FakeDatapath::new();
-    reconciler.set_frontend(at("10.201.0.1"), TO_WEB);
-    reconciler.set_service(WEB, service(&[1, 2]));
-    reconciler.set_backend(BackendId(1), Some(backend("10.0.1.2")));
-    reconciler.set_backend(BackendId(2), Some(backend("10.0.2.2")));
+    reconciler.set(at("10.201.0.1"), TO_WEB);
+    reconciler.set(WEB, service(&[1, 2]));
+    reconciler.set(BackendId(1), Some(backend("10.0.1.2")));
+    reconciler.set(BackendId(2), Some(backend("10.0.2.2")));
     let full = |table: &str, wanted, max| PlanError::Capacity { table: table.to_owned(), wanted, max };
     assert_eq!(reconciler.full(), [full("backends", 2, 1), full("services", 1, 0), full("frontends", 1, 0)]);
     check(

@@ -1,4 +1,4 @@
-//! Crates and their dependencies, as `cargo metadata` tells them.
+//! Crates and their dependencies, read from `cargo metadata`.
 
 use std::process::Command;
 
@@ -6,24 +6,41 @@ use serde::Deserialize;
 
 use crate::root;
 
-/// One crate: of this workspace, or one it depends on.
+/// One crate of this workspace, or one that the workspace depends on.
 #[derive(Debug, Deserialize)]
 pub struct Package {
     pub name: String,
     pub version: String,
-    /// SPDX expression, as written in the crate's manifest.
+    /// The SPDX expression of the crate's manifest.
     pub license: Option<String>,
-    /// Path of its `Cargo.toml`.
+    /// Path of the crate's `Cargo.toml`.
     pub manifest_path: std::path::PathBuf,
-    /// Where it was fetched from; `None` for crates of the workspace.
+    /// The source of the crate; `None` for crates of the workspace.
     pub source: Option<String>,
     pub dependencies: Vec<Dependency>,
+    pub targets: Vec<Target>,
+}
+
+/// One library, program, test or bench of a crate.
+#[derive(Debug, Deserialize)]
+pub struct Target {
+    /// `lib`, `bin`, `test`, `bench`, ...
+    pub kind: Vec<String>,
+    /// Path of the target's root file.
+    pub src_path: std::path::PathBuf,
+}
+
+impl Target {
+    /// Whether the target is a library or a program.
+    pub fn is_shipped(&self) -> bool {
+        self.kind.iter().any(|kind| ["lib", "bin"].contains(&kind.as_str()))
+    }
 }
 
 /// One line of a `[dependencies]` table.
 #[derive(Debug, Deserialize)]
 pub struct Dependency {
-    /// The crate's own name, also where the manifest renames it.
+    /// The crate's own name, even if the manifest renames the dependency.
     pub name: String,
     #[serde(default, deserialize_with = "kind")]
     pub kind: DependencyKind,
@@ -49,7 +66,7 @@ impl Package {
         self.manifest_path.parent().expect("a manifest lies in a folder")
     }
 
-    /// Names of what the shipped crate is made with: its normal and build dependencies.
+    /// The names of the crate's normal and build dependencies.
     pub fn ships_with(&self) -> impl Iterator<Item = &str> {
         self.dependencies.iter().filter(|it| it.kind != DependencyKind::Dev).map(|it| it.name.as_str())
     }
@@ -60,10 +77,10 @@ pub fn workspace() -> Vec<Package> {
     metadata(&["--no-deps"])
 }
 
-/// The workspace's crates and all they depend on, on this platform.
+/// The workspace's crates and all their dependencies on this platform.
 pub fn dependency_tree() -> Vec<Package> {
     let version = run(Command::new(cargo()).args(["--version", "--verbose"]));
-    let host = version.lines().find_map(|line| line.strip_prefix("host: ")).expect("cargo names its host");
+    let host = version.lines().find_map(|line| line.strip_prefix("host: ")).expect("cargo prints its host");
     metadata(&["--filter-platform", host])
 }
 
@@ -79,7 +96,7 @@ fn metadata(arguments: &[&str]) -> Vec<Package> {
     serde_json::from_str::<Metadata>(&json).expect("cargo metadata prints its format 1").packages
 }
 
-/// The cargo that runs the tests, so that a toolchain chosen there is used here.
+/// The cargo that runs the tests, so that both use one toolchain.
 fn cargo() -> std::ffi::OsString {
     std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
 }

@@ -7,17 +7,17 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Folders that hold no source: git's own, and what cargo builds.
-const NOT_OURS: [&str; 2] = [".git", "target"];
+/// Folders without source: git's own, and cargo's output.
+const NO_SOURCE: [&str; 2] = [".git", "target"];
 
-/// The repository's top folder. Asked when the tests run: a target directory that several checkouts share
-/// may hold tests that were compiled in another one.
+/// The repository's top folder, determined when the tests run: a target directory that several checkouts share may contain
+/// tests that were compiled in another checkout.
 pub fn root() -> PathBuf {
     let manifest_dir = env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR for tests");
     Path::new(&manifest_dir).ancestors().nth(2).expect("this crate is at deploy/xtask").to_path_buf()
 }
 
-/// All files of the repository that are not built, relative to [`root`], sorted.
+/// All files of the repository except build output and symbolic links, relative to [`root`], sorted.
 pub fn files() -> Vec<PathBuf> {
     let root = root();
     let mut found = Vec::new();
@@ -29,7 +29,7 @@ pub fn files() -> Vec<PathBuf> {
             let path = entry.path();
             let file_type = entry.file_type().expect("a listed entry has a type");
             if file_type.is_dir() {
-                if !NOT_OURS.iter().any(|name| entry.file_name() == *name) {
+                if !NO_SOURCE.iter().any(|name| entry.file_name() == *name) {
                     folders.push(path);
                 }
             } else if file_type.is_file() {
@@ -41,12 +41,12 @@ pub fn files() -> Vec<PathBuf> {
     found
 }
 
-/// A path's extension; empty where it has none.
+/// A path's extension; empty if the path has none.
 pub fn extension(path: &Path) -> &str {
     path.extension().and_then(OsStr::to_str).unwrap_or_default()
 }
 
-/// Text of a file named relative to [`root`].
+/// The text of a file, by its path relative to [`root`].
 pub fn read(path: impl AsRef<Path>) -> String {
     let path = root().join(path);
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("read {}: {error}", path.display()))

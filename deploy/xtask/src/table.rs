@@ -7,12 +7,12 @@ use crate::read;
 const PAGE: &str = "docs/ARCHITECTURE.md";
 const HEADER: &str = "| crate | kind | may import |";
 
-/// What a crate may do beside computing.
+/// The effects that a crate may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// No clock, socket, file, thread or randomness of its own.
     Pure,
-    /// Waits and runs tasks, but touches nothing outside the process.
+    /// Waits and runs tasks, but affects nothing outside the process.
     Async,
     /// Speaks to the kernel, the disk or the network.
     Io,
@@ -24,11 +24,11 @@ pub enum Kind {
 #[derive(Debug)]
 pub struct Row {
     pub kind: Kind,
-    /// Crates of this workspace that it imports.
+    /// The crates of this workspace that the crate imports.
     pub imports: BTreeSet<String>,
 }
 
-/// The table, by crate name. Panics on a row that it does not understand, and names it.
+/// The table, by crate name. Panics on a row that does not parse, with that row.
 pub fn import_table() -> BTreeMap<String, Row> {
     parse(&read(PAGE))
 }
@@ -66,7 +66,7 @@ mod tests {
     use super::{HEADER, Kind, parse};
 
     #[test]
-    fn reads_rows_up_to_the_end_of_the_table() {
+    fn import_table_ends_at_the_first_line_that_is_no_row() {
         let table = parse(&format!(
             "text\n\n{HEADER}\n|---|---|---|\n| `a` | PURE | |\n| `b` | IO | `a`, `c` |\n\n| x |"
         ));

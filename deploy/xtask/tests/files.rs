@@ -4,10 +4,10 @@ use std::fs;
 
 use deploy_xtask::{extension, files, read, root};
 
-/// A file that is larger was not written by a person, and makes every clone slower for ever.
+/// A larger file is generated, and makes every clone slower.
 const MAX_FILE_BYTES: u64 = 256 * 1024;
 
-/// Hosts that clients of package registries know by themselves, in halves: this file must not name them either.
+/// Hosts of package registries, which clients know by themselves. In halves, as this file must not contain their names either.
 const REGISTRY_HOSTS: [(&str, &str); 8] = [
     ("crates", ".io"),
     ("debian", ".org/debian"),
@@ -20,7 +20,7 @@ const REGISTRY_HOSTS: [(&str, &str); 8] = [
 ];
 
 #[test]
-fn sources_begin_with_why_they_exist() {
+fn sources_begin_with_a_module_comment() {
     let silent: Vec<_> = files()
         .into_iter()
         .filter(|file| extension(file) == "rs" && !read(file).starts_with("//! "))
@@ -42,7 +42,7 @@ fn files_are_small() {
 }
 
 #[test]
-fn no_registry_is_named() {
+fn files_name_no_registry() {
     let hosts = REGISTRY_HOSTS.map(|(name, end)| format!("{name}{end}"));
     let mut wrong = Vec::new();
     for file in files() {

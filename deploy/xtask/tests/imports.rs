@@ -1,10 +1,10 @@
-//! Who may import whom: `docs/ARCHITECTURE.md` says it, `cargo metadata` must agree.
+//! The imports between crates: `cargo metadata` must agree with the table in `docs/ARCHITECTURE.md`.
 
 use std::collections::BTreeSet;
 
 use deploy_xtask::{Kind, import_table, workspace};
 
-/// Crates of others that have one home, and that home: nobody else names them, not even in tests.
+/// External crates that only one crate of the workspace may depend on, even for tests.
 const HOMES: [(&str, &str); 7] = [
     ("aya", "datapath-linux"),
     ("aya-obj", "datapath-linux"),
@@ -15,11 +15,11 @@ const HOMES: [(&str, &str); 7] = [
     ("chitchat", "node-gossip"),
 ];
 
-/// Crates of others that bring a clock, sockets, files, threads or randomness.
+/// External crates that bring a clock, sockets, files, threads or randomness.
 const IMPURE: [&str; 9] = ["chrono", "getrandom", "libc", "mio", "nix", "rand", "socket2", "time", "tokio"];
 
 #[test]
-fn imports_are_exactly_those_of_the_table() {
+fn imports_equal_the_table() {
     let table = import_table();
     let crates = workspace();
     let ours: BTreeSet<_> = crates.iter().map(|it| it.name.as_str()).collect();
@@ -36,18 +36,18 @@ fn imports_are_exactly_those_of_the_table() {
         }
     }
     wrong.extend(
-        table.keys().filter(|it| !ours.contains(it.as_str())).map(|it| format!("no crate is called {it}")),
+        table.keys().filter(|it| !ours.contains(it.as_str())).map(|it| format!("no crate is named {it}")),
     );
 
     assert!(
         wrong.is_empty(),
-        "the table in docs/ARCHITECTURE.md is not what the crates do, which is:\n{}",
+        "the table in docs/ARCHITECTURE.md differs from the crates; their rows are:\n{}",
         wrong.join("\n")
     );
 }
 
 #[test]
-fn a_crate_is_named_after_its_folder() {
+fn crate_is_named_after_its_folder() {
     let root = deploy_xtask::root();
     for package in workspace() {
         let folder = package.directory().strip_prefix(&root).expect("crates lie in the repository");
@@ -56,7 +56,7 @@ fn a_crate_is_named_after_its_folder() {
 }
 
 #[test]
-fn outside_crates_stay_in_their_homes() {
+fn external_crates_have_one_home() {
     let mut wrong = Vec::new();
     for package in workspace() {
         for dependency in &package.dependencies {
@@ -64,7 +64,7 @@ fn outside_crates_stay_in_their_homes() {
                 dependency.name == *name || name.ends_with('-') && dependency.name.starts_with(name)
             });
             if let Some((_, home)) = home.filter(|(_, home)| package.name != *home) {
-                wrong.push(format!("{} names {}, which only {home} may", package.name, dependency.name));
+                wrong.push(format!("{} depends on {}, which only {home} may", package.name, dependency.name));
             }
         }
     }
@@ -72,7 +72,7 @@ fn outside_crates_stay_in_their_homes() {
 }
 
 #[test]
-fn pure_crates_rest_on_pure_crates() {
+fn pure_crates_depend_on_pure_crates_alone() {
     let table = import_table();
     let mut wrong = Vec::new();
     for package in workspace() {
@@ -90,5 +90,5 @@ fn pure_crates_rest_on_pure_crates() {
             }
         }
     }
-    assert!(wrong.is_empty(), "PURE is what has only pure imports:\n{}", wrong.join("\n"));
+    assert!(wrong.is_empty(), "PURE crates may depend on PURE crates only:\n{}", wrong.join("\n"));
 }

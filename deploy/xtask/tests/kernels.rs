@@ -1,4 +1,4 @@
-//! What is made of a test kernel's console (`deploy/kernels/judge.awk`).
+//! The evaluation of a test kernel's console (`deploy/kernels/judge.awk`).
 
 use std::{
     io::Write,
@@ -7,9 +7,9 @@ use std::{
 
 use deploy_xtask::root;
 
-/// A console, and what is said of it; the exit code must agree with the count of failures.
+/// Checks the report on a console; the exit code must agree with the number of failures.
 #[track_caller]
-fn check(console: &str, said: &str) {
+fn check(console: &str, report: &str) {
     let mut awk = Command::new("awk")
         .args(["-f".into(), root().join("deploy/kernels/judge.awk").into_os_string()])
         .stdin(Stdio::piped())
@@ -18,14 +18,14 @@ fn check(console: &str, said: &str) {
         .expect("run awk");
     awk.stdin.take().expect("a pipe").write_all(console.as_bytes()).expect("write to awk");
     let output = awk.wait_with_output().expect("wait for awk");
-    assert_eq!(String::from_utf8_lossy(&output.stdout), said);
-    assert_eq!(output.status.success(), said.contains(" 0 failed,"));
+    assert_eq!(String::from_utf8_lossy(&output.stdout), report);
+    assert_eq!(output.status.success(), report.contains(" 0 failed,"));
 }
 
 const RESULT: &str = "test result: ok. 7 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out\n";
 
 #[test]
-fn a_console_is_counted() {
+fn kernel_console_is_counted() {
     check(
         &format!(
             "== kernel 6.1.0\n== begin packet\nskipped: no TCX\n{RESULT}== end packet 0\n\
@@ -36,7 +36,7 @@ fn a_console_is_counted() {
 }
 
 #[test]
-fn failures_of_tests_of_the_lab_and_of_the_kernel_are_counted() {
+fn kernel_console_failures_of_tests_lab_and_kernel_are_counted() {
     let failed = "test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out\n";
     check(
         &format!("== kernel 6.1.0\n== begin packet\n{failed}== end packet 101\n== done\n"),
@@ -52,7 +52,7 @@ fn failures_of_tests_of_the_lab_and_of_the_kernel_are_counted() {
 }
 
 #[test]
-fn what_does_not_come_to_its_end_has_failed() {
+fn kernel_console_without_its_end_is_a_failure() {
     check("", "it did not come to its end\nno kernel: 0 passed, 1 failed, 0 skipped\n");
     check(
         &format!("== kernel 6.1.0\n== begin packet\n{RESULT}"),

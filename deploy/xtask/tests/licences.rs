@@ -1,6 +1,6 @@
-//! Every dependency can be taken under a licence that `deny.toml` allows.
+//! Every dependency has a licence that `deny.toml` allows.
 //!
-//! The same rule that `make deny` checks, without having to build cargo-deny, and from the same list.
+//! `make deny` checks the same rule with the same list, but needs cargo-deny.
 
 use std::collections::BTreeSet;
 
@@ -13,8 +13,8 @@ fn allowed() -> BTreeSet<String> {
     list.iter().map(|it| it.as_str().expect("licences are named by strings").to_owned()).collect()
 }
 
-/// Why a licence expression cannot be accepted.
-fn refuse(expression: Option<&str>, allowed: &BTreeSet<String>) -> Result<(), String> {
+/// Rejects a licence expression that no allowed licence satisfies.
+fn check_licence(expression: Option<&str>, allowed: &BTreeSet<String>) -> Result<(), String> {
     let text = expression.ok_or("names no licence")?;
     let expression = Expression::parse_mode(text, ParseMode::LAX).map_err(|error| error.to_string())?;
     match expression.evaluate(|wanted| allowed.contains(&wanted.to_string())) {
@@ -24,24 +24,25 @@ fn refuse(expression: Option<&str>, allowed: &BTreeSet<String>) -> Result<(), St
 }
 
 #[test]
-fn dependencies_are_permissive() {
+fn dependencies_have_permissive_licences() {
     let allowed = allowed();
     let tree = dependency_tree();
     let wrong: Vec<_> = tree
         .iter()
         .filter_map(|it| {
-            let reason = refuse(it.license.as_deref(), &allowed).err()?;
+            let reason = check_licence(it.license.as_deref(), &allowed).err()?;
             Some(format!("{} {}: {reason}", it.name, it.version))
         })
         .collect();
-    assert!(tree.iter().any(|it| it.source.is_some()), "the tree holds only our own crates");
+    assert!(tree.iter().any(|it| it.source.is_some()), "the tree has no external crate");
     assert!(wrong.is_empty(), "not allowed by deny.toml:\n{}", wrong.join("\n"));
 }
 
 #[test]
-fn the_check_tells_licences_apart() {
+fn licence_check_evaluates_expressions() {
     let allowed = BTreeSet::from(["MIT".to_owned()]);
-    let check = |text, expected: bool| assert_eq!(refuse(text, &allowed).is_ok(), expected, "{text:?}");
+    let check =
+        |text, expected: bool| assert_eq!(check_licence(text, &allowed).is_ok(), expected, "{text:?}");
     check(Some("MIT"), true);
     check(Some("MIT/GPL-3.0"), true);
     check(Some("MIT OR GPL-3.0-only"), true);

@@ -1,72 +1,90 @@
-//! PURE crates own no clock, socket, file, thread, environment or randomness.
+//! PURE crates have no clock, socket, file, thread, environment or randomness of their own: clippy checks it, with the paths
+//! in `deploy/clippy-pure.toml`. Here it is checked that every PURE crate is covered, and that clippy rejects those paths.
 
-use deploy_xtask::{Kind, extension, files, import_table, read, root, shipped_code, workspace};
+use std::{fs, path::Path, process::Command};
 
-/// Words by which code reaches for one of them.
-const IMPURE: [&str; 16] = [
-    "Instant::now",
-    "SystemTime::now",
-    "RandomState::new",
-    "Rng::new(",
-    "TcpListener",
-    "TcpStream",
-    "UdpSocket",
-    "UnixListener",
-    "UnixStream",
-    "rand::",
-    "std::env",
-    "std::fs",
-    "std::process",
-    "std::thread",
-    "thread::spawn",
-    "tokio::",
-];
+use deploy_xtask::{Kind, import_table, read, root, workspace};
 
-/// A generator that is seeded by its owner: chance that has arrived as an argument. (`Rng::new` seeds itself.)
-const SEEDED: &str = "fastrand::Rng";
+const CONFIGURATION: &str = "deploy/clippy-pure.toml";
 
-/// `file:line: code` of every impure line of a source text.
-fn impure_lines(file: &str, text: &str) -> Vec<String> {
-    shipped_code(text)
-        .into_iter()
-        .filter(|(_, code)| IMPURE.iter().any(|word| code.replace(SEEDED, "Rng").contains(word)))
-        .map(|(number, code)| format!("{file}:{number}: {}", code.trim()))
-        .collect()
-}
+/// The line of `lib.rs` that turns the lints on. Tests may read files and clocks.
+const LINTS: &str = "#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]";
 
 #[test]
-fn pure_crates_take_time_and_chance_as_arguments() {
+fn purity_lints_are_on_in_pure_crates_alone() {
     let table = import_table();
-    let root = root();
-    let files = files();
+    let configuration = root().join(CONFIGURATION).canonicalize().expect("the configuration is there");
     let mut wrong = Vec::new();
-    let mut read_any = false;
     for package in workspace() {
-        if table.get(&package.name).is_none_or(|row| row.kind != Kind::Pure) {
-            continue;
-        }
-        let sources =
-            package.directory().strip_prefix(&root).expect("crates lie in the repository").join("src");
-        for file in files.iter().filter(|file| file.starts_with(&sources) && extension(file) == "rs") {
-            // `tests.rs` and `tests/` are what `#[cfg(test)] mod tests;` names.
-            if file.components().any(|part| part.as_os_str() == "tests") || file.ends_with("tests.rs") {
-                continue;
-            }
-            read_any = true;
-            wrong.extend(impure_lines(&file.to_string_lossy(), &read(file)));
+        let pure = table.get(&package.name).is_some_and(|row| row.kind == Kind::Pure);
+        let linked =
+            fs::canonicalize(package.directory().join("clippy.toml")).is_ok_and(|it| it == configuration);
+        let denied = fs::read_to_string(package.directory().join("src/lib.rs"))
+            .is_ok_and(|text| text.lines().any(|line| line == LINTS));
+        if (linked, denied) != (pure, pure) {
+            wrong.push(format!(
+                "{}: PURE {pure}, clippy.toml {linked}, lints in lib.rs {denied}",
+                package.name
+            ));
         }
     }
-    assert!(read_any, "no source of a PURE crate was found");
-    assert!(wrong.is_empty(), "PURE crates reach outside:\n{}", wrong.join("\n"));
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// Expressions with an effect, at least one for each kind of effect in the configuration.
+const IMPURE: [&str; 15] = [
+    "std::time::Instant::now()",
+    "std::time::SystemTime::now()",
+    "std::hash::RandomState::new()",
+    "std::env::var(\"HOME\")",
+    "std::fs::read(\"file\")",
+    "std::fs::File::open(\"file\")",
+    "std::io::stdin()",
+    "std::net::TcpListener::bind(\"host:1\")",
+    "std::net::TcpStream::connect(\"host:1\")",
+    "std::net::UdpSocket::bind(\"host:1\")",
+    "std::os::unix::net::UnixListener::bind(\"socket\")",
+    "std::os::unix::net::UnixStream::connect(\"socket\")",
+    "std::process::Command::new(\"program\")",
+    "std::thread::spawn(|| ())",
+    "std::collections::HashMap::<u8, u8>::new()",
+];
+
 #[test]
-fn the_check_sees_what_it_looks_for() {
-    assert_eq!(
-        impure_lines("a.rs", "fn f() {\n    let now = Instant::now();\n}"),
-        ["a.rs:2: let now = Instant::now();"]
-    );
-    assert_eq!(impure_lines("a.rs", "let rng = fastrand::Rng::with_seed(seed);"), [""; 0]);
-    assert_eq!(impure_lines("a.rs", "fastrand::Rng::new();").len(), 1);
-    assert_eq!(impure_lines("a.rs", "// Instant::now\n#[cfg(test)]\nmod t {\n    use std::fs;\n}"), [""; 0]);
+fn purity_lints_reject_planted_effects() {
+    if !Command::new("cargo").args(["clippy", "--version"]).output().is_ok_and(|it| it.status.success()) {
+        println!("skipped: clippy is not installed");
+        return;
+    }
+    let folder = std::env::temp_dir().join(format!("warren-xtask-purity-{}", std::process::id()));
+    let write = |file: &str, text: &str| fs::write(folder.join(file), text).expect("write a file");
+    fs::create_dir_all(folder.join("src")).expect("make a folder");
+    write("Cargo.toml", "[package]\nname = \"planted\"\nedition = \"2024\"\n\n[workspace]\n");
+    write("clippy.toml", &read(CONFIGURATION));
+    let planted = |expressions: &[&str]| {
+        let lines = expressions.iter().map(|expression| format!("    drop({expression});\n"));
+        write("src/lib.rs", &format!("{LINTS}\npub fn planted() {{\n{}}}\n", lines.collect::<String>()));
+        clippy(&folder)
+    };
+    let (pure, impure) = (planted(&["std::time::Duration::ZERO.as_secs().to_string()"]), planted(&IMPURE));
+    fs::remove_dir_all(&folder).expect("remove the folder");
+    assert!(!pure.contains("warning") && !pure.contains("error"), "{pure}");
+    let missed: Vec<&str> = (IMPURE.iter().enumerate())
+        // The first expression stands on the third line.
+        .filter(|(index, _)| !impure.contains(&format!("src/lib.rs:{}:", index + 3)))
+        .map(|(_, expression)| *expression)
+        .collect();
+    assert!(missed.is_empty(), "clippy accepts {missed:?}:\n{impure}");
+}
+
+/// Clippy's report on a crate, one line for each finding.
+fn clippy(folder: &Path) -> String {
+    let output = Command::new("cargo")
+        .args(["clippy", "--offline", "--message-format=short"])
+        .current_dir(folder)
+        .env_remove("CARGO_TARGET_DIR")
+        .env_remove("CLIPPY_CONF_DIR")
+        .output()
+        .expect("run clippy");
+    String::from_utf8(output.stderr).expect("clippy prints UTF-8")
 }

@@ -1,8 +1,8 @@
-//! From a label set to its number: create both, or join the winner, or revive what was quarantined.
+//! From a label set to its number: create both, or join the winner, or revive a quarantined number.
 //!
-//! Why reviving is safe (P3): a number is quarantined because kernels may still hold it with its old
-//! meaning. Reviving gives it back to the very label set that it meant; its meaning never changes. A
-//! deletion that arrives late fails, because reviving changed the revision that it compares.
+//! Why reviving is safe (P3): a number is quarantined because kernels may still hold the number with its old
+//! meaning. Reviving returns the number to the same label set, so its meaning never changes. A late deletion
+//! fails, because reviving changed the revision that the deletion compares.
 
 use std::collections::BTreeSet;
 
@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ClaimError, Entry, FleetView,
-    machine::{Machine, Next, Protocol, decode, got, mix, or_failed, put},
+    fleet::SettledFleet,
+    machine::{Machine, Next, Protocol, decode, got, mix, or_wait, put},
 };
 
 /// How many numbers the fleet can give out.
@@ -29,13 +30,18 @@ pub struct IdentityAcquire {
     reference: IdentityRefRecord,
     labels: Labels,
     digest: LabelDigest,
-    /// The number that this node uses already, or remembers: kept if it is free.
+    /// The number that this node uses already, or knows: kept if it is free.
     known: Option<Identity>,
+    /// Whether `known` may be made again while members restore: this node's endpoints have it, or the view remembers it
+    /// from before the store was lost. A view that does not know of the loss may be behind in this too.
+    outlasts_loss: bool,
     /// Numbers found taken that the view does not know of yet.
     taken: BTreeSet<Identity>,
     /// The number that the pending transaction is about.
     number: Identity,
     creating: bool,
+    /// The guard of the pending transaction, if it has one.
+    guard: Option<SettledFleet>,
 }
 
 /// A number that this node may use until it releases it.
@@ -49,23 +55,26 @@ pub struct IdentityGrant {
     pub ref_revision: Revision,
 }
 
-/// What is known of the label set and of one number, from the view or from an answer.
+/// What is known of the label set, of one number and of the fleet, from the view or from an answer.
 struct Facts {
     labels: Option<Entry<IdentityLabelsRecord>>,
     id: Option<Entry<IdentityIdRecord>>,
+    /// Whether a free number may be taken.
+    settled: Result<SettledFleet, ClaimError>,
 }
 
 impl IdentityAcquire {
-    /// `used`: the number that this node's endpoints have already, if any: in a store that has lost it, it is made
-    /// again rather than another one.
+    /// `used`: the number that this node's endpoints have already, if any. A store that has lost the number gets the same
+    /// one again.
     ///
-    /// `labels`: those that count for the identity, already filtered. `incarnation`: this agent's.
+    /// `labels`: the labels that count for the identity, already filtered. `incarnation`: this agent's.
     ///
     /// The node must be registered. After a restart every number in use is acquired again: that rewrites
     /// the reference, so that a release which the former agent had sent cannot arrive late and delete it.
     ///
     /// # Errors
-    /// When the view already shows that it cannot be done.
+    /// When the view already shows that it cannot be done; [`ClaimError::Restoring`] when it cannot be done before the
+    /// members of the fleet have restored what the store lost. A machine that meets a restoration later waits for its end.
     pub fn start(
         view: &FleetView,
         node: NodeName,
@@ -84,27 +93,41 @@ impl IdentityAcquire {
             labels,
             digest,
             known: used.or(known.as_ref().map(|entry| entry.record.id)),
+            outlasts_loss: used.is_some() || view.life().restoring,
             taken: BTreeSet::new(),
             number,
             creating: false,
+            guard: None,
         };
         let id = view.identities().get(&number).cloned();
-        let txn = this.plan(Facts { labels: known, id }, view, draw)?;
+        let txn = match SettledFleet::known(view) {
+            // The record reaches the view a moment after the node has joined.
+            Err(ClaimError::NoFleet) => this.reads(Txn::then),
+            settled => this.plan(Facts { labels: known, id, settled }, view, draw)?,
+        };
         Ok(Machine::begin(this, txn))
     }
 
-    /// The transaction that these facts ask for.
+    /// The transaction that follows from these facts.
     fn plan(&mut self, facts: Facts, view: &FleetView, draw: u64) -> Result<Txn, ClaimError> {
-        self.creating = false;
+        // Until it is settled which of two numbers the label set has, nobody refers to either.
+        if view.is_disputed(&self.digest) {
+            return Err(ClaimError::Restoring);
+        }
         let Some(labels) = facts.labels else {
             let known = self.known.filter(|number| !self.taken.contains(number));
+            // A label set keeps its number through a restoration. A free number may belong to a node that is away, and
+            // that node may have another number for this label set.
+            let guard = if known.is_some() && self.outlasts_loss { None } else { Some(facts.settled?) };
             self.number = match known {
                 Some(number) => number,
                 None => free_number(view, &self.taken, draw)?,
             };
             self.creating = true;
+            self.guard = guard;
             return Ok(self.create());
         };
+        self.creating = false;
         let contradiction =
             |key| ClaimError::Contradiction { labels: self.labels.clone(), identity: labels.record.id, key };
         if labels.record.labels != self.labels {
@@ -133,8 +156,9 @@ impl IdentityAcquire {
             state: ClaimState::Live,
             unknown: Default::default(),
         };
-        let txn = self
-            .reads(Txn::otherwise)
+        let mut txn = self.reads(Txn::otherwise);
+        txn.conditions.extend(self.guard.as_ref().map(SettledFleet::condition));
+        let txn = txn
             .when(Condition::Present(self.schema.node(&self.node)))
             .when(Condition::Absent(labels_key.clone()))
             .when(Condition::Absent(id_key.clone()))
@@ -144,7 +168,7 @@ impl IdentityAcquire {
         self.with_ref(txn)
     }
 
-    /// Adds the reference; makes the number live when it is quarantined, or whole when its half is missing.
+    /// Adds the reference. Revives a quarantined number, and completes a number whose own record is missing.
     fn use_existing(&self, labels_revision: Revision, id: Option<Entry<IdentityIdRecord>>) -> Txn {
         let id_key = self.schema.identity_id(self.number);
         let mut txn = self
@@ -177,18 +201,20 @@ impl IdentityAcquire {
             self.schema.node(&self.node),
             self.schema.identity_labels(&self.digest),
             self.schema.identity_id(self.number),
+            self.schema.fleet(),
         ]
         .into_iter()
         .fold(Txn::new(), |txn, key| add(txn, KvOp::Get(key)))
     }
 
-    fn facts(&self, answer: &TxnResponse) -> Result<Facts, ClaimError> {
+    fn facts(&self, answer: &TxnResponse, view: &FleetView) -> Result<Facts, ClaimError> {
         if got(answer, 0)?.is_none() {
             return Err(ClaimError::NotRegistered { node: self.node.clone() });
         }
         Ok(Facts {
             labels: got(answer, 1)?.map(entry).transpose()?,
             id: got(answer, 2)?.map(entry).transpose()?,
+            settled: SettledFleet::read(view, got(answer, 3)?),
         })
     }
 
@@ -207,8 +233,9 @@ impl IdentityAcquire {
                 ref_revision: answer.revision,
             }));
         }
-        let facts = self.facts(answer)?;
-        if self.creating && facts.labels.is_none() {
+        let facts = self.facts(answer, view)?;
+        let guard_held = self.guard.as_ref().is_none_or(|guard| facts.settled.as_ref() == Ok(guard));
+        if self.creating && facts.labels.is_none() && (guard_held || facts.id.is_some()) {
             self.taken.insert(self.number);
         }
         Ok(Next::Ask(self.plan(facts, view, draw)?))
@@ -219,7 +246,7 @@ impl Protocol for IdentityAcquire {
     type Output = IdentityGrant;
 
     fn on_answer(&mut self, answer: &TxnResponse, view: &FleetView, draw: u64) -> Next<IdentityGrant> {
-        or_failed(self.decide(answer, view, draw))
+        or_wait(self.decide(answer, view, draw))
     }
 }
 
@@ -227,8 +254,8 @@ fn entry<R: kvstore_schema::record::Record>(kv: &kvstore_schema::KeyValue) -> Re
     Ok(Entry { record: decode(kv)?, created: kv.create_revision, modified: kv.mod_revision })
 }
 
-/// A number that neither the view nor `taken` knows: the first free one behind a random place. (64 agents
-/// that draw at random make 2,084 identities a second; taking turns at a counter, 57.)
+/// A number that neither the view nor `taken` has: the first free one behind a random place. (64 agents that draw at
+/// random create 2,084 identities a second; with a shared counter, 57.)
 fn free_number(view: &FleetView, taken: &BTreeSet<Identity>, draw: u64) -> Result<Identity, ClaimError> {
     let start = mix(draw) % NUMBERS;
     (0..NUMBERS)
@@ -240,4 +267,48 @@ fn free_number(view: &FleetView, taken: &BTreeSet<Identity>, draw: u64) -> Resul
                 && !taken.contains(number)
         })
         .ok_or(ClaimError::IdentitiesExhausted { used: view.identities().len() })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use kvstore_schema::{Key, KeyValue, ListPage, StoreIdentity};
+
+    use super::*;
+
+    fn kv(path: String, value: &str) -> KeyValue {
+        KeyValue {
+            key: Key::from_raw(format!("/warren/v1/t/{path}")),
+            value: Arc::from(value.as_bytes()),
+            create_revision: Revision(2),
+            mod_revision: Revision(2),
+            lease: None,
+        }
+    }
+
+    #[test]
+    fn free_number_is_the_first_behind_a_random_place() {
+        let place = |draw: u64| Identity::FLEET_MIN.get() + (mix(draw) % NUMBERS) as u32;
+        let id = |number: u32| Identity::new(number).unwrap();
+        let mut view = FleetView::new(Schema::new(&"t".parse().unwrap()));
+        let free = |view: &FleetView, taken: &[u32], draw| {
+            free_number(view, &taken.iter().map(|number| id(*number)).collect(), draw).unwrap().get()
+        };
+        let first = place(7);
+        assert_eq!(free(&view, &[], 7), first);
+        assert_ne!(free(&view, &[], 8), first);
+        // Taken as this machine has found, as a record, and as a reference that has lost its record.
+        let record = kv(format!("identities/id/{}", first + 1), r#"{"v":1,"labels":{},"state":"live"}"#);
+        let reference = kv(format!("identities/refs/{}/n1", first + 2), r#"{"v":1,"incarnation":1}"#);
+        let entries = vec![record, reference];
+        view.apply_list(ListPage { entries, revision: Revision(2), store: StoreIdentity(1), more: false });
+        assert_eq!(free(&view, &[first], 7), first + 3);
+        assert_eq!(free(&view, &[], 7), first);
+
+        let last = Identity::FLEET_MAX.get();
+        let draw = (0..).find(|draw| place(*draw) > last - 100).expect("some place is near the end");
+        let rest: Vec<u32> = (place(draw)..=last).collect();
+        assert_eq!(free(&view, &rest, draw), Identity::FLEET_MIN.get());
+    }
 }

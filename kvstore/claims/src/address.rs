@@ -1,4 +1,4 @@
-//! The addresses of a node's blocks: given out late-reuse first, resting after release.
+//! The addresses of a node's blocks: reused as late as possible, and never before their cool-down has ended.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -114,8 +114,8 @@ pub struct AddressPool {
 }
 
 impl AddressPool {
-    /// An empty pool. `cool_down`: how long an address rests after its release, so that caches elsewhere
-    /// forget its former owner.
+    /// An empty pool. `cool_down`: how long an address rests after its release, so that caches elsewhere forget the
+    /// former owner.
     pub fn new(family: Family, cool_down: Duration) -> Self {
         Self {
             family,
@@ -149,10 +149,10 @@ impl AddressPool {
         Ok(())
     }
 
-    /// Takes a block away, before its claim is released.
+    /// Removes a block, before its claim is released.
     ///
     /// # Errors
-    /// When addresses of it are in use, or it is not there. Nothing has changed then.
+    /// When addresses of the block are in use, or the pool does not have the block. Nothing has changed then.
     pub fn remove_block(&mut self, cidr: IpNetwork) -> Result<(), AddressError> {
         let index =
             self.blocks.iter().position(|block| block.cidr == cidr).ok_or(AddressError::NoSuchBlock(cidr))?;
@@ -224,7 +224,7 @@ impl AddressPool {
         }
     }
 
-    /// Takes an address back into use that an endpoint has already, after a restart; also one that rests.
+    /// Takes an address into use that an endpoint has already, after a restart. The address may be in its cool-down.
     ///
     /// # Errors
     /// [`AddressError::NotOurs`], [`AddressError::InUse`].
@@ -235,7 +235,7 @@ impl AddressPool {
         Ok(())
     }
 
-    /// Gives an address back; it rests for the cool-down. Returns whether it was in use.
+    /// Releases an address, which then rests for the cool-down. Returns whether the address was in use.
     pub fn release(&mut self, ip: IpAddr, now: Duration) -> bool {
         let bits = to_bits(ip);
         if Family::of(ip) != self.family || !self.used.remove(&bits) {
@@ -270,7 +270,7 @@ impl AddressPool {
         Some(PoolFill { capacity: capacity(cidr), used: block.used, cooling })
     }
 
-    /// The number of an address that is ours and not in use.
+    /// The address as a number, if the pool has it and it is not in use.
     fn known(&self, ip: IpAddr) -> Result<u128, AddressError> {
         let bits = to_bits(ip);
         let range = self.block_of(ip).and_then(usable);

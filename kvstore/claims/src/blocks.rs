@@ -117,13 +117,13 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_pool_has_no_overflow() {
+    fn largest_pool_has_no_overflow() {
         assert_eq!(blocks(&["::/0"]).total(), u64::MAX);
         assert_eq!(blocks(&["::/0"]).nth(u64::MAX - 1).unwrap().to_string(), "ffff:ffff:ffff:fffe::/64");
     }
 
     #[test]
-    fn an_address_lies_in_one_block_of_each_length() {
+    fn block_of_an_address_is_aligned_to_each_length() {
         let check = |ip: &str, prefix, expected: &str| {
             assert_eq!(block_of(ip.parse().unwrap(), prefix), expected.parse().unwrap());
         };

@@ -1,8 +1,8 @@
-//! Claims on pod CIDRs: adopt what is this node's, else claim a free block; give one back into quarantine.
+//! Claims on pod CIDRs: adopt a claim of this node, else claim a free block; release a block into quarantine.
 //!
 //! All blocks of a fleet are aligned and of one size per family, both fixed by the fleet record, whose
-//! revision is a condition of every new claim. So two claims overlap only if they are the same key, and
-//! creating a key twice is impossible.
+//! value is a condition of every new claim. So two claims overlap only if they are the same key, and
+//! creating a key twice is impossible. By the same condition no free block is claimed while members restore.
 
 use std::collections::BTreeSet;
 
@@ -10,14 +10,15 @@ use identity::NodeName;
 use ipnetwork::IpNetwork;
 use kvstore_schema::{
     Condition, KvOp, KvRequest, Revision, Schema, Txn, TxnResponse,
-    record::{CidrRecord, ClaimEpoch, ClaimState, FleetRecord},
+    record::{CidrRecord, ClaimEpoch, ClaimState},
 };
 use serde::{Deserialize, Serialize};
 
 use crate::{
     ClaimError, FleetView,
     blocks::{Blocks, block_of, width},
-    machine::{Machine, Next, Protocol, decode, got, mix, or_failed, put},
+    fleet::SettledFleet,
+    machine::{Machine, Next, Protocol, decode, got, mix, or_failed, or_wait, put},
 };
 
 /// Gets one more block for this node.
@@ -27,16 +28,17 @@ pub struct CidrClaim {
     node: NodeName,
     token: String,
     blocks: Blocks,
-    fleet_revision: Revision,
+    /// `None` while members restore: then only a block that is this node's already is taken.
+    settled: Option<SettledFleet>,
     /// Blocks that this agent has already, or has found taken while the view did not know it yet.
     taken: BTreeSet<IpNetwork>,
     /// The block that the pending transaction is about.
     wanted: IpNetwork,
     /// Its create revision, when it is adopted.
     epoch: Option<Revision>,
-    /// When it was claimed, if that was in a former life of the store.
+    /// When the block was claimed, if that was in a former generation of the store.
     since: Option<ClaimEpoch>,
-    /// Exactly this block and no other: it was this node's in a former life.
+    /// Exactly this block and no other: it was this node's in a former generation.
     again: Option<(IpNetwork, ClaimEpoch)>,
 }
 
@@ -47,7 +49,7 @@ pub struct CidrGrant {
     pub cidr: IpNetwork,
     /// The claim's create revision: fences what is written under it.
     pub epoch: Revision,
-    /// When it was claimed, in whatever life of the store: of two claims on a block the later one wins.
+    /// When the block was claimed, comparable across generations of the store: of two claims the later one wins.
     pub since: ClaimEpoch,
     /// The revision of the claim's last change; [`CidrRelease`] needs it.
     pub revision: Revision,
@@ -67,7 +69,8 @@ impl CidrClaim {
     /// that a fleet wiped and made anew tends to the same addresses; further tries are random.
     ///
     /// # Errors
-    /// [`ClaimError::NoFleet`], [`ClaimError::PoolExhausted`].
+    /// [`ClaimError::NoFleet`], [`ClaimError::PoolExhausted`]; [`ClaimError::Restoring`] when there is nothing to adopt
+    /// and members of the fleet restore. A machine that meets a restoration later waits for its end.
     pub fn start(
         view: &FleetView,
         node: NodeName,
@@ -75,13 +78,14 @@ impl CidrClaim {
         held: &BTreeSet<IpNetwork>,
     ) -> Result<(Machine<Self>, KvRequest), ClaimError> {
         let fleet = view.fleet().ok_or(ClaimError::NoFleet)?;
+        let settled = SettledFleet::known(view).ok();
         let home = node.as_str().bytes().fold(0, |hash, byte| mix(hash ^ u64::from(byte)));
         let mut this = Self {
             schema: view.schema().clone(),
             node,
             token,
             blocks: Blocks::of(&fleet.record),
-            fleet_revision: fleet.modified,
+            settled,
             taken: held.clone(),
             wanted: fleet.record.pools[0],
             epoch: None,
@@ -103,12 +107,12 @@ impl CidrClaim {
         cidr: IpNetwork,
         since: ClaimEpoch,
     ) -> (Machine<Self>, KvRequest) {
-        let mut this = Self {
+        let this = Self {
             schema: view.schema().clone(),
             node,
             token,
             blocks: Blocks::default(),
-            fleet_revision: Revision::default(),
+            settled: None,
             taken: BTreeSet::new(),
             wanted: cidr,
             epoch: None,
@@ -117,7 +121,6 @@ impl CidrClaim {
         };
         let key = view.schema().cidr(cidr);
         let txn = this.base().when(Condition::Absent(key.clone())).then(put(key, &this.record()));
-        this.epoch = None;
         Machine::begin(this, txn)
     }
 
@@ -132,8 +135,9 @@ impl CidrClaim {
         if let Some((cidr, claim)) = adopt {
             return Ok(self.adopt(*cidr, &claim.record, claim.created, claim.modified));
         }
+        let settled = self.settled.clone().ok_or(ClaimError::Restoring)?;
         self.wanted = self.free_block(view, seed)?;
-        Ok(self.claim())
+        Ok(self.claim(&settled))
     }
 
     /// The block at the place of `seed`, or the first free one behind it.
@@ -164,12 +168,12 @@ impl CidrClaim {
         }
     }
 
-    fn claim(&mut self) -> Txn {
+    fn claim(&mut self, settled: &SettledFleet) -> Txn {
         self.epoch = None;
         self.since = None;
         let key = self.schema.cidr(self.wanted);
         self.base()
-            .when(Condition::ModRevision(self.schema.fleet(), self.fleet_revision))
+            .when(settled.condition())
             .when(Condition::Absent(key.clone()))
             .then(put(key, &self.record()))
     }
@@ -218,11 +222,13 @@ impl CidrClaim {
         if let Some((cidr, since)) = self.again {
             return self.decide_again(answer, view, cidr, since);
         }
-        let fleet = got(answer, 1)?.ok_or(ClaimError::NoFleet)?;
-        if fleet.mod_revision != self.fleet_revision {
-            self.blocks = Blocks::of(&decode::<FleetRecord>(fleet)?);
-            self.fleet_revision = fleet.mod_revision;
-        }
+        let fleet = got(answer, 1)?;
+        self.settled = match SettledFleet::read(view, fleet) {
+            Ok(settled) => Some(settled),
+            Err(ClaimError::Restoring) => None,
+            Err(error) => return Err(error),
+        };
+        self.blocks = Blocks::of(&decode(fleet.ok_or(ClaimError::NoFleet)?)?);
         let cidr = self.wanted;
         match got(answer, 2)? {
             // An unreadable record is somebody's claim all the same.
@@ -250,7 +256,7 @@ impl CidrClaim {
 }
 
 impl CidrClaim {
-    /// A block that is to be claimed again has a record.
+    /// Decides about a block that is to be claimed again, by the record that the store has for it.
     fn decide_again(
         &mut self,
         answer: &TxnResponse,
@@ -288,7 +294,7 @@ impl Protocol for CidrClaim {
     type Output = CidrGrant;
 
     fn on_answer(&mut self, answer: &TxnResponse, view: &FleetView, draw: u64) -> Next<CidrGrant> {
-        or_failed(self.decide(answer, view, draw))
+        or_wait(self.decide(answer, view, draw))
     }
 }
 
@@ -300,7 +306,7 @@ fn overlaps_claim(view: &FleetView, block: IpNetwork) -> bool {
     within || view.has_key(&view.schema().cidr(block)) || around()
 }
 
-/// Gives a block back: quarantined first, free when the quarantine is over (see [`crate::Collector`]).
+/// Releases a block: it is quarantined first, and free when the quarantine ends (see [`crate::Collector`]).
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct CidrRelease {
     schema: Schema,
@@ -309,11 +315,10 @@ pub struct CidrRelease {
 }
 
 impl CidrRelease {
-    /// No endpoint may be left in the block;
-    /// [`crate::AddressPool::remove_block`] says so.
+    /// The block must hold no endpoint, as [`crate::AddressPool::remove_block`] ensures.
     ///
-    /// Ends in [`ClaimError::ClaimLost`] when somebody else has the claim; releasing what is released or
-    /// gone is no error.
+    /// Ends in [`ClaimError::ClaimLost`] when another node has the claim. Releasing a claim that is released or gone is no
+    /// error.
     pub fn start(schema: &Schema, node: NodeName, grant: CidrGrant) -> (Machine<Self>, KvRequest) {
         let revision = grant.revision;
         let this = Self { schema: schema.clone(), node, grant };
@@ -358,5 +363,45 @@ impl Protocol for CidrRelease {
 
     fn on_answer(&mut self, answer: &TxnResponse, _view: &FleetView, _draw: u64) -> Next<()> {
         if answer.succeeded { Next::Done(()) } else { or_failed(self.decide(answer)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use kvstore_schema::{KeyValue, ListPage, StoreIdentity};
+
+    use super::*;
+
+    #[test]
+    fn block_overlaps_claims_of_whatever_size_and_state() {
+        let check = |claim: &str, value: &str, expected: bool| {
+            let mut view = FleetView::new(Schema::new(&"t".parse().unwrap()));
+            let kv = KeyValue {
+                key: view.schema().cidr(claim.parse().unwrap()),
+                value: Arc::from(value.as_bytes()),
+                create_revision: Revision(2),
+                mod_revision: Revision(2),
+                lease: None,
+            };
+            let store = StoreIdentity(1);
+            view.apply_list(ListPage { entries: vec![kv], revision: Revision(2), store, more: false });
+            assert_eq!(overlaps_claim(&view, "10.0.4.0/24".parse().unwrap()), expected, "{claim} {value}");
+        };
+        let live = r#"{"v":1,"node":"n","state":"live","token":"t"}"#;
+        check("10.0.4.0/24", live, true);
+        check("10.0.4.0/24", &live.replace("live", "quarantined"), true);
+        check("10.0.4.0/24", "{}", true);
+        check("10.0.0.0/16", live, true);
+        check("10.0.4.0/23", live, true);
+        check("10.0.4.0/25", live, true);
+        check("10.0.4.128/25", live, true);
+        check("10.0.4.255/32", live, true);
+        check("10.0.3.0/24", live, false);
+        check("10.0.5.0/24", live, false);
+        check("10.0.5.0/25", live, false);
+        check("10.0.3.128/25", live, false);
+        check("10.0.2.0/23", live, false);
     }
 }

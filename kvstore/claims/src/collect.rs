@@ -1,7 +1,7 @@
-//! Leaderless garbage collection: what nobody uses goes into quarantine, and is deleted when that is over.
+//! Leaderless garbage collection: unused numbers and blocks go into quarantine, and are deleted when it ends.
 //!
-//! Every node runs one collector at a jittered pace. Nothing is agreed on beforehand: each request's
-//! conditions hold only if what the collector saw is still so, "no key under `refs/<id>/`" among them.
+//! Every node runs one collector at a jittered pace. Nothing is agreed on beforehand: the conditions of each request hold
+//! only if the store is still as the collector saw it. "No key under `refs/<id>/`" is one of them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,10 +19,10 @@ use serde::{Deserialize, Serialize};
 use crate::{FleetView, machine::put};
 
 /// How long a number or block rests before it may be given to others: above the time for which a node that
-/// is cut off from the store keeps what it knew and heals (minutes), below what an operator finds odd.
+/// is cut off from the store uses what it knew and heals (minutes), below what an operator would take for a fault.
 pub const QUARANTINE: Duration = Duration::from_secs(15 * 60);
 
-/// What the collector has a clock for.
+/// A subject whose time the collector measures.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 enum Subject {
     Identity(Identity),
@@ -31,7 +31,7 @@ enum Subject {
     Removed(NodeName),
 }
 
-/// One thing that could be done.
+/// One request that could be made.
 #[derive(Debug, Clone)]
 enum Job {
     QuarantineIdentity(Identity),
@@ -45,12 +45,12 @@ enum Job {
 /// Plans garbage collection. One per agent; it lives as long as the agent and forgets nothing by itself.
 ///
 /// Invariants: a quarantine is measured by this collector's own clock, from the moment it first saw the
-/// revision, so neither other clocks nor a restart shorten it; a silent node's things are never touched,
-/// only those of nodes whose record an operator has deleted, and these too only after a quarantine's time.
+/// revision, so neither other clocks nor a restart shorten it; the records of a silent node are never touched,
+/// only those of nodes whose own record an operator has deleted, and these only after a quarantine's time.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Collector {
     quarantine: Duration,
-    /// Since when, by our clock, a subject is as it is at this revision.
+    /// Each subject's revision, and since when this collector has seen the subject at that revision.
     seen: BTreeMap<Subject, (Revision, Duration)>,
 }
 
@@ -65,7 +65,7 @@ impl Collector {
     /// quarantines run from one call to the next. `used`: numbers that are known to be in use without a reference, as by
     /// a node that cannot write one now. Costs O(identities + claims + nodes).
     ///
-    /// What becomes of the request needs no care: when it failed, the view will show why.
+    /// The caller may ignore the outcome of the request: the view will show it.
     pub fn plan(
         &mut self,
         view: &FleetView,
@@ -73,7 +73,7 @@ impl Collector {
         now: Duration,
         draw: u64,
     ) -> Option<KvRequest> {
-        // What an incomplete view does not show may well be there (P6).
+        // What an incomplete view does not show may exist all the same (P6).
         if !view.is_complete() {
             return None;
         }
@@ -128,13 +128,13 @@ impl Collector {
     }
 }
 
-/// Every node that owns anything.
+/// Every node that owns a claim, a reference or an endpoint record.
 fn owners(view: &FleetView) -> BTreeSet<&NodeName> {
     let claims = view.cidrs().values().map(|claim| &claim.record.node);
     claims.chain(view.refs_by_node().keys()).chain(view.endpoints().keys()).collect()
 }
 
-/// Whether an operator has removed a node: no record (an unreadable one is one), no sign of life.
+/// Whether an operator has removed a node: it has no record, readable or not, and no sign of life.
 fn is_removed(view: &FleetView, node: &NodeName) -> bool {
     !view.has_key(&view.schema().node(node)) && !view.has_key(&view.schema().alive(node))
 }
@@ -184,7 +184,7 @@ fn quarantine_identity(view: &FleetView, identity: Identity) -> Option<Txn> {
     )
 }
 
-/// Deletes a number, and its label set's key if that one points to it.
+/// Deletes a number, and its label set's record if that points to the number.
 fn delete_identity(view: &FleetView, identity: Identity) -> Option<Txn> {
     let entry = view.identities().get(&identity)?;
     let digest = entry.record.labels.digest();

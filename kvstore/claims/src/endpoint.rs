@@ -1,15 +1,19 @@
 //! Endpoint records: written by their node alone, fenced by its CIDR claim, in batches.
+//!
+//! The fence is the value of the claim's record where the view knows it. Its token tells one claim from every other, also
+//! across generations of the store, where another node's claim on the block may have the same create revision.
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     net::IpAddr,
+    sync::Arc,
 };
 
 use identity::{EndpointName, NodeName};
 use ipnetwork::IpNetwork;
 use kvstore_schema::{
-    Condition, Key, KvOp, KvRequest, Revision, Schema, Txn, TxnResponse,
-    record::{EndpointRecord, Record},
+    Condition, Key, KeyValue, KvOp, KvRequest, Revision, Schema, Txn, TxnResponse,
+    record::{CidrRecord, EndpointRecord, Record},
 };
 use serde::{Deserialize, Serialize};
 
@@ -61,14 +65,14 @@ impl EndpointChange {
     }
 }
 
-/// What became of one change.
+/// The result of one change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum EndpointResult {
-    /// Written, at this revision.
+    /// The record is written, at this revision.
     Written(Revision),
     /// Deleted, or gone already.
     Deleted,
-    /// Not written: the claim is not this node's any more, or was claimed anew.
+    /// Not written: the block is not this node's any more, or was claimed anew.
     Fenced,
     /// Not deleted: another endpoint has the address.
     Superseded,
@@ -79,6 +83,8 @@ pub enum EndpointResult {
 pub struct EndpointWrites {
     schema: Schema,
     node: NodeName,
+    /// The claims' records as they were seen last.
+    claimed: BTreeMap<(IpNetwork, Revision), Arc<[u8]>>,
     waiting: VecDeque<EndpointChange>,
     asked: Vec<EndpointChange>,
     results: Vec<(IpAddr, EndpointResult)>,
@@ -91,22 +97,27 @@ impl EndpointWrites {
     /// # Errors
     /// [`ClaimError::AddressOutside`] when a put's address is not in its CIDR.
     pub fn start(
-        schema: &Schema,
+        view: &FleetView,
         node: NodeName,
         changes: Vec<EndpointChange>,
     ) -> Result<Option<(Machine<Self>, KvRequest)>, ClaimError> {
+        let mut claimed = BTreeMap::new();
         for change in &changes {
-            if let Some((cidr, _)) = change.claim()
-                && !cidr.contains(change.ip())
-            {
+            let Some((cidr, epoch)) = change.claim() else { continue };
+            if !cidr.contains(change.ip()) {
                 return Err(ClaimError::AddressOutside { ip: change.ip() });
+            }
+            let known = view.cidrs().get(&cidr);
+            if let Some(claim) = known.filter(|claim| claim.created == epoch && claim.record.node == node) {
+                claimed.entry((cidr, epoch)).or_insert_with(|| claim.record.encode());
             }
         }
         if changes.is_empty() {
             return Ok(None);
         }
         let waiting = changes.into();
-        let mut this = Self { schema: schema.clone(), node, waiting, asked: Vec::new(), results: Vec::new() };
+        let schema = view.schema().clone();
+        let mut this = Self { schema, node, claimed, waiting, asked: Vec::new(), results: Vec::new() };
         let txn = this.refill();
         Ok(Some(Machine::begin(this, txn)))
     }
@@ -134,16 +145,20 @@ impl EndpointWrites {
         self.schema.endpoint(&self.node, ip)
     }
 
-    /// The claims that the batch relies on. Never more than the batch has changes.
+    /// The claims that the batch depends on: never more than its changes.
     fn claims(&self) -> BTreeSet<(IpNetwork, Revision)> {
         self.asked.iter().filter_map(EndpointChange::claim).collect()
     }
 
     fn txn(&self) -> Txn {
         let mut txn = Txn::new();
-        for (cidr, epoch) in self.claims() {
-            let key = self.schema.cidr(cidr);
-            txn = txn.when(Condition::CreateRevision(key.clone(), epoch)).otherwise(KvOp::Get(key));
+        for claim in self.claims() {
+            let key = self.schema.cidr(claim.0);
+            let unchanged = match self.claimed.get(&claim) {
+                Some(value) => Condition::ValueIs(key.clone(), value.clone()),
+                None => Condition::CreateRevision(key.clone(), claim.1),
+            };
+            txn = txn.when(unchanged).otherwise(KvOp::Get(key));
         }
         for change in &self.asked {
             let key = self.key(change.ip());
@@ -170,14 +185,21 @@ impl EndpointWrites {
         }
     }
 
-    /// Settles what cannot be done, corrects what can, and leaves that in the batch.
+    /// Whether a record is that of this node's claim with this epoch.
+    fn is_own(&self, found: &KeyValue, epoch: Revision) -> bool {
+        let node = CidrRecord::decode(&found.value).map(|claim| claim.node);
+        // A newer version's record may be unreadable: its create revision alone has to tell.
+        found.create_revision == epoch && node.map_or(true, |node| node == self.node)
+    }
+
+    /// Settles the changes that cannot be made, corrects the others, and leaves those in the batch.
     fn sort_out(&mut self, answer: &TxnResponse) -> Result<(), ClaimError> {
         let mut index = 0;
         let mut lost = BTreeSet::new();
-        for (cidr, epoch) in self.claims() {
-            let holds = got(answer, index)?.is_some_and(|found| found.create_revision == epoch);
-            if !holds {
-                lost.insert((cidr, epoch));
+        for claim in self.claims() {
+            match got(answer, index)?.filter(|found| self.is_own(found, claim.1)) {
+                Some(found) => drop(self.claimed.insert(claim, found.value.clone())),
+                None => drop(lost.insert(claim)),
             }
             index += 1;
         }

@@ -50,6 +50,11 @@ pub enum ClaimError {
     /// There is no fleet record: [`crate::FleetJoin`] comes before everything else.
     #[error("the fleet has no record yet; the agent writes it before it claims anything")]
     NoFleet,
+    /// The store was founded anew, and members still write again what they own: what is free there may be somebody's.
+    #[error(
+        "members of the fleet still restore what the store has lost; nothing free is claimed before they end, which takes a minute or two: try again then"
+    )]
+    Restoring,
     /// Another machine that is alive has this name.
     #[error(
         "node name {node} belongs to another machine that is alive (machine id {theirs}, this one is {ours}); give this machine another node name, or stop the other agent and wait until its lease has run out"

@@ -1,8 +1,11 @@
 //! The fleet record: created once by whoever comes first, read and compared by everybody else.
 
+use std::sync::Arc;
+
 use ipnetwork::IpNetwork;
 use kvstore_schema::{
-    Condition, Key, KvOp, KvRequest, Revision, Schema, Txn, TxnResponse, record::FleetRecord,
+    Condition, Key, KeyValue, KvOp, KvRequest, Revision, Schema, Txn, TxnResponse,
+    record::{FleetRecord, Record},
 };
 use serde::{Deserialize, Serialize};
 
@@ -11,22 +14,62 @@ use crate::{
     machine::{Machine, Next, Protocol, decode, got, or_failed, put},
 };
 
-/// Makes the fleet's record or takes the one that is there.
+/// The guard of every transaction that claims something free: the fleet's record is as it was read, and no member was
+/// restoring then.
+///
+/// While members restore, what is free in the store may belong to a node that is away. The guard compares the record's
+/// value and not its revision, because a revision names a record only within one generation of the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SettledFleet(Condition);
+
+impl SettledFleet {
+    /// The guard by what the view knows. A view that is behind makes a guard that fails in the store.
+    ///
+    /// # Errors
+    /// [`ClaimError::NoFleet`], [`ClaimError::Restoring`].
+    pub(crate) fn known(view: &FleetView) -> Result<Self, ClaimError> {
+        let fleet = view.fleet().ok_or(ClaimError::NoFleet)?;
+        Self::of(view, &fleet.record, fleet.record.encode())
+    }
+
+    /// The guard by the record that a transaction has read.
+    ///
+    /// # Errors
+    /// [`ClaimError::NoFleet`], [`ClaimError::BadRecord`], [`ClaimError::Restoring`].
+    pub(crate) fn read(view: &FleetView, found: Option<&KeyValue>) -> Result<Self, ClaimError> {
+        let found = found.ok_or(ClaimError::NoFleet)?;
+        Self::of(view, &decode(found)?, found.value.clone())
+    }
+
+    fn of(view: &FleetView, fleet: &FleetRecord, value: Arc<[u8]>) -> Result<Self, ClaimError> {
+        // The view says so earlier than the record: from the loss of the store until its next founding.
+        if fleet.life.restoring || view.life().restoring {
+            return Err(ClaimError::Restoring);
+        }
+        Ok(Self(Condition::ValueIs(view.schema().fleet(), value)))
+    }
+
+    pub(crate) fn condition(&self) -> Condition {
+        self.0.clone()
+    }
+}
+
+/// Creates the fleet's record, or joins the fleet whose record exists.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct FleetJoin {
     wanted: FleetRecord,
-    /// What the transaction asked last would write.
+    /// The record that the pending transaction writes.
     asked: FleetRecord,
 }
 
 /// The fleet that this node has joined.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FleetJoined {
-    /// Its record.
+    /// The fleet's record.
     pub record: FleetRecord,
     /// The record's revision.
     pub revision: Revision,
-    /// Whether this machine made it.
+    /// Whether the record has the fleet id that this machine drew.
     pub created: bool,
 }
 
@@ -41,8 +84,8 @@ impl FleetJoin {
     }
 
     /// Founds a store anew that was emptied (`copy` is `None`) or replaced by an older copy, whose fleet record has the
-    /// revision `copy`. `wanted`: the record with the fleet's own id and the next life. Whoever comes second joins the
-    /// life that is there. Ends in [`ClaimError::OtherFleet`] when another fleet has taken the store meanwhile.
+    /// revision `copy`. `wanted`: the record with the fleet's own id and the next generation. The second member to try
+    /// joins the generation of the first. Ends in [`ClaimError::OtherFleet`] when another fleet has taken the store.
     pub fn found_anew(
         schema: &Schema,
         wanted: FleetRecord,
@@ -106,7 +149,7 @@ impl FleetJoin {
     }
 }
 
-/// All settings that are not the same.
+/// All settings that differ.
 fn differences(here: &FleetRecord, fleet: &FleetRecord) -> Vec<Difference> {
     let text = |pools: &[IpNetwork]| {
         let mut pools = pools.to_vec();

@@ -6,11 +6,13 @@
 //!
 //! Invariant: pure. Time arrives as a [`std::time::Duration`] since any fixed moment of the caller's own
 //! monotone clock, randomness as a `draw: u64`, answers as `KvOutcome`; requests leave as `KvRequest`.
-//! Nothing here decides by a lease who owns a thing, and nothing waits for a lock.
+//! No ownership is decided by a lease, and nothing waits for a lock.
 //!
-//! Every machine survives an outcome that is not known ([`kvstore_schema::KvFailure::Ambiguous`]): its
-//! transactions are written so that asking the same again is reading back, and writes that arrive late,
-//! after their sender gave up or died, are fenced by revisions.
+//! Every machine survives an unknown outcome ([`kvstore_schema::KvFailure::Ambiguous`]): its transactions are written so
+//! that asking again reads back the result. Writes that arrive late, after their sender gave up or died, are fenced by
+//! revisions and by the fleet's record, which changes with each generation of the store.
+
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
 mod acquire;
 mod address;

@@ -1,8 +1,8 @@
-//! The mark of a store: tells an older copy whose revision has passed what a node knows.
+//! The mark of a store: it recognises an older copy whose revision has passed what a node knows.
 //!
-//! A copy that comes back under the same cluster id, and is written to before a node looks, does not show in revisions.
-//! So the store has a random mark, which members replace a while after other records have changed, and which names those
-//! before it: a store that does not know the last mark that a node has seen is not the store that it saw.
+//! A copy that is restored under the same cluster id, and written to before a node lists it, does not show in revisions.
+//! So the store holds a random mark. Members replace the mark a while after other records have changed, and each mark
+//! names the marks before it. A store that does not name the last mark that a node has seen is a copy of an earlier time.
 
 use kvstore_schema::{
     Condition, KeyValue, KvRequest, Revision, Txn,
@@ -37,12 +37,12 @@ impl FleetView {
         self.mark.as_ref()
     }
 
-    /// Whether a store with this record under the mark's key is the one that the view was made from, or may be: one that
-    /// has gone on for longer than the record tells.
+    /// Whether a store with this record under the mark's key may be the store that the view was made from. A store that
+    /// went on for longer than the record's history may be.
     pub fn is_marked_by(&self, found: Option<&KeyValue>) -> bool {
         let Some(known) = &self.mark else { return true };
         let Some(found) = found else { return false };
-        // One that cannot be read is rejected alone.
+        // An unreadable record is rejected alone, like any other.
         let Some(found) = read(found) else { return true };
         if chain(&found).any(|former| former.mark == known.record.mark) {
             return true;
@@ -51,7 +51,7 @@ impl FleetView {
         !earlier && found.record.before.len() == MarkRecord::MAX_BEFORE && found.modified > known.modified
     }
 
-    /// Up to which revision the view and a store with this record are of one history, as far as the marks tell.
+    /// The last revision up to which the view and a store with this record share their history, as far as the marks tell.
     pub(crate) fn common_history(&self, found: Option<&KeyValue>) -> Option<Revision> {
         let (known, found) = (self.mark.as_ref()?, read(found?)?);
         chain(&found).find(|there| chain(known).any(|here| here == *there)).map(|mark| mark.revision)

@@ -21,7 +21,7 @@ pub struct NodeRegistration {
     lease: Option<LeaseId>,
 }
 
-/// This node's record as it is in the store.
+/// This node's record as the store has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeRegistered {
     /// The record. Its incarnation may be higher than asked for: it rises with each start, also when the
@@ -146,7 +146,7 @@ pub fn alive_request(
     )
 }
 
-/// What an operator's `node remove` asks: deletes the record of a node that is not alive. Everything that
+/// The request of an operator's `node remove`: deletes the record of a node that is not alive. Everything that
 /// the node owned is collected afterwards by whoever comes first, see [`crate::Collector`].
 ///
 /// The transaction fails when the node is alive or has no record. Repeating is safe.

@@ -23,10 +23,10 @@ pub struct IdentityRelease {
 }
 
 impl IdentityRelease {
-    /// `ref_revision`: from the grant or the view. Releasing what is not held is no error.
+    /// `ref_revision`: from the grant or the view. Releasing a reference that does not exist is no error.
     ///
     /// The caller runs at most one machine, acquiring or releasing, per label set of its node. The delete
-    /// compares the revision, so that one which arrives late never removes a reference taken since.
+    /// compares the revision, so that a delete which arrives late never removes a reference taken since.
     pub fn start(
         schema: &Schema,
         node: NodeName,
@@ -67,8 +67,8 @@ impl Protocol for IdentityRelease {
     }
 }
 
-/// References of `node` in the view to numbers that it does not use (what a crash left behind), with their
-/// revisions: release them. `used` must hold also what is being acquired.
+/// References of `node` in the view to numbers that the node does not use, as a crash leaves them behind, with their
+/// revisions: the caller releases them. `used` must also hold the numbers that are being acquired.
 pub fn stray_refs(view: &FleetView, node: &NodeName, used: &BTreeSet<Identity>) -> Vec<(Identity, Revision)> {
     let held = view.refs_by_node().get(node);
     held.into_iter()
@@ -78,7 +78,7 @@ pub fn stray_refs(view: &FleetView, node: &NodeName, used: &BTreeSet<Identity>) 
         .collect()
 }
 
-/// Numbers that `node` uses without a reference in the view: acquire their labels again.
+/// Numbers that `node` uses without a reference in the view: the caller acquires their labels again.
 pub fn missing_refs(view: &FleetView, node: &NodeName, used: &BTreeSet<Identity>) -> Vec<Identity> {
     used.iter().filter(|identity| !view.refs(**identity).contains_key(node)).copied().collect()
 }

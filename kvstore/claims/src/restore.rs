@@ -1,8 +1,8 @@
-//! Writing again what the store has lost and its owners do not come to write: records of nodes that are away, numbers
-//! that nobody uses now, the users' manifests.
+//! Writing again what the store has lost and no owner writes: records of nodes that are away, numbers that nobody uses
+//! now, the users' manifests.
 //!
-//! Each piece is written only where the store still has what it had when it was found (nothing, or an older copy's
-//! record), and in the order in which one rests on another: nodes, claims, identities, then references and endpoints.
+//! Each piece is written only where the store still has what the list showed (nothing, or an older copy's record), and
+//! after the pieces that it depends on: nodes, claims, identities, then references and endpoints.
 
 use identity::{Identity, LabelDigest, NodeName, ServiceName};
 use kvstore_schema::{
@@ -16,14 +16,14 @@ use std::{net::IpAddr, sync::Arc};
 
 use crate::{FleetView, ViewChange, machine::put};
 
-/// Conditions and operations of one request at the most: below etcd's 128 operations, and as many as the largest piece has
-/// (99: a service that has replaced all its claims, `MAX_FRONTENDS` and its address).
+/// The most conditions, and the most operations, of one request: below etcd's 128 operations, and enough for the largest
+/// piece (99: a service that has replaced all its claims, `MAX_FRONTENDS` and its address).
 const MOST_OPS: usize = 100;
 
 /// Plans one request after the other. One per agent.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Restorer {
-    /// Pieces in one request: one after a failure, so that one that cannot be written holds up no others.
+    /// Pieces in one request: one after a failure, so that a piece which cannot be written holds up no other.
     pieces: usize,
 }
 
@@ -33,34 +33,34 @@ impl Default for Restorer {
     }
 }
 
-/// What belongs together.
+/// Records that are written together or not at all.
 struct Piece {
     conditions: Vec<Condition>,
     ops: Vec<KvOp>,
 }
 
-/// What can be done about a key that is remembered.
+/// What can be done about a remembered key.
 enum Plan {
     Write(Piece),
-    /// Something that it rests on comes first.
+    /// A record that the key depends on comes first.
     Later,
-    /// Something else has taken its place.
+    /// Another record has taken the key's place.
     Over,
-    /// The number is not that of the label set any more.
+    /// The number does not belong to the label set any more.
     Lost(Identity, LabelDigest),
 }
 
 impl Restorer {
-    /// The next request; `None` when nothing is left, or all of it waits for something. `draw`: any random number. What
-    /// cannot be written any more is forgotten: the changes say so.
+    /// The next request; `None` when nothing is left, or everything that is left waits. `draw`: any random number. Records
+    /// that cannot be written any more are given up; the changes tell which.
     ///
-    /// Ask again once the view shows what came of it. O(what is remembered).
+    /// The caller asks again once the view shows the result. Costs O(remembered records).
     pub fn plan(&self, view: &mut FleetView, draw: u64) -> (Option<KvRequest>, Vec<ViewChange>) {
         let mut changes = Vec::new();
         let mut pieces = Vec::new();
         let keys: Vec<Key> = view.remembered.keys().cloned().collect();
         for key in keys {
-            // One that was given up with another.
+            // The key may have been given up together with another.
             let Some(base) = view.remembered.get(&key) else { continue };
             let base = base.as_ref().map(|kv| kv.mod_revision);
             match plan(view, &key, base) {
@@ -73,7 +73,7 @@ impl Restorer {
                 }
             }
         }
-        pieces.extend(view.outlived.values().filter_map(|kv| delete(view, kv)));
+        pieces.extend(view.resurrected.values().filter_map(|kv| delete(view, kv)));
         if pieces.is_empty() {
             return (None, changes);
         }
@@ -86,7 +86,7 @@ impl Restorer {
             {
                 break;
             }
-            // Pieces may share what they rest on, and one record may be in two of them.
+            // Two pieces may depend on one record, or both hold it.
             for condition in piece.conditions {
                 if !txn.conditions.contains(&condition) {
                     txn.conditions.push(condition);
@@ -107,7 +107,7 @@ impl Restorer {
     }
 }
 
-/// The key is still as it was found.
+/// The key still has the record that the list showed.
 fn unchanged(key: &Key, base: Option<Revision>) -> Condition {
     match base {
         None => Condition::Absent(key.clone()),
@@ -148,9 +148,9 @@ fn plan(view: &FleetView, key: &Key, base: Option<Revision>) -> Plan {
 
 /// A number and its label set are written in one piece, or neither is.
 ///
-/// In every store, the labels of each number point to that number (P3): so none is written over a number or a label set
-/// that has another meaning there. A number of an older copy that nobody refers to gives way in the same piece; a reference
-/// to it says that somebody has taken it for the label set's, and then it is.
+/// In every store, the labels of each number point to that number (P3). So neither record is written over one that has
+/// another meaning. If an older copy has another number for the label set and nobody refers to that number, the piece
+/// deletes it. A reference to it shows that a node has taken it for the label set: then the copy's number wins.
 fn identity(view: &FleetView, number: Identity, digest: &LabelDigest) -> Option<Plan> {
     let by_number = view.identities().get(&number)?;
     let by_labels = view.identity_labels().get(digest)?;
@@ -174,11 +174,11 @@ fn identity(view: &FleetView, number: Identity, digest: &LabelDigest) -> Option<
         if !view.refs(copied).is_empty() {
             return lost();
         }
-        if view.outlived.keys().any(|key| refs.contains(key)) {
+        if view.resurrected.keys().any(|key| refs.contains(key)) {
             return Some(Plan::Later);
         }
         let key = view.schema().identity_id(copied);
-        let there = match (view.outlived.get(&key), view.identities().get(&copied)) {
+        let there = match (view.resurrected.get(&key), view.identities().get(&copied)) {
             _ if view.is_remembered(&key) => return Some(Plan::Later),
             (Some(kv), _) => Some(kv.mod_revision),
             (None, Some(entry)) if entry.record.labels == by_labels.record.labels => Some(entry.modified),
@@ -194,8 +194,8 @@ fn identity(view: &FleetView, number: Identity, digest: &LabelDigest) -> Option<
     Some(Plan::Write(piece))
 }
 
-/// Records that are there together or not at all: what is remembered of them is written, and the others are still what the
-/// view says. Each with its key, value and revision in the view.
+/// A piece of records that exist together or not at all: those that are remembered are written, on condition that the
+/// others are still what the view has. Each part is a key with its value and revision in the view.
 fn together(view: &FleetView, parts: Vec<(Key, Arc<[u8]>, Revision)>) -> Piece {
     let mut piece = Piece { conditions: Vec::new(), ops: Vec::new() };
     for (key, value, modified) in parts {
@@ -210,8 +210,8 @@ fn together(view: &FleetView, parts: Vec<(Key, Arc<[u8]>, Revision)>) -> Piece {
     piece
 }
 
-/// A service and its claims are written in one piece; claims that an older copy has for it go with it. `None`: one of them
-/// is another service's by now.
+/// A service and its claims are written in one piece, which also deletes the claims that an older copy has for the service.
+/// `None`: a claim belongs to another service by now.
 fn service(view: &FleetView, name: &ServiceName) -> Option<Plan> {
     let entry = view.services().get(name)?;
     let key = view.schema().service(name);
@@ -240,7 +240,7 @@ fn service(view: &FleetView, name: &ServiceName) -> Option<Plan> {
     Some(Plan::Write(piece))
 }
 
-/// Takes claims that a service has in an older copy out of it.
+/// Deletes claims that an older copy has for a service.
 fn give_back(
     view: &FleetView,
     name: &ServiceName,
@@ -248,7 +248,7 @@ fn give_back(
     piece: &mut Piece,
 ) {
     for claim in claims {
-        let there = view.outlived.get(&view.schema().service_claim(&claim));
+        let there = view.resurrected.get(&view.schema().service_claim(&claim));
         let its = |kv: &&KeyValue| {
             ServiceClaimRecord::decode(&kv.value).is_ok_and(|record| record.service == *name)
         };
@@ -272,7 +272,7 @@ fn reference(
     if view.is_remembered(&id_key) {
         return Some(Plan::Later);
     }
-    // A reference to a number in quarantine would be none: whoever uses it revives it first.
+    // Nobody may refer to a number in quarantine: its user revives the number first.
     (meaning.record.state == ClaimState::Live).then(|| {
         Plan::Write(Piece {
             conditions: vec![unchanged(key, base), Condition::ModRevision(id_key, meaning.modified)],
@@ -300,7 +300,7 @@ fn endpoint(
     }))
 }
 
-/// Takes out of an older copy what had been deleted since; `None`: something else comes first.
+/// Deletes a resurrected record; `None`: another record comes first.
 fn delete(view: &FleetView, kv: &KeyValue) -> Option<Piece> {
     let mut piece = Piece {
         conditions: vec![Condition::ModRevision(kv.key.clone(), kv.mod_revision)],
@@ -311,7 +311,7 @@ fn delete(view: &FleetView, kv: &KeyValue) -> Option<Piece> {
         Ok(ParsedKey::IdentityId(number)) => {
             piece.conditions.push(Condition::RangeEmpty(view.schema().identity_refs(number)));
         }
-        // Never before the number that it points to: that would be without its labels.
+        // Not before the number that the record points to, which would be left without its labels.
         Ok(ParsedKey::IdentityLabels(_)) => {
             let number = IdentityLabelsRecord::decode(&kv.value).ok()?.id;
             let key = view.schema().identity_id(number);
@@ -326,11 +326,11 @@ fn delete(view: &FleetView, kv: &KeyValue) -> Option<Piece> {
             let claims = ServiceRecord::decode(&kv.value).ok()?.claims();
             give_back(view, &name, claims.into_iter(), &mut piece);
         }
-        // It goes with its service's record, unless that has given it up or is gone.
+        // The claim goes with its service's record, unless the service has given it up or is gone.
         Ok(ParsedKey::ServiceClaim(_)) => {
             let name = ServiceClaimRecord::decode(&kv.value).ok()?.service;
             let key = view.schema().service(&name);
-            if view.outlived.contains_key(&key) || view.is_remembered(&key) {
+            if view.resurrected.contains_key(&key) || view.is_remembered(&key) {
                 return None;
             }
             piece.conditions.push(unchanged(&key, view.services().get(&name).map(|entry| entry.modified)));

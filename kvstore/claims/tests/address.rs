@@ -24,7 +24,7 @@ fn at(seconds: u64) -> Duration {
 }
 
 #[test]
-fn network_gateway_and_broadcast_are_never_given_out() {
+fn pool_never_gives_out_network_gateway_and_broadcast() {
     let check = |blocks: &[&str], gateway: &str, expected: &[&str]| {
         let mut pool = pool(blocks);
         assert_eq!(pool.gateway(), Some(ip(gateway)));
@@ -42,7 +42,7 @@ fn network_gateway_and_broadcast_are_never_given_out() {
 }
 
 #[test]
-fn reuse_comes_late_and_only_after_the_rest() {
+fn address_is_reused_late_and_only_after_its_cool_down() {
     let mut pool = pool(&["10.0.0.0/29"]);
     assert_eq!(pool.allocate(at(0)), Ok(ip("10.0.0.2")));
     assert!(pool.release(ip("10.0.0.2"), at(0)));
@@ -63,7 +63,7 @@ fn reuse_comes_late_and_only_after_the_rest() {
 }
 
 #[test]
-fn certain_addresses() {
+fn exact_address_is_given_once_and_only_from_the_pool() {
     let mut pool = pool(&["10.0.0.0/24"]);
     assert_eq!(pool.allocate_exact(ip("10.0.0.9"), at(0)), Ok(()));
     assert_eq!(pool.allocate_exact(ip("10.0.0.9"), at(0)), Err(AddressError::InUse(ip("10.0.0.9"))));
@@ -76,7 +76,7 @@ fn certain_addresses() {
 }
 
 #[test]
-fn blocks_come_and_go() {
+fn block_is_added_once_and_removed_when_unused() {
     let mut pool = pool(&["10.0.0.0/29"]);
     let parse = |text: &str| text.parse().unwrap();
     assert!(matches!(pool.add_block(parse("10.0.0.0/24")), Err(AddressError::Overlap(..))));
@@ -94,7 +94,7 @@ fn blocks_come_and_go() {
 
 /// Against a model that only remembers who is used, and until when who rests.
 #[test]
-fn a_random_walk_never_gives_an_address_twice_or_early() {
+fn pool_gives_no_address_twice_or_early_in_a_random_walk() {
     for seed in 0..50u64 {
         let mut state = seed;
         let mut below = |bound: u64| {
@@ -126,4 +126,46 @@ fn a_random_walk_never_gives_an_address_twice_or_early() {
             assert_eq!(pool.fill(), fill, "seed {seed}");
         }
     }
+}
+
+#[test]
+fn block_overlaps_one_that_is_larger_or_smaller() {
+    let parse = |text: &str| text.parse().unwrap();
+    for (there, added, overlaps) in [
+        ("10.0.0.0/24", "10.0.0.0/29", true),
+        ("10.0.0.0/24", "10.0.0.64/29", true),
+        ("10.0.0.64/29", "10.0.0.0/24", true),
+        ("10.0.0.0/24", "10.0.0.0/24", true),
+        ("10.0.0.0/24", "10.0.1.0/29", false),
+    ] {
+        let refused = matches!(pool(&[there]).add_block(parse(added)), Err(AddressError::Overlap(..)));
+        assert_eq!(refused, overlaps, "{there} {added}");
+    }
+}
+
+#[test]
+fn search_goes_on_at_the_last_address_of_a_free_range() {
+    let mut pool = pool(&["10.0.0.0/29"]);
+    pool.allocate_exact(ip("10.0.0.5"), at(0)).unwrap();
+    assert!(pool.release(ip("10.0.0.5"), at(0)));
+    assert_eq!(pool.allocate(at(100)), Ok(ip("10.0.0.6")), "behind the one that was given out last");
+    assert_eq!(pool.allocate(at(100)), Ok(ip("10.0.0.2")));
+}
+
+#[test]
+fn pool_tells_what_is_used_and_how_full_each_block_is() {
+    let mut pool = pool(&["10.0.0.0/29", "10.0.0.16/28"]);
+    pool.allocate_exact(ip("10.0.0.3"), at(0)).unwrap();
+    pool.allocate_exact(ip("10.0.0.20"), at(0)).unwrap();
+    pool.allocate_exact(ip("10.0.0.21"), at(0)).unwrap();
+    pool.release(ip("10.0.0.21"), at(0));
+    let used = ["10.0.0.3", "10.0.0.20", "10.0.0.21", "10.0.0.4"].map(|address| pool.is_used(ip(address)));
+    assert_eq!(used, [true, true, false, false]);
+    assert!(!pool.is_used("::a00:3".parse().unwrap()), "the same number in the other family");
+    let fill = |block: &str| pool.block_fill(block.parse().unwrap());
+    assert_eq!(fill("10.0.0.0/29"), Some(PoolFill { capacity: 5, used: 1, cooling: 0 }));
+    assert_eq!(fill("10.0.0.16/28"), Some(PoolFill { capacity: 13, used: 1, cooling: 1 }));
+    assert_eq!(fill("10.0.0.32/28"), None);
+    assert_eq!(pool.block_of(ip("10.0.0.21")), Some("10.0.0.16/28".parse().unwrap()));
+    assert_eq!(pool.blocks().count(), 2);
 }

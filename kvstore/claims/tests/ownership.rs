@@ -20,6 +20,8 @@ fn add(sum: Seen, run: Seen) -> Seen {
         late: sum.late + run.late,
         conflicts: sum.conflicts + run.conflicts,
         collected: sum.collected + run.collected,
+        foundings: sum.foundings + run.foundings,
+        settled: sum.settled + run.settled,
     }
 }
 
@@ -36,7 +38,16 @@ fn ownership_holds_under_crashes_ambiguity_and_late_writes() {
         }
     }
     println!("{sum:?}");
-    let kinds = [sum.crashes, sum.removals, sum.ambiguous, sum.late, sum.conflicts, sum.collected];
+    let kinds = [
+        sum.crashes,
+        sum.removals,
+        sum.ambiguous,
+        sum.late,
+        sum.conflicts,
+        sum.collected,
+        sum.foundings,
+        sum.settled,
+    ];
     assert!(
         only.is_some() || kinds.iter().all(|count| *count > 0),
         "a kind of trouble never happened: {sum:?}"

@@ -1,38 +1,37 @@
-//! What an error of etcd or of the way to it means to the caller: one table, in one place.
+//! Classification of errors: what an error of etcd or of the connection means to the caller.
 //!
-//! The rule: a write counts as certainly not carried out only where the server refuses before it
-//! proposes, or where no connection was made. Everything else is ambiguous: a put that had "failed" with
-//! a time-out was found applied.
+//! A write has certainly not been applied only if the server refused it before proposing it, or if no connection was
+//! established. Every other error is ambiguous: a put that had "failed" with a time-out was found applied.
 
 use std::error::Error as _;
 
 use kvstore_store::StoreError;
 use tonic::{Code, ConnectError, Status};
 
-/// Why one attempt on one member has no answer.
+/// Why one attempt on one member failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
-    /// Certainly not carried out; another member may do it.
+    /// Certainly not applied; another member may apply it.
     #[error("{0}")]
     Retry(String),
-    /// Perhaps carried out. A read may be repeated on another member, a write not.
+    /// Perhaps applied. A read may be repeated on another member, a write may not.
     #[error("{0}")]
     Ambiguous(String),
-    /// Another member would say the same.
+    /// Another member would give the same error.
     #[error("{0}")]
     Fatal(StoreError),
-    /// The lease of the request is not there.
+    /// The lease of the request does not exist.
     #[error("the lease is gone")]
     LeaseGone,
-    /// The revision asked for is compacted.
+    /// The requested revision is compacted.
     #[error("the revision is compacted")]
     Compacted,
 }
 
 impl Failure {
-    /// What it means where nothing but a question was asked: nothing was carried out. (With TLS 1.3 a
-    /// refused client certificate shows only as a closed connection under the first request.)
-    pub(crate) fn of_a_question(self) -> Self {
+    /// The same failure of a read, which applies nothing. (With TLS 1.3 a refused client certificate shows only as a
+    /// connection that closes under the first request.)
+    pub(crate) fn of_a_read(self) -> Self {
         match self {
             Self::Ambiguous(reason) => Self::Retry(reason),
             other => other,
@@ -45,7 +44,7 @@ impl From<etcd_client::Error> for Failure {
         use etcd_client::Error;
         match error {
             Error::GRpcStatus(status) => of_status(&status),
-            // The text is the stub's own, for a TTL of zero; any other text means a broken stream.
+            // The client library's own text, for a TTL of zero; any other text means a broken stream.
             Error::LeaseKeepAliveError(text) if text == "lease not found" => Self::LeaseGone,
             Error::TransportError(error) => Self::Retry(format!("set up the connection: {error}")),
             Error::InvalidArgs(text) => Self::Fatal(StoreError::Refused(text)),
@@ -57,13 +56,13 @@ impl From<etcd_client::Error> for Failure {
 
 fn of_status(status: &Status) -> Failure {
     let text = status.message();
-    let told = || match status.source() {
-        // Tonic's own text stops at "transport error"; the cause says which.
+    let reason = || match status.source() {
+        // Tonic's own text is only "transport error"; the cause says more.
         Some(source) => format!("{text} ({})", innermost(source)),
         None => text.to_owned(),
     };
     if never_connected(status) {
-        return Failure::Retry(told());
+        return Failure::Retry(reason());
     }
     match status.code() {
         Code::OutOfRange if text.contains("has been compacted") => Failure::Compacted,
@@ -71,22 +70,22 @@ fn of_status(status: &Status) -> Failure {
             Failure::Fatal(StoreError::Replaced(text.to_owned()))
         }
         Code::NotFound if text.contains("requested lease not found") => Failure::LeaseGone,
-        // The leader check comes before the request is looked at.
-        Code::Unavailable if text == "etcdserver: no leader" => Failure::Retry(told()),
-        // Too many requests in flight, or no space: both are decided before the proposal, and both pass.
-        Code::ResourceExhausted if text.starts_with("etcdserver:") => Failure::Retry(told()),
-        // A token that the member forgot over a restart, or older than the latest change of users: the
-        // next attempt makes a new client, with a new token.
-        Code::Unauthenticated => Failure::Retry(told()),
-        Code::InvalidArgument if text.contains("revision of auth store is old") => Failure::Retry(told()),
+        // The server checks for a leader before it handles the request.
+        Code::Unavailable if text == "etcdserver: no leader" => Failure::Retry(reason()),
+        // Too many requests in flight, or no space: both are checked before the proposal, and both are temporary.
+        Code::ResourceExhausted if text.starts_with("etcdserver:") => Failure::Retry(reason()),
+        // The token is from before a restart of the member or a change of users; the next attempt makes a new client,
+        // with a new token.
+        Code::Unauthenticated => Failure::Retry(reason()),
+        Code::InvalidArgument if text.contains("revision of auth store is old") => Failure::Retry(reason()),
         Code::InvalidArgument | Code::PermissionDenied | Code::FailedPrecondition | Code::Unimplemented => {
-            Failure::Fatal(StoreError::Refused(told()))
+            Failure::Fatal(StoreError::Refused(reason()))
         }
-        _ => Failure::Ambiguous(told()),
+        _ => Failure::Ambiguous(reason()),
     }
 }
 
-/// Whether no connection was made at all: refused, no route, no such name, TLS handshake failed.
+/// Whether no connection was established: refused, no route, unknown name, failed TLS handshake.
 fn never_connected(status: &Status) -> bool {
     let mut source = status.source();
     while let Some(error) = source {
@@ -116,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_of_the_server() {
+    fn status_is_classified_by_code_and_text() {
         check(Code::OutOfRange, "etcdserver: mvcc: required revision has been compacted", "Compacted");
         check(Code::OutOfRange, "etcdserver: mvcc: required revision is a future revision", "Fatal(Replaced");
         check(Code::OutOfRange, "Error, decoded message length too large", "Ambiguous");

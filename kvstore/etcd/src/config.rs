@@ -1,4 +1,4 @@
-//! How to reach etcd; checked as a whole, so that all mistakes are reported at once.
+//! The configuration of the etcd client; all mistakes are reported at once.
 
 use std::{
     collections::BTreeSet,
@@ -9,42 +9,42 @@ use std::{
 
 use tonic::transport::Uri;
 
-/// Enough for three attempts of 1.5 s each: one frozen member of three costs no call its answer.
+/// Enough for three attempts of 1.5 s each, so that no call fails because of one frozen member of three.
 pub const DEFAULT_CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Shorter, and a call gives up before a healthy member under load has answered.
+/// With less, a call would give up before a healthy member under load answers.
 const SHORTEST_CALL_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Longer, and a black hole is noticed too late to call it down within 10 s.
+/// With more, a black hole would not be known to be down within 10 s.
 const LONGEST_CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How to reach etcd.
 #[derive(Clone, PartialEq, Eq)]
 pub struct EtcdConfig {
-    /// `http://host:port` or `https://host:port`, all of one kind.
+    /// `http://host:port` or `https://host:port`, with one scheme for all.
     pub endpoints: Vec<String>,
-    /// Needed for `https://`.
+    /// Required for `https://`.
     pub tls: Option<TlsConfig>,
     /// User and password.
     pub auth: Option<(String, String)>,
-    /// The longest that one call takes, whatever it meets.
+    /// The deadline of one call, attempts on all members included.
     pub call_timeout: Duration,
 }
 
-/// Files in PEM form; read again when they change on disk.
+/// Files in PEM format, read again when they change on disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsConfig {
-    /// Certificates of the authorities that may sign a member's certificate.
+    /// Certificates of the CAs that may sign a member's certificate.
     pub ca: PathBuf,
-    /// Our certificate (with its chain); together with `key` or not at all.
+    /// The client certificate with its chain; requires `key`.
     pub cert: Option<PathBuf>,
-    /// The key of our certificate.
+    /// The key of the client certificate.
     pub key: Option<PathBuf>,
-    /// The name that the members' certificates carry, where it is not the endpoint's host.
+    /// The name in the members' certificates, where it is not the endpoint's host.
     pub server_name: Option<String>,
 }
 
-/// Everything that is wrong with a configuration.
+/// All mistakes of a configuration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("etcd configuration: {}", .0.join("; "))]
 pub struct ConfigErrors(pub Vec<String>);
@@ -72,10 +72,10 @@ impl EtcdConfig {
         }
     }
 
-    /// Checks everything that can be known without asking etcd; reads the TLS files.
+    /// Checks everything that does not need etcd; reads the TLS files.
     ///
     /// # Errors
-    /// All mistakes together, each with what to do.
+    /// All mistakes, each with what to do.
     pub fn validate(&self) -> Result<(), ConfigErrors> {
         let mut errors = Vec::new();
         self.check_endpoints(&mut errors);

@@ -1,18 +1,18 @@
-//! Between our words and etcd's.
+//! Conversions between the types of `kvstore-schema` and those of etcd.
 
 use etcd_client::{Compare, CompareOp, PutOptions, TxnOp, TxnOpResponse};
 use kvstore_schema::{
     Condition, Key, KeyValue, KvEvent, KvOp, KvOpResult, LeaseId, Revision, StoreIdentity, Txn, TxnResponse,
 };
 
-/// A header as etcd puts it before every answer.
+/// Cluster id and revision of a response's header.
 pub(crate) fn header(header: Option<&etcd_client::ResponseHeader>) -> (StoreIdentity, Revision) {
     header.map_or_else(Default::default, |header| {
         (StoreIdentity(header.cluster_id()), Revision(header.revision()))
     })
 }
 
-/// `None` for a key that is no text: not one of ours, and of no use to anybody above.
+/// `None` for a key that is not UTF-8: no key of Warren is.
 pub(crate) fn key_value(kv: &etcd_client::KeyValue) -> Option<KeyValue> {
     Some(KeyValue {
         key: Key::from_raw(kv.key_str().ok()?),
@@ -40,7 +40,7 @@ pub(crate) fn txn(txn: &Txn) -> etcd_client::Txn {
 }
 
 fn condition(condition: &Condition) -> Compare {
-    // etcd compares a key that is not there as if all its numbers were 0, and a range by each of its keys.
+    // etcd compares an absent key as if all its numbers were 0, and a range by each of its keys.
     match condition {
         Condition::Absent(key) => Compare::create_revision(key.as_bytes(), CompareOp::Equal, 0),
         Condition::Present(key) => Compare::create_revision(key.as_bytes(), CompareOp::Greater, 0),
@@ -57,7 +57,7 @@ fn condition(condition: &Condition) -> Compare {
     }
 }
 
-/// Revision 0 would hold for an absent key; no key has a negative one.
+/// Revision 0 would match an absent key; no key has a negative one.
 fn existing(revision: Revision) -> i64 {
     if revision.0 > 0 { revision.0 } else { -1 }
 }
@@ -73,7 +73,7 @@ fn op(op: &KvOp) -> TxnOp {
     }
 }
 
-/// `None` for an answer that no request of ours has.
+/// `None` for a response that matches no request of this crate.
 pub(crate) fn txn_response(response: &etcd_client::TxnResponse) -> Option<TxnResponse> {
     let results = response.op_responses().iter().map(op_result).collect::<Option<_>>()?;
     Some(TxnResponse { succeeded: response.succeeded(), revision: header(response.header()).1, results })

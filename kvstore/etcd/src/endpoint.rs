@@ -1,5 +1,5 @@
-//! One member as we reach it: its client, made when needed and made anew when it failed or when the
-//! certificates on disk have changed.
+//! One member of the cluster: its client, created when needed, and again after a failure or a change of the certificates on
+//! disk.
 
 use std::{
     fs,
@@ -18,28 +18,28 @@ use crate::{
     config::{EtcdConfig, TlsConfig},
 };
 
-/// The longest that a member may take to accept a connection.
+/// The deadline of a connection attempt.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Pings on the connection. Below 5 s the server closes it: "too many pings".
+/// The interval of HTTP/2 pings. Below 5 s the server closes the connection: "too many pings".
 const KEEP_ALIVE: Duration = Duration::from_secs(6);
 
-/// How long a ping may go unanswered.
+/// The deadline of a ping's answer.
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What tells one version of a file from the next: inode, size, time of change in ns.
+/// Identifies the versions of files: inode, size, time of change in s and ns.
 type Fingerprint = Vec<Option<(u64, u64, i64, i64)>>;
 
-/// How long files that did not work are left alone, while a client made from earlier ones does.
+/// How long files that do not work are not tried again, while the client of earlier ones works.
 const FILES_PAUSE: Duration = Duration::from_secs(5);
 
 struct Connected {
     client: Client,
     files: Fingerprint,
     generation: u64,
-    /// Newer files that did not work, and when.
+    /// Newer files that did not work, and when they were tried.
     rejected: Option<(Fingerprint, Instant)>,
-    /// A call failed on it: another one is to be made.
+    /// A call failed on this client, so the next call makes another one.
     suspect: bool,
 }
 
@@ -48,7 +48,7 @@ impl Connected {
         Handle { client: self.client.clone(), generation: self.generation }
     }
 
-    /// Whether this client is to be used while the files on disk are these.
+    /// Whether this client is to be used with these files on disk.
     fn serves(&self, files: &Fingerprint) -> bool {
         let rejected = |(bad, at): &(Fingerprint, Instant)| bad == files && at.elapsed() < FILES_PAUSE;
         !self.suspect && (self.files == *files || self.rejected.as_ref().is_some_and(rejected))
@@ -65,11 +65,11 @@ struct Slot {
 pub(crate) struct Endpoint {
     pub(crate) url: String,
     slot: Mutex<Slot>,
-    /// Held while a client is made: of many calls that find none, one makes it for all.
+    /// Held while a client is created, so that concurrent calls create one client.
     making: tokio::sync::Mutex<()>,
 }
 
-/// A client, and which of the endpoint's clients it is.
+/// A client, and its number among the endpoint's clients.
 pub(crate) struct Handle {
     pub(crate) client: Client,
     generation: u64,
@@ -80,8 +80,8 @@ impl Endpoint {
         Self { url, slot: Mutex::default(), making: tokio::sync::Mutex::default() }
     }
 
-    /// A client that has answered once. It is an idempotent question which settles whether there is a
-    /// connection, so that a write that fails later was really sent.
+    /// A client that has answered one read. The read settles whether a connection exists, so that a write that fails later
+    /// was really sent.
     pub(crate) async fn client(&self, config: &EtcdConfig) -> Result<Handle, Failure> {
         let files = config.tls.as_ref().map(fingerprint).unwrap_or_default();
         if let Some(handle) = self.current(&files) {
@@ -93,9 +93,9 @@ impl Endpoint {
         }
         let made = match make(&self.url, config).await {
             Ok(client) => client,
-            // In the middle of a rotation the files may not fit together. The former client, which still
-            // holds the former files and connects again by itself, is better than none.
-            Err(failure) => return self.stale(files, &failure).ok_or_else(|| failure.of_a_question()),
+            // In the middle of a rotation the files may not match. The previous client still has the previous files and
+            // reconnects by itself.
+            Err(failure) => return self.stale(files, &failure).ok_or_else(|| failure.of_a_read()),
         };
         let mut slot = self.lock();
         slot.generation += 1;
@@ -105,7 +105,7 @@ impl Endpoint {
         Ok(Handle { client: made, generation })
     }
 
-    /// Says that a client failed, so that the next call makes another one.
+    /// Marks a client as failed, so that the next call makes another one.
     pub(crate) fn discard(&self, handle: &Handle) {
         if let Some(connected) = &mut self.lock().connected
             && connected.generation == handle.generation
@@ -119,11 +119,11 @@ impl Endpoint {
         slot.connected.as_ref().filter(|connected| connected.serves(files)).map(Connected::handle)
     }
 
-    /// The client made from other files than these, which do not work.
+    /// The client of other files, if there is one, where these do not work.
     fn stale(&self, files: Fingerprint, failure: &Failure) -> Option<Handle> {
         let mut slot = self.lock();
         let connected = slot.connected.as_mut().filter(|connected| connected.files != files)?;
-        warn!(endpoint = %self.url, ?failure, "changed TLS files do not work yet, keeping the former ones");
+        warn!(endpoint = %self.url, ?failure, "changed TLS files do not work yet; the previous ones stay in use");
         connected.rejected = Some((files, Instant::now()));
         Some(connected.handle())
     }
@@ -139,7 +139,7 @@ async fn make(url: &str, config: &EtcdConfig) -> Result<Client, Failure> {
         .with_keep_alive(KEEP_ALIVE, KEEP_ALIVE_TIMEOUT)
         .with_keep_alive_while_idle(true)
         .with_auto_token_refresh(true)
-        // Without it a watch on a member of a minority stays open and silent.
+        // Otherwise a watch on a member of a minority stays open and silent.
         .with_require_leader(true);
     if let Some((user, password)) = &config.auth {
         options = options.with_user(user, password);
@@ -164,7 +164,7 @@ fn tls_options(tls: &TlsConfig) -> Result<TlsOptions, String> {
     Ok(options)
 }
 
-/// Three `stat` calls, a few microseconds: cheap enough for every call, and no watcher to keep alive.
+/// Three `stat` calls take a few microseconds, which is cheap enough for every call and needs no watcher.
 fn fingerprint(tls: &TlsConfig) -> Fingerprint {
     let stat = |path| {
         let meta = fs::metadata(path).ok()?;

@@ -1,9 +1,8 @@
 //! Store over etcd: the only crate that names `etcd-client`.
 //!
-//! `etcd-client` is a thin stub: no retries, no failover, no resumption. All of that is here, and in one
-//! place each: which member is asked next ([`EtcdStore`]), what an error means (`classify`), when a
-//! watch is over (`watch`). What is not here: resuming a watch or a lease. Whoever holds one knows what
-//! hangs on it, so the loss is reported and never papered over.
+//! `etcd-client` is a thin stub without retries and failover. Both are here, each in one place: the choice of the member
+//! ([`EtcdStore`]), the meaning of an error (`classify`), the end of a watch (`watch`). Watches and leases are not resumed
+//! here: the caller knows what depends on them, so their loss is reported.
 
 mod classify;
 mod config;

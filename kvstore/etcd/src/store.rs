@@ -1,4 +1,4 @@
-//! The store: which member is asked, how often, and for how long.
+//! The store: the choice of the member, attempts and deadlines.
 
 use std::{
     future::Future,
@@ -27,12 +27,12 @@ use crate::{
     watch,
 };
 
-/// The longest that one member may take over one call. At most a third of the call's time, so that one
-/// frozen member of three does not take it all.
+/// The deadline of one attempt on one member, and at most a third of the call's, so that a frozen member of three leaves
+/// time for the others.
 const ATTEMPT: Duration = Duration::from_millis(1500);
 
-/// The most bytes of one answer. tonic's default of 4 MB is less than one page of large records, or what
-/// a watch that is far behind gets at once (up to 1,000 revisions).
+/// The longest response. tonic's default of 4 MB is less than a page of large records, and less than a message to a watch
+/// that is far behind (up to 1,000 revisions).
 pub(crate) const DECODE_LIMIT_BYTES: usize = 256 << 20;
 
 /// A store over the members of one etcd cluster. Clones share their connections.
@@ -44,7 +44,7 @@ pub struct EtcdStore {
 struct Inner {
     config: EtcdConfig,
     endpoints: Vec<Arc<Endpoint>>,
-    /// The member that is asked first: the next one after the last that failed.
+    /// The member to try first: the one after the last that failed.
     current: AtomicUsize,
 }
 
@@ -55,18 +55,18 @@ impl std::fmt::Debug for EtcdStore {
 }
 
 impl EtcdStore {
-    /// A store for that configuration. Asks no member yet: calls fail with
-    /// [`StoreError::Unavailable`] until one answers.
+    /// A store with this configuration. No member is contacted yet; calls fail with [`StoreError::Unavailable`] until one
+    /// answers.
     ///
     /// # Errors
-    /// When the configuration is wrong in itself.
+    /// All mistakes of the configuration.
     pub fn connect(config: EtcdConfig) -> Result<Self, ConfigErrors> {
         config.validate()?;
         let endpoints = config.endpoints.iter().map(|url| Arc::new(Endpoint::new(url.clone()))).collect();
         Ok(Self { inner: Arc::new(Inner { config, endpoints, current: AtomicUsize::new(0) }) })
     }
 
-    /// Asks one member after the other, each once, until one answers or the deadline is over.
+    /// Tries each member once, until one answers or the deadline has passed.
     async fn read<T, F: Future<Output = Result<T, Failure>>>(
         &self,
         ask: impl Fn(Client) -> F,
@@ -74,7 +74,7 @@ impl EtcdStore {
         self.call(ask, false).await
     }
 
-    /// As [`Self::read`], but ends with the first member that may have carried it out.
+    /// As [`Self::read`], but stops after the first member that may have applied the write.
     async fn write<T, F: Future<Output = Result<T, Failure>>>(
         &self,
         ask: impl Fn(Client) -> F,
@@ -98,11 +98,11 @@ impl EtcdStore {
                 Err(Failure::Fatal(error)) => return Err(error),
                 Err(Failure::Retry(reason)) => (reason, false),
                 Err(Failure::Ambiguous(reason)) => (reason, true),
-                // A call that names no lease and no revision hears of none, unless the server is broken.
+                // Only a broken server says this to a call without a lease and a revision.
                 Err(failure @ (Failure::LeaseGone | Failure::Compacted)) => (format!("{failure:?}"), true),
             };
-            debug!(endpoint = %endpoint.url, reason, "member does not answer");
-            // Whoever fails first moves on; calls beside it that fail later do not skip a member.
+            debug!(endpoint = %endpoint.url, reason, "attempt on member failed");
+            // Only the first of several concurrent failures moves on, so that no member is skipped.
             let next = (index + 1) % count;
             let _ = self.inner.current.compare_exchange(index, next, Ordering::Relaxed, Ordering::Relaxed);
             reasons.push(format!("{}: {reason}", endpoint.url));
@@ -149,17 +149,17 @@ impl Store for EtcdStore {
         limit: usize,
     ) -> Result<ListPage, StoreError> {
         let mut start = match after {
-            Some(key) if key.as_bytes() >= prefix.as_bytes() => behind(key.as_bytes()),
+            Some(key) if key.as_bytes() >= prefix.as_bytes() => after_key(key.as_bytes()),
             _ => prefix.as_bytes().to_vec(),
         };
         let mut at = at;
         loop {
             let (page, last) = self.read(|client| raw_page(client, prefix, start.clone(), at, limit)).await?;
-            // A page of nothing but keys that are no text has no last key to go on from.
+            // A page with only keys that are not UTF-8 has no last key to continue from.
             if !page.entries.is_empty() || !page.more {
                 return Ok(page);
             }
-            (start, at) = (behind(&last), Some(page.revision));
+            (start, at) = (after_key(&last), Some(page.revision));
         }
     }
 
@@ -168,7 +168,7 @@ impl Store for EtcdStore {
     }
 
     async fn txn(&self, txn: Txn) -> Result<TxnResponse, StoreError> {
-        // The branch with the lease has run, whichever it was: one transaction of ours has one lease.
+        // A transaction of Warren has at most one lease, whichever branch ran.
         let lease = txn.then.iter().chain(&txn.otherwise).find_map(|op| match op {
             KvOp::Put { lease, .. } => *lease,
             KvOp::Delete(_) | KvOp::Get(_) => None,
@@ -180,7 +180,7 @@ impl Store for EtcdStore {
                 let mut kv = client.kv_client().max_decoding_message_size(DECODE_LIMIT_BYTES);
                 let response = kv.txn(request).await.map_err(|error| lease_failure(error.into(), lease))?;
                 convert::txn_response(&response)
-                    .ok_or_else(|| Failure::Ambiguous("an answer to another request".to_owned()))
+                    .ok_or_else(|| Failure::Ambiguous("a response to another request".to_owned()))
             }
         };
         let reads = |ops: &[KvOp]| ops.iter().all(|op| matches!(op, KvOp::Get(_)));
@@ -231,12 +231,12 @@ impl Store for EtcdStore {
     }
 }
 
-/// The first key behind another.
-fn behind(key: &[u8]) -> Vec<u8> {
+/// The first key after another.
+fn after_key(key: &[u8]) -> Vec<u8> {
     [key, &[0]].concat()
 }
 
-/// One page, and the last key of it whether it is text or not.
+/// One page, and the last key of it, also where that is not UTF-8.
 async fn raw_page(
     client: Client,
     prefix: &Prefix,
@@ -257,13 +257,13 @@ async fn raw_page(
     Ok((ListPage { entries, revision: at.unwrap_or(newest), store, more: response.more() }, last))
 }
 
-/// Prolongs a lease. The stub swallows the first answer, and the time in it: the second one tells.
+/// Renews a lease. The client library consumes the first response with its TTL, so a second request asks again.
 async fn keep_alive(client: Client, lease: LeaseId) -> Result<Duration, Failure> {
     let (mut keeper, mut answers) = client.lease_client().keep_alive(lease.0).await?;
     keeper.keep_alive().await?;
     match answers.message().await? {
         Some(answer) if answer.ttl() > 0 => Ok(Duration::from_secs(answer.ttl().unsigned_abs())),
-        // A time of zero is how etcd says that the lease is gone; there is no error for it.
+        // etcd answers with a TTL of zero where the lease is gone, and with no error.
         Some(_) => Err(Failure::LeaseGone),
         None => Err(Failure::Ambiguous("the stream ended".to_owned())),
     }

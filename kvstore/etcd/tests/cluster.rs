@@ -1,4 +1,4 @@
-//! Three members: failover, and what a caller is told when a member stops in the middle.
+//! Three members: failover, and the errors of calls during which a member stops.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,10 +10,9 @@ use kvstore_schema::{Condition, Key, KvOp, KvOpResult, Prefix, Revision, Txn};
 use kvstore_store::{Store, StoreError, Watch, WatchEvent, list_all};
 use tokio::time::{Instant, timeout};
 
-/// A black-holed endpoint counts as down within 10 s. Of three members and their elections on a busy machine, more is
-/// allowed: that it ends is what is tested.
+/// Long enough for three members and their elections on a busy machine.
 const DOWN_WITHIN: Duration = Duration::from_secs(60);
-/// What asking a silent member costs; `store.rs` has it.
+/// The deadline of an attempt on one member, as in `store.rs`.
 const ATTEMPT: Duration = Duration::from_millis(1_500);
 
 fn prefix() -> Prefix {
@@ -28,12 +27,12 @@ fn put(name: &str, value: &str) -> KvOp {
     KvOp::Put { key: key(name), value: Arc::from(value.as_bytes()), lease: None }
 }
 
-/// A write that may be repeated until its outcome is known: only `token` can have written what it wrote.
+/// A write that may be repeated until its outcome is known, since only its owner writes `token`.
 fn claim(name: &str, token: &str) -> Txn {
     Txn::new().when(Condition::Absent(key(name))).then(put(name, token)).otherwise(KvOp::Get(key(name)))
 }
 
-/// Repeats a claim until it is answered; says how many answers were ambiguous.
+/// Repeats a claim until it succeeds. Returns the number of ambiguous answers.
 async fn settle(store: &EtcdStore, name: &str, token: &str) -> usize {
     let begun = Instant::now();
     let mut ambiguous = 0;
@@ -64,7 +63,7 @@ async fn ending(watch: &mut Watch) -> StoreError {
     }
 }
 
-/// Takes changes until one of this key comes, and returns its revision.
+/// Waits for a change of this key, and returns its revision.
 async fn until(watch: &mut Watch, wanted: &Key) -> Revision {
     loop {
         let event = timeout(DOWN_WITHIN, watch.events.recv()).await.expect("in time").expect("goes on");
@@ -77,7 +76,7 @@ async fn until(watch: &mut Watch, wanted: &Key) -> Revision {
 }
 
 #[tokio::test]
-async fn members_tell_the_version_that_was_asked_for() {
+async fn members_report_their_version() {
     if missing() {
         return;
     }
@@ -87,13 +86,13 @@ async fn members_tell_the_version_that_was_asked_for() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_frozen_member_costs_no_answer() {
+async fn frozen_member_delays_calls_and_fails_none() {
     if missing() {
         return;
     }
     let cluster = EtcdCluster::start(3).await;
     let leader = cluster.leader().await;
-    // The store asks the members in this order: the one that will freeze first.
+    // The store tries the members in this order, the one that will freeze first.
     let frozen = (leader + 1) % 3;
     let mut config = cluster.config();
     config.endpoints.rotate_left(frozen);
@@ -104,14 +103,14 @@ async fn a_frozen_member_costs_no_answer() {
     cluster.freeze(frozen);
     list_all(&store, &prefix()).await.expect("another member answers within the call");
     store.txn(claim("during", "me")).await.expect("another member answers within the call");
-    // A machine may be busy once, but not each time.
+    // The machine may be busy during some calls, but not during all.
     let mut fastest = Duration::MAX;
     for _ in 0..10 {
         let begun = Instant::now();
         store.txn(claim("during", "me")).await.expect("another member answers within the call");
         fastest = fastest.min(begun.elapsed());
     }
-    assert!(fastest < ATTEMPT, "the frozen member is still asked first: {fastest:?}");
+    assert!(fastest < ATTEMPT, "the frozen member is still tried first: {fastest:?}");
 
     let reason = ending(&mut watch).await;
     assert!(matches!(reason, StoreError::Unavailable(_)), "{reason}");
@@ -123,7 +122,7 @@ async fn a_frozen_member_costs_no_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_write_is_ambiguous_when_the_leader_stops_in_mid_write() {
+async fn write_is_ambiguous_when_the_leader_freezes_meanwhile() {
     if missing() {
         return;
     }
@@ -134,7 +133,7 @@ async fn a_write_is_ambiguous_when_the_leader_stops_in_mid_write() {
     let store = EtcdStore::connect(config).expect("valid");
     settle(&store, "first", "me").await;
 
-    // Writers all the time: some are in the middle when the leader stops.
+    // Concurrent writers, so that some writes are in flight when the leader freezes.
     let writers: Vec<_> = (0..8)
         .map(|writer| {
             let store = store.clone();
@@ -163,7 +162,7 @@ async fn a_write_is_ambiguous_when_the_leader_stops_in_mid_write() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_minority_neither_answers_nor_watches_in_silence() {
+async fn minority_refuses_calls_and_ends_watches() {
     if missing() {
         return;
     }
@@ -182,7 +181,7 @@ async fn a_minority_neither_answers_nor_watches_in_silence() {
     assert!(matches!(reason, StoreError::Unavailable(_)), "{reason}");
     let read = store.list_page(&prefix(), None, None, 1).await;
     assert!(matches!(read, Err(StoreError::Unavailable(_))), "{read:?}");
-    // The member knows by now that there is no leader and refuses before it proposes anything.
+    // The member knows that there is no leader, and refuses the write before proposing it.
     let write = store.txn(claim("during", "me")).await;
     assert!(matches!(write, Err(StoreError::Unavailable(_))), "{write:?}");
 
@@ -196,7 +195,7 @@ async fn a_minority_neither_answers_nor_watches_in_silence() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_store_waits_for_etcd_without_blocking() {
+async fn store_without_etcd_fails_at_once() {
     if missing() {
         return;
     }
@@ -204,12 +203,12 @@ async fn a_store_waits_for_etcd_without_blocking() {
     cluster.kill(0);
     let begun = Instant::now();
     let store = cluster.store();
-    // Refused connections are certain: nothing was carried out, and the answer comes at once.
+    // With a refused connection nothing was applied, which is known at once.
     let write = store.txn(claim("early", "me")).await;
     assert!(matches!(write, Err(StoreError::Unavailable(_))), "{write:?}");
     assert!(store.watch(&prefix(), Revision(1)).await.is_err());
     assert!(store.lease_grant(DOWN_WITHIN).await.is_err());
-    // Three calls, in less time than one that waits.
+    // Three calls take less time than the deadline of one.
     assert!(begun.elapsed() < cluster.config().call_timeout, "took {:?}", begun.elapsed());
     cluster.revive(0);
     cluster.wait_ready().await.expect("there it is");
@@ -217,7 +216,7 @@ async fn a_store_waits_for_etcd_without_blocking() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_emptied_etcd_is_told_by_its_revision() {
+async fn emptied_etcd_is_known_by_its_revision() {
     if missing() {
         return;
     }
@@ -236,7 +235,7 @@ async fn an_emptied_etcd_is_told_by_its_revision() {
     assert!(matches!(reason, StoreError::Unavailable(_)), "{reason}");
     settle(&store, "new", "me").await;
 
-    // The cluster id is made of names, addresses and token, and so is the same: only the revision tells.
+    // The cluster id is derived from names, addresses and token, so it is the same; only the revision differs.
     let mut resumed = store.watch(&prefix(), before.revision.next()).await.expect("it is there");
     assert_eq!(resumed.store, watch.store);
     let reason = ending(&mut resumed).await;

@@ -1,4 +1,4 @@
-//! Wrong configurations: what each is told.
+//! Invalid configurations and their messages.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -12,7 +12,7 @@ fn check(config: &EtcdConfig, expected: &[&str]) {
 }
 
 #[test]
-fn endpoints() {
+fn endpoints_are_checked() {
     check(&EtcdConfig::new([""; 0]), &["no endpoints: give one per member, as http://host:2379"]);
     check(
         &EtcdConfig::new(["10.0.0.1:2379", "http://10.0.0.1", "http://10.0.0.1:2379/etcd", "http://u:p@h:1"]),
@@ -34,7 +34,7 @@ fn endpoints() {
 }
 
 #[test]
-fn everything_at_once() {
+fn mistakes_are_all_reported_at_once() {
     let tls = TlsConfig {
         ca: PathBuf::from("/nonexistent/ca.pem"),
         cert: Some(PathBuf::from("/dev/null")),
@@ -62,7 +62,7 @@ fn everything_at_once() {
 }
 
 #[test]
-fn the_password_is_masked() {
+fn password_is_masked() {
     let auth = Some(("warren".to_owned(), "hunter2".to_owned()));
     let config = EtcdConfig { auth, ..EtcdConfig::new(["http://a:1"]) };
     let store = EtcdStore::connect(config.clone()).expect("valid");

@@ -26,7 +26,7 @@ fn prefix() -> Prefix {
     Prefix::from_raw("/warren/")
 }
 
-/// Makes `warren` (may use /warren/) and `root`, and turns users on.
+/// Creates the users `warren` (with access to /warren/) and `root`, and enables authentication.
 async fn turn_users_on(url: &str) {
     let mut client = Client::connect([url], None).await.expect("connect");
     client.role_add("warren").await.expect("role");
@@ -43,7 +43,7 @@ async fn turn_users_on(url: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn users() {
+async fn users_and_tokens_are_used_and_renewed() {
     if missing() {
         return;
     }
@@ -65,7 +65,7 @@ async fn users() {
     let lease = store.lease_grant(Duration::from_secs(60)).await.expect("permitted");
     store.lease_keep_alive(lease).await.expect("permitted");
 
-    // A restarted member has forgotten its tokens; the store fetches another one by itself.
+    // A restarted member does not know its tokens any more; the store requests another one by itself.
     cluster.kill(0);
     cluster.revive(0);
     cluster.wait_ready().await.expect("serves again");
@@ -76,7 +76,7 @@ async fn users() {
     answer.expect("with a new token");
 }
 
-/// An authority of the test, with the files that it signed.
+/// A certificate authority of the test, and its folder.
 struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     dir: PathBuf,
@@ -96,7 +96,7 @@ impl Authority {
     fn sign(&self, name: &str) -> (PathBuf, PathBuf) {
         let mut params = CertificateParams::new(Vec::new()).expect("no names");
         params.subject_alt_names = vec![SanType::IpAddress([127, 0, 0, 1].into())];
-        // etcd speaks to itself as a client, with its server's certificate.
+        // etcd's gateway is a client of its own server, with the server's certificate.
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let key = KeyPair::generate().expect("a key");
@@ -109,7 +109,7 @@ impl Authority {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn client_certificates_are_read_again() {
+async fn client_certificates_are_read_again_after_a_change() {
     if missing() {
         return;
     }
@@ -129,7 +129,7 @@ async fn client_certificates_are_read_again() {
     let (_, key) = ours.sign("client");
     let base = store.txn(put("/warren/a")).await.expect("with the new certificate").revision;
 
-    // Files in the middle of a rotation do not fit together: what is connected goes on.
+    // Files in the middle of a rotation do not match; the existing connection stays in use.
     let mut watch = store.watch(&prefix(), base.next()).await.expect("watches");
     fs::write(&key, "-----BEGIN PRIVATE KEY-----\n").expect("write");
     store.txn(put("/warren/b")).await.expect("over the old connection");

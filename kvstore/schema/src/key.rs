@@ -24,7 +24,7 @@ pub struct Prefix(Arc<str>);
 macro_rules! text_type {
     ($name:ident) => {
         impl $name {
-            /// Takes a text as it is; stores and their tests use it, everybody else asks [`Schema`].
+            /// Takes a text without checking it: for stores and their tests. Everybody else asks [`Schema`].
             pub fn from_raw(text: impl Into<Arc<str>>) -> Self {
                 Self(text.into())
             }
@@ -113,13 +113,13 @@ pub enum ParsedKey {
     Mark,
 }
 
-/// A key under the fleet's prefix that is none of ours.
+/// A key under the fleet's prefix that no record has.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("key {key} is not one of Warren's: {reason}")]
 pub struct KeyError {
     /// The key.
     pub key: String,
-    /// What is wrong with it.
+    /// The reason.
     pub reason: String,
 }
 
@@ -207,7 +207,7 @@ impl Schema {
         self.key(format_args!("services/{name}"))
     }
 
-    /// Whose something is that one service alone has.
+    /// The claim of a service on an address or port.
     pub fn service_claim(&self, claim: &ServiceClaim) -> Key {
         match claim {
             ServiceClaim::VirtualIp(address) => self.key(format_args!("vips/{address}")),
@@ -225,7 +225,7 @@ impl Schema {
     /// Takes a key apart.
     ///
     /// # Errors
-    /// When the key is not one that this type would have made; the caller counts and skips the record.
+    /// When this type would not have made the key; the caller counts and skips the record.
     pub fn parse(&self, key: &Key) -> Result<ParsedKey, KeyError> {
         let fail = |reason: &str| KeyError { key: key.to_string(), reason: reason.to_owned() };
         let rest = key.as_str().strip_prefix(&self.root).ok_or_else(|| fail("another fleet's prefix"))?;

@@ -11,7 +11,7 @@ use crate::{Key, Prefix};
 pub struct Revision(pub i64);
 
 impl Revision {
-    /// The revision after this one: where a watch goes on after a list at this one.
+    /// The next revision: where a watch continues after a list at this revision.
     pub const fn next(self) -> Self {
         Self(self.0 + 1)
     }
@@ -42,7 +42,7 @@ pub struct KeyValue {
     pub create_revision: Revision,
     /// The revision of its last change.
     pub mod_revision: Revision,
-    /// The lease it hangs on.
+    /// The lease that the key is attached to.
     pub lease: Option<LeaseId>,
 }
 
@@ -87,11 +87,11 @@ pub enum Condition {
     Present(Key),
     /// No key exists under the prefix.
     RangeEmpty(Prefix),
-    /// The key's last change is this one; it exists.
+    /// The key exists, and its last change was at this revision.
     ModRevision(Key, Revision),
-    /// The key was created at this revision: the same claim as before.
+    /// The key exists, and was created at this revision: the same claim as before.
     CreateRevision(Key, Revision),
-    /// The key's value is exactly this; it exists.
+    /// The key exists with exactly this value.
     ValueIs(Key, Arc<[u8]>),
 }
 
@@ -104,7 +104,7 @@ pub enum KvOp {
         key: Key,
         /// The value.
         value: Arc<[u8]>,
-        /// The lease that it hangs on.
+        /// The lease that the key is attached to.
         lease: Option<LeaseId>,
     },
     /// Deletes one key; deleting an absent key is no error.
@@ -113,14 +113,14 @@ pub enum KvOp {
     Get(Key),
 }
 
-/// If all conditions hold, `then` runs, else `otherwise`; either all of it or nothing.
+/// A compare-and-set: if all conditions hold, `then` runs, else `otherwise`, each as a whole.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Txn {
     /// All must hold.
     pub conditions: Vec<Condition>,
-    /// Runs when they do.
+    /// Runs when all conditions hold.
     pub then: Vec<KvOp>,
-    /// Runs when one does not.
+    /// Runs when a condition does not hold.
     pub otherwise: Vec<KvOp>,
 }
 
@@ -162,7 +162,7 @@ pub enum KvOpResult {
     Put,
     /// How many keys were deleted: 0 or 1.
     Deleted(u64),
-    /// The key as it is, if it is there.
+    /// The key, if it exists.
     Got(Option<KeyValue>),
 }
 
@@ -171,7 +171,7 @@ pub enum KvOpResult {
 pub struct TxnResponse {
     /// Whether the conditions held.
     pub succeeded: bool,
-    /// The store's revision after it: the create revision of what it created.
+    /// The store's revision after the transaction: the create revision of the keys that it created.
     pub revision: Revision,
     /// One answer for each operation of the branch that ran.
     pub results: Vec<KvOpResult>,
@@ -190,7 +190,7 @@ pub struct ListPage {
     pub more: bool,
 }
 
-/// What node-core and the claim machines may ask of a store, as data.
+/// A request of node-core or a claim machine to the store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum KvRequest {
     /// A transaction.
@@ -208,19 +208,19 @@ pub enum KvResponse {
     List(ListPage),
 }
 
-/// Why a request has no answer. Whoever asked must know whether it may have been carried out.
+/// Why a request has no answer. The variants tell whether the request may have been carried out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum KvFailure {
-    /// It was certainly not carried out: asking again is safe.
+    /// The request was certainly not carried out: asking again is safe.
     #[error("store unavailable: {0}")]
     Unavailable(String),
-    /// It may have been carried out: read again, never assume.
+    /// The request may have been carried out: read again, never assume.
     #[error("outcome unknown: {0}")]
     Ambiguous(String),
-    /// The store refused it, and will again.
+    /// The store refused the request, and would refuse it again.
     #[error("store refused the request: {0}")]
     Refused(String),
 }
 
-/// What came of a request.
+/// The outcome of a request.
 pub type KvOutcome = Result<KvResponse, KvFailure>;

@@ -2,6 +2,8 @@
 //!
 //! Invariant: pure. This crate names what may be asked of a store; `kvstore-store` asks it.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
+
 pub mod key;
 pub mod kv;
 pub mod record;

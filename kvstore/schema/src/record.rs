@@ -120,25 +120,25 @@ json_anywhere! {
 /// Fields of a newer version, kept as they are.
 pub type Unknown = BTreeMap<String, serde_json::Value>;
 
-/// The lives of a store. One that was emptied, or replaced by an older copy, is founded anew by the first member that
-/// finds it so: the number rises, and all members write again what they know.
+/// A generation of the store. A store that was emptied, or replaced by an older copy, is founded anew by the first member
+/// that recognises the loss: the number rises, and all members write again what they know.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Life {
     /// 0 as the fleet was made; higher with each founding.
     pub number: u64,
-    /// What was written up to this revision was found, not written in this life.
+    /// The store's revision at the founding: records up to here are of a former generation.
     pub founded_on: Revision,
-    /// Members still write again what they knew before: nothing that is free may be claimed.
+    /// Members still write again what they knew before: nothing free may be claimed.
     pub restoring: bool,
 }
 
-/// When a claim was made. Comparable across the lives of a store, whose revisions begin again: the later claim has the
-/// higher one.
+/// When a claim was made. Comparable across the generations of a store, whose revisions start again: the later claim has
+/// the higher epoch.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ClaimEpoch {
-    /// The store's life.
+    /// The number of the store's generation.
     pub life: u64,
-    /// The create revision that the claim's record had in it.
+    /// The create revision that the claim's record had in that generation.
     pub revision: Revision,
 }
 
@@ -150,7 +150,7 @@ pub struct FleetRecord {
     pub fleet_id: String,
     /// Where pod CIDRs come from; they do not overlap.
     pub pools: Vec<IpNetwork>,
-    /// Where services' virtual IPs come from; they overlap neither one another nor `pools`. None: there is no such pool.
+    /// Where the virtual IPs of services come from. They overlap neither one another nor `pools`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub service_pools: Vec<IpNetwork>,
     /// The prefix length of one claim in an IPv4 pool.
@@ -159,7 +159,7 @@ pub struct FleetRecord {
     pub block_prefix_v6: u8,
     /// The tunnel's UDP port.
     pub tunnel_port: u16,
-    /// Which life of the store this is.
+    /// The generation of the store.
     #[serde(default)]
     pub life: Life,
     /// Fields of newer versions.
@@ -167,14 +167,14 @@ pub struct FleetRecord {
     pub unknown: Unknown,
 }
 
-/// `mark`: random, and replaced a while after other records have changed. A store that does not know the last mark that a node
-/// has seen is not the store that it saw, whatever its revision.
+/// `mark`: random, and replaced a while after other records have changed. A store that does not name the last mark that a
+/// node has seen is not the store that the node saw, whatever the store's revision is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(remote = "Self")]
 pub struct MarkRecord {
     /// 128 random bits in hexadecimal.
     pub mark: String,
-    /// Those before it, the latest first; at most [`MarkRecord::MAX_BEFORE`].
+    /// The former marks, the latest first; at most [`MarkRecord::MAX_BEFORE`].
     pub before: Vec<FormerMark>,
     /// Fields of newer versions.
     #[serde(flatten)]
@@ -184,14 +184,15 @@ pub struct MarkRecord {
 /// A mark that the store had.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FormerMark {
-    /// It.
+    /// The mark.
     pub mark: String,
-    /// The modify revision of its record.
+    /// The modify revision of the mark's record.
     pub revision: Revision,
 }
 
 impl MarkRecord {
-    /// How many are told: of some minutes on a fleet that always changes. Whoever was away for longer cannot tell.
+    /// How many former marks a record names: the last minutes of a fleet that always changes. A node that was away for
+    /// longer cannot tell a copy by its mark.
     pub const MAX_BEFORE: usize = 16;
 }
 
@@ -199,16 +200,16 @@ impl MarkRecord {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(remote = "Self")]
 pub struct NodeRecord {
-    /// Where the node's tunnel packets come from and go to.
+    /// The addresses that the node's tunnel packets come from and go to.
     pub underlay: Vec<IpAddr>,
-    /// How often its agent has changed them since its start; gossip that says more is newer.
+    /// How often the agent has changed the underlay addresses since its start; gossip with a higher count is newer.
     #[serde(default)]
     pub moves: u64,
-    /// How its packets get to other nodes: `tunnel` or `native`. Nodes that do not agree do not reach each other's endpoints.
+    /// How packets get to other nodes: `tunnel` or `native`. Nodes of different modes do not reach each other's endpoints.
     /// `None`: not known.
     #[serde(default)]
     pub datapath_mode: Option<String>,
-    /// Its claims, as a convenience for readers: the truth is under `cidrs/`.
+    /// The node's claims, as a convenience for readers: the truth is under `cidrs/`.
     pub cidrs: Vec<IpNetwork>,
     /// The node's own address in the pod network: the first of its first CIDR.
     pub gateway: Option<IpAddr>,
@@ -249,7 +250,7 @@ pub struct AliveRecord {
 pub enum ClaimState {
     /// In use.
     Live,
-    /// Given back; not to be given out again yet.
+    /// Given back, and not free before its quarantine ends.
     Quarantined,
 }
 
@@ -264,7 +265,7 @@ pub struct CidrRecord {
     /// Distinguishes this claim from any other attempt: machine id, incarnation and a counter. An
     /// ambiguous outcome is settled by reading it back.
     pub token: String,
-    /// When it was claimed, if that was in a former life of the store; else its create revision says so.
+    /// When the block was claimed, if that was in a former generation of the store; else the create revision tells.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<ClaimEpoch>,
     /// Fields of newer versions.
@@ -321,7 +322,7 @@ pub struct EndpointRecord {
     pub labels_digest: LabelDigest,
     /// All its labels, those that do not count for the identity too.
     pub labels: Labels,
-    /// It is on its way out: as a backend it takes no new flows.
+    /// The endpoint is draining: as a backend it takes no new flows.
     #[serde(default, skip_serializing_if = "is_false")]
     pub terminating: bool,
     /// Fields of newer versions.
@@ -329,7 +330,7 @@ pub struct EndpointRecord {
     pub unknown: Unknown,
 }
 
-/// What most records have not.
+/// For fields that most records do not have.
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
 const fn is_false(flag: &bool) -> bool {
     !*flag

@@ -12,7 +12,7 @@ fn schema() -> Schema {
 }
 
 #[test]
-fn every_key_has_one_text() {
+fn key_has_one_text() {
     let schema = schema();
     let node: identity::NodeName = "n1".parse().unwrap();
     let digest = Labels::default().digest();
@@ -50,13 +50,13 @@ fn every_key_has_one_text() {
 }
 
 #[test]
-fn a_claim_is_keyed_by_its_network() {
+fn cidr_key_is_the_network() {
     let schema = schema();
     assert_eq!(schema.cidr("10.1.2.3/24".parse().unwrap()), schema.cidr("10.1.2.0/24".parse().unwrap()));
 }
 
 #[test]
-fn strange_keys_are_refused() {
+fn key_of_unknown_form_is_refused() {
     let refused = |text: &str| {
         let key = Key::from_raw(format!("/warren/v1/prod/{text}"));
         assert!(schema().parse(&key).is_err(), "{key}");
@@ -95,14 +95,14 @@ fn strange_keys_are_refused() {
 }
 
 #[test]
-fn references_of_one_number_are_not_those_of_another() {
+fn prefix_of_references_holds_one_number_only() {
     let prefix = schema().identity_refs(Identity::FLEET_MIN);
     assert!(!prefix.contains(&Key::from_raw("/warren/v1/prod/identities/refs/2560/n1")));
     assert!(prefix.contains(&Key::from_raw("/warren/v1/prod/identities/refs/256/n1")));
 }
 
 #[test]
-fn a_range_ends_behind_its_last_key() {
+fn prefix_range_ends_behind_its_last_key() {
     assert_eq!(Prefix::from_raw("a/").range_end(), b"a0");
     assert_eq!(Prefix::from_raw("").range_end(), [0]);
 }

@@ -27,7 +27,7 @@ fn labels() -> Labels {
 }
 
 #[test]
-fn golden_texts() {
+fn record_texts_are_golden() {
     let unknown = Unknown::new();
     check(
         fleet(),
@@ -87,7 +87,7 @@ fn golden_texts() {
 }
 
 #[test]
-fn fields_of_a_newer_version_survive_a_rewrite() {
+fn unknown_fields_survive_a_rewrite() {
     let text = r#"{"v":1,"incarnation":7,"colour":{"deep":["blue",1]}}"#;
     let record = IdentityRefRecord::decode(text.as_bytes()).unwrap();
     assert_eq!(record.unknown.keys().collect::<Vec<_>>(), ["colour"]);
@@ -95,7 +95,7 @@ fn fields_of_a_newer_version_survive_a_rewrite() {
 }
 
 #[test]
-fn hostile_values_are_refused_one_by_one() {
+fn record_values_that_are_hostile_are_refused() {
     let check = |text: &[u8], expected: fn(&RecordError) -> bool| {
         let found = FleetRecord::decode(text).unwrap_err();
         assert!(expected(&found), "{:?}: {found:?}", String::from_utf8_lossy(text));
@@ -111,7 +111,7 @@ fn hostile_values_are_refused_one_by_one() {
 }
 
 #[test]
-fn rules_of_the_fleet_record() {
+fn fleet_record_rules_are_checked() {
     let check = |change: fn(&mut FleetRecord), expected: &str| {
         let mut record = fleet();
         change(&mut record);
@@ -131,7 +131,7 @@ fn rules_of_the_fleet_record() {
 }
 
 #[test]
-fn a_fleet_without_service_pools_has_none() {
+fn fleet_record_without_service_pools_has_none() {
     let text = r#"{"v":1,"fleet_id":"f00d","pools":["10.0.0.0/16"],"block_prefix_v4":24,"block_prefix_v6":64,"tunnel_port":8472}"#;
     let record = FleetRecord::decode(text.as_bytes()).unwrap();
     assert_eq!(record.service_pools, []);
@@ -139,7 +139,7 @@ fn a_fleet_without_service_pools_has_none() {
 }
 
 #[test]
-fn reserved_numbers_have_no_records() {
+fn identity_records_of_reserved_numbers_are_refused() {
     let text = br#"{"v":1,"id":255,"labels":{}}"#;
     assert!(matches!(IdentityLabelsRecord::decode(text), Err(RecordError::Invalid(_))));
 }

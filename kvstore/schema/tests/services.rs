@@ -10,7 +10,7 @@ fn spec(json: &str) -> ServiceSpec {
 }
 
 #[test]
-fn what_is_left_out_is_filled_in() {
+fn spec_defaults_are_filled_in() {
     let check = |json: &str, golden: &str| {
         let spec = spec(json);
         assert_eq!(spec.validate(), Ok(()), "{json}");
@@ -39,7 +39,7 @@ fn what_is_left_out_is_filled_in() {
 }
 
 #[test]
-fn every_mistake_is_named_with_its_place() {
+fn spec_mistakes_are_named_with_their_place() {
     let check = |json: &str, expected: &[&str]| {
         assert_eq!(spec(json).validate().unwrap_err().0, expected, "{json}");
     };
@@ -80,7 +80,7 @@ fn every_mistake_is_named_with_its_place() {
 }
 
 #[test]
-fn mistakes_about_clients_outside_are_named_with_their_place() {
+fn spec_mistakes_about_external_clients_are_named_with_their_place() {
     let check = |fields: &str, expected: &[&str]| {
         let json = format!(r#"{{"selector":{{}},{fields}}}"#);
         assert_eq!(spec(&json).validate().unwrap_err().0, expected, "{json}");
@@ -128,7 +128,7 @@ fn mistakes_about_clients_outside_are_named_with_their_place() {
 }
 
 #[test]
-fn a_health_check_says_what_is_asked_and_how_often() {
+fn health_check_defaults_are_filled_in() {
     let check = |given: &str, golden: &str| {
         let spec = spec(&format!(r#"{{"ports":[{{"port":80}}],"selector":{{}},"healthCheck":{given}}}"#));
         assert_eq!(spec.validate(), Ok(()), "{given}");
@@ -149,7 +149,7 @@ fn a_health_check_says_what_is_asked_and_how_often() {
 }
 
 #[test]
-fn mistakes_of_a_health_check_are_named() {
+fn health_check_mistakes_are_named() {
     let spec_with = |given: &str| {
         let json = format!(
             r#"{{"ports":[{{"name":"a","port":80}},{{"name":"b","port":53,"protocol":"udp"}}],"selector":{{}},"healthCheck":{given}}}"#
@@ -197,7 +197,7 @@ fn mistakes_of_a_health_check_are_named() {
 }
 
 #[test]
-fn what_is_not_known_is_refused() {
+fn spec_with_an_unknown_field_is_refused() {
     let check = |field: &str, expected: &str| {
         let json = format!(r#"{{"selector":{{}},"ports":[{{"port":80}}],{field}}}"#);
         let error = serde_json::from_str::<ServiceSpec>(&json).unwrap_err().to_string();
@@ -224,7 +224,7 @@ fn what_is_not_known_is_refused() {
 }
 
 #[test]
-fn golden_records() {
+fn service_records_are_golden() {
     let record = ServiceRecord {
         spec: spec(
             r#"{"ports":[{"port":80,"nodePort":"auto"}],"selector":{},"externalIps":["198.51.100.7"]}"#,
@@ -246,7 +246,7 @@ fn golden_records() {
 
 /// An agent that did not know `sourceRanges`, say, would serve the service to everybody.
 #[test]
-fn a_record_with_a_field_of_a_newer_version_in_its_spec_is_rejected_alone() {
+fn service_record_with_an_unknown_spec_field_is_rejected_alone() {
     let check = |text: &str, expected: &str| {
         let error = ServiceRecord::decode(text.as_bytes()).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");

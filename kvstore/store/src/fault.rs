@@ -1,4 +1,4 @@
-//! Faults of one client's way to the in-memory store, switched on by tests.
+//! Faults between one client and the in-memory store, switched on by tests.
 //!
 //! Everything here is scripted or seeded: the same test always meets the same faults.
 
@@ -7,16 +7,16 @@ use std::collections::VecDeque;
 /// Whether a client reaches the store.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Reach {
-    /// It does.
+    /// The store answers.
     #[default]
     Up,
-    /// It is refused at once: nothing is carried out, running watches end.
+    /// Connections are refused: nothing is carried out, running watches end.
     Refused,
-    /// Its packets vanish: calls time out, running watches fall silent and are given up.
+    /// Packets are lost: calls time out, running watches fall silent and are given up.
     BlackHole,
 }
 
-/// What becomes of one write and its answer.
+/// The fate of one write and its answer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum WriteFate {
     /// Carried out and answered.

@@ -41,11 +41,11 @@ pub enum StoreError {
         /// The oldest revision that is still there, if the store said so.
         oldest: Option<Revision>,
     },
-    /// The lease does not exist any more: make a new one and rewrite what hung on it.
+    /// The lease does not exist any more: create a new one and rewrite the keys that were attached to the old one.
     #[error("lease {0:?} is gone")]
     LeaseGone(LeaseId),
-    /// The store is not what it was: its revision went backwards or it is another one (restored, wiped,
-    /// replaced). List again; prune nothing on its account until that is confirmed.
+    /// The store was restored, wiped or replaced: its revision went backwards, or its cluster id changed. List again, and
+    /// prune nothing until the list is confirmed.
     #[error("store was replaced or restored: {0}")]
     Replaced(String),
     /// Refused, and will be again: permission, size, a malformed request.
@@ -91,20 +91,20 @@ pub enum WatchEvent {
 pub struct Watch {
     /// Which store answered.
     pub store: StoreIdentity,
-    /// What it delivers, in order of revisions.
+    /// The batches, in order of revisions.
     pub events: mpsc::Receiver<WatchEvent>,
 }
 
 /// One member of the store, for `status`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemberStatus {
-    /// Its endpoint as configured.
+    /// The member's endpoint as configured.
     pub endpoint: String,
-    /// What it said, or why it said nothing.
+    /// The member's status, or why there is none.
     pub health: Result<MemberHealth, String>,
 }
 
-/// What a living member says of itself.
+/// The status of a member that answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemberHealth {
     /// Its software version.
@@ -123,7 +123,7 @@ pub const PAGE_LIMIT: usize = 5_000;
 /// A key-value store with etcd's semantics.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
-    /// One page of what lies under a prefix, in byte order of the keys.
+    /// One page of the keys under a prefix, in byte order.
     ///
     /// `at`: the revision to show, `None` for the newest. `after`: only keys behind this one.
     ///

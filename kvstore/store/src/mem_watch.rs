@@ -74,14 +74,16 @@ impl Pump {
             }
             match self.read(next) {
                 Err(error) => return error,
-                Ok(Some((event, revision))) => {
-                    if self.out.send(event).await.is_err() {
-                        return receiver_gone();
-                    }
+                Ok((changes, revision)) => {
+                    // Also past changes of other prefixes, so that compaction does not end a quiet watch.
                     next = revision.next();
-                    continue;
+                    if let Some(changes) = changes {
+                        if self.out.send(changes).await.is_err() {
+                            return receiver_gone();
+                        }
+                        continue;
+                    }
                 }
-                Ok(None) => {}
             }
             let woken = tokio::select! {
                 woken = self.changed.changed() => woken.is_ok(),
@@ -93,7 +95,8 @@ impl Pump {
                     false
                 }
                 () = tokio::time::sleep(PROGRESS_AFTER) => {
-                    let revision = self.shared.lock().state.revision();
+                    // Not the newest revision: a change may have come since the read.
+                    let revision = Revision(next.0 - 1);
                     if self.out.send(WatchEvent::Progress { revision }).await.is_err() {
                         return receiver_gone();
                     }
@@ -106,14 +109,14 @@ impl Pump {
         }
     }
 
-    /// What there is to deliver from a revision on, and up to where that goes.
-    fn read(&self, next: Revision) -> Result<Option<(WatchEvent, Revision)>, StoreError> {
+    /// Reads the history from a revision on: changes under the prefix, if there are any, and the last revision read.
+    fn read(&self, next: Revision) -> Result<(Option<WatchEvent>, Revision), StoreError> {
         let inner = self.shared.lock();
         self.check_history(&inner, next)?;
         let mut events = inner.state.events_since(next)?;
         let revision = inner.state.revision();
         events.retain(|event| self.start.prefix.contains(event.key()));
-        Ok((!events.is_empty()).then_some((WatchEvent::Changes { events, revision }, revision)))
+        Ok(((!events.is_empty()).then_some(WatchEvent::Changes { events, revision }), revision))
     }
 
     fn check_history(&self, inner: &Inner, next: Revision) -> Result<(), StoreError> {

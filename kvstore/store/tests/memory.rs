@@ -71,7 +71,7 @@ async fn ending(watch: &mut Watch) -> StoreError {
 }
 
 #[tokio::test]
-async fn unanswered_writes_are_carried_out_or_not() {
+async fn unanswered_write_is_carried_out_or_not() {
     let server = MemStore::new(StoreIdentity(1));
     let (faulty, other) = (server.client(), server.client());
     faulty.set_write_fates(WriteFates::scripted([WriteFate::AppliedUnanswered, WriteFate::LostUnanswered]));
@@ -84,7 +84,7 @@ async fn unanswered_writes_are_carried_out_or_not() {
 }
 
 #[test]
-fn seeded_fates_are_the_same_every_time() {
+fn write_fates_of_a_seed_are_the_same_every_time() {
     let draw = |seed| {
         let mut fates = WriteFates::seeded(seed, 50);
         (0..1000).map(|_| fates.draw()).collect::<Vec<_>>()
@@ -97,7 +97,7 @@ fn seeded_fates_are_the_same_every_time() {
 }
 
 #[tokio::test]
-async fn a_refused_client_fails_alone() {
+async fn refused_client_fails_alone() {
     let server = MemStore::new(StoreIdentity(1));
     let (refused, other) = (server.client(), server.client());
     let mut watch = refused.watch(&prefix(), Revision(2)).await.expect("reached");
@@ -110,7 +110,7 @@ async fn a_refused_client_fails_alone() {
 }
 
 #[tokio::test]
-async fn watches_end_when_the_past_is_replaced() {
+async fn watch_ends_when_history_is_replaced() {
     let server = MemStore::new(StoreIdentity(1));
     let client = server.client();
     client.txn(put("/a")).await.expect("reached");
@@ -132,7 +132,7 @@ async fn watches_end_when_the_past_is_replaced() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_clock_ends_leases_and_keeps_the_history_short() {
+async fn clock_ends_leases_and_keeps_the_history_short() {
     let server = MemStore::new(StoreIdentity(1));
     let client = server.client();
     let clock = tokio::spawn(server.clone().run_clock());

@@ -37,7 +37,7 @@ fn changes(state: &MemState, from: i64) -> String {
 }
 
 #[test]
-fn only_changes_raise_the_revision() {
+fn revision_rises_with_changes_only() {
     let mut state = state();
     assert_eq!(state.revision(), Revision(1));
     let nothing = Txn::new().then(KvOp::Delete(key("/a"))).then(KvOp::Get(key("/a")));
@@ -48,7 +48,7 @@ fn only_changes_raise_the_revision() {
 }
 
 #[test]
-fn a_claim_keeps_its_epoch_until_it_is_deleted() {
+fn create_revision_stays_until_the_key_is_deleted() {
     let mut state = state();
     let claim =
         Txn::new().when(Condition::Absent(key("/a"))).then(put("/a", "1")).otherwise(KvOp::Get(key("/a")));
@@ -63,7 +63,7 @@ fn a_claim_keeps_its_epoch_until_it_is_deleted() {
 }
 
 #[test]
-fn history_is_read_until_it_is_compacted() {
+fn history_is_readable_until_compaction() {
     let mut state = state();
     for op in [put("/a", "1"), put("/b", "1"), KvOp::Delete(key("/a")), put("/c", "1")] {
         state.txn(&Txn::new().then(op)).expect("runs");
@@ -81,7 +81,7 @@ fn history_is_read_until_it_is_compacted() {
 }
 
 #[test]
-fn a_lease_takes_its_keys_along_in_one_revision() {
+fn lease_deletes_its_keys_in_one_revision() {
     let mut state = state();
     let lease = state.lease_grant(Duration::from_millis(1500));
     let ops = ["/a", "/b", "/c"].iter().fold(Txn::new(), |txn, text| txn.then(put_on(text, lease)));
@@ -99,7 +99,7 @@ fn a_lease_takes_its_keys_along_in_one_revision() {
 }
 
 #[test]
-fn a_restore_goes_backwards() {
+fn restore_goes_backwards() {
     let mut state = state();
     state.txn(&Txn::new().then(put("/a", "1"))).expect("runs");
     let snapshot = state.clone();
@@ -113,7 +113,7 @@ fn a_restore_goes_backwards() {
 }
 
 #[test]
-fn a_listing_is_loaded_without_what_hung_on_leases() {
+fn listing_is_loaded_without_leased_keys() {
     let mut state = state();
     state.txn(&Txn::new().then(put("/a", "1"))).expect("runs");
     let lease = state.lease_grant(Duration::from_secs(60));

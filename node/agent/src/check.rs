@@ -1,5 +1,5 @@
-//! What a configuration says beyond its text: files that must be there, addresses, keys. `warrend check` shows
-//! all of it at once; the start meets it part by part.
+//! Checks of a configuration beyond its text: files, addresses, keys. `warrend check` reports all problems at once; the
+//! start of the agent fails with the first.
 
 use std::{fs, net::IpAddr, time::Duration};
 
@@ -9,7 +9,7 @@ use node_gossip::{Keyring, MAX_INTERVAL, MIN_INTERVAL};
 
 use crate::config::{Config, EtcdSection, StoreKind};
 
-/// What is wrong, one text each. Empty: nothing.
+/// All problems, each as a text.
 pub fn problems(config: &Config) -> Vec<String> {
     let mut problems = Vec::new();
     let mut note = |key: &str, result: anyhow::Result<()>| {
@@ -33,7 +33,7 @@ fn check_interval(interval: Duration) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The store's own configuration, with the password read.
+/// The configuration of the etcd store, with the password read from its file.
 ///
 /// # Errors
 /// When the password file cannot be read.
@@ -55,7 +55,7 @@ pub fn etcd_config(section: &EtcdSection) -> anyhow::Result<EtcdConfig> {
     Ok(EtcdConfig { endpoints: section.endpoints.clone(), tls, auth, call_timeout: section.call_timeout })
 }
 
-/// The hosts of endpoints that are addresses: the node's way to them tells its underlay.
+/// The hosts of endpoints that are addresses. The route to them tells the underlay interface.
 pub fn literal_addresses(endpoints: &[String]) -> Vec<IpAddr> {
     let host = |endpoint: &String| {
         let authority = endpoint.split_once("://").map_or(endpoint.as_str(), |(_, rest)| rest);
@@ -71,7 +71,7 @@ mod tests {
     use crate::config::Config;
 
     #[test]
-    fn addresses_of_endpoints() {
+    fn literal_addresses_are_those_of_endpoints_without_names() {
         let endpoints =
             ["http://192.0.2.1:2379", "https://etcd-1.example.net:2379", "http://[2001:db8::1]:2379"];
         let endpoints = endpoints.map(str::to_owned);
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn missing_files_are_told_all_at_once() {
+    fn problems_of_missing_files_are_reported_at_once() {
         let mut config = Config::default();
         config.etcd.endpoints = vec!["https://192.0.2.1:2379".to_owned()];
         config.etcd.ca_file = Some("/nonexistent/ca.pem".into());
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn a_single_node_needs_no_files() {
+    fn problems_of_a_single_node_without_files_are_none() {
         let config = Config { store: StoreKind::Memory, ..Config::default() };
         assert_eq!(problems(&config), [] as [String; 0]);
     }

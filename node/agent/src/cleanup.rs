@@ -1,4 +1,4 @@
-//! `warrend cleanup`: takes away everything of ours on this node and nothing else.
+//! `warrend cleanup`: removes everything of Warren's from this node's kernel, and nothing else.
 
 use std::{fs, io, process::ExitCode};
 
@@ -6,8 +6,8 @@ use datapath_linux::LinuxConfig;
 
 use crate::{config::Config, http::SOCKET_NAME, lock::RUN_LOCK};
 
-/// Says line by line what is done, or would be; goes on past failures. The state folder stays: it holds nothing
-/// that works, and its incarnation must not be forgotten.
+/// Prints each step that is done, or would be, and goes on past failures. The state folder stays, since the incarnation in
+/// it must not be forgotten.
 ///
 /// # Errors
 /// While an agent runs, and when the kernel cannot be read at all.
@@ -38,7 +38,7 @@ pub async fn cleanup(config: &Config, dry_run: bool) -> anyhow::Result<ExitCode>
         }
     }
     if steps.is_empty() {
-        println!("nothing of ours is here");
+        println!("nothing to remove");
     }
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

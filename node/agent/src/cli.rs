@@ -1,4 +1,4 @@
-//! The command line: made from the table of settings, so that no flag is ever missing.
+//! The command line, made from the table of settings, so that no flag can be missing.
 
 use std::path::{Path, PathBuf};
 
@@ -7,28 +7,28 @@ use clap::{Arg, ArgAction, ArgMatches, Command, parser::ValueSource};
 
 use crate::config::{self, Config, DEFAULT_PATH, Mistake, Mistakes, Override, SETTINGS};
 
-/// What is to be done.
+/// What the command line requests.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
     /// Run the agent.
     Run(Config),
     /// Validate and show the configuration.
     Check {
-        /// What was read.
+        /// The configuration.
         config: Config,
-        /// As JSON.
+        /// Show it as JSON.
         json: bool,
     },
-    /// Take away everything of ours on this node.
+    /// Remove everything of Warren's from this node's kernel.
     Cleanup {
-        /// What was read.
+        /// The configuration.
         config: Config,
-        /// Only say what would be done.
+        /// Only print what would be done.
         dry_run: bool,
     },
     /// Make a gossip key.
     Keygen {
-        /// The file to make.
+        /// The file to create.
         path: PathBuf,
     },
     /// Print the API's description.
@@ -86,7 +86,7 @@ pub fn command() -> Command {
         .subcommand(Command::new("openapi").about("Print the description of the API (OpenAPI, JSON)"))
 }
 
-/// What the arguments ask for.
+/// The action that the arguments request.
 ///
 /// # Errors
 /// [`Mistakes`] of the configuration, or a configuration file that cannot be read.
@@ -134,10 +134,10 @@ fn load(matches: &ArgMatches) -> anyhow::Result<Config> {
     if mistakes.is_empty() { Ok(loaded?) } else { Err(Mistakes(mistakes).into()) }
 }
 
-/// Variables that begin like ours and are not settings: those of `warren` and `warren-lab`, and our file.
+/// Variables with the prefix that are no settings: those of `warren` and `warren-lab`, and the path of the file.
 const OTHER_VARIABLES: [&str; 3] = ["WARREN_CONFIG", "WARREN_SOCKET", "WARREN_LAB"];
 
-/// A misspelt variable must not silently change nothing.
+/// Reports variables that name no setting: a misspelt one must not be ignored silently.
 fn unknown_variables(names: impl Iterator<Item = String>) -> Vec<Mistake> {
     let known = |name: &str| {
         OTHER_VARIABLES.contains(&name) || SETTINGS.iter().any(|setting| setting.variable() == name)
@@ -158,12 +158,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_grammar_is_sound() {
+    fn command_line_is_valid() {
         command().debug_assert();
     }
 
     #[test]
-    fn a_misspelt_variable_is_a_mistake() {
+    fn variable_that_names_no_setting_is_a_mistake() {
         let names = ["PATH", "WARREN_CONFIG", "WARREN_ETCD_ENDPOINTS", "WARREN_ETCD_ENDPOINT"];
         let mistakes = unknown_variables(names.iter().map(|name| (*name).to_owned()));
         assert_eq!(
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_may_stand_before_and_after_the_command() {
+    fn flags_are_accepted_before_and_after_the_command() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "[node]\nname = \"file\"").unwrap();
         let path = file.path().to_str().unwrap();
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_named_file_must_be_there() {
+    fn configuration_file_that_is_named_must_exist() {
         let matches = command().get_matches_from(["warrend", "--config", "/nonexistent/warren.toml"]);
         let error = format!("{:#}", action(&matches).unwrap_err());
         assert!(error.contains("/nonexistent/warren.toml"), "{error}");

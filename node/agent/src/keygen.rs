@@ -5,10 +5,10 @@ use std::{fs::OpenOptions, io::Write, os::unix::fs::OpenOptionsExt, path::Path};
 use anyhow::Context;
 use node_gossip::GossipKey;
 
-/// Makes the file, 0600. A file that is there is never overwritten: it may hold the fleet's only key.
+/// Creates the file with mode 0600. An existing file is never overwritten: it may hold the fleet's only key.
 ///
 /// # Errors
-/// When the file is there or cannot be made.
+/// When the file exists or cannot be created.
 pub fn keygen(path: &Path) -> anyhow::Result<()> {
     let key = GossipKey::generate()?;
     let mut file = OpenOptions::new()
@@ -16,7 +16,7 @@ pub fn keygen(path: &Path) -> anyhow::Result<()> {
         .create_new(true)
         .mode(0o600)
         .open(path)
-        .with_context(|| format!("make key file {}", path.display()))?;
+        .with_context(|| format!("create key file {}", path.display()))?;
     writeln!(file, "{}", key.to_text().as_str())?;
     file.sync_all()?;
     println!("{}: key {}; copy the file to all nodes of the fleet", path.display(), key.id());
@@ -30,7 +30,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_made_can_be_loaded_and_is_never_overwritten() {
+    fn key_file_can_be_loaded_and_is_never_overwritten() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("gossip.key");
         keygen(&path).unwrap();

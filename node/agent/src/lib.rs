@@ -1,6 +1,6 @@
-//! The agent: reads its configuration, then runs, checks or cleans up as asked.
+//! The agent: reads its configuration, then runs, checks or cleans up.
 //!
-//! A library for one reason: what it decodes (configuration, snapshot, endpoints) can be tested and fuzzed from outside.
+//! It is a library so that its decoders (configuration, snapshot, endpoint files) can be tested and fuzzed from outside.
 
 mod check;
 mod cleanup;
@@ -77,7 +77,7 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
 }
 
-/// Writes a text; a reader that has had enough (`| head`) is no error.
+/// Prints a text. A reader that has closed its end (`| head`) is no error.
 fn print(text: &str) -> io::Result<()> {
     match writeln!(io::stdout(), "{text}") {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),

@@ -1,4 +1,4 @@
-//! One agent for each state folder and run folder. (The folder of pins is locked by the datapath.)
+//! One agent for each state folder and run folder. (The datapath locks the folder of pins.)
 
 use std::{
     fs::{File, OpenOptions},
@@ -9,19 +9,19 @@ use std::{
 
 use nix::fcntl::{Flock, FlockArg};
 
-/// The lock's file in the run folder.
+/// The name of the lock file in the run folder.
 pub const RUN_LOCK: &str = "warren.lock";
 
-/// Held for as long as the agent lives; the kernel lets it go when the process ends, however it ends.
+/// A lock that is held while the agent lives; the kernel releases it when the process ends, also by a signal.
 #[derive(Debug)]
 pub struct Lock {
     _file: Flock<File>,
 }
 
-/// Why there is no lock.
+/// Why the lock was not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
-    /// Another agent has it.
+    /// Another agent holds it.
     #[error(
         "another warrend{} already uses {what} {} on this node: stop it first, or give this one a {setting} of its own",
         pid.map_or(String::new(), |pid| format!(" (pid {pid})")), path.display()
@@ -29,25 +29,25 @@ pub enum LockError {
     Held {
         /// What is locked.
         what: &'static str,
-        /// Which.
+        /// Its path.
         path: PathBuf,
-        /// The setting that would lead elsewhere.
+        /// The setting that chooses another.
         setting: &'static str,
-        /// Its process id, if it has written one.
+        /// The holder's process id, if it has written one.
         pid: Option<u32>,
     },
-    /// The file could not be made, opened or written.
+    /// The file could not be created, read or written.
     #[error("lock {}: {source}", path.display())]
     Io {
         /// The lock file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
 }
 
 impl Lock {
-    /// Takes the lock `file`, which stands for `subject`; both are named in the error.
+    /// Takes the lock `file`, which protects `subject`; the error names the latter.
     ///
     /// # Errors
     /// [`LockError::Held`] at once when another process has it.
@@ -66,7 +66,7 @@ impl Lock {
             .mode(0o600)
             .open(file)
             .map_err(io)?;
-        // Who holds it is read before, as the lock may be gone a moment later: then the text has no pid.
+        // Read before locking, for the error: the holder may be gone a moment later.
         let mut holder = String::new();
         handle.read_to_string(&mut holder).map_err(io)?;
         let mut lock = match Flock::lock(handle, FlockArg::LockExclusiveNonblock) {
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_second_is_told_who_is_first() {
+    fn lock_names_its_holder_to_the_second() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("lock");
         let first = Lock::take(&file, "state folder", folder.path(), "node.state_dir").unwrap();

@@ -7,11 +7,11 @@ use tracing_subscriber::{layer::SubscriberExt, util::SubscriberInitExt};
 
 use crate::config::{LogFormat, LogLevel, LogSection};
 
-/// Crates of others that talk much below warnings.
+/// Foreign crates that log much below the level of warnings.
 const QUIET: [&str; 9] =
     ["aya", "aya_obj", "h2", "hyper", "hyper_util", "tonic", "tower", "chitchat", "rustls"];
 
-/// Installs it for the process; once.
+/// Installs the subscriber for the process, once.
 pub fn init(section: LogSection) {
     let level = match section.level {
         LogLevel::Error => LevelFilter::ERROR,

@@ -1,4 +1,4 @@
-//! Which machine this is, and which start of the agent.
+//! The identity of this machine and of this start of the agent.
 
 use std::{
     fs, io,
@@ -10,39 +10,39 @@ use identity::NodeName;
 
 use crate::config::Config;
 
-/// This start on this machine.
+/// One start of the agent on this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Machine {
     /// The node's name: as configured, or the host's.
     pub node: NodeName,
     /// The machine's id: as configured, or `/etc/machine-id`.
     pub machine_id: String,
-    /// Differs after each boot.
+    /// The kernel's boot id, which differs after each boot.
     pub boot_id: String,
-    /// Start time in ms since 1970, higher than at any start before.
+    /// Start time in ms since 1970, higher than at any earlier start.
     pub incarnation: u64,
 }
 
-/// What could not be learnt.
+/// Why the identity could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
-    /// The host's name is no node's name.
+    /// The host name is no valid node name.
     #[error("the host name is no node name: {0}; set node.name")]
     HostName(String),
     /// There is no machine id.
     #[error("read /etc/machine-id: {0}; make one with systemd-machine-id-setup, or set node.machine_id")]
     MachineId(String),
-    /// A file of the kernel's or ours.
+    /// A file could not be read or written.
     #[error("{verb} {}: {source}", path.display())]
     File {
-        /// Read or write.
+        /// `read` or `write`.
         verb: &'static str,
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// The incarnation file holds something else.
+    /// The incarnation file holds no number.
     #[error("{} holds no number: delete it if this node's gossip may rest for a minute", path.display())]
     Incarnation {
         /// The file.
@@ -50,7 +50,7 @@ pub enum MachineError {
     },
 }
 
-/// Learns it all, and remembers the incarnation in the state folder.
+/// Reads the identity, and stores the new incarnation in the state folder.
 ///
 /// # Errors
 /// [`MachineError`]
@@ -77,7 +77,7 @@ pub fn learn(config: &Config) -> Result<Machine, MachineError> {
     Ok(Machine { node, machine_id, boot_id, incarnation })
 }
 
-/// Time since 1970; zero before it.
+/// Time since 1970; zero where the clock is before that.
 pub fn wall() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
@@ -90,8 +90,8 @@ fn read_machine_id(path: &Path) -> Result<String, MachineError> {
     }
 }
 
-/// The wall clock in ms, or one more than the last time where the clock went back: gossip and fencing rely
-/// on it rising. Written before it is used, through a rename, so that a crash never makes it fall.
+/// The wall clock in ms, or the last incarnation plus one where the clock went back: gossip and fencing rely on a rising
+/// incarnation. The file is replaced before the incarnation is used, so that a crash never lets it fall.
 fn next_incarnation(path: &Path, now: Duration) -> Result<u64, MachineError> {
     let now_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
     let last = match fs::read_to_string(path) {
@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_incarnation_rises_even_if_the_clock_goes_back() {
+    fn incarnation_rises_though_the_clock_goes_back() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("incarnation");
         let at = |ms| next_incarnation(&path, Duration::from_millis(ms)).unwrap();
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_machine_id_is_none() {
+    fn machine_id_that_is_empty_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("machine-id");
         assert!(read_machine_id(&path).is_err());

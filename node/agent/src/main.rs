@@ -1,4 +1,4 @@
-//! `warrend`: the agent of a node. Everything is in the library beside it.
+//! `warrend`: the agent of a node.
 
 use std::process::ExitCode;
 

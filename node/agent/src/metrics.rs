@@ -1,4 +1,4 @@
-//! What is counted and timed, and the page that shows it. Names and texts are in `node_observe::metric`.
+//! Counters and timers of the agent, and the page that shows them. Names and help texts are in `node_observe::metric`.
 
 use std::sync::atomic::AtomicU64;
 
@@ -17,10 +17,10 @@ use prometheus_client::{
 type Series = Vec<(&'static str, String)>;
 type Floats = Gauge<f64, AtomicU64>;
 
-/// Buckets of short things, in seconds: a decision takes microseconds, a full read of the kernel a second.
+/// Histogram buckets in seconds: a decision takes microseconds, a full read of the kernel a second.
 const SHORT: [f64; 12] = [5e-6, 2e-5, 1e-4, 5e-4, 1e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 1e-1, 1.0, 10.0];
 
-/// What is counted as it happens. One, shared by all tasks.
+/// Metrics that are counted as events happen. One per agent, shared by all tasks.
 #[derive(Debug)]
 pub struct Metrics {
     pub handle_seconds: Histogram,
@@ -37,7 +37,7 @@ pub struct Metrics {
     probes: Family<Series, Counter>,
 }
 
-/// What is read at the moment of the scrape.
+/// Values that are read for a scrape.
 #[derive(Debug)]
 pub struct Snapshot {
     pub status: StatusView,
@@ -48,7 +48,7 @@ pub struct Snapshot {
     pub silence_seconds: f64,
 }
 
-/// Gossip at the moment of the scrape.
+/// The state of gossip for a scrape.
 #[derive(Debug)]
 pub struct GossipSnapshot {
     pub stats: GossipStats,
@@ -76,12 +76,12 @@ impl Metrics {
         }
     }
 
-    /// A request to the store has this outcome.
+    /// Counts a store request by its outcome.
     pub fn count_kv(&self, outcome: &'static str) {
         self.kv_requests.get_or_create(&vec![("outcome", outcome.to_owned())]).inc();
     }
 
-    /// A backend or node was asked.
+    /// Counts a probe of a backend or node.
     pub fn count_probe(&self, target: &ProbeTarget, good: bool) {
         let of = match target {
             ProbeTarget::Backend { .. } => "backend",
@@ -91,7 +91,7 @@ impl Metrics {
         self.probes.get_or_create(&vec![("of", of.to_owned()), ("answer", answer.to_owned())]).inc();
     }
 
-    /// A step of a plan failed.
+    /// Counts a failed step of a plan.
     pub fn count_apply_failure(&self, kind: OpErrorKind) {
         let word = match kind {
             OpErrorKind::NamespaceGone => "namespace-gone",
@@ -102,7 +102,7 @@ impl Metrics {
         self.apply_failures.get_or_create(&vec![("kind", word.to_owned())]).inc();
     }
 
-    /// Flow events were lost here: `reader`, `queue` or `decode`. Those lost in the kernel are read there.
+    /// Counts flow events lost at `reader` or `decode`. The kernel counts those that it drops.
     pub fn count_lost_events(&self, place: &'static str, events: u64) {
         if events > 0 {
             self.events_lost.get_or_create(&vec![("where", place.to_owned())]).inc_by(events);
@@ -198,7 +198,7 @@ impl Page {
                 CounterKind::EventsLost => kernel_lost += count.packets,
             }
         }
-        // The kernel's count outlives the agent, so the series is set, not added to.
+        // The kernel's count outlives the agent, so the series is set to it.
         in_kernel.inc_by(kernel_lost.saturating_sub(in_kernel.get()));
         self.counters(
             &metric::DROPPED,
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn the_page_has_every_metric_of_the_schema_with_its_kind() {
+    fn metrics_page_has_every_metric_of_the_schema_with_its_kind() {
         let metrics = Metrics::new();
         metrics.count_kv("answered");
         metrics.count_apply_failure(OpErrorKind::Conflict);
@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn kernel_counts_are_shown_as_they_are_however_often_they_are_read() {
+    fn metrics_page_shows_kernel_counts_unchanged_when_read_again() {
         let metrics = Metrics::new();
         metrics.render(&snapshot());
         let page = metrics.render(&snapshot());

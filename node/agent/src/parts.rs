@@ -1,4 +1,4 @@
-//! From the configuration to the parts that the agent is made of.
+//! Construction of the agent's parts from the configuration.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -26,7 +26,7 @@ use crate::{
     snapshot::{self, SnapshotKeeper},
 };
 
-/// Parts at work, with their names.
+/// Running parts, with their names.
 pub type Tasks = JoinSet<(&'static str, anyhow::Result<()>)>;
 
 /// Starts a part that ends by itself when the agent stops.
@@ -38,7 +38,7 @@ pub fn spawn(
     tasks.spawn(async move { (name, task.await) });
 }
 
-/// Starts a part that may be dropped wherever it waits when the agent stops.
+/// Starts a part that may be dropped at any await when the agent stops.
 pub fn spawn_until(
     stop: &CancellationToken,
     tasks: &mut Tasks,
@@ -49,7 +49,7 @@ pub fn spawn_until(
     spawn(tasks, name, async move { stop.run_until_cancelled(task).await.unwrap_or(Ok(())) });
 }
 
-/// Which of the node's addresses carries the tunnel.
+/// How the node's underlay address is chosen.
 pub fn underlay_choice(config: &Config) -> UnderlayChoice {
     let datapath = &config.datapath;
     match (&datapath.underlay_address, &datapath.underlay_interface) {
@@ -59,7 +59,7 @@ pub fn underlay_choice(config: &Config) -> UnderlayChoice {
     }
 }
 
-/// Services at the socket, where that is wanted and can be.
+/// Service translation at the socket, where it is configured and possible.
 pub fn sockets(section: &DatapathSection) -> Option<SocketConfig> {
     if !section.socket_lb {
         return None;
@@ -71,7 +71,7 @@ pub fn sockets(section: &DatapathSection) -> Option<SocketConfig> {
     cgroup.map(|cgroup| SocketConfig { cgroup, ends_tcp: section.socket_lb_ends_tcp })
 }
 
-/// What is done before the stack.
+/// The XDP program's configuration.
 pub fn xdp(section: &DatapathSection) -> Option<XdpConfig> {
     let mode = match section.xdp {
         XdpKind::Off => return None,
@@ -85,10 +85,10 @@ pub fn xdp(section: &DatapathSection) -> Option<XdpConfig> {
     Some(XdpConfig { mode, refused: section.drop_cidrs.iter().filter_map(ipv4).collect() })
 }
 
-/// The store, and the tasks that it needs.
+/// The store, and its tasks.
 ///
 /// # Errors
-/// A configuration that is wrong in itself, or a file that cannot be read. That etcd is away is no error.
+/// An invalid configuration, or a file that cannot be read. An unreachable etcd is no error.
 pub fn store(config: &Config, stop: &CancellationToken, tasks: &mut Tasks) -> anyhow::Result<Arc<dyn Store>> {
     Ok(match config.store {
         StoreKind::Etcd => Arc::new(EtcdStore::connect(check::etcd_config(&config.etcd)?)?),
@@ -110,8 +110,8 @@ pub fn store(config: &Config, stop: &CancellationToken, tasks: &mut Tasks) -> an
     })
 }
 
-/// What the former agent left, and where this one's snapshots go; neither for a fleet of one node: its store is a file
-/// beside the agent, which is never away.
+/// The previous agent's snapshot, and the keeper of this one's; neither for a fleet of one node, whose store is a local
+/// file.
 pub fn snapshot(config: &Config, tasks: &mut Tasks) -> Option<(Option<Box<Snapshot>>, SnapshotKeeper)> {
     if config.store == StoreKind::Memory {
         return None;
@@ -126,17 +126,19 @@ pub fn snapshot(config: &Config, tasks: &mut Tasks) -> Option<(Option<Box<Snapsh
     Some((former, keeper))
 }
 
-/// What the former agent kept of its endpoints, and where this one keeps what it knows of them.
+/// The previous agent's endpoint files, and the keeper of this one's.
 pub fn endpoints(config: &Config, tasks: &mut Tasks) -> (Vec<SavedEndpoint>, EndpointKeeper) {
     let folder = config.node.state_dir.join("endpoints");
     let former = endpoints::load(&folder);
-    let (keeper, write) = EndpointKeeper::new(folder);
-    let written = tokio::task::spawn_blocking(write);
-    spawn(tasks, "endpoint files", async { Ok(written.await?) });
+    let (keeper, writers) = EndpointKeeper::new(folder, &former);
+    for writer in writers {
+        let written = tokio::task::spawn_blocking(|| writer.run());
+        spawn(tasks, "endpoint files", async { Ok(written.await?) });
+    }
     (former, keeper)
 }
 
-/// The log of events, if it is wanted, and what writes it.
+/// The log of events and its writer, unless it is switched off.
 pub fn recorder(config: &Config, tasks: &mut Tasks) -> Option<Recorder> {
     let max_bytes = config.recorder.max_bytes;
     if max_bytes == 0 {
@@ -148,10 +150,10 @@ pub fn recorder(config: &Config, tasks: &mut Tasks) -> Option<Recorder> {
     Some(recorder)
 }
 
-/// Gossip, and the task that listens to it; none for a fleet of one node.
+/// Gossip and the task that receives its events; none for a fleet of one node.
 ///
 /// # Errors
-/// A key file or an address that cannot be had.
+/// A key file that cannot be read, or an address that cannot be bound.
 pub async fn gossip(
     config: &Config,
     machine: &Machine,
@@ -207,12 +209,12 @@ fn datapath_config(config: &Config) -> DatapathConfig {
     }
 }
 
-/// 10.1.2.3/8 means 10.0.0.0/8.
+/// 10.1.2.3/8 becomes 10.0.0.0/8.
 fn without_host_bits(network: &IpNetwork) -> Option<IpNetwork> {
     IpNetwork::new(network.network(), network.prefix()).ok()
 }
 
-/// What node-core must be told.
+/// The configuration of node-core.
 pub fn node_config(config: &Config, machine: &Machine, underlay: &Underlay) -> NodeConfig {
     NodeConfig {
         fleet: config.fleet.name.clone(),

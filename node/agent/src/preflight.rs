@@ -1,11 +1,11 @@
-//! What the agent needs of its surroundings, asked before anything is touched.
+//! What the agent needs of its environment, checked before anything is changed.
 
 use std::{fs, path::Path};
 
 use nix::unistd::Uid;
 use node_api::Capability;
 
-/// What is missing, one text each with what to do. Empty: nothing.
+/// Everything that is missing, each as a text with what to do.
 pub fn missing() -> Vec<String> {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     judge(Uid::effective().is_root(), &status, Path::new("/sys/kernel/btf/vmlinux").exists())
@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_thing_missing_is_named_with_what_to_do() {
+    fn preflight_names_everything_missing_with_what_to_do() {
         let check = |root: bool, capabilities: u64, btf: bool, expected: &[&str]| {
             let missing = judge(root, &format!("Name:\twarrend\nCapEff:\t{capabilities:016x}\n"), btf);
             assert_eq!(missing.len(), expected.len(), "{missing:?}");

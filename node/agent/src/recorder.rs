@@ -1,7 +1,8 @@
-//! The log of events on disk: `<state_dir>/recorder/`, a ring of segments as `node-recorder` makes them.
+//! The log of events on disk: `<state_dir>/recorder/`, a ring of the segments that `node-recorder` defines.
 //!
-//! Written by a thread of its own. The loop that owns the node never waits for it: what finds no room is lost, and the
-//! log says so; it can be replayed again from the next checkpoint. The disk's state never keeps the agent from working.
+//! A thread of its own writes it, and the loop that owns the node never waits for that thread. Frames that find the queue
+//! full are lost, and the log says how many; a replay is possible again from the next checkpoint. A failing disk never
+//! keeps the agent from working.
 
 use std::{
     collections::VecDeque,
@@ -20,21 +21,21 @@ use node_core::{Command, Event, Node, Now};
 use node_recorder::{Sink, begins_segment, header};
 use tracing::{error, warn};
 
-/// Frames that wait for the disk, and their bytes: a disk that stands still for a few seconds loses nothing.
+/// The queue to the disk, in frames and in bytes: a disk that stalls for a few seconds loses nothing.
 const QUEUE_FRAMES: usize = 4_096;
 const QUEUE_BYTES: usize = 16 << 20;
-/// After something was lost, until the next checkpoint is tried: one of a large fleet takes a while to make.
+/// The pause before a checkpoint is tried after a loss: encoding that of a large fleet stops the loop.
 const CHECKPOINT_PAUSE: Duration = Duration::from_secs(10);
-/// Segments that the ring has room for, at the least, while a checkpoint is small beside it.
+/// The ring holds at least so many segments, while checkpoints are small.
 const SEGMENTS: u64 = 8;
 
-/// Records a node onto the disk.
+/// Records a node on disk.
 pub struct Recorder {
     inner: node_recorder::Recorder<Queue>,
 }
 
 impl Recorder {
-    /// A recorder, and what writes it: to be run on a thread of its own, until the recorder is dropped.
+    /// A recorder and its writer, which runs on a thread of its own until the recorder is dropped.
     pub fn new(folder: PathBuf, max_bytes: u64) -> (Self, impl FnOnce() + Send) {
         let (frames, inbox) = sync_channel(QUEUE_FRAMES);
         let state = Arc::new(State::default());
@@ -44,34 +45,34 @@ impl Recorder {
         (Self { inner }, move || ring.run(&inbox))
     }
 
-    /// Begins the log of a node.
+    /// Begins the log of a node with a checkpoint.
     pub fn begin(&mut self, node: &Node) {
         self.inner.checkpoint(node);
     }
 
-    /// The node is about to be told of an event.
-    pub fn before(&mut self, now: Now, event: &Event) {
-        self.inner.before(now, event);
+    /// Records an event that the node is about to handle.
+    pub fn before(&mut self, now: Now, event: &Event, node: &Node) {
+        self.inner.before(now, event, node);
     }
 
-    /// It has been told, and this is what it wants done.
+    /// Records the commands that the node returned.
     pub fn after(&mut self, commands: &[Command], node: &Node) {
         if self.inner.after(commands, node) && !self.inner.sink().state.off.load(Ordering::Relaxed) {
-            warn!("the recorder's disk is too slow: events are missing in its log until the next checkpoint");
+            warn!("recorder's disk is too slow; events are lost until the next checkpoint");
         }
     }
 }
 
-/// What both ends know.
+/// State that recorder and writer share.
 #[derive(Default)]
 struct State {
-    /// Bytes that wait.
+    /// Bytes in the queue.
     waiting: AtomicUsize,
-    /// Nothing is written any more.
+    /// Writing has been given up.
     off: AtomicBool,
 }
 
-/// The way to the thread.
+/// The queue to the writer.
 struct Queue {
     frames: SyncSender<Vec<u8>>,
     state: Arc<State>,
@@ -98,11 +99,11 @@ impl Sink for Queue {
     }
 }
 
-/// The files. One per agent, owned by the thread.
+/// The segment files. One per agent, owned by the writer.
 struct Ring {
     folder: PathBuf,
     max_bytes: u64,
-    /// Those that are there with their sizes, oldest first; the last one is being written.
+    /// All segments with their sizes, oldest first; the last one is being written.
     segments: VecDeque<(PathBuf, u64)>,
     file: Option<BufWriter<File>>,
     next: u64,
@@ -119,7 +120,7 @@ impl Ring {
                 Ok(frame) => frame,
                 Err(TryRecvError::Disconnected) => break,
                 Err(TryRecvError::Empty) => {
-                    // Nothing waits: what was written is to survive the process.
+                    // The queue is empty: written frames must survive the process.
                     self.flush();
                     let Ok(frame) = inbox.recv() else { break };
                     frame
@@ -142,7 +143,7 @@ impl Ring {
         }
     }
 
-    /// Takes over what former agents left.
+    /// Takes over the segments of previous agents.
     fn open(&mut self) -> io::Result<()> {
         fs::create_dir_all(&self.folder)?;
         self.segments = segments(&self.folder)?.into();
@@ -181,7 +182,7 @@ impl Ring {
     fn give_up(&mut self, error: &io::Error) {
         self.state.off.store(true, Ordering::Relaxed);
         self.file = None;
-        error!(folder = %self.folder.display(), %error, "nothing is recorded until the next start");
+        error!(folder = %self.folder.display(), %error, "recorder has stopped until the next start");
     }
 }
 
@@ -212,7 +213,7 @@ mod tests {
         Node::new(chaos_sim::config(1))
     }
 
-    /// One life of `events` events, recorded in a folder.
+    /// Records a run of `events` events in a folder.
     fn live(folder: &Path, max_bytes: u64, events: u64) {
         let (mut recorder, write) = Recorder::new(folder.to_owned(), max_bytes);
         let writer = std::thread::spawn(write);
@@ -222,7 +223,7 @@ mod tests {
             let now = Now { monotonic: Duration::from_millis(number), wall: Duration::from_secs(number) };
             let started = Event::Started { snapshot: None, endpoints: Vec::new() };
             let event = if number == 0 { started } else { Event::Woke };
-            recorder.before(now, &event);
+            recorder.before(now, &event, &node);
             let commands = node.handle(now, event);
             recorder.after(&commands, &node);
         }
@@ -243,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn lives_follow_one_another_in_the_ring() {
+    fn recorder_appends_to_the_segments_of_previous_runs() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("recorder");
         live(&path, 1 << 20, 10);
@@ -253,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ring_keeps_its_size_and_what_is_left_replays() {
+    fn recorder_keeps_the_size_of_the_ring_and_the_rest_replays() {
         let folder = tempfile::tempdir().unwrap();
         live(folder.path(), 16 << 10, 2_000);
         let sizes: u64 = segments(folder.path()).unwrap().iter().map(|(_, size)| size).sum();
@@ -263,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_that_takes_nothing_keeps_nobody_from_working() {
+    fn recorder_without_a_disk_holds_nothing_up() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("recorder");
         fs::write(&file, "in the way").unwrap();

@@ -25,29 +25,29 @@ use crate::{
     preflight,
     shell::{
         Clock, Core, CoreLoop, EventHub, EventSources, Kernel, LeaseKeeper, Outlets, Prober, StoreCalls,
-        UnderlayKeeper, UnderlayState, follow, pump,
+        UnderlayKeeper, UnderlayState, collector, follow, pump,
     },
 };
 
-/// How long a clean stop may take: answers in the making, and a plan in the kernel. Then the process just ends,
-/// which loses nothing: the kernel keeps what it has, and the next start reads it.
+/// How long a clean stop may wait for pending answers and for a plan in progress. A process that ends before loses
+/// nothing: the kernel keeps its state, and the next start reads it.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
 
-/// Runs until SIGTERM or SIGINT. Programs, maps and devices stay at work.
+/// Runs until SIGTERM or SIGINT. Programs, maps and devices stay in place.
 ///
 /// # Errors
-/// What keeps the agent from starting, with what to do about it; or a part of it that ended on its own.
+/// Why the agent cannot start, with what to do about it; or the part that failed.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     let missing = preflight::missing();
     if !missing.is_empty() {
         bail!("{}", missing.join("\n"));
     }
-    // Everything we make is root's alone; what others may use is opened to them where it is made.
+    // New files are for root alone; where others may use one, its mode is set when it is created.
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     let _locks = take_locks(&config)?;
     let machine = machine::learn(&config)?;
     let stop = CancellationToken::new();
-    // Before anything is at work: a signal during the start must stop it too.
+    // First, so that a signal stops the agent during its start too.
     let signals = tokio::spawn(stop_on_signal(stop.clone()));
     let (parts, socket) = Parts::start(&config, &machine, stop.clone()).await?;
     info!(
@@ -58,15 +58,15 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let result = parts.run(stop).await;
     notify(&[NotifyState::Stopping]);
     signals.abort();
-    // A stale socket would be harmless; a missing one says at once that nobody is there.
+    // A stale socket would be harmless, but clients of a missing one fail at once.
     if let Err(error) = fs::remove_file(&socket) {
-        warn!(path = %socket.display(), %error, "socket is not removed");
+        warn!(path = %socket.display(), %error, "socket cannot be removed");
     }
-    info!("agent stopped; the kernel goes on");
+    info!("agent stopped; the kernel goes on forwarding");
     result
 }
 
-/// State and run folder; the datapath locks its pins itself.
+/// Locks the state and run folders. The datapath locks its pins.
 fn take_locks(config: &Config) -> anyhow::Result<[Lock; 2]> {
     let state_dir = &config.node.state_dir;
     fs::create_dir_all(state_dir).with_context(|| format!("make state folder {}", state_dir.display()))?;
@@ -80,7 +80,7 @@ fn take_locks(config: &Config) -> anyhow::Result<[Lock; 2]> {
     ])
 }
 
-/// Ends the agent on the first signal, the process on the second.
+/// Stops the agent on the first signal, and ends the process on the second.
 async fn stop_on_signal(stop: CancellationToken) -> anyhow::Result<()> {
     let mut term = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
@@ -90,7 +90,7 @@ async fn stop_on_signal(stop: CancellationToken) -> anyhow::Result<()> {
             _ = interrupt.recv() => "SIGINT",
         };
         if attempt > 0 {
-            warn!(signal = name, "second signal: ending at once");
+            warn!(signal = name, "second signal; exiting at once");
             std::process::exit(1);
         }
         info!(signal = name, "stopping");
@@ -99,14 +99,14 @@ async fn stop_on_signal(stop: CancellationToken) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Tells systemd, if it asked to be told.
+/// Notifies systemd, if it runs this agent.
 fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        warn!(%error, "systemd is not told");
+        warn!(%error, "systemd cannot be notified");
     }
 }
 
-/// Everything at work.
+/// The running agent.
 struct Parts {
     tasks: Tasks,
     requests: TaskTracker,
@@ -114,7 +114,7 @@ struct Parts {
 }
 
 impl Parts {
-    /// Starts everything, and says where the API's socket is.
+    /// Starts all parts. Returns the path of the API's socket too.
     async fn start(
         config: &Config,
         machine: &Machine,
@@ -132,7 +132,7 @@ impl Parts {
         info!(interface = underlay.interface, address = %underlay.address, reason = underlay.reason, "underlay chosen");
         let metrics_listener = http::bind_metrics(config.http.metrics_listen).await?;
         let store = parts::store(config, &stop, &mut tasks)?;
-        // While the kernel checks the programs, a large fleet is listed.
+        // Started early: a large fleet is listed while the kernel verifies the programs.
         let schema = Schema::new(&config.fleet.name);
         let followed = follow(store.clone(), schema.root(), core.clone(), metrics.clone());
         spawn_until(&stop, &mut tasks, "store watch", async { Ok(followed.await?) });
@@ -145,7 +145,7 @@ impl Parts {
         let kernel =
             Kernel::start(linux, core.clone(), metrics.clone()).await.context("open the datapath")?;
 
-        // Last of all that can fail: whoever can connect gets an answer.
+        // The last step that can fail, so that every client that can connect gets an answer.
         let (socket, socket_path) = http::bind_socket(&config.node.run_dir, &config.http.socket_group)?;
 
         let (lease, keep) = LeaseKeeper::new(store.clone(), metrics.clone());
@@ -154,12 +154,15 @@ impl Parts {
             keep.await;
             Ok(())
         });
-        let sources = EventSources { reports: kernel.events, ended: kernel.ended };
+        let flows = Arc::new(kernel.flows);
+        let (ended, collect) = collector(flows.clone(), metrics.clone());
+        spawn_until(&stop, &mut tasks, "flow collector", async { Ok(collect.await?) });
+        let sources = EventSources { reports: kernel.events, ended };
         let pumped = pump(sources, core.clone(), hub.clone(), metrics.clone());
         spawn_until(&stop, &mut tasks, "event pump", async { Ok(pumped.await?) });
         let gone = kernel.gone;
         spawn(&mut tasks, "kernel", async {
-            // Nothing is ever sent: the thread's end drops the sender.
+            // Nothing is ever sent; the end of the thread drops the sender.
             drop(gone.await);
             Ok(())
         });
@@ -178,6 +181,7 @@ impl Parts {
         let app = App {
             core: core.clone(),
             kernel: kernel.kernel.clone(),
+            flows,
             hub,
             store: store.clone(),
             store_kind: config.store,
@@ -220,12 +224,12 @@ impl Parts {
         Ok((Self { tasks, requests, core }, socket_path))
     }
 
-    /// Runs until told to stop; a part that ends before is a bug of ours, and ends the agent.
+    /// Runs until stopped. A part that ends before is a bug, and ends the agent.
     async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
         let watchdog = watch_over(self.core.clone());
         let mut watchdog = pin!(watchdog);
         let early = tokio::select! {
-            // First: a part that ends because of the stop has not ended on its own.
+            // The stop first: a part that ends because of it has not failed.
             biased;
             () = stop.cancelled() => None,
             ended = self.tasks.join_next() => ended,
@@ -241,7 +245,7 @@ impl Parts {
             }
         };
         if tokio::time::timeout(STOP_WITHIN, finished).await.is_err() {
-            warn!(within = ?STOP_WITHIN, "not everything has stopped; ending anyway");
+            warn!(within = ?STOP_WITHIN, "parts have not stopped in time; exiting anyway");
             self.tasks.abort_all();
         }
         match early {

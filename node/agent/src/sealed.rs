@@ -1,9 +1,9 @@
-//! The shape of the agent's own binary files: a header (magic, version, length, CRC-32C; integers little-endian) and the
+//! The format of the agent's own binary files: a header (magic, version, length, CRC-32C; integers little-endian) and the
 //! bincode of one value, with nothing after it.
 //!
-//! One version of a file is one shape of its type: another version is not read. A file is written beside its place and
-//! renamed, so there is always a whole one, and what is damaged all the same is refused. Never decodes more than was
-//! asked for, and never follows a length that the bytes do not bear out.
+//! A version stands for one shape of the value's type, and no other version is read. A file is written under another name
+//! and renamed, so that a whole one always exists; a damaged one is refused. Decoding is bounded by the length of the
+//! input.
 
 use std::{
     fs::{self, File},
@@ -13,69 +13,69 @@ use std::{
 
 use serde::{Serialize, de::DeserializeOwned};
 
-/// Magic, version, length, checksum.
+/// The length of magic, version, length and checksum.
 pub const HEADER_BYTES: usize = 8 + 4 + 8 + 4;
 
-/// No payload of any form is longer. Without a limit a hostile length could ask for all memory there is.
+/// The longest payload of any form. Without a limit a hostile length could demand all memory.
 const MAX_PAYLOAD_BYTES: usize = 128 << 20;
 
-/// What a kind of file begins with. One constant for each kind.
+/// A kind of file. One constant for each kind.
 #[derive(Debug, Clone, Copy)]
 pub struct Form {
-    /// First in the file.
+    /// The first bytes of the file.
     pub magic: [u8; 8],
-    /// Of the type that is written, with all that it holds: raise it with every change there.
+    /// The version of the written type, to be raised with every change of that type or of a type in it.
     pub version: u32,
-    /// A payload longer than this is neither written nor read; at most 128 MiB.
+    /// The longest payload that is written or read; at most 128 MiB.
     pub max_payload_bytes: usize,
 }
 
-/// Why a file is not used, or not written.
+/// Why a file cannot be used or written.
 #[derive(Debug, thiserror::Error)]
 pub enum SealError {
     /// The file cannot be read or written.
     #[error("read or write it: {0}")]
     File(#[from] io::Error),
-    /// The file begins with something else.
+    /// The file does not begin with the magic.
     #[error("it is no file of this kind")]
     Foreign,
     /// Another build wrote it.
     #[error("its version is {found}, this agent reads {reads}")]
     Version {
-        /// What it says.
+        /// The file's version.
         found: u32,
-        /// The only one that is read.
+        /// The only version that is read.
         reads: u32,
     },
-    /// It was cut off, or something follows it.
+    /// The file was cut off, or something follows the value.
     #[error("its length is {found} bytes, it says {said}")]
     Length {
-        /// The bytes that there are.
+        /// Its length.
         found: u64,
-        /// The bytes that there should be.
+        /// The length that the header gives.
         said: u64,
     },
-    /// Its bytes are not those that were written.
+    /// The checksum does not match.
     #[error("it is damaged: the checksum differs")]
     Checksum,
-    /// What lies under the checksum is no value of its type.
+    /// The payload is no value of the type.
     #[error("decode it: {0}")]
     Decode(#[from] bincode::error::DecodeError),
-    /// A value that has no bincode: a bug.
+    /// The value cannot be encoded, which is a bug.
     #[error("encode it: {0}")]
     Encode(#[from] bincode::error::EncodeError),
-    /// Longer than any that is meant.
+    /// The payload is longer than the form allows.
     #[error("it has {found} bytes, at most {limit} are kept")]
     TooLong {
-        /// The bytes that there are.
+        /// Its length.
         found: u64,
-        /// The bytes that there may be.
+        /// The longest that is allowed.
         limit: usize,
     },
 }
 
 impl Form {
-    /// The bytes of the file of a value.
+    /// The bytes of a file with this value.
     ///
     /// # Errors
     /// [`SealError::TooLong`].
@@ -85,7 +85,7 @@ impl Form {
         Ok(self.seal(&payload))
     }
 
-    /// A file with this payload under a right header.
+    /// The bytes of a file with this payload, under a valid header.
     pub fn seal(&self, payload: &[u8]) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(HEADER_BYTES + payload.len());
         bytes.extend(self.magic);
@@ -96,10 +96,10 @@ impl Form {
         bytes
     }
 
-    /// Reads the bytes of a file. They may come from anywhere: what they cost is bounded by their number.
+    /// Decodes the bytes of a file. They need not be trusted: the cost is bounded by their number.
     ///
     /// # Errors
-    /// Why they are no file of this form and version.
+    /// Why the bytes are no file of this form and version.
     pub fn decode<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, SealError> {
         let (magic, rest) = bytes.split_first_chunk().ok_or(SealError::Foreign)?;
         if *magic != self.magic {
@@ -137,11 +137,11 @@ impl Form {
         self.decode(&fs::read(path)?)
     }
 
-    /// Writes a file in its place. When this returns it outlives the process, whatever becomes of that; a machine that
-    /// loses power may lose it, or have it damaged, unless it is `synced`, which takes as long as the disk does.
+    /// Replaces a file. On return the file survives the end of the process. It survives a loss of power only if `synced`,
+    /// which waits for the disk.
     ///
     /// # Errors
-    /// [`SealError::TooLong`], and when it cannot be written: then what was there before still is.
+    /// [`SealError::TooLong`], and when the file cannot be written; the previous file is then still there.
     pub fn write(&self, path: &Path, value: &impl Serialize, synced: bool) -> Result<(), SealError> {
         let bytes = self.encode(value)?;
         let new = path.with_extension("new");
@@ -152,7 +152,7 @@ impl Form {
         }
         fs::rename(&new, path)?;
         if synced {
-            // The rename itself is on disk only when its folder is.
+            // The rename is on disk only when the folder is.
             File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()?;
         }
         Ok(())

@@ -1,7 +1,7 @@
-//! The snapshot on disk: what lets the next agent serve without etcd and without peers.
+//! The snapshot on disk, with which the next agent serves without etcd and without peers.
 //!
-//! `<state_dir>/snapshot` holds one [`Snapshot`] (`sealed.rs`). Never does it keep the agent from starting: a file that
-//! cannot be used is moved to `snapshot.bad`, with a warning.
+//! `<state_dir>/snapshot` holds one [`Snapshot`] (`sealed.rs`). It never keeps the agent from starting: a file that cannot
+//! be used is moved to `snapshot.bad`, with a warning.
 
 use std::{
     fs, io,
@@ -15,20 +15,20 @@ use tracing::{error, info, warn};
 
 use crate::sealed::{Form, SealError};
 
-/// 100,000 endpoints take 3 MB, so the longest is of a fleet of a few million.
+/// 100,000 endpoints take 3 MB, so the limit is that of a fleet of a few million.
 pub const FORM: Form = Form { magic: *b"WRNSNAP\n", version: 6, max_payload_bytes: 128 << 20 };
 
-/// Where the node's snapshots go. Only the newest one counts. Writing ends when this is dropped, with the last one.
+/// Requests writes of snapshots. Only the newest is written. The task ends when this is dropped, after the last write.
 pub struct SnapshotKeeper {
-    /// What is to be written; taken away by the task, since a large fleet's takes several MB.
+    /// The snapshot to be written. The task takes it out, since that of a large fleet takes several MB.
     newest: Arc<Mutex<Option<Box<Snapshot>>>>,
     news: mpsc::Sender<()>,
 }
 
 impl SnapshotKeeper {
-    /// A way to the file, and the task that writes it.
+    /// The keeper, and the task that writes the file.
     pub fn new(path: PathBuf) -> (Self, impl Future<Output = ()> + Send) {
-        // One is enough: it means that there is something.
+        // One message is enough, since it only says that there is a snapshot.
         let (news, mut inbox) = mpsc::channel(1);
         let keeper = Self { newest: Arc::default(), news };
         let newest = keeper.newest.clone();
@@ -48,10 +48,10 @@ impl SnapshotKeeper {
         (keeper, write)
     }
 
-    /// Has a snapshot written soon. Returns at once.
+    /// Requests that a snapshot be written. Returns at once.
     pub fn keep(&self, snapshot: Box<Snapshot>) {
         *lock(&self.newest) = Some(snapshot);
-        // Full: the task has not looked yet. Closed: the agent ends.
+        // Full: the task will see this snapshot. Closed: the agent ends.
         let _ = self.news.try_send(());
     }
 }
@@ -60,7 +60,7 @@ fn lock(newest: &Mutex<Option<Box<Snapshot>>>) -> MutexGuard<'_, Option<Box<Snap
     newest.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What the former agent left; `None` if there is nothing, or nothing that can be used.
+/// The previous agent's snapshot; `None` if there is none, or none that can be used.
 pub fn load(path: &Path) -> Option<Box<Snapshot>> {
     match FORM.read::<Snapshot>(path) {
         Ok(snapshot) => {
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read() {
+    fn snapshot_is_read_as_written() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("snapshot");
         assert!(load(&path).is_none(), "the first start");
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_off_or_changed_is_refused() {
+    fn snapshot_that_is_cut_off_or_changed_is_refused() {
         let bytes = encode();
         assert_eq!(decode(&bytes).unwrap(), snapshot());
         for length in 0..bytes.len() {
@@ -181,9 +181,9 @@ mod tests {
         assert!(matches!(decode(&longer), Err(SealError::Length { .. })));
     }
 
-    /// Behind a right checksum: what a bug of ours, or somebody with root, could write.
+    /// With a valid checksum, as a bug or an attacker with root could write it.
     #[test]
-    fn what_lies_under_a_right_checksum_is_refused_without_harm() {
+    fn snapshot_payload_under_a_valid_checksum_is_decoded_without_harm() {
         let payload = encode().split_off(HEADER_BYTES);
         assert_eq!(decode(&FORM.seal(&payload)).unwrap(), snapshot());
         for length in 0..payload.len() {
@@ -195,13 +195,13 @@ mod tests {
             matches!(decode(&FORM.seal(&longer)), Err(SealError::Length { .. })),
             "not all of it was read"
         );
-        // Each place may say that a text or a list of any length follows (253: a length of 8 bytes).
+        // Any place may begin a text or list of any length (253: a length of 8 bytes follows).
         for index in 0..payload.len() {
             let mut hostile = payload[..index].to_vec();
             hostile.push(253);
             hostile.extend([0xff; 8]);
             hostile.extend(&payload[index..]);
-            // Where it fell into a text's middle the rest still may be a snapshot; what counts is to come back.
+            // Within a text the rest may still be a snapshot. The decoder must only return.
             drop(decode(&FORM.seal(&hostile)));
         }
         let first_length = [&[253][..], &u64::MAX.to_le_bytes(), &payload].concat();
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_cannot_be_used_is_moved_aside() {
+    fn snapshot_that_cannot_be_used_is_moved_aside() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("snapshot");
         let mut newer = encode();
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_last_snapshot_is_written_before_the_end() {
+    async fn snapshot_keeper_writes_the_last_one_before_it_ends() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("snapshot");
         let (keeper, write) = SnapshotKeeper::new(path.clone());

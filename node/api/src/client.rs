@@ -1,6 +1,9 @@
 //! The client: one HTTP/1.1 connection over the unix socket for each request.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use http_body_util::{BodyExt, Full};
 use hyper::{
@@ -9,33 +12,33 @@ use hyper::{
     header,
 };
 use hyper_util::rt::TokioIo;
-use identity::{EndpointName, NodeName, ServiceName};
+use identity::{EndpointName, NodeName, ObjectName, ServiceName};
 use ipnetwork::IpNetwork;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
 
 use crate::{
-    ApiError, CidrReleased, CounterRow, DiffQuery, Endpoint, EndpointAdd, EndpointAdded, EndpointDeleted,
-    EndpointDrained, FlowQuery, FlowRow, HookUser, Identity, IpEntry, LimitQuery, Listing, MapDump,
-    MapSummary, Node, NodeRemoved, ObserveLine, ObserveQuery, RevisionQuery, Service, ServiceDeleted,
-    ServicePut, ServiceWritten, State, StateDiff, Status, Version,
+    ApiError, CidrReleased, CounterRow, Deleted, DiffQuery, Endpoint, EndpointAdd, EndpointAdded,
+    EndpointDrained, FlowQuery, FlowRow, HookUser, Identity, IpEntry, KindName, LimitQuery, Listing,
+    Manifest, MapDump, MapSummary, Node, NodeRemoved, Object, ObserveLine, ObserveQuery, RevisionQuery,
+    Service, State, StateDiff, Status, Version, Written,
 };
 
-/// The longest line of a stream, in bytes: an event with 64 of the longest labels on both sides is half of it.
+/// The maximum length of a line of a stream: twice that of an event with 64 of the longest labels on both sides.
 const MAX_LINE_BYTES: usize = 128 * 1024;
 
-/// Why a request has no answer of the expected kind.
+/// Why a request was not answered as expected.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nobody listens on the socket.
+    /// No process listens on the socket.
     #[error("the agent does not answer on {}; is warrend running on this node?", path.display())]
     Connect {
         /// The socket.
         path: PathBuf,
-        /// Why not.
+        /// The error of connect(2).
         source: std::io::Error,
     },
-    /// The socket may only be used by root and its group.
+    /// The caller is neither root nor in the socket's group.
     #[error("no permission for {}: run as root or join its group (warren)", path.display())]
     Permission {
         /// The socket.
@@ -44,24 +47,40 @@ pub enum ClientError {
     /// The connection broke.
     #[error("the connection to the agent broke: {0}")]
     Broken(#[from] hyper::Error),
-    /// The agent refused, and said why.
+    /// The agent rejected the request.
     #[error("{0}")]
     Refused(ApiError),
-    /// The answer is not what this client knows.
+    /// The answer is of another version than this client, or damaged.
     #[error("the agent's answer does not decode ({0}); is it of another version?")]
     Undecodable(String),
+    /// The agent did not answer in time. The request may still be carried out.
+    #[error("the agent did not answer on {} within {timeout:?}; see its log, or wait longer with --timeout", path.display())]
+    Timeout {
+        /// The socket.
+        path: PathBuf,
+        /// The time that the client waited.
+        timeout: Duration,
+    },
 }
 
-/// A client of one agent. Cheap: it holds no connection.
+/// A client of one agent. It holds no connection, so that making and cloning it is cheap.
 #[derive(Debug, Clone)]
 pub struct Client {
     socket: PathBuf,
+    /// How long to wait for an answer; `None` for ever.
+    timeout: Option<Duration>,
 }
 
 impl Client {
-    /// A client of the agent that listens on this socket.
+    /// A client of the agent that listens on a socket. It waits for answers without a limit.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self { socket: socket.into() }
+        Self { socket: socket.into(), timeout: None }
+    }
+
+    /// Limits the time to wait for an answer. For a stream the limit concerns its begin only.
+    #[must_use]
+    pub fn with_timeout(self, timeout: Duration) -> Self {
+        Self { timeout: Some(timeout), ..self }
     }
 
     /// The socket.
@@ -101,12 +120,12 @@ impl Client {
         self.get("/v1/nodes").await
     }
 
-    /// `DELETE /v1/nodes/{name}`: an operator's word that this node will not come back.
+    /// `DELETE /v1/nodes/{name}`: removes a node that the operator knows not to come back.
     ///
     /// # Errors
     /// [`ClientError`]; a conflict while the node is alive.
     pub async fn node_remove(&self, name: &NodeName) -> Result<NodeRemoved, ClientError> {
-        self.call(Method::DELETE, &format!("/v1/nodes/{name}"), None::<&()>).await
+        self.delete(&format!("/v1/nodes/{name}"), &()).await
     }
 
     /// `GET /v1/identities`
@@ -149,7 +168,7 @@ impl Client {
         self.call(Method::POST, "/v1/endpoints", Some(request)).await
     }
 
-    /// `POST /v1/endpoints/{name}/drain`: as a backend it takes no new flows from now on. Repeating it is safe.
+    /// `POST /v1/endpoints/{name}/drain`: from now on services do not choose the endpoint for new flows. Repeating it is safe.
     ///
     /// # Errors
     /// [`ClientError`]
@@ -157,21 +176,20 @@ impl Client {
         self.call(Method::POST, &format!("/v1/endpoints/{name}/drain"), None::<&()>).await
     }
 
-    /// `DELETE /v1/endpoints/{name}`: answers when it is gone. Repeating it is safe.
+    /// `DELETE /v1/endpoints/{name}`: answers when the endpoint is detached. Repeating it is safe.
     ///
     /// # Errors
     /// [`ClientError`]
-    pub async fn endpoint_delete(&self, name: &EndpointName) -> Result<EndpointDeleted, ClientError> {
-        self.call(Method::DELETE, &format!("/v1/endpoints/{name}"), None::<&()>).await
+    pub async fn endpoint_delete(&self, name: &EndpointName) -> Result<Deleted, ClientError> {
+        self.delete(&format!("/v1/endpoints/{name}"), &()).await
     }
 
-    /// `DELETE /v1/cidrs/{cidr}`, `/` written `-`: gives back a block of this node that nobody uses.
+    /// `DELETE /v1/cidrs/{cidr}`, with `-` for `/`: releases an unused block of this node.
     ///
     /// # Errors
     /// [`ClientError`]
     pub async fn cidr_release(&self, cidr: IpNetwork) -> Result<CidrReleased, ClientError> {
-        let path = format!("/v1/cidrs/{}-{}", cidr.network(), cidr.prefix());
-        self.call(Method::DELETE, &path, None::<&()>).await
+        self.delete(&format!("/v1/cidrs/{}-{}", cidr.network(), cidr.prefix()), &()).await
     }
 
     /// `GET /v1/services`
@@ -190,28 +208,46 @@ impl Client {
         self.get(&format!("/v1/services/{name}")).await
     }
 
-    /// `PUT /v1/services/{name}`: answers when it is in etcd. Repeating it is safe.
-    ///
-    /// # Errors
-    /// [`ClientError`]; a conflict when another revision is there than wanted, or its address is another's.
-    pub async fn service_put(
-        &self,
-        name: &ServiceName,
-        request: &ServicePut,
-    ) -> Result<ServiceWritten, ClientError> {
-        self.call(Method::PUT, &format!("/v1/services/{name}"), Some(request)).await
-    }
-
-    /// `DELETE /v1/services/{name}`: answers when it is gone from etcd. Repeating it is safe.
+    /// `GET /v1/COLLECTION`, of a kind.
     ///
     /// # Errors
     /// [`ClientError`]
-    pub async fn service_delete(
+    pub async fn objects(&self, kind: KindName) -> Result<Listing<Object>, ClientError> {
+        let Listing { items, total } = self.get(&format!("/v1/{}", kind.collection())).await?;
+        let items: Vec<serde_json::Value> = items;
+        let items: serde_json::Result<_> = items.into_iter().map(|item| kind.object(item)).collect();
+        Ok(Listing { items: items.map_err(undecodable)?, total })
+    }
+
+    /// `GET /v1/COLLECTION/NAME`
+    ///
+    /// # Errors
+    /// [`ClientError`]; not found.
+    pub async fn object(&self, kind: KindName, name: &ObjectName) -> Result<Object, ClientError> {
+        kind.object(self.get(&object_path(kind, name)).await?).map_err(undecodable)
+    }
+
+    /// `PUT /v1/COLLECTION/NAME`: answers when the object is in etcd. Repeating it is safe.
+    ///
+    /// # Errors
+    /// [`ClientError`]; a conflict, for example when an address belongs to another object.
+    pub async fn object_put(&self, Manifest { name, spec }: Manifest) -> Result<Written, ClientError> {
+        let kind = spec.kind();
+        let answer = self.call(Method::PUT, &object_path(kind, &name), Some(&spec.put())).await?;
+        kind.written(answer).map_err(undecodable)
+    }
+
+    /// `DELETE /v1/COLLECTION/NAME`: answers when the object is gone from etcd. Repeating it is safe.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn object_delete(
         &self,
-        name: &ServiceName,
+        kind: KindName,
+        name: &ObjectName,
         query: &RevisionQuery,
-    ) -> Result<ServiceDeleted, ClientError> {
-        self.call(Method::DELETE, &with_query(&format!("/v1/services/{name}"), query), None::<&()>).await
+    ) -> Result<Deleted, ClientError> {
+        self.delete(&object_path(kind, name), query).await
     }
 
     /// `GET /v1/maps`
@@ -246,7 +282,7 @@ impl Client {
         self.get("/v1/state").await
     }
 
-    /// `POST /v1/state/diff`: reads the kernel now and compares; repairs only if asked to.
+    /// `POST /v1/state/diff`: compares the desired state with the kernel's, read now. Repairs only if requested.
     ///
     /// # Errors
     /// [`ClientError`]
@@ -262,7 +298,7 @@ impl Client {
         self.get(&with_query("/v1/flows", query)).await
     }
 
-    /// `GET /v1/drops`: all counters, `forwarded` too.
+    /// `GET /v1/drops`: all packet counters, including `forwarded`.
     ///
     /// # Errors
     /// [`ClientError`]
@@ -270,17 +306,26 @@ impl Client {
         self.get("/v1/drops").await
     }
 
-    /// `GET /v1/observe`: events line by line.
+    /// `GET /v1/observe`: a stream of events.
     ///
     /// # Errors
     /// [`ClientError`]
     pub async fn observe(&self, query: &ObserveQuery) -> Result<Lines, ClientError> {
-        let body = self.send(Method::GET, &with_query("/v1/observe", query), None::<&()>).await?;
+        let path = with_query("/v1/observe", query);
+        let body = self.in_time(self.send(Method::GET, &path, None::<&()>)).await?;
         Ok(Lines { body, buffer: Vec::new() })
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         self.call(Method::GET, path, None::<&()>).await
+    }
+
+    async fn delete<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        query: &impl Serialize,
+    ) -> Result<T, ClientError> {
+        self.call(Method::DELETE, &with_query(path, query), None::<&()>).await
     }
 
     async fn call<T: DeserializeOwned>(
@@ -289,7 +334,17 @@ impl Client {
         path: &str,
         body: Option<&impl Serialize>,
     ) -> Result<T, ClientError> {
-        decode(&self.send(method, path, body).await?.collect().await?.to_bytes())
+        let answer = async { Ok(self.send(method, path, body).await?.collect().await?.to_bytes()) };
+        decode(&self.in_time(answer).await?)
+    }
+
+    async fn in_time<T>(
+        &self,
+        answer: impl Future<Output = Result<T, ClientError>>,
+    ) -> Result<T, ClientError> {
+        let Some(timeout) = self.timeout else { return answer.await };
+        let expired = |_| ClientError::Timeout { path: self.socket.clone(), timeout };
+        tokio::time::timeout(timeout, answer).await.map_err(expired)?
     }
 
     async fn send(
@@ -303,7 +358,7 @@ impl Client {
             _ => ClientError::Connect { path: self.socket.clone(), source },
         })?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        // Ends by itself when the answer was read or its reader dropped it; what broke shows in the answer.
+        // The task ends when the answer was read or dropped. A broken connection is reported where the answer is read.
         tokio::spawn(connection);
         let bytes = match body {
             Some(body) => serde_json::to_vec(body).expect("requests are plain data with text keys"),
@@ -337,10 +392,10 @@ pub struct Lines {
 }
 
 impl Lines {
-    /// The next line; `None` when the agent has ended the stream. Cancel-safe.
+    /// The next line; `None` after the agent has ended the stream. Cancel-safe.
     ///
     /// # Errors
-    /// [`ClientError::Broken`] when the agent went away, [`ClientError::Undecodable`] for a line of another version.
+    /// [`ClientError::Broken`] if the agent has died, [`ClientError::Undecodable`] for a line of another version.
     pub async fn next(&mut self) -> Result<Option<ObserveLine>, ClientError> {
         loop {
             if let Some(end) = self.buffer.iter().position(|&byte| byte == b'\n') {
@@ -363,10 +418,18 @@ impl Lines {
 }
 
 fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ClientError> {
-    serde_json::from_slice(bytes).map_err(|error| ClientError::Undecodable(error.to_string()))
+    serde_json::from_slice(bytes).map_err(undecodable)
 }
 
-/// Percent-encodes everything but RFC 3986's unreserved characters.
+fn undecodable(error: serde_json::Error) -> ClientError {
+    ClientError::Undecodable(error.to_string())
+}
+
+fn object_path(kind: KindName, name: &ObjectName) -> String {
+    format!("/v1/{}/{name}", kind.collection())
+}
+
+/// Percent-encodes all but the unreserved characters of RFC 3986.
 fn encode(text: &str) -> String {
     use std::fmt::Write;
     text.bytes().fold(String::with_capacity(text.len()), |mut out, byte| {
@@ -378,7 +441,7 @@ fn encode(text: &str) -> String {
     })
 }
 
-/// Appends a flat struct of parameters. `null`s are left out.
+/// Appends the fields of a flat struct as parameters, without those that are `null`.
 fn with_query(path: &str, query: &impl Serialize) -> String {
     let value = serde_json::to_value(query).expect("parameters are flat plain data");
     let fields = value.as_object().into_iter().flatten();
@@ -397,7 +460,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parameters_are_encoded_and_absent_ones_left_out() {
+    fn query_is_encoded_without_absent_parameters() {
         let query = ObserveQuery {
             follow: true,
             from: Some("app=web".parse().unwrap()),
@@ -412,9 +475,21 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_missing_agent_is_named_with_its_socket() {
+    async fn client_names_the_socket_of_a_missing_agent() {
         let folder = tempfile::tempdir().unwrap();
         let error = Client::new(folder.path().join("none.sock")).status().await.unwrap_err().to_string();
         assert!(error.contains("none.sock") && error.contains("is warrend running"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn client_gives_up_on_a_silent_agent() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("warren.sock");
+        let _silent = tokio::net::UnixListener::bind(&socket).unwrap();
+        let client = Client::new(socket).with_timeout(Duration::from_millis(10));
+        let error = client.status().await.unwrap_err().to_string();
+        assert!(error.contains("warren.sock within 10ms"), "{error}");
+        let error = client.observe(&ObserveQuery::default()).await.unwrap_err();
+        assert!(matches!(error, ClientError::Timeout { .. }), "{error}");
     }
 }

@@ -1,4 +1,4 @@
-//! What the kernel holds: maps, flows, counters.
+//! The kernel's state: maps, hooks, flows, counters.
 
 use std::collections::BTreeMap;
 
@@ -9,80 +9,80 @@ use utoipa::ToSchema;
 /// A map in the kernel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MapSummary {
-    /// Its name, as pinned.
+    /// The map's name, as pinned.
     pub name: String,
-    /// The kernel's number for it: the same before and after a restart of the agent.
+    /// The kernel's id of the map, which a restart of the agent does not change.
     pub id: u32,
-    /// Its type: `hash`, `lpm-trie`, `array`, ...
+    /// The map's type: `hash`, `lpm-trie`, `array`, ...
     pub kind: String,
-    /// Bytes of a key.
+    /// The size of a key.
     pub key_bytes: u32,
-    /// Bytes of a value.
+    /// The size of a value.
     pub value_bytes: u32,
-    /// Entries in it; missing where counting makes no sense (rings, arrays).
+    /// The number of entries; missing for rings and arrays.
     pub entries: Option<u64>,
-    /// Entries that it can hold.
+    /// The capacity.
     pub max_entries: u32,
 }
 
-/// A map's content.
+/// The content of a map.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct MapDump {
-    /// The map.
+    /// The map's name.
     pub name: String,
-    /// Its entries by key, sorted; each row has the key's fields and the value's.
+    /// The entries, sorted by key; each row has the fields of key and value.
     pub rows: Vec<BTreeMap<String, serde_json::Value>>,
-    /// How many entries there are in all.
+    /// The total number of entries.
     pub total: usize,
 }
 
-/// Something at a hook of one of our devices or of the underlay's.
+/// A program or filter at a hook of one of Warren's devices or of the underlay device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct HookUser {
     /// The device.
     pub device: String,
     /// `ingress` or `egress`, as the device sees it.
     pub direction: String,
-    /// How it is attached: `tcx` or `tc` (a filter).
+    /// The kind of the hook: `tcx`, or `tc` for a filter.
     pub hook: String,
-    /// The program's name, as short as the kernel keeps it; of a filter without a program its kind.
+    /// The program's name, truncated by the kernel; the filter's kind if the filter has no program.
     pub name: String,
-    /// The kernel's number of the program; `null` for a filter without one.
+    /// The kernel's id of the program; `null` for a filter without a program.
     pub program_id: Option<u32>,
-    /// Whether it is a program of this agent.
+    /// Whether the program is this agent's.
     pub ours: bool,
 }
 
-/// One flow: both directions together.
+/// A flow, both directions together.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FlowRow {
-    /// Who began.
+    /// The sender in the original direction.
     pub source: Party,
-    /// Who was spoken to.
+    /// The receiver in the original direction.
     pub destination: Party,
     /// IP protocol.
     pub protocol: Protocol,
-    /// Where packets of the first direction go: `local`, `tunnel`, `host`, `stack`.
+    /// Where packets of the original direction go: `local`, `tunnel`, `host`, `stack`, `underlay`.
     pub action: String,
-    /// Where answers go; missing when their entry is.
+    /// Where packets of the reply direction go; `null` if the flow table has no entry for that direction.
     pub reply_action: Option<String>,
-    /// Packets from the source.
+    /// Packets of the original direction.
     pub packets: u64,
-    /// Bytes from the source.
+    /// Bytes of the original direction.
     pub bytes: u64,
-    /// Packets of the answer.
+    /// Packets of the reply direction.
     pub reply_packets: u64,
-    /// Bytes of the answer.
+    /// Bytes of the reply direction.
     pub reply_bytes: u64,
     /// TCP flags seen in both directions, as `SYN|ACK`.
     pub tcp_flags: String,
-    /// Milliseconds since it began.
+    /// Milliseconds since the flow began.
     pub age_ms: u64,
-    /// Milliseconds since its last packet.
+    /// Milliseconds since the flow's last packet.
     pub idle_ms: u64,
 }
 
-/// Packets of one reason and direction.
+/// A packet counter.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CounterRow {
     /// `forwarded`, `events-lost`, or the key of a drop reason.
@@ -93,10 +93,10 @@ pub struct CounterRow {
     pub packets: u64,
     /// Bytes.
     pub bytes: u64,
-    /// What it means; missing for `forwarded`.
+    /// What the drop reason means; missing for `forwarded`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub meaning: Option<String>,
-    /// What to do about it.
+    /// The remedy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remedy: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! Endpoints: adding, showing, draining, deleting.
+//! Endpoints of this node: requests to add, show, drain and delete them.
 
 use std::{net::IpAddr, path::PathBuf};
 
@@ -6,16 +6,16 @@ use identity::{EndpointName, Labels};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// How a workload is attached.
+/// How a workload is attached to the node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum AttachmentKind {
     /// A veth pair into a network namespace.
     Netns {
-        /// A path that names the namespace: `/run/netns/NAME`, `/proc/PID/ns/net`.
+        /// The path of the namespace: `/run/netns/NAME`, `/proc/PID/ns/net`.
         #[schema(value_type = String, example = "/run/netns/web")]
         path: PathBuf,
-        /// The interface's name inside.
+        /// The interface's name inside the namespace.
         #[serde(default = "default_interface")]
         interface: String,
     },
@@ -25,68 +25,61 @@ fn default_interface() -> String {
     "eth0".to_owned()
 }
 
-/// `POST /v1/endpoints`. The same request again answers the same.
+/// `POST /v1/endpoints`. Repeating the request is safe, and answers the same.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EndpointAdd {
-    /// Unique on the node.
+    /// The endpoint's name, unique on the node.
     #[schema(value_type = String, example = "web-1")]
     pub name: EndpointName,
-    /// Decide its identity.
+    /// The endpoint's labels, which decide its identity.
     #[serde(default)]
     #[schema(value_type = std::collections::BTreeMap<String, String>)]
     pub labels: Labels,
-    /// How it is attached.
+    /// How the workload is attached.
     pub attachment: AttachmentKind,
-    /// The address wanted, if it matters: a free one of the node's CIDRs.
+    /// The address to use: a free one of the node's pod CIDRs. If not set, the agent chooses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub address: Option<IpAddr>,
 }
 
-/// The endpoint is attached and answers.
+/// The answer to `POST /v1/endpoints`: the endpoint is attached.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct EndpointAdded {
-    /// Its name.
+    /// The endpoint's name.
     #[schema(value_type = String)]
     pub name: EndpointName,
-    /// Its number on this node: its device is `wrn<id>`.
+    /// The endpoint's id on this node: the endpoint's device is `wrn<id>`.
     pub id: u32,
-    /// Its address.
+    /// The endpoint's address.
     #[schema(value_type = String)]
     pub address: IpAddr,
-    /// Its identity.
+    /// The endpoint's identity.
     #[schema(value_type = u32)]
     pub identity: identity::Identity,
-    /// Whether it was there before.
+    /// Whether the endpoint existed before.
     pub existed: bool,
 }
 
-/// The endpoint is gone.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct EndpointDeleted {
-    /// Whether it had been there.
-    pub existed: bool,
-}
-
-/// The endpoint takes no new flows as a backend of services; those that run go on.
+/// The answer to `POST /v1/endpoints/{name}/drain`: services no longer choose the endpoint for new flows; its flows go on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct EndpointDrained {
-    /// Whether it took none before.
+    /// Whether the endpoint was drained before.
     pub already: bool,
 }
 
-/// How far an endpoint has come.
+/// The step that an endpoint has reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum EndpointState {
-    /// Waits for the number of its labels.
+    /// Waits for the identity of its labels.
     WaitingForIdentity,
-    /// Waits for a free address, which waits for a further block.
+    /// Waits for a free address, hence for another block.
     WaitingForAddress,
     /// Being attached.
     Attaching,
-    /// Attached and answering.
+    /// Attached.
     Ready,
     /// Being detached.
     Detaching,
@@ -95,33 +88,33 @@ pub enum EndpointState {
 /// An endpoint of this node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Endpoint {
-    /// Its name.
+    /// The endpoint's name.
     #[schema(value_type = String)]
     pub name: EndpointName,
-    /// Its number on this node; this and what follows is `null` while it waits.
+    /// The endpoint's id on this node. Like the device, address and identity, `null` while the endpoint waits for it.
     pub id: Option<u32>,
-    /// Its device on the node's side.
+    /// The endpoint's device on the host side.
     pub device: Option<String>,
-    /// Its address.
+    /// The endpoint's address.
     #[schema(value_type = Option<String>)]
     pub address: Option<IpAddr>,
-    /// Its identity.
+    /// The endpoint's identity.
     #[schema(value_type = Option<u32>)]
     pub identity: Option<identity::Identity>,
-    /// All its labels.
+    /// All labels of the endpoint.
     #[schema(value_type = std::collections::BTreeMap<String, String>)]
     pub labels: Labels,
-    /// How far it has come.
+    /// The step that the endpoint has reached.
     pub state: EndpointState,
-    /// The workload's Ethernet address.
+    /// The MAC address on the workload's side.
     pub mac: Option<String>,
-    /// How it is attached; unknown for one that was adopted from the kernel alone.
+    /// How the workload is attached; `null` for an endpoint that was adopted from the kernel alone.
     pub attachment: Option<AttachmentKind>,
-    /// Whether etcd holds its record; until then gossip carries it.
+    /// Whether etcd has the endpoint's record; until then peers know the endpoint by gossip.
     pub recorded: bool,
-    /// Whether it was drained: as a backend it takes no new flows.
+    /// Whether the endpoint was drained: services do not choose it for new flows.
     #[serde(default)]
     pub terminating: bool,
-    /// Why the last attempt on it failed.
+    /// Why the last attempt to attach or detach failed.
     pub error: Option<String>,
 }

@@ -1,29 +1,29 @@
-//! The body of every answer that is no success.
+//! The body of every answer that reports an error.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// What kind of error: decides the HTTP status and the command line's exit code.
+/// The kind of an error. It decides the HTTP status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ErrorKind {
-    /// The request makes no sense as it is.
+    /// The request is not valid.
     Invalid,
-    /// There is no such thing, or no such path.
+    /// No such object or path exists.
     NotFound,
-    /// The path does not take this method.
+    /// The path does not support the method.
     MethodNotAllowed,
-    /// Something else is in the way.
+    /// The request conflicts with the present state.
     Conflict,
-    /// The body is longer than [`crate::MAX_BODY_BYTES`].
+    /// The request's body is longer than [`crate::MAX_BODY_BYTES`].
     TooLarge,
-    /// Something is used up: addresses, blocks, a table.
+    /// A resource is exhausted: addresses, blocks, a table.
     Exhausted,
-    /// The store or the kernel does not answer now; trying again later may help.
+    /// The store or the kernel does not answer now; a later attempt may succeed.
     Unavailable,
-    /// A bug of ours.
+    /// A bug in the agent.
     Internal,
 }
 
@@ -43,14 +43,14 @@ impl ErrorKind {
     }
 }
 
-/// Why a request failed, and what to do about it.
+/// Why a request failed, and the remedy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ApiError {
-    /// What kind.
+    /// The kind of the error.
     pub kind: ErrorKind,
-    /// What went wrong, for people.
+    /// What went wrong, for human readers.
     pub message: String,
-    /// What to do, where `message` does not say it already.
+    /// The remedy, if `message` does not name it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
 }
@@ -61,7 +61,7 @@ impl ApiError {
         Self { kind, message: message.into(), hint: None }
     }
 
-    /// Adds what to do.
+    /// Adds the remedy.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());

@@ -1,4 +1,4 @@
-//! What this node knows of the fleet: nodes, identities, addresses.
+//! The fleet as this node knows it: nodes, identities, addresses.
 
 use std::net::IpAddr;
 
@@ -10,86 +10,86 @@ use utoipa::ToSchema;
 /// A node of the fleet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Node {
-    /// Its name.
+    /// The node's name.
     #[schema(value_type = String)]
     pub name: NodeName,
-    /// Whether it is the one that answers.
+    /// Whether the node is the one that answers.
     pub this_node: bool,
-    /// Its index in this node's `nodes` map, if it has one.
+    /// The node's index in this node's `nodes` map.
     pub index: Option<u32>,
-    /// Its underlay addresses, the tunnel's first.
+    /// The underlay addresses, the tunnel's first.
     #[schema(value_type = Vec<String>)]
     pub underlay: Vec<IpAddr>,
-    /// Its own address in the pod network.
+    /// The node's own address in the pod network.
     #[schema(value_type = Option<String>)]
     pub gateway: Option<IpAddr>,
-    /// Its pod CIDRs.
+    /// The node's pod CIDRs.
     #[schema(value_type = Vec<String>)]
     pub cidrs: Vec<IpNetwork>,
-    /// Its labels.
+    /// The node's labels.
     #[schema(value_type = std::collections::BTreeMap<String, String>)]
     pub labels: Labels,
-    /// Its agent's version; empty when only gossip tells of the node.
+    /// The agent's version; empty if the node is known from gossip only.
     pub agent_version: String,
-    /// Whether etcd holds its sign of life.
+    /// Whether etcd has the node's leased liveness key.
     pub alive_in_store: bool,
-    /// Whether gossip thinks that it lives; `null` when gossip has never seen it.
+    /// Whether gossip considers the node alive; `null` if gossip has never seen the node.
     pub alive_in_gossip: Option<bool>,
-    /// Whether it is known from gossip only.
+    /// Whether the node is known from gossip only.
     pub gossip_only: bool,
-    /// How many endpoints this node knows behind it.
+    /// The number of the node's endpoints that this node knows.
     pub endpoints: usize,
 }
 
-/// `DELETE /v1/nodes/{name}`.
+/// The answer to `DELETE /v1/nodes/{name}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NodeRemoved {
-    /// Its name.
+    /// The node's name.
     #[schema(value_type = String)]
     pub name: NodeName,
 }
 
-/// `DELETE /v1/cidrs/{cidr}`.
+/// The answer to `DELETE /v1/cidrs/{cidr}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CidrReleased {
-    /// The block; in quarantine now.
+    /// The block, now in quarantine.
     #[schema(value_type = String)]
     pub cidr: IpNetwork,
 }
 
-/// Whether a number is in use.
+/// The state of an identity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum IdentityState {
-    /// One of 1-255.
+    /// A reserved identity, 1 to 255.
     Reserved,
     /// In use.
     Live,
-    /// Given back; not to be given out again yet.
+    /// Released, and not yet to be allocated again.
     Quarantined,
 }
 
 /// An identity.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Identity {
-    /// The number.
+    /// The identity's number.
     #[schema(value_type = u32)]
     pub id: identity::Identity,
-    /// The name of a reserved one.
+    /// The name of a reserved identity.
     pub name: Option<String>,
-    /// Its labels; empty for reserved ones.
+    /// The identity's labels; empty for a reserved identity.
     #[schema(value_type = std::collections::BTreeMap<String, String>)]
     pub labels: Labels,
-    /// Whether it is in use.
+    /// The identity's state.
     pub state: IdentityState,
-    /// Nodes that use it.
+    /// The nodes that use the identity.
     #[schema(value_type = Vec<String>)]
     pub nodes: Vec<NodeName>,
-    /// Endpoints of this node that have it.
+    /// The number of this node's endpoints with the identity.
     pub local_endpoints: usize,
 }
 
-/// Why an ipcache entry is there.
+/// The source of an ipcache entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum IpSource {
@@ -99,32 +99,32 @@ pub enum IpSource {
     RemoteNode,
     /// An endpoint of this node.
     LocalEndpoint,
-    /// An endpoint by its record in the store.
+    /// The record of an endpoint in the store.
     Record,
-    /// An endpoint by gossip, not recorded yet.
+    /// Gossip about an endpoint whose record is not known yet.
     Gossip,
-    /// A node's block.
+    /// A node's claim on a pod CIDR.
     Cidr,
 }
 
-/// What the ipcache should say of an address or prefix.
+/// A desired ipcache entry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct IpEntry {
     /// The address or prefix.
     #[schema(value_type = String)]
     pub prefix: IpNetwork,
-    /// Its identity, 0 for unknown.
+    /// The identity; 0 for unknown.
     #[schema(value_type = u32)]
     pub identity: identity::Identity,
     /// The identity's labels.
     #[schema(value_type = std::collections::BTreeMap<String, String>)]
     pub labels: Labels,
-    /// The node behind which it is.
+    /// The node that has the prefix.
     #[schema(value_type = Option<String>)]
     pub node: Option<NodeName>,
-    /// The endpoint that has the address, where known.
+    /// The endpoint that has the address, if known.
     #[schema(value_type = Option<String>)]
     pub endpoint: Option<EndpointName>,
-    /// Why the entry is there.
+    /// The source of the entry.
     pub source: IpSource,
 }

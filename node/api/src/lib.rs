@@ -1,13 +1,14 @@
 //! Wire types of the local HTTP API (`/run/warren/warren.sock`), and its client.
 //!
-//! Names in JSON are `snake_case`; enum values `kebab-case`; times `*_unix_ms` or `*_unix_us`, durations
-//! `*_ms`. Requests refuse unknown fields; answers may grow fields, so readers must not.
+//! Field names in JSON are `snake_case`; enum values `kebab-case`; times `*_unix_ms` or `*_unix_us`, durations
+//! `*_ms`. Requests with unknown fields are rejected. Answers may get new fields, which readers must ignore.
 
 mod client;
 mod datapath;
 mod endpoint;
 mod error;
 mod fleet;
+mod kind;
 mod manifest;
 mod needs;
 mod query;
@@ -19,20 +20,16 @@ pub mod testing;
 
 pub use client::{Client, ClientError, Lines};
 pub use datapath::{CounterRow, FlowRow, HookUser, MapDump, MapSummary};
-pub use endpoint::{
-    AttachmentKind, Endpoint, EndpointAdd, EndpointAdded, EndpointDeleted, EndpointDrained, EndpointState,
-};
+pub use endpoint::{AttachmentKind, Endpoint, EndpointAdd, EndpointAdded, EndpointDrained, EndpointState};
 pub use error::{ApiError, ErrorKind};
 pub use fleet::{CidrReleased, Identity, IdentityState, IpEntry, IpSource, Node, NodeRemoved};
+pub use kind::{Deleted, Kind, KindName, Object, Outcome, Spec, Written};
 pub use kvstore_schema::service::{Mode, ServiceProtocol, TrafficPolicy};
-pub use manifest::{ApiVersion, Kind, MAX_MANIFEST_BYTES, Manifest, Manifests, Metadata};
+pub use manifest::{MAX_MANIFEST_BYTES, Manifest, Manifests};
 pub use needs::{CAPABILITIES, Capability};
 pub use node_observe::{EventFilter, FlowEvent, PartyFilter, Protocol, Verdict};
 pub use query::{DiffQuery, FlowQuery, LimitQuery, ObserveQuery, RevisionQuery};
-pub use service::{
-    BackendState, Service, ServiceBackend, ServiceDeleted, ServiceOutcome, ServicePortStatus, ServicePut,
-    ServiceWritten,
-};
+pub use service::{BackendState, Service, ServiceBackend, ServicePortStatus, ServicePut, ServiceWritten};
 pub use state::{
     BaseRow, EndpointRow, IpcacheRow, MasqueradeRow, NodeRow, ObserveLine, RouteRow, State, StateDiff,
 };
@@ -44,24 +41,24 @@ pub use status::{
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// The version in every path.
+/// The version of the API, the first part of every path.
 pub const API_VERSION: &str = "v1";
-/// Where the agent listens unless configured otherwise.
+/// The agent's default socket.
 pub const DEFAULT_SOCKET: &str = "/run/warren/warren.sock";
-/// The most bytes of a request's body: an endpoint with 64 of the longest labels takes 24 KiB.
+/// The maximum size of a request's body: an endpoint with 64 of the longest labels takes 24 KiB.
 pub const MAX_BODY_BYTES: usize = 64 * 1024;
 
-/// A listing.
+/// The rows of a listing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Listing<T> {
-    /// What there is, sorted; cut at `limit` where the request has one.
+    /// The items, sorted; at most `limit` of them if the request has one.
     pub items: Vec<T>,
-    /// How many there are in all.
+    /// The number of items without the limit.
     pub total: usize,
 }
 
 impl<T> Listing<T> {
-    /// All of them, or the first `limit`.
+    /// A listing of all items, or of the first `limit`.
     pub fn new(mut items: Vec<T>, limit: Option<usize>) -> Self {
         let total = items.len();
         items.truncate(limit.unwrap_or(usize::MAX));

@@ -1,17 +1,17 @@
-//! What an agent needs of the process that it runs in: it says so when it refuses to start, and the doctor before.
+//! The capabilities that the agent needs. The agent checks them at its start, and `warren doctor` before.
 
 /// A capability (capabilities(7)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Capability {
-    /// Its number, as `linux/capability.h` has it: the bit in `CapEff` of `/proc/self/status`.
+    /// The number in `linux/capability.h`: the bit in `CapEff` of `/proc/self/status`.
     pub bit: u32,
-    /// Its name.
+    /// The name.
     pub name: &'static str,
-    /// What it is for.
+    /// What the agent needs the capability for.
     pub purpose: &'static str,
 }
 
-/// All that the agent cannot do without.
+/// All capabilities that the agent needs.
 pub const CAPABILITIES: [Capability; 3] = [
     Capability { bit: 12, name: "CAP_NET_ADMIN", purpose: "devices and routes" },
     Capability {
@@ -23,7 +23,7 @@ pub const CAPABILITIES: [Capability; 3] = [
 ];
 
 impl Capability {
-    /// Those that a process lacks by its `CapEff`.
+    /// The capabilities that a process with this `CapEff` lacks.
     pub fn missing(effective: u64) -> impl Iterator<Item = Self> {
         CAPABILITIES.into_iter().filter(move |capability| effective & (1 << capability.bit) == 0)
     }

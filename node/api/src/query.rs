@@ -1,34 +1,34 @@
-//! Parameters after the `?`. Unknown ones are refused.
+//! Query parameters. Unknown ones are rejected.
 
 use node_observe::{EventFilter, EventKind, PartyFilter, Protocol, Verdict};
 use serde::{Deserialize, Serialize};
 use utoipa::IntoParams;
 
-/// Of listings that may be long.
+/// Parameters of listings that may be long.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
 #[serde(default, deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct LimitQuery {
-    /// The most rows to answer; all without it.
+    /// The maximum number of rows; if not set, all rows are answered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
 }
 
-/// Of `POST /v1/state/diff`.
+/// Parameters of `POST /v1/state/diff`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
 #[serde(default, deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct DiffQuery {
-    /// Repair what differs; without it nothing is changed.
+    /// Whether to repair the differences. Otherwise nothing is changed.
     pub repair: bool,
 }
 
-/// Of `DELETE /v1/services/{name}`.
+/// Parameters of the deletion of an object that is written as a manifest.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
 #[serde(default, deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct RevisionQuery {
-    /// Only if this revision of it is in etcd; whatever is there if it is not said.
+    /// If set, the deletion succeeds only if the object has this revision in etcd.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub revision: Option<i64>,
 }
@@ -54,7 +54,7 @@ macro_rules! filtered_query {
             #[serde(skip_serializing_if = "Option::is_none")]
             #[param(value_type = Option<String>)]
             pub protocol: Option<Protocol>,
-            /// Port of either side.
+            /// The port of either side.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub port: Option<u16>,
         }
@@ -62,20 +62,20 @@ macro_rules! filtered_query {
 }
 
 filtered_query! {
-    /// Of `GET /v1/flows`.
+    /// Parameters of `GET /v1/flows`.
     FlowQuery {
-        /// The most flows to answer.
+        /// The maximum number of flows.
         #[serde(skip_serializing_if = "Option::is_none")]
         limit: Option<usize>,
     }
 }
 
 filtered_query! {
-    /// Of `GET /v1/observe`.
+    /// Parameters of `GET /v1/observe`.
     ObserveQuery {
-        /// Go on with events as they happen; without it the answer ends with what is remembered.
+        /// Whether to continue with events as they happen. Otherwise the answer ends with the remembered events.
         follow: bool,
-        /// How many of the remembered events to begin with: all without `follow`, none with it, by default.
+        /// How many remembered events to begin with. Default: none with `follow`, otherwise all.
         #[serde(skip_serializing_if = "Option::is_none")]
         last: Option<usize>,
         /// Forwarded or dropped.

@@ -1,4 +1,4 @@
-//! Services: writing them, deleting them, and how they stand on this node.
+//! Services: requests to write them, and their state on this node.
 
 use std::net::IpAddr;
 
@@ -7,125 +7,108 @@ use kvstore_schema::service::{NodePortGiven, ServiceProtocol, ServiceSpec};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::Outcome;
+
 /// `PUT /v1/services/{name}`. The same request again changes nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ServicePut {
-    /// How it is to be: the `spec` of its manifest.
+    /// The service's wanted state: the `spec` of its manifest.
     #[schema(value_type = Object)]
     pub spec: ServiceSpec,
-    /// Only if this revision of it is in etcd; whatever is there if it is not said.
+    /// If set, the write succeeds only if the service has this revision in etcd.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<i64>,
 }
 
-/// What was done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum ServiceOutcome {
-    /// It is new.
-    Created,
-    /// It has changed.
-    Changed,
-    /// It was so already.
-    Unchanged,
-}
-
-/// The service is in etcd; the nodes of the fleet follow.
+/// The answer to `PUT /v1/services/{name}`: the service is in etcd, and the nodes of the fleet follow.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ServiceWritten {
-    /// Its name.
+    /// The service's name.
     #[schema(value_type = String)]
     pub name: ServiceName,
-    /// What was done.
-    pub outcome: ServiceOutcome,
-    /// Its address.
+    /// The effect of the write.
+    pub outcome: Outcome,
+    /// The virtual IP.
     #[schema(value_type = String)]
     pub virtual_ip: IpAddr,
-    /// The port of nodes that each port got which wants one.
+    /// The node ports that were allocated.
     #[schema(value_type = Vec<Object>)]
     pub node_ports: Vec<NodePortGiven>,
-    /// Its revision in etcd.
+    /// The service's revision in etcd.
     pub revision: i64,
 }
 
-/// The service is gone.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct ServiceDeleted {
-    /// Whether it had been there.
-    pub existed: bool,
-}
-
-/// A service, as this node sees it.
+/// A service as this node knows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Service {
-    /// Its name.
+    /// The service's name.
     #[schema(value_type = String)]
     pub name: ServiceName,
-    /// Its address.
+    /// The virtual IP.
     #[schema(value_type = String)]
     pub virtual_ip: IpAddr,
-    /// Its revision in etcd; 0 while it is known from this node's snapshot only.
+    /// The service's revision in etcd; 0 while only this node's snapshot has the service.
     pub revision: i64,
-    /// How it is to be.
+    /// The wanted state.
     #[schema(value_type = Object)]
     pub spec: ServiceSpec,
-    /// How it stands.
+    /// The state of each port.
     pub ports: Vec<ServicePortStatus>,
 }
 
-/// One port of a service.
+/// The state of one port of a service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ServicePortStatus {
-    /// Its name.
+    /// The port's name.
     pub name: Option<String>,
-    /// What it carries.
+    /// The transport protocol.
     #[schema(value_type = String, example = "tcp")]
     pub protocol: ServiceProtocol,
     /// The port that clients use.
     pub port: u16,
-    /// The port of nodes that clients outside the fleet use.
+    /// The node port, for external clients.
     pub node_port: Option<u16>,
-    /// Its number in this node's kernel.
+    /// The service id in this node's kernel.
     pub id: Option<u32>,
-    /// Whether none of its backends is well, so that all that were not drained are used.
+    /// Whether no backend is healthy, so that all backends that are not terminating are used (Envoy: panic mode).
     #[serde(default)]
     pub all_unhealthy: bool,
-    /// Who answers.
+    /// The backends.
     pub backends: Vec<ServiceBackend>,
 }
 
-/// Whether a backend gets new flows.
+/// Whether a backend is chosen for new flows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum BackendState {
-    /// It does.
+    /// The backend is chosen for new flows.
     Active,
-    /// It was drained: flows that run go on, and no new ones come.
+    /// The backend was drained: its flows go on, and it is not chosen for new ones.
     Terminating,
-    /// It is not well: flows that run go on, and new ones come only where none of the port's backends is well.
+    /// The backend is unhealthy: its flows go on, and it is chosen for new ones only if no backend of the port is healthy.
     Unhealthy,
 }
 
 /// One backend of a service's port.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ServiceBackend {
-    /// Its address.
+    /// The backend's address.
     #[schema(value_type = String)]
     pub address: IpAddr,
-    /// Its port.
+    /// The backend's port.
     pub port: u16,
-    /// Its share of new flows, beside the others'.
+    /// The backend's share of new flows, relative to the weights of the port's other backends.
     pub weight: u16,
-    /// Whether it gets new flows.
+    /// Whether the backend is chosen for new flows.
     pub state: BackendState,
-    /// Why it does not.
+    /// Why the backend is not active.
     #[serde(default)]
     pub reason: Option<String>,
-    /// The node that it is on, if it is an endpoint of the fleet.
+    /// The node of the backend, if the backend is an endpoint of the fleet.
     #[schema(value_type = Option<String>)]
     pub node: Option<NodeName>,
-    /// Its name there.
+    /// The name of that endpoint.
     #[schema(value_type = Option<String>)]
     pub endpoint: Option<EndpointName>,
 }

@@ -1,4 +1,4 @@
-//! What the agent wants of the kernel, where the kernel differs, and the lines of the event stream.
+//! The desired state of the kernel, its difference from the observed state, and the lines of the event stream.
 
 use std::net::IpAddr;
 
@@ -7,7 +7,7 @@ use node_observe::FlowEvent;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// Devices and settings that everything stands on.
+/// The base: devices and settings that all other tables depend on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct BaseRow {
     /// The node's own address in the pod network.
@@ -17,25 +17,25 @@ pub struct BaseRow {
     pub tunnel_port: u16,
     /// MTU of endpoints.
     pub mtu_bytes: u32,
-    /// How packets get to other nodes: `tunnel` or `native`.
+    /// How packets reach other nodes: `tunnel` or `native`.
     pub mode: String,
-    /// How they get to local endpoints: `bpf` or `legacy`.
+    /// How packets reach local endpoints: `bpf` or `legacy`.
     pub host_routing: String,
-    /// How endpoints reach the world; `null`: with their own addresses.
+    /// Masquerade; `null` if endpoints reach the world with their own addresses.
     pub masquerade: Option<MasqueradeRow>,
 }
 
-/// How endpoints reach the world with the node's address.
+/// The settings of masquerade.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MasqueradeRow {
     /// The node's underlay address.
     #[schema(value_type = String)]
     pub address: IpAddr,
-    /// First port that is used.
+    /// The first port of the range.
     pub first_port: u16,
-    /// Last port that is used.
+    /// The last port of the range.
     pub last_port: u16,
-    /// Destinations that see endpoints' own addresses.
+    /// Destinations that are not masqueraded.
     #[schema(value_type = Vec<String>)]
     pub exclude: Vec<IpNetwork>,
 }
@@ -43,9 +43,9 @@ pub struct MasqueradeRow {
 /// An entry of the nodes map.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NodeRow {
-    /// Its index.
+    /// The node's index.
     pub index: u32,
-    /// Where tunnel packets go to and come from.
+    /// The node's end of the tunnel.
     #[schema(value_type = String)]
     pub underlay: IpAddr,
 }
@@ -63,43 +63,43 @@ pub struct IpcacheRow {
     pub node: u32,
 }
 
-/// A route to a pod CIDR.
+/// A route to a pod CIDR or to a service pool.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RouteRow {
-    /// Where to.
+    /// The destination.
     #[schema(value_type = String)]
     pub destination: IpNetwork,
-    /// The node that it leads to; `null`: to `warren_host`, and by the programs on.
+    /// The next hop; `null` for a route to `warren_host`.
     #[schema(value_type = Option<String>)]
     pub via: Option<IpAddr>,
-    /// Preferred source.
+    /// The preferred source.
     #[schema(value_type = String)]
     pub source: IpAddr,
-    /// MTU of the route.
+    /// The route's MTU.
     pub mtu_bytes: u32,
 }
 
-/// A local endpoint in the kernel.
+/// A local endpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct EndpointRow {
-    /// Its number.
+    /// The endpoint's id.
     pub id: u32,
-    /// Its address.
+    /// The endpoint's address.
     #[schema(value_type = String)]
     pub address: IpAddr,
-    /// Its identity.
+    /// The endpoint's identity.
     #[schema(value_type = u32)]
     pub identity: identity::Identity,
-    /// The workload's Ethernet address.
+    /// The MAC address on the workload's side.
     pub mac: String,
-    /// The host side's.
+    /// The MAC address on the host side.
     pub host_mac: String,
 }
 
-/// `GET /v1/state`: what the agent wants, sorted.
+/// `GET /v1/state`: the desired state, sorted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct State {
-    /// `null` until the node has a CIDR.
+    /// The base; `null` until the node has a pod CIDR.
     pub base: Option<BaseRow>,
     /// Nodes.
     pub nodes: Vec<NodeRow>,
@@ -111,12 +111,12 @@ pub struct State {
     pub endpoints: Vec<EndpointRow>,
 }
 
-/// `POST /v1/state/diff`: where the kernel differs from what the agent wants.
+/// The answer to `POST /v1/state/diff`: the differences between desired and observed state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StateDiff {
-    /// One line for each difference, sorted; empty when there is none.
+    /// One line for each difference, sorted.
     pub differences: Vec<String>,
-    /// Whether they were repaired.
+    /// Whether the differences were repaired.
     pub repaired: bool,
 }
 
@@ -125,14 +125,14 @@ pub struct StateDiff {
 #[serde(rename_all = "kebab-case")]
 #[expect(
     clippy::large_enum_variant,
-    reason = "nearly all lines are events; boxing them would cost every one"
+    reason = "nearly all lines are events; boxing them would cost an allocation for each"
 )]
 pub enum ObserveLine {
     /// An event.
     Event(FlowEvent),
-    /// The reader was too slow, and this many events are missing here.
+    /// The reader was too slow: events are missing here.
     Lagged {
-        /// How many.
+        /// The number of missing events.
         events: u64,
     },
 }

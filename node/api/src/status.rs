@@ -1,4 +1,4 @@
-//! `GET /v1/status`: how the node is, at a glance.
+//! `GET /v1/status`: the state of the node at a glance.
 
 use std::net::IpAddr;
 
@@ -12,133 +12,133 @@ use utoipa::ToSchema;
 pub struct Version {
     /// The agent's version.
     pub agent: String,
-    /// The API's.
+    /// The API's version.
     pub api: String,
-    /// Of the layouts of maps and events.
+    /// The version of the layouts of maps and events.
     pub abi: u32,
 }
 
-/// Why a node cannot go on as configured.
+/// The node cannot go on as configured.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Halted {
-    /// What an operator must put right.
+    /// What an operator must correct.
     pub reason: String,
 }
 
-/// Unusual, but working.
+/// An unusual condition in which the node still works.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Warning {
-    /// What is unusual, and what to do.
+    /// The condition and its remedy.
     pub text: String,
 }
 
 /// The last error.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LastError {
-    /// When, in ms since 1970.
+    /// The time, in ms since 1970.
     pub unix_ms: u64,
-    /// What.
+    /// The error.
     pub text: String,
 }
 
 /// A member of etcd.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct EtcdMember {
-    /// As configured.
+    /// The member's endpoint, as configured.
     pub endpoint: String,
-    /// Whether it answers.
+    /// Whether the member answers.
     pub healthy: bool,
-    /// Its version.
+    /// The member's version.
     pub version: Option<String>,
-    /// Whether it leads.
+    /// Whether the member is the leader.
     pub leader: Option<bool>,
-    /// Bytes of its database.
+    /// The size of the member's database.
     pub db_bytes: Option<u64>,
-    /// Why it is not healthy.
+    /// Why the member is not healthy.
     pub error: Option<String>,
 }
 
-/// The store: etcd, or the one in memory.
+/// The store: etcd, or a store in memory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StoreStatus {
     /// `etcd` or `memory`.
     pub kind: String,
     /// Whether the watch runs.
     pub connected: bool,
-    /// Why not.
+    /// Why the watch does not run.
     pub error: Option<String>,
-    /// Revision up to which everything is known; `null` before the first listing.
+    /// The revision up to which this node knows the store; `null` before the first listing.
     pub revision: Option<i64>,
-    /// Milliseconds since the watch last said anything.
+    /// Milliseconds since the last message of the watch.
     pub silent_ms: Option<u64>,
-    /// Whether this node's sign of life is on a lease now.
+    /// Whether this node's liveness key has a lease.
     pub lease_held: bool,
-    /// Why not.
+    /// Why the liveness key has no lease.
     pub lease_error: Option<String>,
-    /// Requests that wait for an answer.
+    /// The number of requests without an answer yet.
     pub requests_in_flight: usize,
-    /// Members.
+    /// The members of the etcd cluster.
     pub members: Vec<EtcdMember>,
-    /// Records that are not believed: key and reason.
+    /// Records that were rejected: key and reason.
     pub rejected: Vec<String>,
 }
 
-/// A node as gossip sees it.
+/// A peer in gossip.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PeerStatus {
-    /// Its name.
+    /// The peer's name.
     #[schema(value_type = String)]
     pub node: NodeName,
-    /// Where its gossip comes from.
+    /// The source address of the peer's gossip.
     pub address: String,
-    /// Whether it seems alive.
+    /// Whether gossip considers the peer alive.
     pub alive: bool,
 }
 
-/// Gossip.
+/// The state of gossip.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct GossipStatus {
-    /// Whether there is any: a fleet of one node has nobody to gossip with.
+    /// Whether gossip runs. It does not with `store = "memory"`.
     pub enabled: bool,
-    /// Peers, this node left out.
+    /// All peers, without this node.
     pub peers: Vec<PeerStatus>,
-    /// Datagrams refused before a byte of them was parsed: wrong key, replay, garbage.
+    /// The number of datagrams rejected before they were parsed: wrong key, replay, garbage.
     pub refused_datagrams: u64,
 }
 
 /// A pod CIDR of this node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CidrStatus {
-    /// The block.
+    /// The pod CIDR.
     #[schema(value_type = String)]
     pub cidr: IpNetwork,
-    /// The claim's epoch.
+    /// The epoch of the claim.
     pub epoch: i64,
     /// Addresses that endpoints and the gateway use.
     pub used: u64,
-    /// Addresses that rest before they are given out again.
+    /// Released addresses in their cool-down.
     pub cooling: u64,
-    /// Addresses that can be given out now.
+    /// Free addresses.
     pub free: u64,
 }
 
 /// A map's fill.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MapFill {
-    /// Its name.
+    /// The map's name.
     pub name: String,
-    /// Entries.
+    /// The number of entries.
     pub entries: u64,
-    /// Entries that it can hold.
+    /// The capacity.
     pub max_entries: u32,
 }
 
 /// A program and where it is attached.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ProgramStatus {
-    /// Its name.
+    /// The program's name.
     pub name: String,
-    /// The devices that it is attached to; of a program at sockets its cgroup.
+    /// The devices that the program is attached to; for a socket program its cgroup.
     pub devices: Vec<String>,
     /// The hook: `tcx`, `clsact`, `cgroup`, `xdp native` or `xdp generic`.
     pub hook: String,
@@ -147,80 +147,80 @@ pub struct ProgramStatus {
 /// The last plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ApplyStatus {
-    /// Generation of what is wanted.
+    /// The generation of the desired state.
     pub wanted_generation: u64,
-    /// Generation of what the kernel holds.
+    /// The generation of the state that was applied last.
     pub applied_generation: u64,
-    /// Keys that differ between what is wanted and what the kernel is believed to hold.
+    /// The number of keys that differ between the desired state and the state believed to be in the kernel.
     pub pending: usize,
-    /// Steps that failed and are tried again: what and why.
+    /// Steps that failed and will be retried, with their errors.
     pub failing: Vec<String>,
-    /// Tables that are full.
+    /// The tables that are full.
     pub full: Vec<String>,
 }
 
-/// The last audit: reading the kernel whole and comparing.
+/// The last audit: the comparison of the desired state with the whole observed state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AuditStatus {
-    /// When, in ms since 1970; `null` before the first.
+    /// The time, in ms since 1970; `null` before the first audit.
     pub unix_ms: Option<u64>,
-    /// Differences that it found, one line each.
+    /// The differences that the audit found, one line each.
     pub differences: Vec<String>,
-    /// Differences repaired since the agent's start.
+    /// The number of differences repaired since the agent's start.
     pub repaired_total: u64,
 }
 
-/// The underlay: what the tunnel runs over.
+/// The underlay: the network that the tunnel uses.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct UnderlayStatus {
     /// The interface.
     pub interface: String,
-    /// The tunnel's address on it.
+    /// The tunnel's address on the interface.
     #[schema(value_type = String)]
     pub address: IpAddr,
-    /// Its MTU.
+    /// The interface's MTU.
     pub mtu_bytes: u32,
-    /// MTU of endpoints: what the underlay carries, less what the tunnel adds.
+    /// The MTU of endpoints: the interface's, less the tunnel's overhead.
     pub pod_mtu_bytes: u32,
-    /// Why this one was chosen.
+    /// Why the interface was chosen.
     pub reason: String,
-    /// Why it is not as it should be, and what to do; the former one is in use then.
+    /// Why the configured underlay cannot be used, and the remedy; the former one is in use meanwhile.
     pub problem: Option<String>,
-    /// Other interfaces, and why none of them.
+    /// The interfaces that were not chosen.
     pub passed_over: Vec<PassedOver>,
 }
 
-/// An interface that is not the underlay's.
+/// An interface that was not chosen as the underlay.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PassedOver {
-    /// Its name.
+    /// The interface's name.
     pub interface: String,
-    /// Why not.
+    /// Why the interface was not chosen.
     pub reason: String,
 }
 
 /// `GET /v1/status`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Status {
-    /// This node.
+    /// This node's name.
     #[schema(value_type = String)]
     pub node: NodeName,
     /// The fleet's name.
     #[schema(value_type = String)]
     pub fleet: FleetName,
-    /// The fleet's id; `null` until it was read once.
+    /// The fleet's id; `null` until it was read from the store.
     pub fleet_id: Option<String>,
     /// The agent's version.
     pub agent_version: String,
     /// Milliseconds since the agent's start.
     pub uptime_ms: u64,
-    /// The agent's start, in ms since 1970.
+    /// The agent's incarnation: its start, in ms since 1970.
     pub incarnation: u64,
-    /// Whether the node serves endpoints: base devices are there and it is not halted.
+    /// Whether the node serves endpoints: the base devices exist and the node is not halted.
     pub ready: bool,
-    /// Why the node cannot go on as configured.
+    /// Set if the node cannot go on as configured.
     pub halted: Option<Halted>,
-    /// Unusual, but working.
+    /// Unusual conditions in which the node still works.
     pub warnings: Vec<Warning>,
     /// The store.
     pub store: StoreStatus,
@@ -228,11 +228,11 @@ pub struct Status {
     pub gossip: GossipStatus,
     /// Pod CIDRs.
     pub cidrs: Vec<CidrStatus>,
-    /// Endpoints of this node.
+    /// The number of this node's endpoints.
     pub endpoints: usize,
-    /// Nodes of the fleet, this one included.
+    /// The number of the fleet's nodes, this node included.
     pub nodes: usize,
-    /// Identities of the fleet.
+    /// The number of the fleet's identities.
     pub identities: usize,
     /// Maps with their fill.
     pub maps: Vec<MapFill>,
@@ -244,6 +244,6 @@ pub struct Status {
     pub audit: AuditStatus,
     /// The underlay.
     pub underlay: UnderlayStatus,
-    /// The last error with its time; `null` when there was none.
+    /// The last error; `null` if there was none.
     pub last_error: Option<LastError>,
 }

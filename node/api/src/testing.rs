@@ -1,4 +1,4 @@
-//! Answers of an agent, for the tests of those who read them.
+//! Sample answers of an agent, for the tests of other crates.
 
 use identity::{FleetName, NodeName};
 
@@ -30,7 +30,7 @@ fn peer(number: u8, alive: bool) -> PeerStatus {
     PeerStatus { node: node_name(&format!("n{number}")), address: format!("172.30.1.{number}:7950"), alive }
 }
 
-/// The status of n1, where all is well: of three nodes and three etcd members, with two endpoints.
+/// The status of a healthy node n1, with two endpoints, in a fleet of three nodes and three etcd members.
 pub fn status() -> Status {
     Status {
         node: node_name("n1"),

@@ -1,4 +1,4 @@
-//! Manifests from files, folders and the standard input.
+//! Reads manifests from files, folders and the standard input.
 
 use std::{
     collections::BTreeMap,
@@ -8,18 +8,17 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use identity::ServiceName;
-use node_api::{MAX_MANIFEST_BYTES, Manifest, Manifests};
+use identity::ObjectName;
+use node_api::{KindName, MAX_MANIFEST_BYTES, Manifest, Manifests};
 
-/// What a file of manifests in a folder is called.
+/// The extensions of manifest files in a folder.
 const EXTENSIONS: [&str; 3] = ["yaml", "yml", "json"];
 
-/// The name that stands for the standard input.
+/// The path that means the standard input.
 const STANDARD_INPUT: &str = "-";
 
-/// Reads all manifests, in the order in which they are named; in a folder, by the names of its files. Each mistake is told
-/// with its file and line: what cannot be read, what makes no sense, what is there twice, and that nothing is there. It does
-/// not hold up the others.
+/// Reads all manifests, in the order of `paths`, and in a folder in the order of file names. Mistakes are reported with file
+/// and line: unreadable files, invalid manifests, duplicates, and no manifest at all. The valid manifests are returned.
 pub fn read(paths: &[PathBuf]) -> Manifests {
     let mut found: Vec<(String, Manifest)> = Vec::new();
     let mut mistakes = Vec::new();
@@ -29,7 +28,7 @@ pub fn read(paths: &[PathBuf]) -> Manifests {
             Vec::new()
         });
         for file in files {
-            let place = shown(&file);
+            let place = place_of(&file);
             match text(&file) {
                 Ok(text) => {
                     let read = Manifests::parse(&text);
@@ -41,26 +40,27 @@ pub fn read(paths: &[PathBuf]) -> Manifests {
         }
     }
     if found.is_empty() && mistakes.is_empty() {
-        let places: Vec<String> = paths.iter().map(|path| shown(path)).collect();
+        let places: Vec<String> = paths.iter().map(|path| place_of(path)).collect();
         mistakes.push(format!("no manifest in {}", places.join(", ")));
     }
-    let mut places: BTreeMap<ServiceName, Vec<String>> = BTreeMap::new();
+    let key = |manifest: &Manifest| (manifest.spec.kind(), manifest.name.clone());
+    let mut places: BTreeMap<(KindName, ObjectName), Vec<String>> = BTreeMap::new();
     for (place, manifest) in &found {
-        places.entry(manifest.metadata.name.clone()).or_default().push(format!("in {place}"));
+        places.entry(key(manifest)).or_default().push(format!("in {place}"));
     }
-    // Nobody knows which one is meant.
+    // Of duplicates none is used: the user's intent is unknown.
     places.retain(|_, places| places.len() > 1);
-    found.retain(|(_, manifest)| !places.contains_key(&manifest.metadata.name));
-    for (name, mut places) in places {
+    found.retain(|(_, manifest)| !places.contains_key(&key(manifest)));
+    for ((kind, name), mut places) in places {
         let times = if places.len() == 2 { "twice".to_owned() } else { format!("{} times", places.len()) };
         places.dedup();
-        mistakes.push(format!("service {name} is there {times}: {}", places.join(" and ")));
+        mistakes.push(format!("{} {name} is defined {times}: {}", kind.word(), places.join(" and ")));
     }
     Manifests { manifests: found.into_iter().map(|(_, manifest)| manifest).collect(), mistakes }
 }
 
-/// What a place is called in messages.
-fn shown(path: &Path) -> String {
+/// The name of a path in messages.
+fn place_of(path: &Path) -> String {
     if path == Path::new(STANDARD_INPUT) {
         "the standard input".to_owned()
     } else {
@@ -91,11 +91,11 @@ fn text(path: &Path) -> Result<String> {
     } else {
         Box::new(fs::File::open(path).with_context(|| format!("open {}", path.display()))?)
     };
-    // One byte more than is read says that there is more; the parser then says how much it takes.
+    // One byte over the limit lets the parser detect and report a file that is too large.
     let mut text = String::new();
     source
         .take(MAX_MANIFEST_BYTES as u64 + 1)
         .read_to_string(&mut text)
-        .with_context(|| format!("read {}", shown(path)))?;
+        .with_context(|| format!("read {}", place_of(path)))?;
     Ok(text)
 }

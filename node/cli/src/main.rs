@@ -1,5 +1,5 @@
-//! `warren`: the command line. Asks the agent of this node (and, for `doctor`, the machine) and writes down the
-//! answer; decides nothing itself.
+//! `warren`: the command line. It requests answers from the agent of this node (for `doctor`, also from the machine) and prints
+//! them. It decides nothing itself.
 
 mod arguments;
 mod files;
@@ -11,17 +11,19 @@ use std::{
     io::{self, IsTerminal, Write},
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
 use arguments::{
-    Arguments, CidrCommand, Command, EndpointCommand, FlowCommand, IdentityCommand, IpCommand, KindWord,
-    MapCommand, NodeCommand, ObserveArguments, Output, ServiceCommand, StateArguments, StateCommand,
+    Arguments, CidrCommand, Command, EndpointCommand, FlowCommand, IdentityCommand, IpCommand, MapCommand,
+    NodeCommand, ObserveArguments, Output, ServiceCommand, StateArguments, StateCommand,
 };
 use clap::{CommandFactory, Parser};
 use identity::Labels;
 use node_api::{
-    AttachmentKind, Client, DiffQuery, EndpointAdd, FlowQuery, LimitQuery, ObserveLine, ObserveQuery,
+    AttachmentKind, Client, DiffQuery, EndpointAdd, FlowQuery, KindName, LimitQuery, ObserveLine,
+    ObserveQuery,
 };
 use render::Style;
 use serde::Serialize;
@@ -40,21 +42,21 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whoever read our output has seen enough (`warren observe | head`).
+/// Whether the reader of the output has closed it, as in `warren observe | head`.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
     })
 }
 
-/// Where answers go.
+/// Prints answers to the standard output.
 struct Printer {
     json: bool,
     style: Style,
 }
 
 impl Printer {
-    /// Writes an answer: as it is for programs, rendered for people.
+    /// Prints an answer: as JSON for programs, rendered for human readers.
     fn print<T: Serialize>(&self, answer: &T, render: impl FnOnce(&T, Style) -> String) -> Result<()> {
         let text =
             if self.json { serde_json::to_string_pretty(answer)? + "\n" } else { render(answer, self.style) };
@@ -66,7 +68,7 @@ impl Printer {
 }
 
 async fn run(arguments: Arguments) -> Result<ExitCode> {
-    let client = Client::new(&arguments.socket);
+    let client = Client::new(&arguments.socket).with_timeout(Duration::from_secs(arguments.timeout));
     let colour =
         io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let out = Printer { json: arguments.output == Output::Json, style: Style { colour } };
@@ -87,13 +89,15 @@ async fn run(arguments: Arguments) -> Result<ExitCode> {
         }
         Command::Endpoint(command) => endpoint(&client, &out, command).await?,
         Command::Apply(files) => return manifest::apply(&client, &out, &files.file).await,
-        Command::Get { kind: KindWord::Service, name } => manifest::get(&client, &out, name).await?,
+        Command::Get { kind, name } => manifest::get(&client, &out, kind, name).await?,
         Command::Diff(files) => return manifest::diff(&client, &out, &files.file).await,
         Command::Delete { kind, name, files } => {
-            let named = kind.and(name);
-            return manifest::delete(&client, &out, named, &files.file).await;
+            return manifest::delete(&client, &out, kind.zip(name), &files.file).await;
         }
-        Command::Service(ServiceCommand::List) => out.print(&client.services().await?, render::services)?,
+        Command::Service(ServiceCommand::List) => {
+            let services = client.objects(KindName::Service).await?;
+            out.print(&services, |services, _| render::objects(KindName::Service, services))?;
+        }
         Command::Service(ServiceCommand::Get { name }) => {
             out.print(&client.service(&name).await?, render::service)?;
         }
@@ -105,7 +109,7 @@ async fn run(arguments: Arguments) -> Result<ExitCode> {
         }
         Command::Cidr(CidrCommand::Release { cidr }) => {
             out.print(&client.cidr_release(cidr).await?, |answer, _| {
-                format!("{} given back; it rests before another node may claim it\n", answer.cidr)
+                format!("{} released; it is quarantined before another node may claim it\n", answer.cidr)
             })?;
         }
         Command::Map(MapCommand::List) => out.print(&client.maps().await?, render::maps)?,
@@ -122,7 +126,7 @@ async fn run(arguments: Arguments) -> Result<ExitCode> {
                 return Ok(ExitCode::FAILURE);
             }
         }
-        Command::Observe(wanted) => observe(&client, &out, wanted).await?,
+        Command::Observe(arguments) => observe(&client, &out, arguments).await?,
         Command::Flow(FlowCommand::List { limit, filter }) => {
             let query = FlowQuery {
                 limit: limit.limit,
@@ -147,7 +151,7 @@ async fn run(arguments: Arguments) -> Result<ExitCode> {
             })?;
         }
         Command::Completion { shell } => {
-            // Into memory first: clap_complete panics when its writer fails, and readers may have seen enough.
+            // Rendered to memory first: clap_complete panics if its writer fails, as a closed pipe does.
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "warren", &mut script);
             io::stdout().write_all(&script)?;
@@ -183,7 +187,7 @@ async fn endpoint(client: &Client, out: &Printer, command: EndpointCommand) -> R
     }
 }
 
-/// A bare word names a namespace as `ip netns` does; anything with a `/` is a path.
+/// The path of a namespace: a word without `/` is a name in /run/netns, as in `ip netns`.
 fn namespace_path(text: &Path) -> PathBuf {
     if text.components().count() == 1 && !text.has_root() {
         Path::new("/run/netns").join(text)
@@ -192,18 +196,18 @@ fn namespace_path(text: &Path) -> PathBuf {
     }
 }
 
-async fn observe(client: &Client, out: &Printer, wanted: ObserveArguments) -> Result<()> {
+async fn observe(client: &Client, out: &Printer, arguments: ObserveArguments) -> Result<()> {
     let mut lines = client
         .observe(&ObserveQuery {
-            follow: wanted.follow,
-            last: wanted.last,
-            verdict: wanted.verdict,
-            kind: wanted.kind,
-            reason: wanted.reason,
-            from: wanted.filter.from,
-            to: wanted.filter.to,
-            protocol: wanted.filter.protocol,
-            port: wanted.filter.port,
+            follow: arguments.follow,
+            last: arguments.last,
+            verdict: arguments.verdict,
+            kind: arguments.kind,
+            reason: arguments.reason,
+            from: arguments.filter.from,
+            to: arguments.filter.to,
+            protocol: arguments.filter.protocol,
+            port: arguments.filter.port,
         })
         .await?;
     loop {
@@ -225,6 +229,6 @@ async fn observe(client: &Client, out: &Printer, wanted: ObserveArguments) -> Re
 fn observe_line(line: &ObserveLine, style: Style) -> String {
     match line {
         ObserveLine::Event(event) => render::event(event, style),
-        ObserveLine::Lagged { events } => format!("… {events} events were lost: this reader is too slow"),
+        ObserveLine::Lagged { events } => format!("… {events} events lost: the reader is too slow"),
     }
 }

@@ -1,66 +1,56 @@
-//! `apply`, `get`, `diff`, `delete`: manifests on their way to the agent and back.
+//! `apply`, `get`, `diff`, `delete`: manifests are read, and sent to or compared with the agent.
+//!
+//! Nothing here depends on the kind of an object: node-api's registry has the kinds.
 
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result};
-use identity::ServiceName;
+use identity::ObjectName;
 use node_api::{
-    ApiError, Client, ClientError, ErrorKind, Listing, Manifest, Manifests, RevisionQuery, ServicePut,
-    ServiceWritten,
+    ApiError, Client, ClientError, ErrorKind, KindName, Listing, Manifest, Manifests, RevisionQuery,
 };
-use serde::Serialize;
+use similar::{ChangeTag, TextDiff};
 use tokio::task::JoinSet;
 
-use crate::{Printer, files, progress::Progress, render};
+use crate::{
+    Printer, files,
+    progress::Progress,
+    render::{self, Deletion, Difference},
+};
 
-/// Requests under way at once: the agent writes some 40 services in a transaction, and has four of these under way.
-const AT_ONCE: usize = 256;
+/// The maximum number of concurrent requests: the agent writes some 40 services in a transaction, and has four transactions
+/// under way.
+const MAX_CONCURRENT: usize = 256;
 
-/// So many refusals in a row for want of the store are no affair of single services.
-const ENOUGH: usize = 10;
+/// The number of consecutive answers "unavailable" after which the remaining requests are not sent: the cause is the store,
+/// not the objects.
+const MAX_UNAVAILABLE: usize = 10;
 
-/// What came of one manifest.
-#[derive(Debug, Serialize)]
-pub struct Deleted {
-    /// Its name.
-    pub name: ServiceName,
-    /// Whether it had been there.
-    pub existed: bool,
-}
-
-/// One manifest beside what is there.
-#[derive(Debug, Serialize)]
-pub struct Difference {
-    /// Its name.
-    pub name: ServiceName,
-    /// Lines that would go (`-`) and come (`+`), among those that stay; empty when nothing would change.
-    pub lines: Vec<String>,
-}
-
-/// Reads manifests and tells the mistakes in them; also, whether there was none. Where nothing else is there, that is the end.
+/// Reads manifests and reports the mistakes in them. Returns the manifests, and whether there was no mistake; or the exit
+/// code, if there is no manifest.
 fn read(paths: &[PathBuf]) -> Result<(Vec<Manifest>, bool), ExitCode> {
     let Manifests { manifests, mistakes } = files::read(paths);
     for mistake in &mistakes {
         eprintln!("warren: {mistake}");
     }
-    let sound = mistakes.is_empty();
-    if manifests.is_empty() { Err(code(sound, true)) } else { Ok((manifests, sound)) }
+    let valid = mistakes.is_empty();
+    if manifests.is_empty() { Err(exit_code(valid, true)) } else { Ok((manifests, valid)) }
 }
 
-/// What came of many questions.
-struct Asked<T> {
-    /// The answers, in the order of the questions.
+/// The result of [`request_all`].
+struct Answers<T> {
+    /// The answers, in the order of the requests.
     answers: Vec<T>,
-    /// Whether all were asked, and none refused.
-    whole: bool,
+    /// Whether every request succeeded.
+    complete: bool,
 }
 
-/// Asks for each of `items`, many at once. What was refused is told at once, and the others go on; unless nobody is there to
-/// answer, or the user has had enough: then it is told how far things have come.
-async fn ask_all<I: Send + 'static, T: Send + 'static, F>(
-    items: Vec<(ServiceName, I)>,
-    ask: impl Fn(ServiceName, I) -> F,
-) -> Result<Asked<T>>
+/// Sends one request for each item, many concurrently. A rejected request is reported at once, and the others go on. If the
+/// agent or the store does not answer, or the user interrupts, the rest is not sent, and the progress is reported.
+async fn request_all<I: Send + 'static, T: Send + 'static, F>(
+    items: Vec<(KindName, ObjectName, I)>,
+    request: impl Fn(KindName, ObjectName, I) -> F,
+) -> Result<Answers<T>>
 where
     F: Future<Output = Result<T, ClientError>> + Send + 'static,
 {
@@ -68,14 +58,14 @@ where
     let mut waiting = items.into_iter().enumerate();
     let mut running = JoinSet::new();
     let mut answers: Vec<Option<T>> = (0..total).map(|_| None).collect();
-    let (mut refused, mut unavailable) = (0, 0);
+    let (mut rejected, mut unavailable) = (0, 0);
     let mut progress = Progress::new(total);
     let mut interrupted = std::pin::pin!(tokio::signal::ctrl_c());
     let stopped = loop {
-        while running.len() < AT_ONCE {
-            let Some((index, (name, item))) = waiting.next() else { break };
-            let asked = ask(name.clone(), item);
-            running.spawn(async move { (index, name, asked.await) });
+        while running.len() < MAX_CONCURRENT {
+            let Some((index, (kind, name, item))) = waiting.next() else { break };
+            let answer = request(kind, name.clone(), item);
+            running.spawn(async move { (index, kind, name, answer.await) });
         }
         let done = tokio::select! {
             done = running.join_next() => done,
@@ -85,7 +75,7 @@ where
             }
         };
         let Some(done) = done else { break None };
-        let (index, name, answer) = done?;
+        let (index, kind, name, answer) = done?;
         progress.step();
         match answer {
             Ok(answer) => {
@@ -93,11 +83,11 @@ where
                 unavailable = 0;
             }
             Err(ClientError::Refused(error)) => {
-                progress.tell(&format!("warren: service {name}: {error}"));
-                refused += 1;
+                progress.print(&format!("warren: {} {name}: {error}", kind.word()));
+                rejected += 1;
                 unavailable += usize::from(error.kind == ErrorKind::Unavailable);
-                if unavailable == ENOUGH && refused < total {
-                    break Some("the store is away".to_owned());
+                if unavailable == MAX_UNAVAILABLE && rejected < total {
+                    break Some("the store is unavailable".to_owned());
                 }
             }
             Err(error) => break Some(format!("{:#}", anyhow::Error::from(error))),
@@ -106,76 +96,82 @@ where
     drop(progress);
     let answers: Vec<T> = answers.into_iter().flatten().collect();
     if let Some(reason) = &stopped {
-        let left = total - answers.len() - refused;
+        let open = total - answers.len() - rejected;
         eprintln!("warren: {reason}");
         if total > 1 {
             eprintln!(
-                "warren: {} of {total} are done, {refused} were refused; {left} are not done, or it is not known: do it again",
+                "warren: {} of {total} done, {rejected} rejected, {open} not done or unknown: repeat the command",
                 answers.len()
             );
         }
     }
-    Ok(Asked { answers, whole: stopped.is_none() && refused == 0 })
+    Ok(Answers { answers, complete: stopped.is_none() && rejected == 0 })
 }
 
-/// Mistakes in manifests are wrong usage; the others were taken.
-fn code(sound: bool, whole: bool) -> ExitCode {
-    match (sound, whole) {
+/// Mistakes in manifests are wrong usage, although the valid manifests were used.
+fn exit_code(valid: bool, complete: bool) -> ExitCode {
+    match (valid, complete) {
         (false, _) => ExitCode::from(2),
         (true, false) => ExitCode::FAILURE,
         (true, true) => ExitCode::SUCCESS,
     }
 }
 
-/// Writes what manifests describe.
+/// Writes the objects that manifests describe.
 pub async fn apply(client: &Client, out: &Printer, paths: &[PathBuf]) -> Result<ExitCode> {
-    let (manifests, sound) = match read(paths) {
+    let (manifests, valid) = match read(paths) {
         Ok(read) => read,
         Err(code) => return Ok(code),
     };
-    let items = manifests.into_iter().map(|manifest| (manifest.metadata.name, manifest.spec)).collect();
-    let asked: Asked<ServiceWritten> = ask_all(items, |name, spec| {
+    let answers = request_all(with_keys(manifests), |_, _, manifest| {
         let client = client.clone();
-        async move { client.service_put(&name, &ServicePut { spec, revision: None }).await }
+        async move { client.object_put(manifest).await }
     })
     .await?;
-    out.print(&Listing::new(asked.answers, None), render::applied)?;
-    Ok(code(sound, asked.whole))
+    out.print(&Listing::new(answers.answers, None), render::applied)?;
+    Ok(exit_code(valid, answers.complete))
 }
 
-/// Deletes what is named, or what manifests name.
+fn with_keys(manifests: Vec<Manifest>) -> Vec<(KindName, ObjectName, Manifest)> {
+    manifests.into_iter().map(|manifest| (manifest.spec.kind(), manifest.name.clone(), manifest)).collect()
+}
+
+/// Deletes one named object, or the objects that manifests name.
 pub async fn delete(
     client: &Client,
     out: &Printer,
-    named: Option<ServiceName>,
+    named: Option<(KindName, ObjectName)>,
     paths: &[PathBuf],
 ) -> Result<ExitCode> {
-    let (names, sound): (Vec<ServiceName>, bool) = match named {
-        Some(name) => (vec![name], true),
+    let (keys, valid) = match named {
+        Some((kind, name)) => (vec![(kind, name, ())], true),
         None => match read(paths) {
-            Ok((manifests, sound)) => {
-                (manifests.into_iter().map(|manifest| manifest.metadata.name).collect(), sound)
+            Ok((manifests, valid)) => {
+                (manifests.into_iter().map(|it| (it.spec.kind(), it.name, ())).collect(), valid)
             }
             Err(code) => return Ok(code),
         },
     };
-    let items = names.into_iter().map(|name| (name, ())).collect();
-    let asked: Asked<Deleted> = ask_all(items, |name, ()| {
+    let answers = request_all(keys, |kind, name, ()| {
         let client = client.clone();
         async move {
-            let answer = client.service_delete(&name, &RevisionQuery::default()).await?;
-            Ok(Deleted { name, existed: answer.existed })
+            let answer = client.object_delete(kind, &name, &RevisionQuery::default()).await?;
+            Ok(Deletion { kind, name, existed: answer.existed })
         }
     })
     .await?;
-    out.print(&Listing::new(asked.answers, None), render::deleted)?;
-    Ok(code(sound, asked.whole))
+    out.print(&Listing::new(answers.answers, None), render::deleted)?;
+    Ok(exit_code(valid, answers.complete))
 }
 
-/// The manifest of a name as it is now.
-async fn current(client: &Client, name: &ServiceName) -> Result<Option<Manifest>, ClientError> {
-    match client.service(name).await {
-        Ok(service) => Ok(Some(Manifest::service(service.name, service.spec))),
+/// The manifest of an object as it is in etcd; `None` if the object does not exist.
+async fn current(
+    client: &Client,
+    kind: KindName,
+    name: &ObjectName,
+) -> Result<Option<Manifest>, ClientError> {
+    match client.object(kind, name).await {
+        Ok(object) => Ok(Some(object.into())),
         Err(ClientError::Refused(ApiError { kind: ErrorKind::NotFound, .. })) => Ok(None),
         Err(error) => Err(error),
     }
@@ -183,75 +179,59 @@ async fn current(client: &Client, name: &ServiceName) -> Result<Option<Manifest>
 
 /// Shows what `apply` would change.
 pub async fn diff(client: &Client, out: &Printer, paths: &[PathBuf]) -> Result<ExitCode> {
-    let (manifests, sound) = match read(paths) {
+    let (manifests, valid) = match read(paths) {
         Ok(read) => read,
         Err(code) => return Ok(code),
     };
-    let items = manifests.into_iter().map(|manifest| (manifest.metadata.name.clone(), manifest)).collect();
-    let asked: Asked<Difference> = ask_all(items, |name, wanted| {
+    let answers: Answers<Difference> = request_all(with_keys(manifests), |kind, name, wanted| {
         let client = client.clone();
         async move {
-            let there = current(&client, &name).await?;
-            let before = there.map(|manifest| manifest.to_yaml()).unwrap_or_default();
-            Ok(Difference { name, lines: changed_lines(&before, &wanted.to_yaml()) })
+            let current = current(&client, kind, &name).await?;
+            let before = current.map(|manifest| manifest.to_yaml()).unwrap_or_default();
+            Ok(Difference { kind, name, lines: diff_lines(&before, &wanted.to_yaml()) })
         }
     })
     .await?;
-    let equal = asked.answers.iter().all(|difference| difference.lines.is_empty());
-    if sound && asked.whole || !equal || out.json {
-        out.print(&Listing::new(asked.answers, None), render::differences)?;
+    let equal = answers.answers.iter().all(|difference| difference.lines.is_empty());
+    if valid && answers.complete || !equal || out.json {
+        out.print(&Listing::new(answers.answers, None), render::differences)?;
     }
-    Ok(code(sound, asked.whole && equal))
+    Ok(exit_code(valid, answers.complete && equal))
 }
 
-/// Shows what is there: a list of all, or a manifest.
-pub async fn get(client: &Client, out: &Printer, name: Option<ServiceName>) -> Result<()> {
+/// Shows the objects of a kind as a table, or as manifests: all of them for programs, one for human readers.
+pub async fn get(client: &Client, out: &Printer, kind: KindName, name: Option<ObjectName>) -> Result<()> {
     match name {
         None => {
-            let services = client.services().await?;
-            if !out.json {
-                return out.print(&services, render::services);
+            let objects = client.objects(kind).await?;
+            if out.json {
+                let manifests = objects.items.into_iter().map(Manifest::from).collect();
+                return out.print(&Listing::new(manifests, None), |_, _| String::new());
             }
-            let manifests =
-                services.items.into_iter().map(|service| Manifest::service(service.name, service.spec));
-            out.print(&Listing::new(manifests.collect(), None), |_: &Listing<Manifest>, _| String::new())
+            out.print(&objects, |objects, _| render::objects(kind, objects))
         }
         Some(name) => {
-            let service = client.service(&name).await?;
-            let manifest = Manifest::service(service.name, service.spec);
+            let manifest = Manifest::from(client.object(kind, &name).await?);
             out.print(&manifest, |manifest, _| manifest.to_yaml())
         }
     }
 }
 
-/// All lines of both texts, with `-` before those of the first alone and `+` before those of the second alone; nothing
-/// when they are equal. By the longest common subsequence: manifests are short.
-fn changed_lines(before: &str, after: &str) -> Vec<String> {
+/// The lines of [`Difference`].
+fn diff_lines(before: &str, after: &str) -> Vec<String> {
     if before == after {
         return Vec::new();
     }
-    let (a, b): (Vec<&str>, Vec<&str>) = (before.lines().collect(), after.lines().collect());
-    let mut common = vec![vec![0_usize; b.len() + 1]; a.len() + 1];
-    for i in (0..a.len()).rev() {
-        for j in (0..b.len()).rev() {
-            common[i][j] =
-                if a[i] == b[j] { common[i + 1][j + 1] + 1 } else { common[i + 1][j].max(common[i][j + 1]) };
-        }
-    }
-    let (mut i, mut j, mut lines) = (0, 0, Vec::new());
-    while i < a.len() || j < b.len() {
-        if i < a.len() && j < b.len() && a[i] == b[j] {
-            lines.push(format!("  {}", a[i]));
-            (i, j) = (i + 1, j + 1);
-        } else if j == b.len() || (i < a.len() && common[i + 1][j] >= common[i][j + 1]) {
-            lines.push(format!("- {}", a[i]));
-            i += 1;
-        } else {
-            lines.push(format!("+ {}", b[j]));
-            j += 1;
-        }
-    }
-    lines
+    let diff = TextDiff::from_lines(before, after);
+    let line = |change: similar::Change<&str>| {
+        let sign = match change.tag() {
+            ChangeTag::Delete => '-',
+            ChangeTag::Insert => '+',
+            ChangeTag::Equal => ' ',
+        };
+        format!("{sign} {}", change.value().trim_end_matches('\n'))
+    };
+    diff.iter_all_changes().map(line).collect()
 }
 
 #[cfg(test)]
@@ -259,9 +239,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_goes_and_what_comes_stands_among_what_stays() {
+    fn diff_shows_removed_and_added_lines_among_common_ones() {
         let check = |before: &str, after: &str, expected: &[&str]| {
-            assert_eq!(changed_lines(before, after), expected, "{before:?} {after:?}");
+            assert_eq!(diff_lines(before, after), expected, "{before:?} {after:?}");
         };
         check("a\nb\n", "a\nb\n", &[]);
         check("", "a\nb\n", &["+ a", "+ b"]);

@@ -1,48 +1,49 @@
-//! How far a long command has come, for those who watch it.
+//! The progress of a long command, for a user at a terminal.
 
 use std::{
     io::{self, IsTerminal, Write},
     time::{Duration, Instant},
 };
 
-/// What is done by then needs no such line; and how often it changes after that.
-const EVERY: Duration = Duration::from_millis(200);
+/// The time before the first line, and between two of them: a command that ends within it needs none.
+const INTERVAL: Duration = Duration::from_millis(200);
 
-/// A line of the error output that is written again and again, where that is a terminal. It goes when this is dropped.
+/// A line on the error output that is overwritten as work proceeds, if the error output is a terminal. Dropping this clears
+/// the line.
 pub struct Progress {
     total: usize,
     done: usize,
-    /// When it was written, or the beginning; `None` where nobody watches.
+    /// When the line was written last, at first the start; `None` if the error output is no terminal.
     written: Option<Instant>,
-    is_there: bool,
+    shown: bool,
 }
 
 impl Progress {
-    /// Of so many things nothing is done.
+    /// Progress 0 of `total`.
     pub fn new(total: usize) -> Self {
         let written = io::stderr().is_terminal().then(Instant::now);
-        Self { total, done: 0, written, is_there: false }
+        Self { total, done: 0, written, shown: false }
     }
 
-    /// One more is done.
+    /// Counts one more item as done.
     pub fn step(&mut self) {
         self.done += 1;
-        if self.written.is_some_and(|written| written.elapsed() >= EVERY) {
+        if self.written.is_some_and(|written| written.elapsed() >= INTERVAL) {
             self.written = Some(Instant::now());
-            self.is_there = true;
+            self.shown = true;
             write(&format!("\r{} of {}", self.done, self.total));
         }
     }
 
-    /// Writes a line that stays.
-    pub fn tell(&mut self, line: &str) {
+    /// Prints a line that is not overwritten.
+    pub fn print(&mut self, line: &str) {
         self.clear();
         eprintln!("{line}");
     }
 
     fn clear(&mut self) {
-        if self.is_there {
-            self.is_there = false;
+        if self.shown {
+            self.shown = false;
             write("\r\x1b[K");
         }
     }
@@ -54,7 +55,7 @@ impl Drop for Progress {
     }
 }
 
-/// Whoever closed the error output does not watch.
+/// An error is ignored: whoever closed the error output does not read it.
 fn write(text: &str) {
     let mut output = io::stderr().lock();
     let _ = output.write_all(text.as_bytes()).and_then(|()| output.flush());

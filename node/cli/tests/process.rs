@@ -1,4 +1,4 @@
-//! The built `warren` as a shell sees it: exit codes, what goes to which output, and who is asked.
+//! The built `warren` as a shell sees it: exit codes, standard output, error output, and requests.
 
 use std::{
     fs,
@@ -19,14 +19,14 @@ fn warren(arguments: &[&str]) -> Command {
     command
 }
 
-/// Runs to the end: exit code, standard output, error output.
+/// Runs a command to its end. Returns the exit code, standard output and error output.
 fn finish(command: &mut Command) -> (i32, String, String) {
     let Output { status, stdout, stderr } = command.output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    (status.code().expect("it was not killed"), text(stdout), text(stderr))
+    (status.code().expect("no signal killed it"), text(stdout), text(stderr))
 }
 
-/// An agent that gives every request the same answer.
+/// A fake agent that gives every request the same answer.
 struct Agent {
     folder: tempfile::TempDir,
 }
@@ -44,8 +44,8 @@ impl Agent {
                     request.push(byte[0]);
                 }
                 let head = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n", body.len());
-                // The client may have seen enough.
-                let _gone =
+                // The client may have closed the connection.
+                let _closed =
                     stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body.as_bytes()));
             }
         });
@@ -64,7 +64,7 @@ impl Agent {
 }
 
 #[test]
-fn wrong_usage_exits_2_and_says_what_is_right() {
+fn usage_error_exits_2_and_names_valid_usage() {
     let check = |arguments: &[&str], expected: &str| {
         let (code, stdout, stderr) = finish(&mut warren(arguments));
         assert_eq!((code, stdout.as_str()), (WRONG_USAGE, ""), "{arguments:?}: {stderr}");
@@ -102,7 +102,7 @@ fn help_and_completion_need_no_agent() {
 }
 
 #[test]
-fn a_missing_agent_is_said_in_one_line() {
+fn missing_agent_is_reported_in_one_line() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("none.sock");
     let (code, stdout, stderr) = finish(warren(&["status", "--socket"]).arg(&socket));
@@ -117,7 +117,17 @@ fn a_missing_agent_is_said_in_one_line() {
 }
 
 #[test]
-fn a_socket_of_others_names_the_group() {
+fn silent_agent_is_given_up_after_the_timeout() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("warren.sock");
+    let _silent = UnixListener::bind(&socket).unwrap();
+    let (code, stdout, stderr) = finish(warren(&["status", "--timeout", "1", "--socket"]).arg(&socket));
+    assert_eq!((code, stdout.as_str()), (FAILED, ""));
+    assert!(stderr.contains("warren.sock within 1s; see its log, or wait longer with --timeout"), "{stderr}");
+}
+
+#[test]
+fn socket_without_permission_names_the_group() {
     if !nix::unistd::geteuid().is_root() {
         println!("skipped: changing to another user needs root");
         return;
@@ -126,7 +136,7 @@ fn a_socket_of_others_names_the_group() {
     let open = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     open(agent.folder.path(), 0o755);
     open(&agent.socket(), 0o660);
-    // The built program may lie where only root can read: nobody runs a copy.
+    // The built program may lie where only root can read, so that user nobody runs a copy.
     let program = agent.folder.path().join("warren");
     fs::copy(env!("CARGO_BIN_EXE_warren"), &program).unwrap();
     open(&program, 0o755);
@@ -138,7 +148,7 @@ fn a_socket_of_others_names_the_group() {
 }
 
 #[test]
-fn a_refusal_is_shown_with_what_to_do() {
+fn api_error_is_shown_with_its_hint() {
     let body = r#"{"kind":"exhausted","message":"no address is free","hint":"add a pool"}"#;
     let agent = Agent::start("507 Insufficient Storage", body.to_owned());
     let (code, stdout, stderr) =
@@ -148,7 +158,7 @@ fn a_refusal_is_shown_with_what_to_do() {
 }
 
 #[test]
-fn an_answer_of_another_version_is_said() {
+fn answer_of_another_version_is_reported() {
     let agent = Agent::start("200 OK", r#"{"items":7}"#.to_owned());
     let (code, _, stderr) = finish(&mut agent.ask(&["node", "list"]));
     assert_eq!(code, FAILED);
@@ -156,7 +166,7 @@ fn an_answer_of_another_version_is_said() {
 }
 
 #[test]
-fn differences_exit_1_until_they_are_repaired() {
+fn state_diff_exits_1_unless_differences_are_repaired() {
     let check = |body: &str, expected: i32| {
         let agent = Agent::start("200 OK", body.to_owned());
         let (code, _, stderr) = finish(&mut agent.ask(&["state", "diff"]));
@@ -168,7 +178,7 @@ fn differences_exit_1_until_they_are_repaired() {
 }
 
 #[test]
-fn the_doctor_needs_no_agent() {
+fn doctor_needs_no_agent() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("none.sock");
     let ask = |output: &str| finish(warren(&["doctor", "-o", output, "--socket"]).arg(&socket));
@@ -191,8 +201,8 @@ fn the_doctor_needs_no_agent() {
 }
 
 #[test]
-fn a_failing_check_exits_1() {
-    // Answers no status: an agent that is there, and not well.
+fn doctor_exits_1_if_a_check_fails() {
+    // An agent that listens, but answers with an error.
     let body = r#"{"kind":"internal","message":"the core is gone"}"#;
     let agent = Agent::start("500 Internal Server Error", body.to_owned());
     let (code, stdout, stderr) = finish(&mut agent.ask(&["doctor"]));
@@ -201,7 +211,7 @@ fn a_failing_check_exits_1() {
 }
 
 #[test]
-fn json_is_the_agents_answer() {
+fn json_output_is_the_agents_answer() {
     let body = r#"{"items":[{"reason":"forwarded","direction":"egress","packets":7,"bytes":98}],"total":1}"#;
     let agent = Agent::start("200 OK", body.to_owned());
     let (code, stdout, _) = finish(&mut agent.ask(&["drops", "-o", "json"]));
@@ -211,9 +221,9 @@ fn json_is_the_agents_answer() {
 }
 
 #[test]
-fn a_reader_that_has_seen_enough_is_no_failure() {
+fn closed_output_pipe_is_no_failure() {
     let row = r#"{"reason":"forwarded","direction":"egress","packets":7,"bytes":98}"#;
-    // Far more than a pipe holds.
+    // The output is far larger than a pipe's buffer.
     let body = format!(r#"{{"items":[{}],"total":20000}}"#, vec![row; 20_000].join(","));
     let agent = Agent::start("200 OK", body);
     for output in ["table", "json"] {
@@ -231,7 +241,7 @@ fn a_reader_that_has_seen_enough_is_no_failure() {
 }
 
 #[test]
-fn a_completion_that_nobody_reads_is_no_failure() {
+fn completion_to_a_closed_pipe_is_no_failure() {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let finished = warren(&["completion", "bash"]).stdout(writer).stderr(Stdio::piped()).output().unwrap();
@@ -249,7 +259,7 @@ fn in_file(name: &str, text: &str) -> (tempfile::TempDir, PathBuf) {
 }
 
 #[test]
-fn a_manifest_is_applied_and_a_folder_of_them() {
+fn apply_takes_a_manifest_and_a_folder_of_manifests() {
     let body = r#"{"name":"web","outcome":"created","virtual_ip":"10.201.0.5","node_ports":[],"revision":7}"#;
     let agent = Agent::start("200 OK", body.to_owned());
     let (folder, path) = in_file("web.yaml", MANIFEST);
@@ -264,9 +274,9 @@ fn a_manifest_is_applied_and_a_folder_of_them() {
     assert_eq!(value["items"][0]["outcome"], "created");
 }
 
-/// Nobody is asked for anything when there is nothing else.
+/// The agent gets no request if there is no valid manifest.
 #[test]
-fn a_bad_manifest_is_wrong_usage_and_told_with_file_and_line() {
+fn manifest_mistake_exits_2_and_is_reported_with_file_and_line() {
     let check = |text: &str, expected: &str| {
         let (_folder, path) = in_file("web.yaml", text);
         for command in ["apply", "diff", "delete"] {
@@ -285,8 +295,8 @@ fn a_bad_manifest_is_wrong_usage_and_told_with_file_and_line() {
         "FILE: line 1: service web: spec.ports[0].port: 0 is none",
     );
     check("# nothing\n", "no manifest in FILE");
-    check(&format!("{MANIFEST}---\n{MANIFEST}"), "service web is there twice: in FILE");
-    check(&"#".repeat(9 << 20), "at most 8388608 are read");
+    check(&format!("{MANIFEST}---\n{MANIFEST}"), "service web is defined twice: in FILE");
+    check(&"#".repeat(9 << 20), "the limit is 8388608");
     let (code, _, stderr) = finish(&mut warren(&["apply", "-f", "/no/such/file.yaml"]));
     assert_eq!(code, WRONG_USAGE);
     assert!(stderr.contains("open /no/such/file.yaml: No such file"), "{stderr}");
@@ -297,12 +307,12 @@ fn a_bad_manifest_is_wrong_usage_and_told_with_file_and_line() {
     fs::write(&other, MANIFEST).unwrap();
     let (code, _, stderr) = finish(warren(&["apply", "-f"]).arg(folder.path()));
     let both =
-        format!("warren: service web is there twice: in {} and in {}\n", path.display(), other.display());
+        format!("warren: service web is defined twice: in {} and in {}\n", path.display(), other.display());
     assert_eq!((code, stderr), (WRONG_USAGE, both));
 }
 
 #[test]
-fn mistakes_in_manifests_do_not_hold_up_the_others() {
+fn manifest_mistakes_do_not_affect_the_other_manifests() {
     let body = r#"{"name":"web","outcome":"created","virtual_ip":"10.201.0.5","node_ports":[],"revision":7}"#;
     let agent = Agent::start("200 OK", body.to_owned());
     let named = |name: &str| MANIFEST.replace("{name: web}", &format!("{{name: {name}}}"));
@@ -330,8 +340,8 @@ fn mistakes_in_manifests_do_not_hold_up_the_others() {
         "warren: 2.yaml: line ",
         "warren: read 5.yaml: ",
         "warren: open /no/such/folder: No such file",
-        "warren: service d is there twice: in 6.yml",
-        "warren: service twice is there twice: in 3.yaml and in 4.yaml",
+        "warren: service d is defined twice: in 6.yml",
+        "warren: service twice is defined twice: in 3.yaml and in 4.yaml",
     ];
     assert_eq!(found.len(), expected.len(), "{stderr}");
     for (found, expected) in found.iter().zip(expected) {
@@ -340,7 +350,7 @@ fn mistakes_in_manifests_do_not_hold_up_the_others() {
 }
 
 #[test]
-fn a_refused_manifest_fails_the_whole_and_is_told() {
+fn apply_fails_if_the_agent_rejects_a_manifest() {
     let body = r#"{"kind":"conflict","message":"address 10.201.0.5 belongs to service db"}"#;
     let agent = Agent::start("409 Conflict", body.to_owned());
     let (_folder, path) = in_file("web.yaml", MANIFEST);
@@ -355,9 +365,8 @@ fn many(count: usize) -> (tempfile::TempDir, PathBuf) {
     in_file("many.yaml", &manifests.join("---\n"))
 }
 
-/// A thousand times the same words tell nothing.
 #[test]
-fn a_store_that_is_away_is_told_a_few_times_and_then_how_far_things_have_come() {
+fn apply_stops_after_some_answers_that_the_store_is_unavailable() {
     let body = r#"{"kind":"unavailable","message":"etcd is away"}"#;
     let agent = Agent::start("503 Service Unavailable", body.to_owned());
     let (_folder, path) = many(300);
@@ -368,8 +377,8 @@ fn a_store_that_is_away_is_told_a_few_times_and_then_how_far_things_have_come() 
     assert_eq!(
         lines[10..],
         [
-            "warren: the store is away",
-            "warren: 0 of 300 are done, 10 were refused; 290 are not done, or it is not known: do it again"
+            "warren: the store is unavailable",
+            "warren: 0 of 300 done, 10 rejected, 290 not done or unknown: repeat the command"
         ]
     );
     let (_folder, path) = many(2);
@@ -378,7 +387,7 @@ fn a_store_that_is_away_is_told_a_few_times_and_then_how_far_things_have_come() 
 }
 
 #[test]
-fn who_interrupts_is_told_how_far_things_have_come() {
+fn apply_reports_its_progress_when_interrupted() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("warren.sock");
     let listener = UnixListener::bind(&socket).unwrap();
@@ -386,7 +395,7 @@ fn who_interrupts_is_told_how_far_things_have_come() {
     let mut command = warren(&["apply", "--socket"]);
     command.arg(&socket).arg("-f").arg(&path).stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = command.spawn().unwrap();
-    // It has asked, and gets no answer.
+    // The request arrives, and gets no answer.
     let _silent = listener.accept().unwrap();
     let pid = nix::unistd::Pid::from_raw(child.id().try_into().unwrap());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
@@ -394,12 +403,12 @@ fn who_interrupts_is_told_how_far_things_have_come() {
     assert_eq!(finished.status.code(), Some(FAILED));
     assert_eq!(
         String::from_utf8(finished.stderr).unwrap(),
-        "warren: interrupted\nwarren: 0 of 2 are done, 0 were refused; 2 are not done, or it is not known: do it again\n"
+        "warren: interrupted\nwarren: 0 of 2 done, 0 rejected, 2 not done or unknown: repeat the command\n"
     );
 }
 
 #[test]
-fn a_diff_exits_1_when_apply_would_change_something() {
+fn diff_exits_1_if_apply_would_change_something() {
     let spec = r#"{"virtualIp":"auto","ports":[{"protocol":"tcp","port":80,"targetPort":80}],"selector":{"matchLabels":{"app":"web"}},"algorithm":"maglev"}"#;
     let service =
         format!(r#"{{"name":"web","virtual_ip":"10.201.0.5","revision":7,"spec":{spec},"ports":[]}}"#);

@@ -216,7 +216,7 @@ fn main() {
                 KvUpdate::Changed { events: vec![KvEvent::Put(changed)], revision: Revision(revision) };
             let event = Event::Kv(update);
             let start = Instant::now();
-            recorder.before(Now::default(), &event);
+            recorder.before(Now::default(), &event, &node);
             let before = start.elapsed();
             let start = Instant::now();
             let commands = node.handle(Now::default(), event);

@@ -1,33 +1,29 @@
-//! Reading the kernel whole: at the start, after every listing, on a deadline, on request.
+//! Reading the kernel completely: at the start, after every listing, on a deadline, on request.
 
 use std::{collections::BTreeSet, time::Duration};
 
-use datapath_plan::{Difference, Observed, PlanOutcome, Prune, TableKey, Tables};
+use datapath_plan::{Difference, Observed, Prune, TableKey};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     AuditView, CallErrorKind, CallId, Command, Reply,
-    limits::{DISTURBED_PAUSE, GOSSIP_SETTLED, OBSERVE_RETRY},
-    node::Node,
+    context::Context,
+    limits::{EXTERNALLY_MODIFIED_PAUSE, GOSSIP_SETTLED, OBSERVE_RETRY},
 };
 
 /// The audit. One per node.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Audit {
-    /// Whether the kernel has been read once: before that nothing is done to it.
-    pub observed: bool,
-    /// Whether the first whole listing may remove what the kernel has; `None` before both are known.
-    pub trusted: Option<bool>,
     /// A listing has come since the last audit.
-    pub after_listing: bool,
-    /// The kernel is being read: no plan meanwhile, or what is read would be older than what is applied.
+    after_listing: bool,
+    /// The kernel is being read: no plan meanwhile, or the result would be older than what is applied.
     observing: bool,
     due_at: Duration,
-    /// When the kernel was read last.
+    /// When the kernel was last read.
     read_at: Duration,
-    /// Asked, and not begun.
+    /// Calls that wait for an audit to begin, and whether each wants repairs.
     calls: Vec<(CallId, bool)>,
-    /// Answered by the reading that is under way: it began after they were asked.
+    /// Calls that the reading in flight answers: it began after they came.
     answering: Vec<(CallId, bool)>,
     last: Option<AuditView>,
 }
@@ -40,143 +36,105 @@ impl Audit {
     pub(crate) fn last(&self) -> Option<&AuditView> {
         self.last.as_ref()
     }
-}
 
-impl Node {
-    pub(crate) fn request_audit(&mut self, call: CallId, repair: bool) {
-        self.audit.calls.push((call, repair));
+    pub(crate) fn request(&mut self, call: CallId, repair: bool) {
+        self.calls.push((call, repair));
     }
 
-    /// Somebody else changed the stack: if what is wanted is concerned, the kernel is read soon. With a pause between two
-    /// such readings, since whoever takes our routes away may do so again and again.
-    pub(crate) fn on_disturbed(&mut self, keys: &BTreeSet<TableKey>) {
-        if keys.iter().any(|key| self.reconciler.wanted().get(key).is_some()) {
-            let soon = self.now.monotonic.max(self.audit.read_at + DISTURBED_PAUSE);
-            self.audit.due_at = self.audit.due_at.min(soon);
+    /// The store was listed: what the listing does not have may be removed from the kernel.
+    pub(crate) fn after_listing(&mut self) {
+        self.after_listing = true;
+    }
+
+    /// Something else changed the network stack: if wanted entries are concerned, the kernel is read soon. With a pause
+    /// between two such readings, since whatever removes our routes may do so again and again.
+    pub(crate) fn on_externally_modified(&mut self, cx: &Context, keys: &BTreeSet<TableKey>) {
+        if keys.iter().any(|key| cx.kernel.wanted().get(key).is_some()) {
+            let soon = cx.now.monotonic.max(self.read_at + EXTERNALLY_MODIFIED_PAUSE);
+            self.due_at = self.due_at.min(soon);
         }
     }
 
-    /// Reads the kernel when that is due, else carries out what differs.
-    pub(crate) fn pursue_kernel(&mut self) {
-        if self.audit.observing || self.reconciler.in_flight() {
-            return;
-        }
-        self.finish_detached();
-        let due = self.now.monotonic >= self.audit.due_at;
-        let settled = self.audit.after_listing && self.ipam.settled();
-        if due || settled || !self.audit.calls.is_empty() {
-            self.audit.observing = true;
-            self.audit.answering = std::mem::take(&mut self.audit.calls);
-            self.audit.after_listing &= !settled;
-            self.out.push(Command::Observe);
-        } else if self.audit.observed {
-            self.plan();
-        }
+    /// Whether neither a reading nor a plan is in flight.
+    pub(crate) fn is_idle(&self, cx: &Context) -> bool {
+        !self.observing && !cx.kernel.in_flight()
     }
 
-    fn plan(&mut self) {
-        if let Some(plan) = self.reconciler.plan(self.now.monotonic) {
-            self.counters.plans += 1;
-            self.counters.ops += plan.ops.len() as u64;
-            self.out.push(Command::Apply(plan));
+    /// Reads the kernel if that is due, else has the differences carried out. Only while idle. `claims_settled`: all of
+    /// this node's blocks are held, so that a reading after a listing may remove what nobody wants.
+    pub(crate) fn pursue(&mut self, cx: &mut Context, claims_settled: bool) {
+        let due = cx.now.monotonic >= self.due_at;
+        let listed = self.after_listing && claims_settled;
+        if due || listed || !self.calls.is_empty() {
+            self.observing = true;
+            self.answering = std::mem::take(&mut self.calls);
+            self.after_listing &= !listed;
+            cx.command(Command::Observe);
+        } else if cx.startup.kernel_read
+            && let Some(plan) = cx.kernel.plan(cx.now.monotonic)
+        {
+            cx.counters.plans += 1;
+            cx.counters.ops += plan.ops.len() as u64;
+            cx.command(Command::Apply(plan));
         }
     }
 
-    /// Of which tables everything is known. Blocks and gateway of this node must be settled too, or its own
-    /// routes would look like nobody's.
-    fn prune(&self) -> Prune {
-        let complete = self.view.is_complete() && self.store.suspect.is_none() && self.ipam.settled();
-        if complete && self.audit.trusted == Some(true) {
-            Prune { ipcache: self.gossip_settled(), services: self.gossip_settled(), ..Prune::ALL }
-        } else {
-            Prune::NONE
-        }
-    }
-
-    fn gossip_settled(&self) -> bool {
-        self.now.monotonic >= GOSSIP_SETTLED
-    }
-
-    pub(crate) fn on_observed(&mut self, result: Result<Observed, String>) {
-        self.audit.observing = false;
-        self.audit.read_at = self.now.monotonic;
+    /// The reading has ended. Returns what was read.
+    pub(crate) fn on_observed(
+        &mut self,
+        cx: &mut Context,
+        result: Result<Observed, String>,
+    ) -> Option<Observed> {
+        let now = cx.now.monotonic;
+        self.observing = false;
+        self.read_at = now;
         match result {
             Ok(observed) => {
-                // Drawn from half to one and a half, so that a fleet started at once does not audit at once.
-                let interval = self.config.audit_interval;
-                self.audit.due_at = self.now.monotonic + interval.mul_f64(0.5 + self.rng.f64());
-                if !self.gossip_settled() {
-                    self.audit.due_at = self.audit.due_at.min(GOSSIP_SETTLED);
+                // Jittered from half to one and a half, so that a fleet that started at once does not audit at once.
+                let interval = cx.config.audit_interval;
+                self.due_at = now + interval.mul_f64(0.5 + cx.rng.f64());
+                if now < GOSSIP_SETTLED {
+                    self.due_at = self.due_at.min(GOSSIP_SETTLED);
                 }
-                if self.audit.observed { self.compare(observed) } else { self.adopt_kernel(observed) }
+                Some(observed)
             }
             Err(reason) => {
-                self.audit.due_at = self.now.monotonic + OBSERVE_RETRY;
-                for (call, _) in std::mem::take(&mut self.audit.answering) {
+                self.due_at = now + OBSERVE_RETRY;
+                for (call, _) in std::mem::take(&mut self.answering) {
                     let text = format!("the kernel could not be read: {reason}");
-                    self.refuse(call, CallErrorKind::Unavailable, text);
+                    cx.refuse(call, CallErrorKind::Unavailable, text);
                 }
-                self.error(format!("the kernel could not be read: {reason}"));
+                cx.error(format!("the kernel could not be read: {reason}"));
+                None
             }
         }
     }
 
-    /// The first look: what is there stays, with its numbers (P5).
-    fn adopt_kernel(&mut self, mut observed: Observed) {
-        self.audit.observed = true;
-        // Asked after a first reading that failed: nothing was compared here, the next reading answers.
-        self.audit.calls.append(&mut self.audit.answering);
-        // The ipcache is all of a large fleet, and nobody else asks for it here.
-        let ipcache = std::mem::take(&mut observed.tables.ipcache);
-        let tables = Tables { ipcache, ..observed.tables.clone() };
-        self.reconciler.adopt(Observed { tables, ..observed.clone() }, Prune::NONE);
-        self.adopted_gateway = observed.tables.base.as_ref().map(|base| base.gateway);
-        self.peers.adopt(&observed.tables.nodes);
-        self.adopt_services(&observed.tables);
-        self.adopt_endpoints(&observed);
-        self.desired.base = true;
-        self.judge_first_listing();
+    /// The first reading: what is there stays, with its numbers (P5). Calls are answered by the next reading, since nothing
+    /// was compared here.
+    pub(crate) fn adopt(&mut self, cx: &mut Context, observed: Observed) {
+        self.calls.append(&mut self.answering);
+        cx.kernel.adopt(observed, Prune::NONE);
     }
 
-    fn compare(&mut self, observed: Observed) {
-        let prune = self.prune();
-        if prune.services {
-            self.forget_doubtful_members();
-        }
-        let calls = std::mem::take(&mut self.audit.answering);
-        // Somebody who only asks does not repair; without anybody asking the audit is there to repair.
+    /// Any later reading: finds what differs, and repairs it unless all callers only want to know.
+    pub(crate) fn compare(&mut self, cx: &mut Context, observed: Observed, prune: Prune) {
+        let calls = std::mem::take(&mut self.answering);
         let repair = calls.is_empty() || calls.iter().any(|(_, repair)| *repair);
-        let found = self.reconciler.compare(&observed, prune);
+        let found = cx.kernel.compare(&observed, prune);
         let mut lines: Vec<String> = found.iter().map(ToString::to_string).collect();
         lines.extend(observed.broken.iter().map(|what| format!("broken: {what}")));
         lines.sort();
-        self.counters.audits += 1;
+        cx.counters.audits += 1;
         if repair {
             for Difference { key, .. } in found.iter().filter(|difference| !difference.kept) {
-                *self.counters.audit_repaired.entry(key.table().to_owned()).or_default() += 1;
+                *cx.counters.audit_repaired.entry(key.table().to_owned()).or_default() += 1;
             }
-            self.reconciler.adopt(observed, prune);
+            cx.kernel.adopt(observed, prune);
         }
-        let at = self.now.wall;
-        self.audit.last = Some(AuditView { at, differences: lines.clone(), repaired: repair });
+        self.last = Some(AuditView { at: cx.now.wall, differences: lines.clone(), repaired: repair });
         for (call, _) in calls {
-            self.reply(call, Ok(Reply::Audited { differences: lines.clone() }));
-        }
-    }
-
-    pub(crate) fn on_applied(&mut self, outcome: &PlanOutcome) {
-        self.counters.op_failures += outcome.failures.len() as u64;
-        let completed = self.reconciler.complete(self.now.monotonic, outcome);
-        for key in &completed.done {
-            if let TableKey::Endpoint(id) = key {
-                self.endpoint_done(*id);
-            }
-        }
-        for (key, error) in &completed.failed {
-            self.error(format!("{key}: {error}"));
-            if let TableKey::Endpoint(id) = key {
-                self.endpoint_failed(*id, outcome.generation, error);
-            }
+            cx.reply(call, Ok(Reply::Audited { differences: lines.clone() }));
         }
     }
 }

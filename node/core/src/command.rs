@@ -37,18 +37,18 @@ pub enum Command {
     },
     /// Gossip these facts of ours from now on.
     Publish(NodeFacts),
-    /// Gossip with this address too: a node that etcd knows.
+    /// Gossip with this address too: that of a node which etcd knows.
     AddPeer(SocketAddr),
-    /// Gossip no more with this address, which was one of a node that has another now.
+    /// Stop gossiping with this address: its node has another one now.
     ForgetPeer(SocketAddr),
-    /// Keep this on disk for the next start; only the newest counts.
+    /// Save this snapshot for the next start; only the newest counts.
     Persist(Box<Snapshot>),
-    /// Keep this of an endpoint of this node for the next start, or, with `None`, forget it. It must outlive the
+    /// Save this state of an endpoint of this node for the next start, or, with `None`, delete it. It must outlive the
     /// agent, not the machine.
     PersistEndpoint(EndpointId, Option<Box<SavedEndpoint>>),
-    /// Answer a call, once everything of endpoints that was to be kept before is.
+    /// Answer a call, after all endpoint state of earlier commands has been saved.
     Reply(CallId, Result<Reply, CallError>),
-    /// Ask these; answer each with `Event::Probed`, in any order and company.
+    /// Send these probes; answer with `Event::Probed`, in any order and grouping.
     Probe(Vec<Probe>),
     /// Send `Event::Woke` at this monotonic time. Replaces the time asked for before.
     WakeAt(Duration),
@@ -57,18 +57,18 @@ pub enum Command {
     Halt(String),
 }
 
-/// One question to a backend or node.
+/// One probe of a backend or node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Probe {
     /// Its number.
     pub id: ProbeId,
-    /// Who is asked what.
+    /// What is probed.
     pub target: ProbeTarget,
-    /// No answer within this is a bad one.
+    /// Without an answer within this time the probe fails.
     pub timeout: Duration,
 }
 
-/// Who is asked what.
+/// What is probed, and how.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ProbeTarget {
     /// A backend of a service, from the node's own stack.
@@ -82,7 +82,7 @@ pub enum ProbeTarget {
     Node(std::net::IpAddr),
 }
 
-/// What a call gave.
+/// The result of a call.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
     /// The endpoint is attached and answers.

@@ -1,4 +1,4 @@
-//! What node-core must be told before it starts; it never changes while the agent runs.
+//! The configuration of node-core; it never changes while the agent runs.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -7,12 +7,12 @@ use identity::{FleetName, Labels, NodeName};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-/// What this node has of the network between nodes.
+/// This node's attachment to the network between nodes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Underlay {
-    /// This node's addresses there; the first one is where packets of other nodes come to. Never empty.
+    /// This node's addresses there; tunnel packets are sent to the first one. Never empty.
     pub addresses: Vec<IpAddr>,
-    /// The network that the first one is in: what is inside is reached without a router.
+    /// The network of the first address: its nodes are reached without a router.
     pub network: IpNetwork,
     /// Index of the interface.
     pub ifindex: u32,
@@ -27,28 +27,28 @@ pub enum NativeRoutes {
     /// From this node, to each node on the same network.
     #[default]
     Direct,
-    /// From others (a router, a routing daemon, a cloud's route table): this node makes none.
+    /// From elsewhere (a router, a routing daemon, a cloud's route table): this node makes none.
     External,
 }
 
-/// How packets travel, as far as an operator chooses.
+/// How packets are forwarded, as far as an operator chooses.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DatapathConfig {
-    /// From node to node.
+    /// Between nodes.
     pub mode: Mode,
     /// To local endpoints.
     pub host_routing: HostRouting,
     /// For the native mode.
     pub native_routes: NativeRoutes,
-    /// MTU of endpoints, if it is to be less than what the underlay carries.
+    /// MTU of endpoints, if it is to be smaller than what fits into the underlay.
     pub pod_mtu_bytes: Option<u32>,
-    /// To the world; the fleet's pools are excluded besides what is said here.
+    /// For traffic to the world; the fleet's pools are excluded in addition to its own exclusions.
     pub masquerade: Option<Masquerade>,
-    /// Networks that the underlay interface takes nothing from.
+    /// Networks whose packets the underlay interface drops.
     pub refused: Vec<IpNetwork>,
 }
 
-/// The configuration of one node. Checked by the agent before it gets here.
+/// The configuration of one node. The agent has checked it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeConfig {
     /// The fleet's name.
@@ -57,10 +57,10 @@ pub struct NodeConfig {
     pub node: NodeName,
     /// This node's labels.
     pub node_labels: Labels,
-    /// The underlay as it is at the start; `Event::Underlay` tells of changes.
+    /// The underlay at the start; changes come as `Event::Underlay`.
     pub underlay: Underlay,
-    /// Pools, block sizes and tunnel port: what this node would create the fleet with, and what it compares
-    /// an existing fleet record to.
+    /// Pools, block sizes and tunnel port: this node creates the fleet's record with them, and compares an existing record
+    /// to them.
     pub pools: Vec<IpNetwork>,
     /// Where virtual IPs come from, in a fleet that has no such pools yet.
     pub service_pools: Vec<IpNetwork>,
@@ -70,13 +70,13 @@ pub struct NodeConfig {
     pub block_prefix_v6: u8,
     /// UDP port of the tunnel.
     pub tunnel_port: u16,
-    /// How packets travel.
+    /// How packets are forwarded.
     pub datapath: DatapathConfig,
     /// UDP port of gossip.
     pub gossip_port: u16,
-    /// Which labels count for identities: patterns as `identity::LabelFilter` takes them, in order.
+    /// Which labels determine identities: patterns as `identity::LabelFilter` takes them, in order.
     pub identity_labels: Vec<String>,
-    /// Start time in ms since the epoch, higher than at any start before.
+    /// Start time in ms since the epoch, larger than at any start before.
     pub incarnation: u64,
     /// The machine's id.
     pub machine_id: String,
@@ -84,17 +84,17 @@ pub struct NodeConfig {
     pub boot_id: String,
     /// The agent's version.
     pub agent_version: String,
-    /// Seed of everything that is drawn at random (fleet id, free numbers, jitter).
+    /// Seed of all random numbers (fleet id, free identities, jitter).
     pub seed: [u64; 2],
-    /// How long a released number or block stays unused.
+    /// How long a released identity or block stays unused.
     pub quarantine: Duration,
     /// How long a released address stays unused.
     pub address_cooldown: Duration,
-    /// How many free addresses this node keeps at the least, so that endpoints can be added for a while without the
-    /// store; never more than one block of them.
+    /// How many free addresses this node keeps, so that endpoints can be added for a while without the store; at most one
+    /// block of them.
     pub address_reserve: u8,
-    /// How often the kernel is read whole and compared.
+    /// How often the kernel is read completely and compared.
     pub audit_interval: Duration,
-    /// How often this node looks for identities and blocks to collect (jittered by half).
+    /// How often this node looks for identities and blocks to collect (with jitter of one half).
     pub collect_interval: Duration,
 }

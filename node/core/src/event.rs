@@ -1,4 +1,4 @@
-//! What may happen to a node. Closed and serialisable: a log of events is a replay.
+//! What may happen to a node. Closed and serialisable: a log of events can be replayed.
 
 use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
@@ -34,12 +34,12 @@ pub struct CallId(pub u64);
 pub enum Event {
     /// The first event, once.
     Started {
-        /// What the former agent persisted last, if it can be read.
+        /// The former agent's last snapshot, if it can be read.
         snapshot: Option<Box<Snapshot>>,
-        /// What it persisted of its endpoints, as far as it can be read.
+        /// The state of endpoints that the former agent saved, as far as it can be read.
         endpoints: Vec<SavedEndpoint>,
     },
-    /// A time asked for by `Command::WakeAt` has come (or any other: waking too often is harmless).
+    /// The time of a `Command::WakeAt` has come. Waking at other times is harmless.
     Woke,
     /// From the watch on the fleet's prefix.
     Kv(KvUpdate),
@@ -51,22 +51,22 @@ pub enum Event {
     Observed(Result<Observed, String>),
     /// The answer to a `Command::Apply`.
     Applied(PlanOutcome),
-    /// Somebody called the local API.
+    /// The local API was called.
     Called(CallId, Call),
     /// The underlay changed.
     Underlay(Underlay),
-    /// Somebody took away or changed what these entries have in the network stack, or may have; what this node did
-    /// itself may be among it.
-    Disturbed(BTreeSet<TableKey>),
-    /// What came of probes; the error is what went wrong, in a few words.
+    /// What these entries have in the network stack was removed or modified, or may have been. Changes by this node itself
+    /// may be among them.
+    ExternallyModified(BTreeSet<TableKey>),
+    /// The results of probes; the error says in a few words what went wrong.
     Probed(Vec<(ProbeId, Result<(), String>)>),
 }
 
-/// A question to a backend or node in flight.
+/// A probe of a backend or node in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ProbeId(pub u64);
 
-/// What the watch says.
+/// An update of the watch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum KvUpdate {
     /// The whole prefix at one revision: at the start and after each break of the watch.
@@ -82,16 +82,16 @@ pub enum KvUpdate {
     Lost(String),
 }
 
-/// What gossip says.
+/// An update of gossip.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum GossipUpdate {
     /// A node's facts, new or changed.
     Facts(Box<NodeFacts>),
-    /// Whether a node seems alive.
+    /// A node's liveness.
     Live {
         /// The node.
         node: NodeName,
-        /// Whether it does.
+        /// Whether it seems alive.
         liveness: Liveness,
     },
 }
@@ -99,30 +99,30 @@ pub enum GossipUpdate {
 /// A call of the local API that changes something. What only reads is answered from `Node`'s accessors.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Call {
-    /// Adds an endpoint; the same call again answers the same.
+    /// Adds an endpoint; the same call again is answered like the first.
     EndpointAdd(EndpointSpec),
-    /// Deletes an endpoint; one that is not there is no error.
+    /// Deletes an endpoint; it is no error if the endpoint does not exist.
     EndpointDelete(EndpointName),
-    /// Has an endpoint take no new flows as a backend from now on; the same call again changes nothing.
+    /// Drains an endpoint: as a backend it takes no new flows from now on. The same call again changes nothing.
     EndpointDrain(EndpointName),
     /// Removes another node's records: an operator's word that it will not come back.
     NodeRemove(NodeName),
-    /// Gives back a block of this node that no endpoint uses.
+    /// Releases a block of this node that no endpoint uses.
     CidrRelease(IpNetwork),
-    /// Writes a service into the store; the same call again changes nothing.
+    /// Writes a service to the store; the same call again changes nothing.
     ServicePut {
         /// Its name.
         name: ServiceName,
-        /// How it is to be.
+        /// Its specification.
         spec: ServiceSpec,
-        /// What must be there before.
+        /// What the store must have before.
         expected: Expected,
     },
-    /// Deletes a service from the store; one that is not there is no error.
+    /// Deletes a service from the store; it is no error if the service does not exist.
     ServiceDelete {
         /// Its name.
         name: ServiceName,
-        /// What must be there before.
+        /// What the store must have before.
         expected: Expected,
     },
     /// Reads the kernel now and compares; answers with what differed.
@@ -132,7 +132,7 @@ pub enum Call {
     },
 }
 
-/// An endpoint as asked for.
+/// An endpoint to be added.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointSpec {
     /// Its name, unique on the node.
@@ -141,6 +141,6 @@ pub struct EndpointSpec {
     pub labels: Labels,
     /// How it is attached.
     pub attachment: Attachment,
-    /// The address wanted, if it matters.
+    /// The address wanted, if any.
     pub address: Option<IpAddr>,
 }

@@ -1,4 +1,4 @@
-//! The label sets that endpoints of this node have, and the fleet's numbers for them.
+//! The label sets of this node's endpoints, and the fleet's identities for them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,7 +11,10 @@ use kvstore_schema::{Revision, record::ClaimState};
 use node_facts::PendingOp;
 use serde::{Deserialize, Serialize};
 
-use crate::{IdentityView, limits::IDENTITY_GRACE, node::Node, tasks::Task};
+use crate::{
+    IdentityView, NodeConfig, context::Context, fleet::Fleet, limits::IDENTITY_GRACE, peers::Peers,
+    requests::Task,
+};
 
 /// In place of the revision of a reference that has not been written yet.
 const UNREFERENCED: Revision = Revision(0);
@@ -21,28 +24,28 @@ const UNREFERENCED: Revision = Revision(0);
 enum Work {
     /// Nothing: the reference is as it should be.
     None,
-    /// The reference should be taken (again), and nobody has started yet.
+    /// The reference should be taken (again), and no machine has started yet.
     Wanted,
     /// The reference is being taken.
     Acquiring,
-    /// The reference is being given back.
+    /// The reference is being released.
     Releasing,
 }
 
 /// One label set in use on this node, or in use until a while ago.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct LocalIdentity {
+struct LocalIdentity {
     labels: Labels,
-    /// Its number and the revision of this node's reference, once there is one.
+    /// Its identity and the revision of this node's reference, once there is one.
     held: Option<(Identity, Revision)>,
     work: Work,
-    /// Endpoints of this node that have it or wait for it.
+    /// Endpoints of this node that have the identity or wait for it.
     users: usize,
-    /// Since when there are none.
+    /// Since when there are no users.
     idle_since: Option<Duration>,
 }
 
-/// All of them. One per node.
+/// All label sets. One per node.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Identities {
     sets: BTreeMap<LabelDigest, LocalIdentity>,
@@ -52,31 +55,48 @@ pub(crate) struct Identities {
     idle: BTreeSet<(Duration, LabelDigest)>,
 }
 
+/// What a label set's identity has become, for the endpoints that have or await it.
+pub(crate) enum IdentityChange {
+    /// The label set has this identity.
+    Granted(LabelDigest, Identity),
+    /// The label set's identity stands for other labels now; another one follows.
+    Lost(LabelDigest),
+    /// The label set gets no identity.
+    Refused(LabelDigest, ClaimError),
+}
+
 impl Identities {
     pub(crate) fn next_wake(&self) -> Option<Duration> {
         self.idle.first().map(|(at, _)| *at)
     }
 
-    /// Numbers that this node uses, with their labels.
-    pub(crate) fn held(&self) -> impl Iterator<Item = (Identity, &Labels)> {
-        self.ours().map(|(identity, _, labels)| (identity, labels))
-    }
-
-    /// Those of them to which the store has a reference of this node.
+    /// Identities to which the store has a reference of this node, with their labels.
     pub(crate) fn referenced(&self) -> impl Iterator<Item = (Identity, &Labels)> {
-        let ours = self.ours().filter(|(_, reference, _)| *reference != UNREFERENCED);
+        let ours = self.held().filter(|(_, reference, _)| *reference != UNREFERENCED);
         ours.map(|(identity, _, labels)| (identity, labels))
     }
 
-    fn ours(&self) -> impl Iterator<Item = (Identity, Revision, &Labels)> {
+    fn held(&self) -> impl Iterator<Item = (Identity, Revision, &Labels)> {
         let ours = self.sets.values().filter(|set| set.work != Work::Releasing);
         ours.filter_map(|set| set.held.map(|(identity, reference)| (identity, reference, &set.labels)))
+    }
+
+    /// Identities in use that the store may have no reference to yet: this node's, and those that gossip reports.
+    pub(crate) fn in_use(&self, peers: &Peers) -> BTreeSet<Identity> {
+        let ours = self.held().map(|(identity, ..)| identity);
+        let reported = peers.pending_endpoints().filter(|change| change.op == PendingOp::Added);
+        ours.chain(reported.map(|change| change.identity)).collect()
+    }
+
+    /// Endpoints of this node with a label set.
+    fn users(&self, digest: &LabelDigest) -> usize {
+        self.sets.get(digest).map_or(0, |set| set.users)
     }
 
     fn want(&mut self, digest: &LabelDigest) {
         if let Some(set) = self.sets.get_mut(digest) {
             match set.work {
-                // One that runs is followed by another look when it ends.
+                // The machine that runs is followed by another look when it ends.
                 Work::Acquiring | Work::Releasing => {}
                 Work::None | Work::Wanted => {
                     set.work = Work::Wanted;
@@ -85,14 +105,20 @@ impl Identities {
             }
         }
     }
-}
 
-impl Node {
-    /// Counts one more user of a label set. Returns its number if that may be used at once; otherwise it comes by and
-    /// by, from the store.
-    pub(crate) fn use_identity(&mut self, digest: &LabelDigest, labels: &Labels) -> Option<Identity> {
-        let known = self.referenced(digest).or_else(|| Some((self.known_number(digest)?, UNREFERENCED)));
-        let set = self.identities.sets.entry(digest.clone()).or_insert_with(|| LocalIdentity {
+    /// Counts one more user of a label set. Returns its identity if it may be used at once; otherwise it follows later as
+    /// an [`IdentityChange`].
+    pub(crate) fn acquire(
+        &mut self,
+        cx: &Context,
+        fleet: &Fleet,
+        peers: &Peers,
+        digest: &LabelDigest,
+        labels: &Labels,
+    ) -> Option<Identity> {
+        let known = referenced(fleet, digest)
+            .or_else(|| Some((known_identity(cx, fleet, peers, digest)?, UNREFERENCED)));
+        let set = self.sets.entry(digest.clone()).or_insert_with(|| LocalIdentity {
             labels: labels.clone(),
             held: known,
             work: Work::None,
@@ -104,257 +130,211 @@ impl Node {
             set.held = known;
         }
         if let Some(since) = set.idle_since.take() {
-            self.identities.idle.remove(&(since + IDENTITY_GRACE, digest.clone()));
+            self.idle.remove(&(since + IDENTITY_GRACE, digest.clone()));
         }
-        // While it is given back the number is not ours, whatever the store still shows.
-        let number = set.held.filter(|_| set.work != Work::Releasing).map(|(identity, _)| identity);
-        let ours = set.held.is_some_and(|(_, revision)| revision > self.started_revision);
+        // While the reference is being released the identity is not this node's, whatever the store still shows.
+        let identity = set.held.filter(|_| set.work != Work::Releasing).map(|(identity, _)| identity);
+        let ours = set.held.is_some_and(|(_, revision)| revision > fleet.started_revision());
         if !ours {
-            // Taken again even if a former agent's reference is there: its late release must not count.
-            self.identities.want(digest);
+            // A former agent's reference is taken again: a late release by that agent must not count.
+            self.want(digest);
         }
-        number
+        identity
     }
 
-    /// The number of a live label set to which the store shows a reference of this node.
-    fn referenced(&self, digest: &LabelDigest) -> Option<(Identity, Revision)> {
-        let identity = self.view.identity_labels().get(digest)?.record.id;
-        let live = self.view.identities().get(&identity)?.record.state == ClaimState::Live;
-        let reference = self.view.refs(identity).get(&self.config.node)?;
-        live.then_some((identity, reference.modified))
-    }
-
-    /// The number of a label set that others use and this node does not refer to yet. Taken before the reference is
-    /// written, it is safe while the store is silent for less than half of the quarantine: whoever collects it has to
-    /// see it unused for a whole quarantine first, and gossip tells of its use meanwhile.
-    fn known_number(&self, digest: &LabelDigest) -> Option<Identity> {
-        let silent = self.store.silent_for(self.now)?;
-        if silent > self.config.quarantine / 2 {
-            return None;
-        }
-        let recorded = self.view.identity_labels().get(digest).map(|entry| entry.record.id);
-        if let Some(entry) = recorded.and_then(|number| self.view.identities().get(&number)) {
-            return recorded.filter(|_| entry.record.state == ClaimState::Live);
-        }
-        // Allocated while this node did not hear the store.
-        let told = self.peers.told_endpoints().find(|told| {
-            told.op == PendingOp::Added
-                && told.labels_digest == *digest
-                && told.identity.is_fleet()
-                && self.counting_labels(&told.labels).digest() == *digest
-        });
-        told.map(|told| told.identity).filter(|number| !self.view.identities().contains_key(number))
-    }
-
-    /// Numbers in use that the store may have no reference to yet: this node's, and those that gossip tells of.
-    pub(crate) fn used_numbers(&self) -> BTreeSet<Identity> {
-        let ours = self.identities.held().map(|(identity, _)| identity);
-        let told = self.peers.told_endpoints().filter(|told| told.op == PendingOp::Added);
-        ours.chain(told.map(|told| told.identity)).collect()
-    }
-
-    /// Counts one user less.
-    pub(crate) fn drop_identity(&mut self, digest: &LabelDigest) {
-        let now = self.now.monotonic;
-        let Some(set) = self.identities.sets.get_mut(digest) else { return };
+    /// Counts one user of a label set less.
+    pub(crate) fn release(&mut self, digest: &LabelDigest, now: Duration) {
+        let Some(set) = self.sets.get_mut(digest) else { return };
         set.users = set.users.saturating_sub(1);
         if set.users == 0 {
             set.idle_since = Some(now);
-            self.identities.idle.insert((now + IDENTITY_GRACE, digest.clone()));
+            self.idle.insert((now + IDENTITY_GRACE, digest.clone()));
         }
     }
 
     /// Starts the machines that are due.
-    pub(crate) fn pursue_identities(&mut self) {
-        if !self.membership.registered() {
-            return;
+    pub(crate) fn pursue(&mut self, cx: &mut Context, fleet: &Fleet) -> Vec<IdentityChange> {
+        let mut changes = Vec::new();
+        if !fleet.is_registered() {
+            return changes;
         }
-        for digest in std::mem::take(&mut self.identities.wanted) {
-            // Somebody who is away may have a number for it, and others' numbers may not be in the store again.
-            let known = self.view.identity_labels().contains_key(&digest)
-                || self.identities.sets.get(&digest).is_some_and(|set| set.held.is_some());
-            if (self.view.life().restoring && !known) || self.view.is_disputed(&digest) {
-                self.identities.wanted.insert(digest);
-            } else {
-                self.acquire(digest);
-            }
+        for digest in std::mem::take(&mut self.wanted) {
+            changes.extend(self.take_reference(cx, fleet, digest));
         }
-        let now = self.now.monotonic;
-        while let Some((_, digest)) = self.identities.idle.first().filter(|(at, _)| *at <= now).cloned() {
-            self.identities.idle.pop_first();
-            self.release(digest);
+        let now = cx.now.monotonic;
+        while let Some((_, digest)) = self.idle.first().filter(|(at, _)| *at <= now).cloned() {
+            self.idle.pop_first();
+            self.release_reference(cx, fleet, digest);
         }
+        changes
     }
 
-    fn acquire(&mut self, digest: LabelDigest) {
-        let draw = self.rng.u64(..);
-        let Some(set) = self.identities.sets.get_mut(&digest) else { return };
-        let incarnation =
-            self.membership.registered.as_ref().map_or(self.config.incarnation, |own| own.incarnation);
-        match IdentityAcquire::start(
-            &self.view,
-            self.config.node.clone(),
-            incarnation,
-            set.labels.clone(),
-            set.held.map(|(number, _)| number),
-            draw,
-        ) {
+    fn take_reference(
+        &mut self,
+        cx: &mut Context,
+        fleet: &Fleet,
+        digest: LabelDigest,
+    ) -> Option<IdentityChange> {
+        let draw = cx.rng.u64(..);
+        let set = self.sets.get_mut(&digest)?;
+        let (node, incarnation) = (fleet.node().clone(), fleet.incarnation(&cx.config));
+        let held = set.held.map(|(identity, _)| identity);
+        match IdentityAcquire::start(fleet.view(), node, incarnation, set.labels.clone(), held, draw) {
             Ok((machine, request)) => {
                 set.work = Work::Acquiring;
-                self.ask(request, Task::Acquire(digest, machine));
+                cx.ask(request, Task::AcquireIdentity(digest, machine));
+                None
             }
-            Err(error) => self.on_acquired(&digest, Err(error)),
+            // It is tried again at the next event; the end of the restoration is one.
+            Err(ClaimError::Restoring) => {
+                self.wanted.insert(digest);
+                None
+            }
+            Err(error) => self.on_acquired(cx, digest, Err(error)),
         }
     }
 
-    fn release(&mut self, digest: LabelDigest) {
-        let Some(set) = self.identities.sets.get_mut(&digest) else { return };
+    fn release_reference(&mut self, cx: &mut Context, fleet: &Fleet, digest: LabelDigest) {
+        let Some(set) = self.sets.get_mut(&digest) else { return };
         match (set.work, set.held) {
-            // Looked at again when that ends.
+            // Looked at again when the machine ends.
             (Work::Acquiring | Work::Releasing, _) => {}
-            (Work::None | Work::Wanted, None) => drop(self.identities.sets.remove(&digest)),
+            (Work::None | Work::Wanted, None) => drop(self.sets.remove(&digest)),
             (Work::None | Work::Wanted, Some((identity, revision))) => {
                 set.work = Work::Releasing;
-                let incarnation = self
-                    .membership
-                    .registered
-                    .as_ref()
-                    .map_or(self.config.incarnation, |own| own.incarnation);
-                let (machine, request) = IdentityRelease::start(
-                    self.view.schema(),
-                    self.config.node.clone(),
-                    incarnation,
-                    identity,
-                    revision,
-                );
-                self.ask(request, Task::Release(digest, machine));
+                let (schema, node) = (fleet.view().schema(), fleet.node().clone());
+                let incarnation = fleet.incarnation(&cx.config);
+                let (machine, request) =
+                    IdentityRelease::start(schema, node, incarnation, identity, revision);
+                cx.ask(request, Task::ReleaseIdentity(digest, machine));
             }
         }
     }
 
-    pub(crate) fn on_acquired(&mut self, digest: &LabelDigest, end: Result<IdentityGrant, ClaimError>) {
-        let Some(set) = self.identities.sets.get_mut(digest) else { return };
+    pub(crate) fn on_acquired(
+        &mut self,
+        cx: &mut Context,
+        digest: LabelDigest,
+        end: Result<IdentityGrant, ClaimError>,
+    ) -> Option<IdentityChange> {
+        let set = self.sets.get_mut(&digest)?;
         set.work = Work::None;
-        // Its grace may have ended while this went on.
+        // The grace may have ended while the machine ran.
         if let Some(since) = set.idle_since {
-            self.identities.idle.insert((since + IDENTITY_GRACE, digest.clone()));
+            self.idle.insert((since + IDENTITY_GRACE, digest.clone()));
         }
         match end {
             Ok(grant) => {
                 set.held = Some((grant.identity, grant.ref_revision));
-                self.identity_granted(digest, grant.identity);
+                Some(IdentityChange::Granted(digest, grant.identity))
             }
             Err(error) => {
+                cx.error(error.to_string());
                 if matches!(error, ClaimError::NotRegistered { .. }) {
-                    self.membership.registered = None;
-                    self.identities.want(digest);
+                    cx.changes.unregistered = true;
+                    self.want(&digest);
+                    return None;
                 }
-                self.error(error.to_string());
-                self.identity_refused(digest, &error);
+                Some(IdentityChange::Refused(digest, error))
             }
         }
     }
 
-    pub(crate) fn on_released(&mut self, digest: &LabelDigest, end: Result<(), ClaimError>) {
+    pub(crate) fn on_released(
+        &mut self,
+        cx: &mut Context,
+        digest: &LabelDigest,
+        end: Result<(), ClaimError>,
+    ) {
         if let Err(error) = end {
-            self.error(error.to_string());
+            cx.error(error.to_string());
         }
-        let Some(set) = self.identities.sets.get_mut(digest) else { return };
+        let Some(set) = self.sets.get_mut(digest) else { return };
         set.work = Work::None;
         set.held = None;
         if set.users > 0 {
-            self.identities.want(digest);
+            self.want(digest);
         } else {
-            self.identities.sets.remove(digest);
+            self.sets.remove(digest);
         }
     }
 
-    /// The store has lost this node's references: those in use are taken again, with the same numbers.
-    pub(crate) fn acquire_again(&mut self) {
-        let now = self.now.monotonic;
-        self.identities.sets.retain(|_, set| set.users > 0 || set.work != Work::Releasing);
-        for (digest, set) in &mut self.identities.sets {
-            set.held = set.held.map(|(number, _)| (number, UNREFERENCED));
+    /// The store has lost this node's references: those in use are taken again, with the same identities.
+    pub(crate) fn acquire_again(&mut self, now: Duration) {
+        self.sets.retain(|_, set| set.users > 0 || set.work != Work::Releasing);
+        for (digest, set) in &mut self.sets {
+            set.held = set.held.map(|(identity, _)| (identity, UNREFERENCED));
             set.work = Work::None;
             if set.users > 0 {
                 set.work = Work::Wanted;
-                self.identities.wanted.insert(digest.clone());
+                self.wanted.insert(digest.clone());
             } else if let Some(since) = set.idle_since {
-                self.identities.idle.insert(((since + IDENTITY_GRACE).max(now), digest.clone()));
+                self.idle.insert(((since + IDENTITY_GRACE).max(now), digest.clone()));
             }
         }
     }
 
-    /// A number came, went, or has another meaning. Endpoints of this node that have it with other labels must not bear it
-    /// for another moment: until they have a new one, nothing is known of who they are.
-    pub(crate) fn on_number(&mut self, number: Identity) {
-        self.desired.numbers.insert(number);
-        let Some(entry) = self.view.identities().get(&number) else { return };
-        let held = |set: &LocalIdentity| set.held.is_some_and(|(held, _)| held == number);
+    /// An identity's record came, went, or has other labels. Endpoints of this node that have the identity with other
+    /// labels lose it at once: until they have another one, nothing is known of who they are.
+    pub(crate) fn on_identity(
+        &mut self,
+        cx: &mut Context,
+        fleet: &Fleet,
+        identity: Identity,
+    ) -> Option<IdentityChange> {
+        let labels = fleet.labels_of(identity)?;
         let taken =
-            |(_, set): &(&LabelDigest, &LocalIdentity)| held(set) && set.labels != entry.record.labels;
-        let Some(digest) = self.identities.sets.iter().find(taken).map(|(digest, _)| digest.clone()) else {
-            return;
-        };
-        self.error(format!(
-            "identity {number} was given to other labels; endpoints of this node get another"
+            |set: &LocalIdentity| set.held.is_some_and(|(held, _)| held == identity) && set.labels != *labels;
+        let (digest, set) = self.sets.iter_mut().find(|(_, set)| taken(set))?;
+        set.held = None;
+        let digest = digest.clone();
+        cx.error(format!(
+            "identity {identity} was given to other labels; endpoints of this node get another"
         ));
-        if let Some(set) = self.identities.sets.get_mut(&digest) {
-            set.held = None;
-        }
-        self.identities.want(&digest);
-        self.identity_lost(&digest);
+        self.want(&digest);
+        Some(IdentityChange::Lost(digest))
     }
 
-    /// This node's reference to a number came or went in the store.
-    pub(crate) fn on_own_ref(&mut self, identity: Identity, gone: bool) {
+    /// This node's reference to an identity came or went in the store.
+    pub(crate) fn on_own_reference(&mut self, cx: &Context, fleet: &Fleet, identity: Identity, gone: bool) {
         if !gone {
-            // One that came late, of an attempt that was given up.
-            return self.adopt_ref(identity);
+            // The reference may be late: of an attempt that was abandoned.
+            return self.adopt_reference(cx, fleet, identity);
         }
-        let seen = self.view.revision();
-        let lost = self.identities.sets.iter_mut().find_map(|(digest, set)| match set.held {
-            Some((held, revision)) if held == identity && revision <= seen && set.work == Work::None => {
-                Some(digest.clone())
-            }
-            _ => None,
+        let seen = fleet.view().revision();
+        let lost = self.sets.iter().find(|(_, set)| {
+            let held = set.held.is_some_and(|(held, revision)| held == identity && revision <= seen);
+            held && set.work == Work::None
         });
-        if let Some(digest) = lost
-            && self.identities.sets[&digest].users > 0
+        if let Some((digest, set)) = lost
+            && set.users > 0
         {
-            self.identities.want(&digest);
+            self.want(&digest.clone());
         }
     }
 
-    /// References that a crash of a former agent has left behind: in use by nobody, given back after the
-    /// grace, like any other.
-    pub(crate) fn adopt_refs(&mut self) {
-        let numbers = self.view.refs_by_node().get(&self.config.node).cloned().unwrap_or_default();
-        numbers.into_iter().for_each(|identity| self.adopt_ref(identity));
+    /// Takes references that a former agent has left behind into care: without users, they are released after the grace.
+    pub(crate) fn adopt_references(&mut self, cx: &Context, fleet: &Fleet) {
+        for identity in fleet.view().refs_by_node().get(fleet.node()).into_iter().flatten() {
+            self.adopt_reference(cx, fleet, *identity);
+        }
     }
 
-    /// Takes a reference that this node knows no use for into its care.
-    fn adopt_ref(&mut self, identity: Identity) {
-        let Some(entry) = self.view.identities().get(&identity) else { return };
-        let labels = entry.record.labels.clone();
+    fn adopt_reference(&mut self, cx: &Context, fleet: &Fleet, identity: Identity) {
+        let Some(labels) = fleet.labels_of(identity).cloned() else { return };
         let digest = labels.digest();
-        if self.identities.sets.contains_key(&digest) {
+        if self.sets.contains_key(&digest) {
             return;
         }
-        let now = self.now.monotonic;
-        let held = self.referenced(&digest);
-        self.identities.idle.insert((now + IDENTITY_GRACE, digest.clone()));
+        let now = cx.now.monotonic;
+        let held = referenced(fleet, &digest);
+        self.idle.insert((now + IDENTITY_GRACE, digest.clone()));
         let idle = LocalIdentity { labels, held, work: Work::None, users: 0, idle_since: Some(now) };
-        self.identities.sets.insert(digest, idle);
-    }
-
-    /// The labels that count for the identity.
-    pub(crate) fn counting_labels(&self, labels: &Labels) -> Labels {
-        self.label_filter.apply(labels)
+        self.sets.insert(digest, idle);
     }
 
     /// Reserved and fleet identities, by number.
-    pub fn identities(&self) -> Vec<IdentityView> {
+    pub(crate) fn views(&self, fleet: &Fleet) -> Vec<IdentityView> {
         let reserved = (1..=Identity::REMOTE_NODE.get()).filter_map(|number| {
             let id = Identity::new(number).ok()?;
             Some(IdentityView {
@@ -367,18 +347,49 @@ impl Node {
                 local_endpoints: 0,
             })
         });
-        let fleet = self.view.identities().iter().map(|(id, entry)| {
+        let known = fleet.view().identities().iter().map(|(id, entry)| {
             let digest = entry.record.labels.digest();
             IdentityView {
                 id: *id,
                 labels: entry.record.labels.clone(),
                 reserved: None,
                 quarantined: entry.record.state == ClaimState::Quarantined,
-                nodes: self.view.refs(*id).keys().cloned().collect(),
-                local_endpoints: self.identities.sets.get(&digest).map_or(0, |set| set.users),
+                nodes: fleet.view().refs(*id).keys().cloned().collect(),
+                local_endpoints: self.users(&digest),
                 digest: Some(digest),
             }
         });
-        reserved.chain(fleet).collect()
+        reserved.chain(known).collect()
     }
+}
+
+/// The identity of a live label set to which the store shows a reference of this node.
+fn referenced(fleet: &Fleet, digest: &LabelDigest) -> Option<(Identity, Revision)> {
+    let identity = fleet.view().identity_labels().get(digest)?.record.id;
+    let live = fleet.view().identities().get(&identity)?.record.state == ClaimState::Live;
+    let reference = fleet.view().refs(identity).get(fleet.node())?;
+    live.then_some((identity, reference.modified))
+}
+
+/// The identity of a label set that other nodes use and this node does not refer to yet. Using it before the reference is
+/// written is safe while the store has been silent for less than half of the quarantine: a collector has to see the
+/// identity unused for a whole quarantine first, and gossip reports the use meanwhile.
+fn known_identity(cx: &Context, fleet: &Fleet, peers: &Peers, digest: &LabelDigest) -> Option<Identity> {
+    let NodeConfig { quarantine, .. } = &cx.config;
+    if fleet.silent_for(cx.now)? > *quarantine / 2 {
+        return None;
+    }
+    let view = fleet.view();
+    let recorded = view.identity_labels().get(digest).map(|entry| entry.record.id);
+    if let Some(entry) = recorded.and_then(|identity| view.identities().get(&identity)) {
+        return recorded.filter(|_| entry.record.state == ClaimState::Live);
+    }
+    // The identity may have been allocated while this node did not hear the store.
+    let reported = peers.pending_endpoints().find(|change| {
+        change.op == PendingOp::Added
+            && change.labels_digest == *digest
+            && change.identity.is_fleet()
+            && cx.identity_labels(&change.labels).digest() == *digest
+    });
+    reported.map(|change| change.identity).filter(|identity| !view.identities().contains_key(identity))
 }

@@ -1,4 +1,4 @@
-//! This node's blocks and addresses.
+//! IPAM: this node's blocks, and the addresses in them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,36 +8,47 @@ use std::{
 
 use ipnetwork::IpNetwork;
 use kvstore_claims::{AddressError, AddressPool, CidrClaim, CidrGrant, CidrRelease, ClaimError, Family};
-use kvstore_schema::record::ClaimEpoch;
+use kvstore_schema::record::{ClaimEpoch, ClaimState};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    CallErrorKind, CallId, CidrView, NodeConfig, Reply, limits::CLAIM_RETRY, node::Node, tasks::Task,
+    CallErrorKind, CallId, CidrView, NodeConfig, Reply, context::Context, fleet::Fleet, limits::CLAIM_RETRY,
+    requests::Task,
 };
 
 /// Blocks and addresses. One per node.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Ipam {
-    pub pool: AddressPool,
-    pub held: BTreeMap<IpNetwork, CidrGrant>,
+    pool: AddressPool,
+    held: BTreeMap<IpNetwork, CidrGrant>,
     /// This node's live claims, oldest first: those held, and those in the store that wait to be adopted.
-    pub own: Vec<(IpNetwork, ClaimEpoch)>,
-    /// Claims of a former life of the store, to be made again.
+    own: Vec<(IpNetwork, ClaimEpoch)>,
+    /// Claims of a former generation of the store, to be made again.
     again: BTreeMap<IpNetwork, ClaimEpoch>,
-    /// `held` and `again` are all that this node owns: another claim in its name is of an older copy.
+    /// `held` and `again` are all that this node owns: another claim in its name is from an older copy.
     exact: bool,
-    /// Claims changed since `own` was made.
-    pub changed: bool,
-    /// Blocks being given back: not ours any more.
+    /// Blocks being released: not this node's any more.
     releasing: BTreeSet<IpNetwork>,
     claiming: bool,
-    tokens: u64,
+    last_token: u64,
     /// Why there is no further block.
     exhausted: Option<String>,
-    /// Before this no further block is asked for.
+    /// Before this time no further block is claimed.
     retry_at: Duration,
-    /// Claims that somebody else has taken away.
-    pub lost: BTreeSet<IpNetwork>,
+    /// Blocks that another node has taken.
+    lost: BTreeSet<IpNetwork>,
+    /// The gateway that the kernel had at the start; used until this node's blocks are known.
+    adopted_gateway: Option<IpAddr>,
+}
+
+/// How a claim on a block ended.
+pub(crate) enum BlockEnd {
+    /// The block can be used.
+    Granted(IpNetwork),
+    /// The pools are exhausted.
+    Exhausted(String),
+    /// Nothing that an endpoint has to know.
+    None,
 }
 
 impl Ipam {
@@ -49,36 +60,68 @@ impl Ipam {
             own: Vec::new(),
             again: BTreeMap::new(),
             exact: false,
-            changed: false,
             releasing: BTreeSet::new(),
             claiming: false,
-            tokens: 0,
+            last_token: 0,
             exhausted: None,
             retry_at: Duration::ZERO,
             lost: BTreeSet::new(),
+            adopted_gateway: None,
         }
     }
 
-    /// Whether every claim of this node is held: its addresses can all be given out and recorded.
-    pub(crate) fn settled(&self) -> bool {
+    /// This node's own address in the pod network: the first usable address of its oldest block.
+    pub(crate) fn gateway(&self) -> Option<IpAddr> {
+        self.own.first().map(|(cidr, _)| first_address(*cidr)).or(self.adopted_gateway)
+    }
+
+    /// Keeps the gateway that the kernel has.
+    pub(crate) fn adopt_gateway(&mut self, gateway: Option<IpAddr>) {
+        self.adopted_gateway = gateway;
+    }
+
+    /// This node's live claims, oldest first.
+    pub(crate) fn own(&self) -> &[(IpNetwork, ClaimEpoch)] {
+        &self.own
+    }
+
+    /// The blocks that the store has confirmed.
+    pub(crate) fn held(&self) -> impl Iterator<Item = IpNetwork> + '_ {
+        self.held.keys().copied()
+    }
+
+    /// The block that addresses of this node are taken from.
+    pub(crate) fn blocks(&self) -> Vec<IpNetwork> {
+        self.pool.blocks().collect()
+    }
+
+    /// Whether every claim of this node is held: its addresses can all be assigned and recorded.
+    pub(crate) fn is_settled(&self) -> bool {
         !self.held.is_empty() && self.own.iter().all(|(cidr, _)| self.held.contains_key(cidr))
     }
 
-    /// How many addresses are wanted free, and how many are. Those that rest are free soon.
-    pub(crate) fn reserve(&self, config: &NodeConfig) -> (u128, u128) {
+    /// The confirmed block that an address lies in.
+    pub(crate) fn block_of(&self, ip: IpAddr) -> Option<&CidrGrant> {
+        self.held.get(&self.pool.block_of(ip)?)
+    }
+
+    /// How many addresses should be free, and how many are. Those that cool down are free soon.
+    fn reserve(&self, config: &NodeConfig) -> (u128, u128) {
         let fill = self.pool.fill();
         let first = self.pool.blocks().next().and_then(|block| self.pool.block_fill(block));
         let most = first.map_or(u128::MAX, |block| block.capacity);
         (u128::from(config.address_reserve).min(most), fill.capacity.saturating_sub(fill.used as u128))
     }
 
-    /// The block that an address lies in.
-    pub(crate) fn block_of(&self, ip: IpAddr) -> Option<&CidrGrant> {
-        self.held.get(&self.pool.block_of(ip)?)
+    /// What an operator should know of blocks and free addresses.
+    pub(crate) fn warnings(&self, config: &NodeConfig, connected: bool) -> impl Iterator<Item = String> {
+        let lost = self.lost.iter().map(|cidr| {
+            format!("pod CIDR {cidr} was taken from this node: delete the endpoints in it and add them again")
+        });
+        self.shortage(config, connected).into_iter().chain(lost)
     }
 
-    /// What an operator should know of the room that is left.
-    pub(crate) fn shortage(&self, config: &NodeConfig, connected: bool) -> Option<String> {
+    fn shortage(&self, config: &NodeConfig, connected: bool) -> Option<String> {
         let (wanted, free) = self.reserve(config);
         if free >= wanted.max(1) || self.pool.blocks().next().is_none() {
             return None;
@@ -108,308 +151,317 @@ impl Ipam {
             })
             .collect()
     }
-}
 
-impl Node {
-    /// Makes the list of this node's claims anew.
-    pub(crate) fn refresh_own_claims(&mut self) {
-        self.ipam.changed = false;
-        let claims = self.view.cidrs();
-        let me = &self.config.node;
-        // A claim that the store shows as another's, or not at all, after it was ours.
-        let seen = self.view.revision();
-        let lost: Vec<IpNetwork> = (self.ipam.held.iter())
-            .filter(|(cidr, grant)| {
-                let still = claims.get(cidr).is_some_and(|claim| {
-                    claim.record.node == *me
-                        && claim.created == grant.epoch
-                        && claim.record.state == kvstore_schema::record::ClaimState::Live
-                });
-                !still && seen >= grant.revision
-            })
-            .map(|(cidr, _)| *cidr)
-            .collect();
-        for cidr in lost {
-            self.ipam.held.remove(&cidr);
-            self.ipam.lost.insert(cidr);
-            self.error(format!("pod CIDR {cidr} was taken from this node"));
+    /// Computes this node's claims again.
+    pub(crate) fn refresh_claims(&mut self, cx: &mut Context, fleet: &Fleet) {
+        cx.changes.claims = false;
+        let (view, me) = (fleet.view(), fleet.node());
+        let claims = view.cidrs();
+        // A claim that was this node's, and that the store shows since as another node's, or not at all.
+        let lost = self.held.extract_if(.., |cidr, grant| {
+            let still = claims.get(cidr).is_some_and(|claim| {
+                claim.record.node == *me
+                    && claim.created == grant.epoch
+                    && claim.record.state == ClaimState::Live
+            });
+            !still && view.revision() >= grant.revision
+        });
+        for (cidr, _) in lost {
+            self.lost.insert(cidr);
+            cx.error(format!("pod CIDR {cidr} was taken from this node"));
         }
-        let (claims, me) = (self.view.cidrs(), &self.config.node);
-        // A block given back stays out of use until its claim is gone: we would adopt it again.
-        self.ipam.releasing.retain(|cidr| claims.get(cidr).is_some_and(|claim| claim.record.node == *me));
-        // Another machine of this name may be the one whose claims these are.
-        let ours = self.name_is_ours();
-        let in_store = self.view.cidrs_of(me).map(|(cidr, claim)| (cidr, self.view.epoch_of(claim)));
-        let in_store = in_store.filter(|_| ours && !self.disowns());
-        let held = self.ipam.held.iter().map(|(cidr, grant)| (*cidr, grant.since));
-        let again = self.ipam.again.iter().map(|(cidr, since)| (*cidr, *since));
-        let all: BTreeMap<IpNetwork, ClaimEpoch> = in_store
-            .chain(held)
-            .chain(again)
-            .filter(|(cidr, _)| !self.ipam.releasing.contains(cidr))
-            .collect();
+        // A block that is released is not adopted again before its claim is gone.
+        self.releasing.retain(|cidr| claims.get(cidr).is_some_and(|claim| claim.record.node == *me));
+        // The claims may be those of another machine of this name.
+        let ours = fleet.owns_name(&cx.config) && !self.disowns(fleet);
+        let in_store = view.cidrs_of(me).filter(|_| ours);
+        let in_store = in_store.map(|(cidr, claim)| (cidr, view.epoch_of(claim)));
+        let held = self.held.iter().map(|(cidr, grant)| (*cidr, grant.since));
+        let again = self.again.iter().map(|(cidr, since)| (*cidr, *since));
+        let all: BTreeMap<IpNetwork, ClaimEpoch> =
+            in_store.chain(held).chain(again).filter(|(cidr, _)| !self.releasing.contains(cidr)).collect();
         let mut own: Vec<(IpNetwork, ClaimEpoch)> = all.into_iter().collect();
         own.sort_by_key(|(cidr, epoch)| (*epoch, *cidr));
-        if own != self.ipam.own {
-            let gateway = self.gateway();
-            self.desired.prefixes.extend(own.iter().chain(&self.ipam.own).map(|(cidr, _)| *cidr));
-            self.ipam.own = own;
-            self.snapshots.own_changed = true;
-            if self.gateway() != gateway {
-                self.desired.addresses.extend(gateway.into_iter().chain(self.gateway()));
-                self.desired.base = true;
+        if own != self.own {
+            let before = self.gateway();
+            cx.changes.blocks.extend(own.iter().chain(&self.own).map(|(cidr, _)| *cidr));
+            self.own = own;
+            cx.changes.own_state = true;
+            if self.gateway() != before {
+                cx.changes.addresses.extend(before.into_iter().chain(self.gateway()));
+                cx.changes.base = true;
             }
         }
     }
 
-    /// Whether claims in this node's name that it does not know are none: while the store is made whole again, they come
-    /// from an older copy, or from somebody who remembers less.
-    fn disowns(&self) -> bool {
-        self.ipam.exact && self.store.restoring.is_some()
+    /// Whether unknown claims in this node's name do not count: while the store is restored, they come from an older copy
+    /// or from a node that remembers less.
+    fn disowns(&self, fleet: &Fleet) -> bool {
+        self.exact && fleet.is_restoring()
     }
 
-    /// The store has begun another life: this node's claims are to be made again, as old as they are.
-    pub(crate) fn claim_blocks_again(&mut self) {
-        let remembered = (!self.view.is_listed()).then(|| {
-            self.view.cidrs_of(&self.config.node).map(|(cidr, claim)| (cidr, self.view.epoch_of(claim)))
-        });
-        let remembered: Vec<(IpNetwork, ClaimEpoch)> = remembered.into_iter().flatten().collect();
-        self.ipam.exact |= self.audit.trusted.is_some() || self.snapshots.restored;
-        self.ipam.claiming = false;
-        self.ipam.retry_at = self.now.monotonic;
-        self.ipam.releasing.clear();
-        self.ipam.again.extend(remembered);
-        for (cidr, grant) in std::mem::take(&mut self.ipam.held) {
-            self.ipam.again.insert(cidr, grant.since);
+    /// The store begins another generation: this node's claims are made again, with their age.
+    pub(crate) fn claim_again(&mut self, cx: &mut Context, fleet: &Fleet) {
+        let view = fleet.view();
+        if !view.is_listed() {
+            let remembered = view.cidrs_of(fleet.node()).map(|(cidr, claim)| (cidr, view.epoch_of(claim)));
+            self.again.extend(remembered);
         }
-        self.ipam.changed = true;
+        self.exact |= cx.startup.is_over() || cx.startup.snapshot_used;
+        self.claiming = false;
+        self.retry_at = cx.now.monotonic;
+        self.releasing.clear();
+        let held = std::mem::take(&mut self.held);
+        self.again.extend(held.into_iter().map(|(cidr, grant)| (cidr, grant.since)));
+        cx.changes.claims = true;
     }
 
-    /// Gives back claims in this node's name that are not its own.
-    fn disown(&mut self) {
-        if !self.disowns() {
+    /// Releases claims in this node's name that are not its own.
+    fn disown(&mut self, cx: &mut Context, fleet: &Fleet) {
+        if !self.disowns(fleet) {
             return;
         }
         let known = |cidr: &IpNetwork| {
-            self.ipam.held.contains_key(cidr)
-                || self.ipam.again.contains_key(cidr)
-                || self.ipam.releasing.contains(cidr)
+            self.held.contains_key(cidr) || self.again.contains_key(cidr) || self.releasing.contains(cidr)
         };
-        let strange: Vec<CidrGrant> = self
-            .view
-            .cidrs_of(&self.config.node)
-            .filter(|(cidr, _)| !known(cidr))
+        let view = fleet.view();
+        let unknown = view.cidrs_of(fleet.node()).filter(|(cidr, _)| !known(cidr));
+        let unknown: Vec<CidrGrant> = unknown
             .map(|(cidr, claim)| CidrGrant {
                 cidr,
                 epoch: claim.created,
-                since: self.view.epoch_of(claim),
+                since: view.epoch_of(claim),
                 revision: claim.modified,
                 token: claim.record.token.clone(),
                 adopted: true,
             })
             .collect();
-        for grant in strange {
-            let cidr = grant.cidr;
-            self.ipam.releasing.insert(cidr);
-            let (machine, request) = CidrRelease::start(self.view.schema(), self.config.node.clone(), grant);
-            self.ask(request, Task::GiveBack(cidr, None, machine));
+        for grant in unknown {
+            self.release_block(cx, fleet, grant, None);
         }
     }
 
-    /// Adopts claims of a former life, and claims a further block when the reserve is touched.
-    pub(crate) fn pursue_blocks(&mut self) {
-        if self.ipam.changed {
-            self.refresh_own_claims();
+    fn release_block(&mut self, cx: &mut Context, fleet: &Fleet, grant: CidrGrant, call: Option<CallId>) {
+        let cidr = grant.cidr;
+        self.releasing.insert(cidr);
+        let (machine, request) = CidrRelease::start(fleet.view().schema(), fleet.node().clone(), grant);
+        cx.ask(request, Task::ReleaseBlock(cidr, call, machine));
+    }
+
+    /// Adopts claims of a former agent, and claims a further block when the reserve is touched. `starved`: an endpoint
+    /// waits for an address. Returns how a claim ended that could not even begin.
+    pub(crate) fn pursue(&mut self, cx: &mut Context, fleet: &Fleet, starved: bool) -> BlockEnd {
+        if cx.changes.claims {
+            self.refresh_claims(cx, fleet);
         }
-        // The fleet's record reaches the view a moment after this node has joined.
-        let joined = self.membership.registered() && self.view.fleet().is_some();
-        if !joined || !self.store.connected {
-            return;
+        // The view shows the fleet's record a moment after this node has joined.
+        let joined = fleet.is_registered() && fleet.view().fleet().is_some();
+        if !joined || !fleet.is_connected() {
+            return BlockEnd::None;
         }
-        self.disown();
-        if self.ipam.claiming {
-            return;
+        self.disown(cx, fleet);
+        if self.claiming {
+            return BlockEnd::None;
         }
-        if let Some((cidr, since)) = self.ipam.again.first_key_value().map(|(cidr, since)| (*cidr, *since)) {
-            if self.now.monotonic >= self.ipam.retry_at {
-                let (token, node) = (self.claim_token(), self.config.node.clone());
-                let (machine, request) = CidrClaim::again(&self.view, node, token, cidr, since);
-                self.ipam.claiming = true;
-                self.ask(request, Task::Claim(machine));
+        if let Some((cidr, since)) = self.again.first_key_value().map(|(cidr, since)| (*cidr, *since)) {
+            if cx.now.monotonic >= self.retry_at {
+                let token = self.token(&cx.config);
+                let (machine, request) =
+                    CidrClaim::again(fleet.view(), fleet.node().clone(), token, cidr, since);
+                self.claiming = true;
+                cx.ask(request, Task::ClaimBlock(machine));
             }
-            return;
+            return BlockEnd::None;
         }
-        let adopt = self.ipam.own.iter().any(|(cidr, _)| !self.ipam.held.contains_key(cidr));
-        let (wanted, free) = self.ipam.reserve(&self.config);
-        let more = self.endpoints.waits_for_address() || free < wanted.max(1);
+        let adopt = self.own.iter().any(|(cidr, _)| !self.held.contains_key(cidr));
+        let (wanted, free) = self.reserve(&cx.config);
+        let more = starved || free < wanted.max(1);
         if !more {
-            self.ipam.exhausted = None;
+            self.exhausted = None;
         }
-        let more = more && !self.view.life().restoring;
-        if !(adopt || more) || self.now.monotonic < self.ipam.retry_at {
-            return;
+        if !(adopt || more) || cx.now.monotonic < self.retry_at {
+            return BlockEnd::None;
         }
-        let token = self.claim_token();
-        let held = self.ipam.held.keys().chain(&self.ipam.releasing).copied().collect();
-        match CidrClaim::start(&self.view, self.config.node.clone(), token, &held) {
+        let token = self.token(&cx.config);
+        let held = self.held.keys().chain(&self.releasing).copied().collect();
+        match CidrClaim::start(fleet.view(), fleet.node().clone(), token, &held) {
             Ok((machine, request)) => {
-                self.ipam.claiming = true;
-                self.ask(request, Task::Claim(machine));
+                self.claiming = true;
+                cx.ask(request, Task::ClaimBlock(machine));
+                BlockEnd::None
             }
-            Err(error) => self.no_block(&error),
+            // It is tried again when the fleet's record changes.
+            Err(ClaimError::Restoring) => BlockEnd::None,
+            Err(error) => self.claim_failed(cx, &error),
         }
     }
 
-    fn claim_token(&mut self) -> String {
-        self.ipam.tokens += 1;
-        format!("{}-{}-{}", self.config.machine_id, self.config.incarnation, self.ipam.tokens)
+    fn token(&mut self, config: &NodeConfig) -> String {
+        self.last_token += 1;
+        format!("{}-{}-{}", config.machine_id, config.incarnation, self.last_token)
     }
 
-    /// Takes the blocks of a snapshot into use: nobody but this node gives them back.
-    pub(crate) fn use_remembered_blocks(&mut self) {
-        self.refresh_own_claims();
-        for (cidr, _) in self.ipam.own.clone() {
-            if let Err(error) = self.ipam.pool.add_block(cidr) {
-                self.error(format!("pod CIDR {cidr} cannot be used: {error}"));
-            }
+    /// Takes the blocks of a snapshot into use: only this node releases them.
+    pub(crate) fn use_snapshot(&mut self, cx: &mut Context, fleet: &Fleet) {
+        self.refresh_claims(cx, fleet);
+        for (cidr, _) in self.own.clone() {
+            self.add_block(cx, cidr);
         }
     }
 
-    /// Gives up blocks of a snapshot that are not this node's any more, now that the store tells.
-    pub(crate) fn forfeit_blocks(&mut self) {
-        self.refresh_own_claims();
-        let own = |cidr: &IpNetwork| self.ipam.own.iter().any(|(own, _)| own == cidr);
-        let gone: Vec<IpNetwork> = self.ipam.pool.blocks().filter(|cidr| !own(cidr)).collect();
+    /// Gives up blocks of a snapshot that are not this node's any more, now that the store has been listed.
+    pub(crate) fn forfeit_blocks(&mut self, cx: &mut Context, fleet: &Fleet) {
+        self.refresh_claims(cx, fleet);
+        let own = |cidr: &IpNetwork| self.own.iter().any(|(own, _)| own == cidr);
+        let gone: Vec<IpNetwork> = self.pool.blocks().filter(|cidr| !own(cidr)).collect();
         for cidr in gone {
-            self.error(format!("pod CIDR {cidr} was taken from this node"));
-            // One with endpoints in it stays, and is shown.
-            if self.ipam.pool.remove_block(cidr).is_err() {
-                self.ipam.lost.insert(cidr);
+            cx.error(format!("pod CIDR {cidr} was taken from this node"));
+            // A block with endpoints in it stays, and is shown.
+            if self.pool.remove_block(cidr).is_err() {
+                self.lost.insert(cidr);
             }
         }
     }
 
-    pub(crate) fn on_claimed(&mut self, end: Result<CidrGrant, ClaimError>) {
-        self.ipam.claiming = false;
+    fn add_block(&mut self, cx: &mut Context, cidr: IpNetwork) {
+        if let Err(error) = self.pool.add_block(cidr) {
+            cx.error(format!("pod CIDR {cidr} cannot be used: {error}"));
+        }
+    }
+
+    pub(crate) fn on_claimed(
+        &mut self,
+        cx: &mut Context,
+        fleet: &Fleet,
+        end: Result<CidrGrant, ClaimError>,
+    ) -> BlockEnd {
+        self.claiming = false;
         let grant = match end {
             Ok(grant) => grant,
-            Err(error) => return self.no_block(&error),
+            Err(error) => return self.claim_failed(cx, &error),
         };
         let cidr = grant.cidr;
-        self.ipam.exhausted = None;
-        self.ipam.lost.remove(&cidr);
-        self.ipam.again.remove(&cidr);
-        // One that was lost and is adopted again is in the pool still.
-        if !self.ipam.pool.blocks().any(|block| block == cidr)
-            && let Err(error) = self.ipam.pool.add_block(cidr)
-        {
-            self.error(format!("pod CIDR {cidr} cannot be used: {error}"));
+        self.exhausted = None;
+        self.lost.remove(&cidr);
+        self.again.remove(&cidr);
+        // A block that was lost and is adopted again is still in the pool.
+        if !self.pool.blocks().any(|block| block == cidr) {
+            self.add_block(cx, cidr);
         }
-        self.ipam.held.insert(cidr, grant);
-        self.refresh_own_claims();
-        self.restore_addresses(cidr);
-        self.give_addresses();
+        self.held.insert(cidr, grant);
+        self.refresh_claims(cx, fleet);
+        BlockEnd::Granted(cidr)
     }
 
-    fn no_block(&mut self, error: &ClaimError) {
+    fn claim_failed(&mut self, cx: &mut Context, error: &ClaimError) -> BlockEnd {
         let text = error.to_string();
+        cx.error(text.clone());
         match error {
-            // It registers again, and asks again then.
-            ClaimError::NotRegistered { .. } => self.membership.registered = None,
+            // The claim is made again once this node is registered.
+            ClaimError::NotRegistered { .. } => cx.changes.unregistered = true,
             ClaimError::PoolExhausted { .. } => {
-                self.ipam.retry_at = self.now.monotonic + CLAIM_RETRY;
-                self.ipam.exhausted = Some(text.clone());
-                self.refuse_addresses(&text);
+                self.retry_at = cx.now.monotonic + CLAIM_RETRY;
+                self.exhausted = Some(text.clone());
+                return BlockEnd::Exhausted(text);
             }
             ClaimError::ClaimLost { cidr, .. } => {
-                self.ipam.again.remove(cidr);
-                self.ipam.lost.insert(*cidr);
-                self.ipam.changed = true;
+                self.again.remove(cidr);
+                self.lost.insert(*cidr);
+                cx.changes.claims = true;
             }
-            _ => self.ipam.retry_at = self.now.monotonic + CLAIM_RETRY,
+            _ => self.retry_at = cx.now.monotonic + CLAIM_RETRY,
         }
-        self.error(text);
+        BlockEnd::None
     }
 
-    /// Takes an address for an endpoint. `None`: it has to wait for a further block.
+    /// Takes an address for an endpoint. `None`: the endpoint has to wait for a further block.
     ///
     /// # Errors
-    /// The answer to whoever asked.
+    /// The answer to the caller.
     pub(crate) fn take_address(
         &mut self,
+        now: Duration,
         wanted: Option<IpAddr>,
     ) -> Result<Option<IpAddr>, (CallErrorKind, String)> {
-        let now = self.now.monotonic;
         if let Some(ip) = wanted {
-            return match self.ipam.pool.allocate_exact(ip, now) {
+            return match self.pool.allocate_exact(ip, now) {
                 Ok(()) => Ok(Some(ip)),
                 Err(error @ AddressError::NotOurs(_)) => {
-                    let blocks: Vec<String> =
-                        self.ipam.own.iter().map(|(cidr, _)| cidr.to_string()).collect();
+                    let blocks: Vec<String> = self.own.iter().map(|(cidr, _)| cidr.to_string()).collect();
                     let blocks = if blocks.is_empty() { "none yet".to_owned() } else { blocks.join(", ") };
                     Err((CallErrorKind::Invalid, format!("{error}: its pod CIDRs are {blocks}")))
                 }
                 Err(error) => Err((CallErrorKind::Conflict, error.to_string())),
             };
         }
-        match (self.ipam.pool.allocate(now), &self.ipam.exhausted) {
+        match (self.pool.allocate(now), &self.exhausted) {
             (Ok(ip), _) => Ok(Some(ip)),
-            (Err(_), Some(text)) if now < self.ipam.retry_at => Err((CallErrorKind::Exhausted, text.clone())),
+            (Err(_), Some(text)) if now < self.retry_at => Err((CallErrorKind::Exhausted, text.clone())),
             (Err(_), _) => Ok(None),
         }
     }
 
-    /// Gives a block of this node back.
-    pub(crate) fn release_cidr(&mut self, call: CallId, cidr: IpNetwork) {
-        if !self.store.connected {
-            let text =
-                format!("pod CIDR {cidr} cannot be given back while the store does not answer; try again");
-            return self.refuse(call, CallErrorKind::Unavailable, text);
+    /// Takes the address of an adopted endpoint into use, if it is not in use yet.
+    pub(crate) fn restore_address(&mut self, cx: &mut Context, ip: IpAddr) {
+        if !self.pool.is_used(ip)
+            && let Err(error) = self.pool.restore(ip)
+        {
+            cx.error(format!("endpoint address {ip}: {error}"));
         }
-        let Some(grant) = self.ipam.held.get(&cidr).cloned() else {
-            return self.refuse(
-                call,
-                CallErrorKind::NotFound,
-                format!("pod CIDR {cidr} is none of this node's"),
-            );
-        };
-        if self.ipam.own.first().is_some_and(|(first, _)| *first == cidr) {
-            let text =
-                format!("pod CIDR {cidr} holds this node's own address: it goes when the node is removed");
-            return self.refuse(call, CallErrorKind::Conflict, text);
-        }
-        if let Err(error) = self.ipam.pool.remove_block(cidr) {
-            let text = format!("{error}: delete the endpoints in it first");
-            return self.refuse(call, CallErrorKind::Conflict, text);
-        }
-        self.ipam.held.remove(&cidr);
-        self.ipam.releasing.insert(cidr);
-        self.refresh_own_claims();
-        let (machine, request) = CidrRelease::start(self.view.schema(), self.config.node.clone(), grant);
-        self.ask(request, Task::GiveBack(cidr, Some(call), machine));
     }
 
-    pub(crate) fn on_given_back(
+    /// An endpoint does not use its address any more.
+    pub(crate) fn release_address(&mut self, ip: IpAddr, now: Duration) {
+        self.pool.release(ip, now);
+    }
+
+    /// Releases a block of this node for a caller.
+    pub(crate) fn release_cidr(&mut self, cx: &mut Context, fleet: &Fleet, call: CallId, cidr: IpNetwork) {
+        if !fleet.is_connected() {
+            let text =
+                format!("pod CIDR {cidr} cannot be given back while the store does not answer; try again");
+            return cx.refuse(call, CallErrorKind::Unavailable, text);
+        }
+        let Some(grant) = self.held.get(&cidr).cloned() else {
+            let text = format!("pod CIDR {cidr} is none of this node's");
+            return cx.refuse(call, CallErrorKind::NotFound, text);
+        };
+        if self.own.first().is_some_and(|(first, _)| *first == cidr) {
+            let text =
+                format!("pod CIDR {cidr} holds this node's own address: it goes when the node is removed");
+            return cx.refuse(call, CallErrorKind::Conflict, text);
+        }
+        if let Err(error) = self.pool.remove_block(cidr) {
+            let text = format!("{error}: delete the endpoints in it first");
+            return cx.refuse(call, CallErrorKind::Conflict, text);
+        }
+        self.held.remove(&cidr);
+        self.release_block(cx, fleet, grant, Some(call));
+        self.refresh_claims(cx, fleet);
+    }
+
+    pub(crate) fn on_released(
         &mut self,
+        cx: &mut Context,
         cidr: IpNetwork,
         call: Option<CallId>,
         end: Result<(), ClaimError>,
     ) {
         if end.is_err() {
-            self.ipam.releasing.remove(&cidr);
+            self.releasing.remove(&cidr);
         }
         match (call, end) {
-            (Some(call), Ok(())) => self.reply(call, Ok(Reply::CidrReleased(cidr))),
-            (Some(call), Err(error)) => self.refuse(call, CallErrorKind::Unavailable, error.to_string()),
+            (Some(call), Ok(())) => cx.reply(call, Ok(Reply::CidrReleased(cidr))),
+            (Some(call), Err(error)) => cx.refuse(call, CallErrorKind::Unavailable, error.to_string()),
             (None, Ok(())) => {}
-            (None, Err(error)) => self.error(error.to_string()),
+            (None, Err(error)) => cx.error(error.to_string()),
         }
-        self.ipam.changed = true;
+        cx.changes.claims = true;
     }
 }
 
-/// The first usable address of a block: the node's own.
-pub(crate) fn first_address(cidr: IpNetwork) -> IpAddr {
+/// The first usable address of a block.
+fn first_address(cidr: IpNetwork) -> IpAddr {
     match cidr.network() {
         IpAddr::V4(ip) => IpAddr::V4((u32::from(ip) + 1).into()),
         IpAddr::V6(ip) => IpAddr::V6((u128::from(ip) + 1).into()),

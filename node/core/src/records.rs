@@ -1,5 +1,5 @@
-//! What the store and gossip say of this node's endpoints: records that follow the kernel, and the changes
-//! that the store has not confirmed yet.
+//! What the store and gossip say of this node's endpoints: records that follow the kernel, and the changes that the store
+//! has not confirmed yet.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,27 +8,36 @@ use std::{
     time::Duration,
 };
 
-use datapath_plan::Generation;
 use kvstore_claims::{ClaimError, EndpointChange, EndpointResult, EndpointWrites};
 use kvstore_schema::{
     Revision,
     record::{ClaimEpoch, EndpointRecord},
 };
-use node_facts::{CidrFact, NodeFacts, NodeHealth, PendingEndpoint, PendingOp};
+use node_facts::{NodeFacts, PendingEndpoint, PendingOp};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     Command, EndpointState,
-    limits::{MAX_PENDING, MAX_TOLD_AGAIN, REFUSED_RETRY, WRITES_PER_ROUND},
-    membership::Phase,
-    node::Node,
-    tasks::Task,
+    context::Context,
+    endpoints::Endpoints,
+    fleet::Fleet,
+    ipam::Ipam,
+    limits::{MAX_PENDING, MAX_REPEATED, REFUSED_RETRY, WRITES_PER_ROUND},
+    requests::Task,
 };
 
-/// A record with the revision that it has, or, when it was deleted, had.
+/// A record with its revision; or, if the record was deleted, the revision that it had.
 type Known = (Revision, Option<Arc<EndpointRecord>>);
 
-/// What is to be recorded. One per node.
+/// The record that an address should have.
+enum Wanted {
+    Record(EndpointRecord),
+    Absent,
+    /// The endpoint is changing, or is not completely known: its record stays as it is.
+    Undecided,
+}
+
+/// Records to be written and changes to be gossiped. One per node.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Records {
     /// Addresses whose record is not as it should be.
@@ -39,19 +48,20 @@ pub(crate) struct Records {
     written: BTreeMap<IpAddr, Known>,
     /// Changes that the view does not show yet, for gossip.
     pending: BTreeMap<IpAddr, PendingEndpoint>,
-    sequence: u64,
-    /// What the store has lately confirmed to be gone: unlike what is there, no record tells of it.
+    last_sequence: u64,
+    /// Removals that the store has confirmed lately. Unlike existing endpoints they have no record.
     removed: BTreeMap<IpAddr, PendingEndpoint>,
-    /// What the store has confirmed and is told again, for peers that are cut off from it.
-    again: Vec<PendingEndpoint>,
-    /// Rises with every change of `pending` and `again`.
+    /// Confirmed changes that are gossiped again, for peers that are cut off from the store.
+    repeated: Vec<PendingEndpoint>,
+    /// Rises with every change of `pending` and `repeated`.
     version: u64,
     paused_until: Duration,
-    /// What gossip was told last, without the changes, and the version of those.
+    /// The facts that were published last, without changes, and the version of the changes.
     published: Option<(NodeFacts, u64)>,
 }
 
 impl Records {
+    /// Writes that wait or are in flight.
     pub(crate) fn queued(&self) -> usize {
         self.dirty.len() + self.round.as_ref().map_or(0, BTreeMap::len)
     }
@@ -59,82 +69,85 @@ impl Records {
     pub(crate) fn next_wake(&self) -> Option<Duration> {
         (!self.dirty.is_empty() && self.round.is_none()).then_some(self.paused_until)
     }
-}
 
-impl Node {
-    /// The record of an endpoint of this node as the store has it, to the best of our knowledge.
-    fn known_record(&self, ip: IpAddr) -> Option<(Revision, Arc<EndpointRecord>)> {
-        let seen = self.view.endpoints().get(&self.config.node).and_then(|records| records.get(&ip));
-        let seen = seen.map(|entry| (entry.modified, entry.record.clone()));
-        match self.records.written.get(&ip) {
-            Some((at, Some(record))) if self.view.revision() < *at => Some((*at, record.clone())),
+    /// The record of an endpoint of this node as the store has it, to the best of this node's knowledge.
+    fn known(&self, fleet: &Fleet, ip: IpAddr) -> Option<(Revision, Arc<EndpointRecord>)> {
+        let seen = fleet.record(fleet.node(), ip).map(|entry| (entry.modified, entry.record.clone()));
+        match self.written.get(&ip) {
+            Some((at, Some(record))) if fleet.view().revision() < *at => Some((*at, record.clone())),
             Some((deleted, None)) => seen.filter(|(modified, _)| modified > deleted),
             Some((_, Some(_))) | None => seen,
         }
     }
 
-    /// The record that an address should have. The error: it is not for us to say now.
-    fn wanted_endpoint_record(&self, ip: IpAddr) -> Result<Option<EndpointRecord>, ()> {
-        let Some(endpoint) = self.endpoints.at(ip) else { return Ok(None) };
-        match (endpoint.state, &endpoint.digest, endpoint.identity) {
-            (EndpointState::Ready, Some(digest), Some(identity)) if identity.is_fleet() => {
-                Ok(Some(EndpointRecord {
-                    name: endpoint.name.clone(),
-                    identity,
-                    labels_digest: digest.clone(),
-                    labels: endpoint.labels.clone(),
-                    terminating: endpoint.terminating,
-                    unknown: Default::default(),
-                }))
-            }
-            _ => Err(()),
-        }
-    }
-
     /// Whether the store has the right record.
-    pub(crate) fn is_recorded(&self, ip: IpAddr) -> bool {
-        match (self.wanted_endpoint_record(ip), self.known_record(ip)) {
-            (Ok(Some(wanted)), Some((_, known))) => same(&wanted, &known),
+    pub(crate) fn is_recorded(&self, fleet: &Fleet, endpoints: &Endpoints, ip: IpAddr) -> bool {
+        match (wanted(endpoints, ip), self.known(fleet, ip)) {
+            (Wanted::Record(wanted), Some((_, known))) => same(&wanted, &known),
             _ => false,
         }
     }
 
-    /// The endpoint of an address, or its record, may have changed: finds out what is left to be done.
-    pub(crate) fn endpoint_changed(&mut self, ip: IpAddr) {
-        // Before the kernel and the store have been seen once, what is missing proves nothing.
-        if !self.knows_its_records() {
-            return;
-        }
-        let Ok(wanted) = self.wanted_endpoint_record(ip) else { return };
-        let known = self.known_record(ip);
-        let settled = match (&wanted, &known) {
-            (Some(wanted), Some((_, known))) => same(wanted, known),
-            (wanted, known) => wanted.is_none() && known.is_none(),
-        };
-        if settled {
-            self.records.dirty.remove(&ip);
-            // Written is not enough: what leaves gossip is in the store at the revision that is told.
-            if !self.records.written.contains_key(&ip) {
-                self.confirmed(ip);
+    /// Compares the endpoints that changed, or whose records changed, with their records. `cut_off_since`: how far the
+    /// store is known to the peer that knows least of it, among those that are cut off from it.
+    pub(crate) fn refresh(
+        &mut self,
+        cx: &mut Context,
+        fleet: &Fleet,
+        endpoints: &Endpoints,
+        cut_off_since: Option<ClaimEpoch>,
+    ) {
+        let changed = std::mem::take(&mut cx.changes.own_endpoints);
+        let repeat =
+            std::mem::take(&mut cx.changes.cut_off) || (cut_off_since.is_some() && !changed.is_empty());
+        for ip in changed {
+            self.catch_up(fleet, ip);
+            // Before the kernel and the store have been seen once, what is missing proves nothing.
+            if cx.startup.knows_own_records() {
+                self.compare(fleet, endpoints, ip);
             }
-            return;
         }
-        self.records.dirty.insert(ip);
-        let (op, record) = match (wanted, known) {
-            (Some(wanted), _) => (PendingOp::Added, wanted),
-            (None, Some((_, known))) => (PendingOp::Removed, known.as_ref().clone()),
-            (None, None) => return self.withdraw(ip),
+        if repeat {
+            self.repeat_confirmed(fleet, cut_off_since);
+        }
+    }
+
+    /// The view may show by now what was written.
+    fn catch_up(&mut self, fleet: &Fleet, ip: IpAddr) {
+        let shown = match self.written.get(&ip) {
+            Some((at, Some(_))) => fleet.view().revision() >= *at,
+            Some((deleted, None)) => {
+                fleet.record(fleet.node(), ip).is_none_or(|entry| entry.modified > *deleted)
+            }
+            None => false,
         };
-        let told = self.records.pending.get(&ip);
-        let same = |told: &PendingEndpoint| {
-            (told.op, told.identity, &told.name, told.terminating)
+        if shown {
+            self.written.remove(&ip);
+        }
+    }
+
+    fn compare(&mut self, fleet: &Fleet, endpoints: &Endpoints, ip: IpAddr) {
+        let known = self.known(fleet, ip);
+        let (op, record) = match (wanted(endpoints, ip), known) {
+            (Wanted::Undecided, _) => return,
+            (Wanted::Record(wanted), Some((_, known))) if same(&wanted, &known) => {
+                return self.settled(fleet, ip);
+            }
+            (Wanted::Absent, None) => return self.settled(fleet, ip),
+            (Wanted::Record(wanted), _) => (PendingOp::Added, wanted),
+            (Wanted::Absent, Some((_, known))) => (PendingOp::Removed, known.as_ref().clone()),
+        };
+        self.dirty.insert(ip);
+        let same = |reported: &PendingEndpoint| {
+            (reported.op, reported.identity, &reported.name, reported.terminating)
                 == (op, record.identity, &record.name, record.terminating)
         };
-        if told.is_some_and(same) {
+        if self.pending.get(&ip).is_some_and(same) {
             return;
         }
-        self.records.sequence += 1;
-        self.records.version += 1;
+        self.last_sequence += 1;
+        self.version += 1;
+        self.removed.remove(&ip);
         let change = PendingEndpoint {
             ip,
             identity: record.identity,
@@ -143,50 +156,53 @@ impl Node {
             name: record.name,
             terminating: record.terminating,
             op,
-            sequence: self.records.sequence,
+            sequence: self.last_sequence,
             recorded: None,
         };
-        self.records.removed.remove(&ip);
-        self.records.pending.insert(ip, change);
+        self.pending.insert(ip, change);
     }
 
-    /// The store has a change of this node's.
-    fn confirmed(&mut self, ip: IpAddr) {
-        let told = self.records.pending.get(&ip).filter(|told| told.op == PendingOp::Removed);
-        if let Some(told) = told.cloned() {
-            let recorded = Some(self.view.revision().0);
-            self.records.removed.insert(ip, PendingEndpoint { sequence: 0, recorded, ..told });
-            let oldest = self.records.removed.iter().min_by_key(|(_, change)| change.recorded);
-            let oldest = oldest.map(|(ip, _)| *ip);
-            if self.records.removed.len() > MAX_TOLD_AGAIN
-                && let Some(oldest) = oldest
+    /// The store has the right record, or rightly none.
+    fn settled(&mut self, fleet: &Fleet, ip: IpAddr) {
+        self.dirty.remove(&ip);
+        // A change leaves gossip only when the view shows it: facts say up to which revision the store has all else.
+        if self.written.contains_key(&ip) {
+            return;
+        }
+        let Some(change) = self.pending.remove(&ip) else { return };
+        self.version += 1;
+        if change.op == PendingOp::Removed {
+            let recorded = Some(fleet.view().revision().0);
+            self.removed.insert(ip, PendingEndpoint { sequence: 0, recorded, ..change });
+            if self.removed.len() > MAX_REPEATED
+                && let Some(oldest) = self.removed.values().min_by_key(|change| change.recorded)
             {
-                self.records.removed.remove(&oldest);
+                let oldest = oldest.ip;
+                self.removed.remove(&oldest);
             }
         }
-        self.withdraw(ip);
-        self.tell_again();
     }
 
-    /// Finds out what the store has confirmed and the one that is cut off for longest cannot have seen. The newest of
-    /// it: what comes off the end was told while it was new. O(this node's endpoints) while somebody is cut off.
-    pub(crate) fn tell_again(&mut self) {
-        let again = self.peers.cut_off_since().map(|since| self.confirmed_since(since)).unwrap_or_default();
-        if again != self.records.again {
-            self.records.again = again;
-            self.records.version += 1;
+    /// Finds the confirmed changes that the peer which is cut off for longest cannot have seen. The newest of them
+    /// suffice: those beyond the limit were gossiped while they were new. O(this node's endpoints) while a peer is cut
+    /// off.
+    fn repeat_confirmed(&mut self, fleet: &Fleet, cut_off_since: Option<ClaimEpoch>) {
+        let repeated = cut_off_since.map(|since| self.confirmed_since(fleet, since)).unwrap_or_default();
+        if repeated != self.repeated {
+            self.repeated = repeated;
+            self.version += 1;
         }
     }
 
-    fn confirmed_since(&self, since: ClaimEpoch) -> Vec<PendingEndpoint> {
-        let life = self.view.life().number;
+    fn confirmed_since(&self, fleet: &Fleet, since: ClaimEpoch) -> Vec<PendingEndpoint> {
+        let life = fleet.view().life().number;
         let unseen = |recorded: i64| ClaimEpoch { life, revision: Revision(recorded) } > since;
-        let records = self.view.endpoints().get(&self.config.node).into_iter().flatten();
+        let records = fleet.records(fleet.node());
         let there = records.filter(|(_, entry)| unseen(entry.modified.0)).map(|(ip, entry)| {
             let EndpointRecord { name, identity, labels_digest, labels, terminating, .. } =
                 entry.record.as_ref().clone();
             PendingEndpoint {
-                ip: *ip,
+                ip,
                 identity,
                 labels_digest,
                 labels,
@@ -197,189 +213,137 @@ impl Node {
                 recorded: Some(entry.modified.0),
             }
         });
-        let gone =
-            self.records.removed.values().filter(|change| change.recorded.is_some_and(unseen)).cloned();
-        // What has changed since is told as it is now.
-        let settled = |change: &PendingEndpoint| !self.records.pending.contains_key(&change.ip);
-        let mut again: Vec<PendingEndpoint> = there.chain(gone).filter(settled).collect();
-        again.sort_by_key(|change| (std::cmp::Reverse(change.recorded), change.ip));
-        again.truncate(MAX_TOLD_AGAIN);
-        again
+        let gone = self.removed.values().filter(|change| change.recorded.is_some_and(unseen)).cloned();
+        // A newer change is pending.
+        let settled = |change: &PendingEndpoint| !self.pending.contains_key(&change.ip);
+        let mut confirmed: Vec<PendingEndpoint> = there.chain(gone).filter(settled).collect();
+        confirmed.sort_by_key(|change| (std::cmp::Reverse(change.recorded), change.ip));
+        confirmed.truncate(MAX_REPEATED);
+        confirmed
     }
 
-    /// Takes a change out of gossip: the store has confirmed it, or it never came to be.
-    fn withdraw(&mut self, ip: IpAddr) {
-        if self.records.pending.remove(&ip).is_some() {
-            self.records.version += 1;
-        }
-    }
-
-    pub(crate) fn on_own_endpoint_record(&mut self, ip: IpAddr) {
-        let seen = self.view.endpoints().get(&self.config.node).and_then(|records| records.get(&ip));
-        let caught_up = match self.records.written.get(&ip) {
-            Some((at, Some(_))) => self.view.revision() >= *at,
-            Some((deleted, None)) => seen.is_none_or(|entry| entry.modified > *deleted),
-            None => false,
-        };
-        if caught_up {
-            self.records.written.remove(&ip);
-        }
-        if self.audit.trusted.is_some() {
-            self.name_by_record(ip);
-        }
-        self.endpoint_changed(ip);
-        if self.peers.cut_off_since().is_some() {
-            self.tell_again();
-        }
-    }
-
-    /// Whether the kernel, and what the store had of this node's endpoints, have been seen once.
-    fn knows_its_records(&self) -> bool {
-        self.audit.trusted.is_some() || (self.snapshots.restored && self.audit.observed)
-    }
-
-    /// Nothing of what was written is in the store any more, as far as is known.
+    /// The store has lost what was written, as far as is known.
     pub(crate) fn write_again(&mut self) {
-        self.records.round = None;
-        self.records.written.clear();
-        self.records.removed.clear();
-        self.records.paused_until = Duration::ZERO;
+        self.round = None;
+        self.written.clear();
+        self.removed.clear();
+        self.paused_until = Duration::ZERO;
     }
 
     /// Writes what is to be written, one round at a time.
-    pub(crate) fn pursue_records(&mut self) {
-        let due = self.now.monotonic >= self.records.paused_until;
-        if self.records.round.is_some()
-            || self.records.dirty.is_empty()
-            || self.membership.phase != Phase::Joined
-            || !due
-        {
+    pub(crate) fn pursue(&mut self, cx: &mut Context, fleet: &Fleet, ipam: &Ipam, endpoints: &Endpoints) {
+        let due = cx.now.monotonic >= self.paused_until;
+        if self.round.is_some() || self.dirty.is_empty() || !fleet.has_joined() || !due {
             return;
         }
         let mut round = BTreeMap::new();
         let mut changes = Vec::new();
-        for ip in std::mem::take(&mut self.records.dirty) {
+        for ip in std::mem::take(&mut self.dirty) {
             if round.len() == WRITES_PER_ROUND {
-                self.records.dirty.insert(ip);
+                self.dirty.insert(ip);
                 continue;
             }
-            match (self.wanted_endpoint_record(ip), self.known_record(ip)) {
-                (Ok(Some(mut record)), known) => {
+            match (wanted(endpoints, ip), self.known(fleet, ip)) {
+                (Wanted::Record(mut record), known) => {
                     // Without a block there is no fence: it is tried again when the block is held.
-                    let Some(block) = self.ipam.block_of(ip) else { continue };
+                    let Some(block) = ipam.block_of(ip) else { continue };
                     let (cidr, epoch) = (block.cidr, block.epoch);
                     record.unknown = known.map(|(_, known)| known.unknown.clone()).unwrap_or_default();
                     round.insert(ip, (Revision::default(), Some(Arc::new(record.clone()))));
                     changes.push(EndpointChange::Put { ip, record, cidr, epoch });
                 }
-                (Ok(None), Some((revision, known))) => {
+                (Wanted::Absent, Some((revision, known))) => {
                     round.insert(ip, (revision, None));
                     changes.push(EndpointChange::Delete { ip, name: known.name.clone(), revision });
                 }
-                (Ok(None), None) | (Err(()), _) => {}
+                (Wanted::Absent, None) | (Wanted::Undecided, _) => {}
             }
         }
-        match EndpointWrites::start(self.view.schema(), self.config.node.clone(), changes) {
+        match EndpointWrites::start(fleet.view(), fleet.node().clone(), changes) {
             Ok(Some((machine, request))) => {
-                self.records.round = Some(round);
-                self.ask(request, Task::Write(machine));
+                self.round = Some(round);
+                cx.ask(request, Task::WriteRecords(machine));
             }
             Ok(None) => {}
-            Err(error) => self.error(error.to_string()),
+            Err(error) => cx.error(error.to_string()),
         }
     }
 
-    pub(crate) fn on_written(&mut self, end: Result<Vec<(IpAddr, EndpointResult)>, ClaimError>) {
-        let round = self.records.round.take().unwrap_or_default();
-        match end {
-            Ok(results) => {
-                for (ip, result) in results {
-                    let Some((revision, record)) = round.get(&ip) else { continue };
-                    match result {
-                        EndpointResult::Written(at) => {
-                            drop(self.records.written.insert(ip, (at, record.clone())))
-                        }
-                        EndpointResult::Deleted => drop(self.records.written.insert(ip, (*revision, None))),
-                        EndpointResult::Superseded => {}
-                        EndpointResult::Fenced => {
-                            self.ipam.changed = true;
-                            self.error(format!(
-                                "endpoint {ip} not recorded: its pod CIDR is not this node's any more"
-                            ));
-                        }
-                    }
-                    if result != EndpointResult::Fenced {
-                        self.on_own_endpoint_record(ip);
-                    }
+    pub(crate) fn on_written(
+        &mut self,
+        cx: &mut Context,
+        end: Result<Vec<(IpAddr, EndpointResult)>, ClaimError>,
+    ) {
+        let mut round = self.round.take().unwrap_or_default();
+        let results = match end {
+            Ok(results) => results,
+            Err(error) => {
+                self.paused_until = cx.now.monotonic + REFUSED_RETRY;
+                self.dirty.extend(round.into_keys());
+                return cx.error(format!("endpoints not recorded: {error}"));
+            }
+        };
+        for (ip, result) in results {
+            let Some((revision, record)) = round.remove(&ip) else { continue };
+            match result {
+                EndpointResult::Written(at) => drop(self.written.insert(ip, (at, record))),
+                EndpointResult::Deleted => drop(self.written.insert(ip, (revision, None))),
+                EndpointResult::Superseded => {}
+                EndpointResult::Fenced => {
+                    cx.changes.claims = true;
+                    cx.error(format!("endpoint {ip} not recorded: its pod CIDR is not this node's any more"));
+                    continue;
                 }
             }
-            Err(error) => {
-                self.records.paused_until = self.now.monotonic + REFUSED_RETRY;
-                self.records.dirty.extend(round.into_keys());
-                self.error(format!("endpoints not recorded: {error}"));
-            }
+            cx.changes.own_endpoints.insert(ip);
         }
     }
 
-    /// Tells by gossip what has changed of this node since it last told.
-    pub(crate) fn publish(&mut self) {
-        let Some(fleet_id) = self.membership.fleet_id.clone().filter(|_| self.is_member()) else { return };
-        let health = match (&self.membership.halted, &self.store.suspect) {
-            (Some(reason), _) | (None, Some(reason)) => NodeHealth::degraded(reason),
-            (None, None) => NodeHealth::Ok,
-        };
-        let (_, Generation(applied_generation)) = self.reconciler.generations();
-        let incarnation =
-            self.membership.registered.as_ref().map_or(self.config.incarnation, |own| own.incarnation);
-        let facts = NodeFacts {
-            fleet_id,
-            node: self.config.node.clone(),
-            incarnation,
-            underlay: self.underlay.addresses.clone(),
-            moves: self.moves,
-            gateway: self.gateway(),
-            cidrs: self
-                .ipam
-                .own
-                .iter()
-                .map(|(cidr, epoch)| CidrFact { cidr: *cidr, life: epoch.life, epoch: epoch.revision.0 })
-                .collect(),
-            applied_generation,
-            health,
-            recorded_life: self.view.life().number,
-            recorded_revision: self.view.revision().0,
-            cut_off: !self.store.connected,
-            pending: Vec::new(),
-            unwell: self.unwell_facts(),
-        };
-        // Generation and revision alone are no news: telling each plan to everybody would cost more than it says.
-        let version = self.records.version;
-        let news = self.records.published.as_ref().is_none_or(|(told, told_version)| {
-            *told_version != version
-                || *told
-                    != NodeFacts {
-                        applied_generation: told.applied_generation,
-                        recorded_life: told.recorded_life,
-                        recorded_revision: told.recorded_revision,
-                        ..facts.clone()
-                    }
+    /// Gossips this node's facts if they changed. `facts`: all but the pending changes.
+    pub(crate) fn publish(&mut self, cx: &mut Context, ipam: &Ipam, facts: NodeFacts) {
+        // A new generation or revision alone is no news: telling each plan to all nodes would cost more than it is worth.
+        let news = self.published.as_ref().is_none_or(|(before, version)| {
+            let comparable = NodeFacts {
+                applied_generation: before.applied_generation,
+                recorded_life: before.recorded_life,
+                recorded_revision: before.recorded_revision,
+                ..facts.clone()
+            };
+            *version != self.version || *before != comparable
         });
         if news {
-            let pending = self.pending_changes();
-            self.records.published = Some((facts.clone(), version));
-            self.out.push(Command::Publish(NodeFacts { pending, ..facts }));
+            let pending = self.changes(ipam);
+            self.published = Some((facts.clone(), self.version));
+            cx.command(Command::Publish(NodeFacts { pending, ..facts }));
         }
     }
 
-    /// What the store has not confirmed, the oldest first, and behind it what is told again.
-    fn pending_changes(&self) -> Vec<PendingEndpoint> {
-        let ours = |ip| self.ipam.own.iter().any(|(cidr, _)| cidr.contains(ip));
-        let mut pending: Vec<PendingEndpoint> =
-            self.records.pending.values().filter(|change| ours(change.ip)).cloned().collect();
-        pending.sort_by_key(|change| change.sequence);
-        pending.truncate(MAX_PENDING);
-        pending.extend(self.records.again.iter().filter(|change| ours(change.ip)).cloned());
-        pending
+    /// What the store has not confirmed, the oldest first, and then what is repeated.
+    fn changes(&self, ipam: &Ipam) -> Vec<PendingEndpoint> {
+        let ours = |ip| ipam.own().iter().any(|(cidr, _)| cidr.contains(ip));
+        let mut changes: Vec<PendingEndpoint> =
+            self.pending.values().filter(|change| ours(change.ip)).cloned().collect();
+        changes.sort_by_key(|change| change.sequence);
+        changes.truncate(MAX_PENDING);
+        changes.extend(self.repeated.iter().filter(|change| ours(change.ip)).cloned());
+        changes
+    }
+}
+
+fn wanted(endpoints: &Endpoints, ip: IpAddr) -> Wanted {
+    let Some(endpoint) = endpoints.at(ip) else { return Wanted::Absent };
+    match (endpoint.state, &endpoint.digest, endpoint.identity) {
+        (EndpointState::Ready, Some(digest), Some(identity)) if identity.is_fleet() => {
+            Wanted::Record(EndpointRecord {
+                name: endpoint.name.clone(),
+                identity,
+                labels_digest: digest.clone(),
+                labels: endpoint.labels.clone(),
+                terminating: endpoint.terminating,
+                unknown: Default::default(),
+            })
+        }
+        _ => Wanted::Undecided,
     }
 }
 

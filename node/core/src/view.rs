@@ -1,4 +1,4 @@
-//! What a node believes, for reading: plain values, sorted, made on request and owned by the caller.
+//! What a node knows, for reading: plain values, sorted, made on request and owned by the caller.
 //!
 //! Invariant: nothing here changes anything. Times are since 1970 (`Now::wall`), for humans.
 
@@ -26,11 +26,11 @@ pub struct StatusView {
     pub agent_version: String,
     /// The agent's start, in ms since 1970.
     pub incarnation: u64,
-    /// When the first event came.
+    /// When the agent handled its first event.
     pub started_at: Duration,
-    /// Why the node cannot go on as configured; it keeps what the kernel has.
+    /// Why the node cannot go on as configured; the kernel keeps what it has.
     pub halted: Option<String>,
-    /// What an operator should look at, one text each.
+    /// What an operator should look at: one text for each problem.
     pub warnings: Vec<String>,
     /// The store, as far as the core knows it.
     pub store: StoreView,
@@ -42,11 +42,11 @@ pub struct StatusView {
     pub gateway: Option<IpAddr>,
     /// The node's claims.
     pub cidrs: Vec<CidrView>,
-    /// How far the kernel is.
+    /// How far the kernel follows what is wanted.
     pub plan: PlanView,
     /// The last audit.
     pub audit: Option<AuditView>,
-    /// The last thing that failed.
+    /// The last failure.
     pub last_error: Option<ErrorView>,
     /// Sizes of what is known.
     pub counts: CountsView,
@@ -63,7 +63,7 @@ pub struct StoreView {
     pub lost: Option<String>,
     /// Up to which revision everything is known: the snapshot's, or 0, before the first listing.
     pub revision: i64,
-    /// When it last said something.
+    /// When it last answered.
     pub heard_at: Option<Duration>,
     /// Requests that wait for an answer.
     pub requests_in_flight: usize,
@@ -82,9 +82,9 @@ pub struct CidrView {
     pub epoch: i64,
     /// Addresses in use, the gateway included.
     pub used: u64,
-    /// Addresses that cool down after use.
+    /// Released addresses that may not be used again yet.
     pub cooling: u64,
-    /// Addresses that can be given out now.
+    /// Addresses that can be assigned now.
     pub free: u64,
 }
 
@@ -99,7 +99,7 @@ pub struct PlanView {
     pub applied: Generation,
     /// Whether a plan is being carried out.
     pub in_flight: bool,
-    /// Keys that differ between what is wanted and what the kernel is believed to hold.
+    /// Entries that differ between what is wanted and what the kernel is believed to hold.
     pub dirty: usize,
     /// Steps that failed and will be tried again: key and reason.
     pub failing: Vec<(String, String)>,
@@ -136,9 +136,9 @@ pub struct CountsView {
     pub endpoints: usize,
     /// Endpoints of the whole fleet.
     pub fleet_endpoints: usize,
-    /// Identities that the fleet has given out.
+    /// Identities that the fleet has allocated.
     pub identities: usize,
-    /// Entries of the ipcache wanted.
+    /// Wanted ipcache entries.
     pub ipcache: usize,
 }
 
@@ -163,9 +163,9 @@ pub struct Counters {
     pub kv_failures: u64,
     /// Times the store was lost.
     pub store_lost: u64,
-    /// Records not accepted, each time one came.
+    /// Records that were not accepted, each time they came.
     pub records_rejected: u64,
-    /// Gossiped facts not accepted.
+    /// Facts that were not accepted.
     pub gossip_rejected: u64,
     /// Endpoints added.
     pub endpoints_added: u64,
@@ -173,11 +173,11 @@ pub struct Counters {
     pub endpoints_deleted: u64,
 }
 
-/// Where an endpoint of this node stands.
+/// The state of an endpoint of this node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum EndpointState {
-    /// Waits for the number of its labels.
+    /// Waits for the identity of its labels.
     WaitingForIdentity,
     /// Waits for a free address, which waits for a further block.
     WaitingForAddress,
@@ -192,7 +192,7 @@ pub enum EndpointState {
 /// One endpoint of this node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointView {
-    /// Its name; `wrn<id>` for one found in the kernel of which no record tells.
+    /// Its name; `wrn<id>` for an endpoint found in the kernel that has no record.
     pub name: EndpointName,
     /// Its state.
     pub state: EndpointState,
@@ -204,13 +204,13 @@ pub struct EndpointView {
     pub identity: Option<Identity>,
     /// All its labels.
     pub labels: Labels,
-    /// How it is attached; `None` for one taken over from a former agent.
+    /// How it is attached; `None` for an endpoint adopted from a former agent.
     pub attachment: Option<Attachment>,
     /// The workload's Ethernet address.
     pub mac: Option<String>,
     /// Whether the store has its record.
     pub recorded: bool,
-    /// Whether it is on its way out: as a backend it takes no new flows.
+    /// Whether it is drained: as a backend it takes no new flows.
     pub terminating: bool,
     /// Why the last attempt on it failed.
     pub error: Option<String>,
@@ -221,9 +221,9 @@ pub struct EndpointView {
 pub struct NodeView {
     /// Its name.
     pub name: NodeName,
-    /// Whether it is this one.
+    /// Whether it is this node.
     pub this: bool,
-    /// Its number in this node's kernel; `None` while it has no underlay address that we can use.
+    /// Its number in this node's kernel; `None` while it has no usable underlay address.
     pub index: Option<NodeIndex>,
     /// Underlay addresses, the tunnel's first.
     pub underlay: Vec<IpAddr>,
@@ -233,11 +233,11 @@ pub struct NodeView {
     pub cidrs: Vec<IpNetwork>,
     /// Its labels.
     pub labels: Labels,
-    /// Its agent's version; empty when only gossip tells of the node.
+    /// Its agent's version; empty if the node is known from gossip only.
     pub agent_version: String,
-    /// Whether `alive/<node>` is there.
+    /// Whether the key `alive/<node>` exists.
     pub alive: bool,
-    /// Whether gossip hears it; `None` when gossip never has.
+    /// Whether gossip considers it alive; `None` if gossip has never heard of it.
     pub gossip_alive: Option<bool>,
     /// Whether it is known from gossip only.
     pub gossip_only: bool,
@@ -252,11 +252,11 @@ pub struct IdentityView {
     pub id: Identity,
     /// Its labels; empty for reserved ones.
     pub labels: Labels,
-    /// The name of a reserved one.
+    /// The name of a reserved identity.
     pub reserved: Option<String>,
     /// Digest of the labels; `None` for reserved ones.
     pub digest: Option<LabelDigest>,
-    /// Whether it is given back and not to be used now.
+    /// Whether it was released and may not be used again yet.
     pub quarantined: bool,
     /// Nodes that use it.
     pub nodes: Vec<NodeName>,
@@ -264,7 +264,7 @@ pub struct IdentityView {
     pub local_endpoints: usize,
 }
 
-/// One ipcache entry wanted.
+/// One wanted ipcache entry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IpcacheView {
     /// The address or prefix.
@@ -273,31 +273,31 @@ pub struct IpcacheView {
     pub identity: Identity,
     /// The identity's labels, where known.
     pub labels: Labels,
-    /// Behind which node.
+    /// The node that the address is on.
     pub node: Option<NodeName>,
     /// The node's number.
     pub index: NodeIndex,
-    /// The endpoint that has the address, where known.
+    /// The endpoint that has the address, if known.
     pub endpoint: Option<EndpointName>,
-    /// Why the entry is there.
+    /// The source of the entry.
     pub source: IpcacheSource,
 }
 
-/// Why an ipcache entry is there; the first that applies wins.
+/// The source of an ipcache entry, in order of precedence: the first source that is not silent decides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum IpcacheSource {
-    /// This node's own address.
+    /// An own address of this node.
     Host,
-    /// Another node's own address.
+    /// An own address of another node.
     RemoteNode,
     /// An endpoint of this node.
     LocalEndpoint,
+    /// An endpoint change that gossip reports and the store has not confirmed.
+    Gossip,
     /// An endpoint by its record in the store.
     Record,
-    /// An endpoint by gossip, not recorded yet.
-    Gossip,
-    /// A node's block.
+    /// A node's block, by longest prefix after all exact addresses.
     Cidr,
 }
 
@@ -315,7 +315,7 @@ pub struct RejectedView {
 pub struct ServiceView {
     /// Its name.
     pub name: ServiceName,
-    /// What is wanted of it, and its address.
+    /// Its specification and virtual IP.
     pub record: Arc<ServiceRecord>,
     /// Its modify revision; 0 while it is known from a snapshot only.
     pub revision: Revision,
@@ -332,12 +332,12 @@ pub struct ServicePortView {
     pub protocol: ServiceProtocol,
     /// The port that clients use.
     pub port: u16,
-    /// The port of nodes that clients outside the fleet use.
+    /// The port of nodes that external clients use.
     pub node_port: Option<u16>,
-    /// Its number in this node's kernel; none before the kernel has been read, or when all are taken.
+    /// Its number in this node's kernel; `None` before the kernel has been read, or if all numbers are taken.
     pub id: Option<ServiceId>,
-    /// Whether it has backends of which none is well: all are used then, but for those on their way out.
-    pub desperate: bool,
+    /// Whether all its backends are unhealthy, so that all are used except terminating ones (Envoy: panic mode).
+    pub all_unhealthy: bool,
     /// Its backends, by address and port.
     pub backends: Vec<BackendView>,
 }
@@ -349,11 +349,11 @@ pub struct BackendView {
     pub address: IpAddr,
     /// Its port.
     pub port: u16,
-    /// Its share of new flows, beside the others'.
+    /// Its share of new flows, relative to the other backends.
     pub weight: u16,
-    /// What it may get.
+    /// Its state.
     pub state: BackendState,
-    /// Why it is not new flows.
+    /// Why it gets no new flows.
     pub reason: Option<String>,
     /// The node that it is on, if it is an endpoint of the fleet.
     pub node: Option<NodeName>,

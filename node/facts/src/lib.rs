@@ -6,6 +6,8 @@
 //! Invariant: pure. `node-gossip` carries these values over the network, `node-core` decides on them; neither knows
 //! the other.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
+
 mod codec;
 mod facts;
 mod unwell;

@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use backon::{BackoffBuilder, ExponentialBuilder};
 use chitchat::spawn_chitchat;
 use tokio::{
     sync::{mpsc, watch},
@@ -29,10 +30,13 @@ use crate::{
     transport::{Link, SealedTransport, lock, now_ms},
 };
 
-/// First pause before chitchat is restarted; doubles up to [`MAX_BACKOFF`].
-const MIN_BACKOFF: Duration = Duration::from_millis(100);
-/// Longest pause: peers consider this node silent meanwhile.
-const MAX_BACKOFF: Duration = Duration::from_secs(10);
+/// Pauses before chitchat is restarted: 100 to 200 ms, doubling up to 5 to 10 s. Peers consider this node silent
+/// meanwhile.
+const RESTARTS: ExponentialBuilder = ExponentialBuilder::new()
+    .with_min_delay(Duration::from_millis(100))
+    .with_max_delay(Duration::from_secs(5))
+    .with_jitter()
+    .without_max_times();
 /// A run of this length resets the back-off.
 const STABLE_AFTER: Duration = Duration::from_secs(60);
 /// How long a stopping chitchat task may take to finish its round.
@@ -111,7 +115,7 @@ impl Supervisor {
 
     /// Runs until the handle is gone.
     pub async fn run(mut self) {
-        let mut backoff = MIN_BACKOFF;
+        let mut pauses = RESTARTS.build();
         loop {
             let started = Instant::now();
             lock(&self.table).set_own_generation(self.generation.load(Ordering::Acquire));
@@ -126,17 +130,17 @@ impl Supervisor {
             };
             count(&self.link.counters.restarts);
             if started.elapsed() >= STABLE_AFTER {
-                backoff = MIN_BACKOFF;
+                pauses = RESTARTS.build();
             }
             // The same generation again would make peers diverge silently and for ever (FACTS): they know later
             // versions of it than the new task will write. A clock that was set back must not repeat a generation.
             let generation = next_generation(self.generation.load(Ordering::Acquire), now_ms());
             self.generation.store(generation, Ordering::Release);
-            warn!(reason, generation, ?backoff, "gossip task ended; starting it again");
-            if timeout(backoff, self.stopped()).await.is_ok() {
+            let pause = pauses.next().expect("attempts are not limited");
+            warn!(reason, generation, ?pause, "gossip task ended; starting it again");
+            if timeout(pause, self.stopped()).await.is_ok() {
                 return;
             }
-            backoff = (backoff * 2).min(MAX_BACKOFF);
         }
     }
 

@@ -4,6 +4,8 @@
 //! Invariant: pure. The agent adds the names that only it knows (labels, endpoints); the command line uses
 //! the same filters and the same words.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
+
 mod event;
 mod filter;
 pub mod metric;

@@ -1,29 +1,30 @@
-//! Reading a segment, as far as it is intact.
+//! Reading the whole records of a segment.
 
-use node_core::{Event, Node, Now};
+use node_core::{Node, Now};
 
 use crate::{
+    RecordedEvent,
     codec::{self, CodecError},
     frame::{CHECKPOINT, FIRST, LAST, open},
     write::MAGIC,
 };
 
-/// Why a file is not a readable segment.
+/// Why a file is no segment.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
-    /// The file does not begin like a segment.
-    #[error("it is no log of an agent's events")]
+    /// It does not begin with a segment's header, or begins with that of an older format.
+    #[error("it is no log of an agent's events, or one of an older format")]
     Foreign,
-    /// The record is intact, but written by another build.
+    /// It is whole, but another build wrote it.
     #[error(
         "record {index} cannot be read ({source}); it was written by warrend {version}: replay it with the warren-lab of the same build"
     )]
     Shape {
-        /// The record; the first is 0.
+        /// Which record, from 0.
         index: usize,
-        /// The version of the agent that wrote it.
+        /// The agent that wrote it.
         version: String,
-        /// The decoding error.
+        /// What does not fit.
         source: CodecError,
     },
 }
@@ -31,38 +32,38 @@ pub enum LogError {
 /// One record.
 #[derive(Debug)]
 pub enum Entry {
-    /// The state of the node.
+    /// The whole node.
     Checkpoint {
-        /// Events before the checkpoint that are not in the log.
+        /// Preceding events that are not in the log.
         lost: u64,
         /// The node.
         node: Box<Node>,
-        /// CRC-32C of its bytes.
+        /// CRC-32C of the node's bytes.
         digest: u32,
     },
-    /// An event.
+    /// An event that the node handled.
     Event {
-        /// Its time.
+        /// The event's time.
         now: Now,
         /// The event.
-        event: Box<Event>,
-        /// CRC-32C of its commands.
+        event: RecordedEvent,
+        /// CRC-32C of the commands that the event led to.
         digest: u32,
     },
 }
 
-/// One segment, as far as it is intact.
+/// The whole records of one segment.
 #[derive(Debug)]
 pub struct Segment {
-    /// The version of the agent that wrote it.
+    /// The agent that wrote it.
     pub version: String,
-    /// Its records; the first is a checkpoint.
+    /// The records; the first is a checkpoint.
     pub entries: Vec<Entry>,
-    /// Where the segment is cut off or damaged, as an offset in bytes; the rest cannot be read.
+    /// The offset of the first byte that cannot be read, where the segment is cut off or damaged.
     pub damaged_at: Option<usize>,
 }
 
-/// Reads a segment. A crash or a flipped bit ends it early.
+/// Reads a segment. One that a crash cut off, or with a flipped bit, gives the records before that place.
 ///
 /// # Errors
 /// [`LogError`]
@@ -84,7 +85,7 @@ pub fn read(bytes: &[u8]) -> Result<Segment, LogError> {
             break;
         };
         if flags & FIRST != 0 {
-            // An unfinished record before this one is not part of the log.
+            // An unfinished record before it is dropped.
             record.clear();
         }
         record.extend_from_slice(payload);

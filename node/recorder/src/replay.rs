@@ -1,62 +1,61 @@
-//! Replaying a log.
+//! Replaying a log, and comparing the replay with the log's digests.
 
 use node_core::{Command, Event, Node, Now};
 
 use crate::{Entry, codec};
 
-/// The first difference between the replay and the record.
+/// The first place where the replay differs from the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Difference {
-    /// An event has other commands.
+    /// An event led to other commands.
     Commands {
-        /// The event; the first is 1.
+        /// The event's number, from 1.
         event: u64,
-        /// The digest in the log.
+        /// The commands' digest in the log.
         expected: u32,
-        /// The digest of the commands now.
+        /// The digest of the replayed commands.
         found: u32,
-        /// The commands now.
+        /// The replayed commands.
         commands: Vec<Command>,
     },
-    /// The node's state differs at a checkpoint.
+    /// At a checkpoint the replayed node has another state.
     State {
-        /// The last event before the checkpoint.
+        /// The number of the last event before the checkpoint.
         event: u64,
-        /// The digest of the node in the log.
+        /// The node's digest in the log.
         expected: u32,
-        /// The digest of the node now.
+        /// The digest of the replayed node.
         found: u32,
     },
 }
 
-/// The result of one entry.
+/// What the replay did with one entry.
 #[derive(Debug)]
 pub enum Told {
-    /// The checkpoint is the node's new state.
+    /// It took over the checkpoint's node.
     Checkpoint,
-    /// An event and its commands.
+    /// The node handled an event.
     Event {
-        /// Its number; the first is 1.
+        /// The event's number, from 1.
         number: u64,
-        /// Its time.
+        /// The event's time.
         now: Now,
         /// The event.
         event: Box<Event>,
-        /// The commands.
+        /// The commands that the node returned.
         commands: Vec<Command>,
     },
-    /// An event without a node: its segment has no readable checkpoint.
+    /// There is no node to handle the event: the segment's checkpoint could not be read.
     Skipped,
 }
 
-/// A replay. It takes the entries of one log in order; after a difference it continues like the log at the next
-/// checkpoint.
+/// A replay of the entries of one log, in order. After a difference it goes on with the log's next checkpoint.
 #[derive(Default)]
 pub struct Replay {
     node: Option<Box<Node>>,
     /// Events replayed.
     pub events: u64,
-    /// Checkpoints taken over or compared.
+    /// Checkpoints read.
     pub checkpoints: u64,
     /// Events that are not in the log.
     pub lost: u64,
@@ -73,7 +72,7 @@ impl Replay {
             Entry::Checkpoint { lost, node, digest } => {
                 self.checkpoints += 1;
                 self.lost += lost;
-                // A new node has no past, and a gap in the log hides it.
+                // A start has no past to compare with, and after lost events the past is not known.
                 let continues = lost == 0 && node.counters().events > 0;
                 if let Some(before) = self.node.as_ref().filter(|_| continues) {
                     let found = codec::digest(before).unwrap_or_default();
@@ -90,6 +89,7 @@ impl Replay {
                     self.skipped += 1;
                     return Told::Skipped;
                 };
+                let event = event.into_event(node);
                 let commands = node.handle(now, event.as_ref().clone());
                 self.events += 1;
                 let found = codec::digest(&commands).unwrap_or_default();
@@ -102,7 +102,7 @@ impl Replay {
         }
     }
 
-    /// The next entry may not continue the previous one: a segment ended early, or one is missing.
+    /// Says that the next entry need not continue the previous one: a segment ended early, or one is missing.
     pub fn interrupt(&mut self) {
         self.node = None;
     }

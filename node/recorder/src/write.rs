@@ -1,53 +1,52 @@
-//! Recording: events as they come, and a checkpoint from time to time.
+//! Recording: checkpoints, and events as they come.
 
 use bincode::{enc::write::Writer, error::EncodeError};
 use node_core::{Command, Event, Node, Now};
 use serde::Serialize;
 
 use crate::{
-    codec,
+    RecordedEvent, codec,
     frame::{CHECKPOINT, FIRST, HEADER_BYTES, LAST, MAX_FRAME_BYTES, seal},
 };
 
 /// The first bytes of a segment.
-pub(crate) const MAGIC: [u8; 8] = *b"WRNLOG1\n";
+pub(crate) const MAGIC: [u8; 8] = *b"WRNLOG2\n";
 
-/// The destination of frames.
+/// Where frames go.
 pub trait Sink {
-    /// Takes a frame, or refuses it for lack of room, without waiting.
+    /// Accepts a frame without waiting; false when there is no room for it.
     fn take(&mut self, frame: Vec<u8>) -> bool;
 
-    /// Whether there is room for more than a few frames again.
+    /// Whether a checkpoint may be tried after a frame was not accepted.
     fn has_room(&self) -> bool;
 }
 
-/// The bytes at the start of a segment, before its frames. `version` is the agent's; another build's node may have
-/// another shape.
+/// The bytes before a segment's first frame. `version` is the agent's: the node of another build may have another
+/// shape.
 pub fn header(version: &str) -> Vec<u8> {
     let version = &version.as_bytes()[..version.len().min(255)];
     [&MAGIC[..], &[u8::try_from(version.len()).expect("cut to it")], version].concat()
 }
 
-/// Records one node. Call [`Recorder::checkpoint`] first, then for each event [`Recorder::before`] and
-/// [`Recorder::after`].
+/// Records one node. The caller calls [`Recorder::checkpoint`] first, then [`Recorder::before`] and [`Recorder::after`]
+/// around each event.
 ///
-/// When the sink refuses a frame, the log is interrupted until the next checkpoint, which contains the number of lost
-/// events.
+/// After a frame that the sink did not accept, events are lost until the next checkpoint, which says how many.
 pub struct Recorder<S> {
     sink: S,
-    /// The frame being filled, with its header reserved.
+    /// The frame that is being filled, behind room for its header.
     frame: Vec<u8>,
     flags: u8,
-    /// A part of the record was refused.
+    /// A part of the record was not accepted.
     broken: bool,
-    /// Events since the last one that can be replayed.
+    /// Events since the last one that a replay can reach.
     lost: u64,
     written: u64,
     segment_bytes: u64,
 }
 
 impl<S: Sink> Recorder<S> {
-    /// A segment ends when its events have this many bytes.
+    /// A segment ends when its records reach `segment_bytes`.
     pub fn new(sink: S, segment_bytes: u64) -> Self {
         Self { sink, frame: Vec::new(), flags: 0, broken: false, lost: 0, written: 0, segment_bytes }
     }
@@ -66,15 +65,15 @@ impl<S: Sink> Recorder<S> {
         self.written = 0;
     }
 
-    /// Records an event before the node handles it.
-    pub fn before(&mut self, now: Now, event: &Event) {
+    /// Records an event that `node` is about to handle.
+    pub fn before(&mut self, now: Now, event: &Event, node: &Node) {
         if !self.broken {
             self.begin(0);
-            self.put(&(now, event));
+            self.put(&(now, RecordedEvent::new(event, node)));
         }
     }
 
-    /// Records the event's commands. Returns whether this event is the first of a series of lost ones.
+    /// Completes the record with the commands that `node` returned. True for the first event that is lost.
     pub fn after(&mut self, commands: &[Command], node: &Node) -> bool {
         let was_broken = self.broken && self.lost > 0;
         if self.broken {
@@ -131,9 +130,9 @@ impl<S: Sink> Recorder<S> {
 
 impl<S: Sink> Writer for Recorder<S> {
     fn write(&mut self, mut bytes: &[u8]) -> Result<(), EncodeError> {
-        // The record is incomplete already: the rest need not be encoded.
+        // The rest of a broken record need not be encoded.
         if self.broken {
-            return Err(EncodeError::Other("not taken"));
+            return Err(EncodeError::Other("not accepted"));
         }
         while !bytes.is_empty() {
             let room = HEADER_BYTES + MAX_FRAME_BYTES - self.frame.len();

@@ -3,7 +3,7 @@
 use axum::{extract::Query, http::Uri};
 use node_api::{
     DiffQuery, EndpointAdd, FlowQuery, LimitQuery, Manifest, Manifests, ObserveQuery, RevisionQuery,
-    ServicePut,
+    ServicePut, Spec,
 };
 use node_observe::EventFilter;
 use serde::de::DeserializeOwned;
@@ -129,7 +129,9 @@ fn manifest(bytes: &[u8]) {
 }
 
 fn manifest_seeds() -> Vec<Vec<u8>> {
-    let manifest = |name: &str, spec| Manifest::service(name.parse().expect("a name"), spec).to_yaml();
+    let manifest = |name: &str, spec| {
+        Manifest { name: name.parse().expect("a name"), spec: Spec::Service(spec) }.to_yaml()
+    };
     let fixed = r#"{"virtualIp":"10.201.0.9","ports":[{"port":443}],"backends":[{"address":"192.0.2.9","weight":7}]}"#;
     let fixed = serde_json::from_str(fixed).expect("a spec");
     let (web, db) = (manifest("web", sample::service_spec()), manifest("db", fixed));

@@ -5,7 +5,8 @@ use std::mem::MaybeUninit;
 use datapath_abi::{Direction, DropReason, EndpointEntry, EventKind, IpcacheEntry};
 use datapath_linux::fuzzing;
 use datapath_packet::{
-    Arp, Ethernet, Ipv4, Start, Tcp, Transport, Wire, answer, check_sender, is_unicast, ports,
+    Arp, Ethernet, Ipv4, Owner, Tcp, Transport, TransportStart, Wire, arp_reply, check_tunnel_source,
+    is_unicast, ports,
 };
 use node_observe::{BootTime, FlowEvent};
 
@@ -111,7 +112,7 @@ fn packet(bytes: &[u8]) {
     let endpoint = EndpointEntry { address_v4: [10, 0, 0, 2], mac: ethernet.macs.src, ..Default::default() };
     if ethernet.ethertype_be == datapath_packet::ETHERTYPE_ARP {
         let Some(request) = header::<Arp>(&mut rest) else { return };
-        if let Ok(reply) = answer(&request, &endpoint, [10, 0, 0, 1]) {
+        if let Ok(reply) = arp_reply(&request, &endpoint, [10, 0, 0, 1]) {
             assert_eq!((reply.sender, reply.target), ([10, 0, 0, 1], endpoint.address_v4));
         }
         return;
@@ -121,7 +122,7 @@ fn packet(bytes: &[u8]) {
     let Ok(header_bytes) = ip.header_bytes(available) else { return };
     assert!((20..=60).contains(&header_bytes) && header_bytes <= available);
     assert!(ip.is_fragment() || ip.fragment_offset() == 0);
-    if let Ok(next) = ip.next_hop() {
+    if let Ok(next) = ip.decrement_ttl() {
         assert_eq!((next.ttl, next.src, next.dst), (ip.ttl - 1, ip.src, ip.dst));
     }
     if is_unicast(ip.dst) {
@@ -129,11 +130,11 @@ fn packet(bytes: &[u8]) {
     }
     let mut behind = &bytes[size_of::<Ethernet>() + header_bytes..];
     let mut whole = behind;
-    if let Some(start) = header::<Start>(&mut behind) {
+    if let Some(start) = header::<TransportStart>(&mut behind) {
         ports(Transport::of(ip.protocol), start);
         let node = u32::from(start.0[0]);
         let source = IpcacheEntry { identity: u32::from(start.0[1]), node: u32::from(start.0[2]) };
-        if check_sender(node, Some(source), u32::from(start.0[3])).is_ok() {
+        if check_tunnel_source(node, &Owner::of(Some(source)), u32::from(start.0[3])).is_ok() {
             assert_eq!(node, source.node, "from a node that has not this source");
         }
     }

@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Result, ensure};
 use chaos_lab::{Endpoint, ask, namespace, wait};
 use nix::sys::signal::Signal;
-use node_api::{BackendState, ServiceBackend, ServiceOutcome};
+use node_api::{BackendState, ServiceBackend};
 
 use crate::{
     load::{Backend, Conversation, Load, Outcome, PORT, connections, reached, scale_rate},
@@ -30,7 +30,7 @@ fn apply(lab: &TestLab, health_check: &str) -> SocketAddr {
          ports: [{{port: 80, targetPort: {PORT}}}]\n{health_check}"
     );
     let written = lab.apply("n1", &manifest);
-    assert_eq!(written.outcome, ServiceOutcome::Created);
+    assert_eq!(written.outcome, node_api::Outcome::Created);
     SocketAddr::new(written.virtual_ip, 80)
 }
 

@@ -97,7 +97,7 @@ fn external_modification_is_repaired_at_once_without_a_loop() {
     let before = audits(&sim);
     let disturb = |sim: &mut Sim, keys: &[TableKey]| {
         keys.iter().for_each(|key| sim.agent(1).kernel.damage(key));
-        sim.agent(1).push(node_core::Event::Disturbed(keys.iter().copied().collect()));
+        sim.agent(1).push(node_core::Event::ExternallyModified(keys.iter().copied().collect()));
         sim.settle();
     };
     disturb(&mut sim, &[TableKey::Route(route)]);

@@ -1,4 +1,4 @@
-//! Where the kernel's routes lead, and the Ethernet addresses of that way.
+//! The next hop by the kernel's routes, and its Ethernet addresses.
 
 use aya_ebpf::{
     bindings::{BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_OUTPUT, bpf_fib_lookup},
@@ -8,38 +8,38 @@ use datapath_abi::{MacBytes, NodeConfig};
 use datapath_packet::{Ipv4, Macs, UDP};
 
 use crate::{
-    lookup::AF_INET,
-    xdp::{frame::Frame, packet::Rewritten},
+    route::AF_INET,
+    xdp::{frame::Frame, headers::Translated},
 };
 
 /// DSCP bits that routes may depend on (`IPTOS_RT_MASK`).
 const ROUTED_TOS: u8 = 0x1c;
 
 /// What the kernel is asked, and then what it has answered.
-pub struct Question {
+pub struct RouteQuery {
     fields: bpf_fib_lookup,
     flags: u32,
 }
 
-impl Question {
+impl RouteQuery {
     /// For a packet that leaves by the underlay interface whatever other interfaces there are, as
     /// `bpf_redirect_neigh` takes it.
     #[inline(always)]
-    pub fn of(packet: &Rewritten) -> Self {
-        let mut question = Self::new(&packet.ip, BPF_FIB_LOOKUP_OUTPUT);
-        question.fields.__bindgen_anon_2.tos = packet.ip.tos & ROUTED_TOS;
-        question.fields.sport = u16::from_ne_bytes(packet.key.src_port_be);
-        question.fields.dport = u16::from_ne_bytes(packet.key.dst_port_be);
-        question
+    pub fn of(packet: &Translated) -> Self {
+        let mut query = Self::new(&packet.ip, BPF_FIB_LOOKUP_OUTPUT);
+        query.fields.__bindgen_anon_2.tos = packet.ip.tos & ROUTED_TOS;
+        query.fields.sport = u16::from_ne_bytes(packet.key.src_port_be);
+        query.fields.dport = u16::from_ne_bytes(packet.key.dst_port_be);
+        query
     }
 
-    /// For a tunnel packet, as the tunnel's device asks: by which interface is the routes' to say.
+    /// For a tunnel packet, as the tunnel's device asks: the routes say by which interface.
     #[inline(always)]
     pub fn of_tunnel(outer: &Ipv4, port: u16) -> Self {
-        let mut question = Self::new(outer, 0);
-        question.fields.l4_protocol = UDP;
-        question.fields.dport = port.to_be();
-        question
+        let mut query = Self::new(outer, 0);
+        query.fields.l4_protocol = UDP;
+        query.fields.dport = port.to_be();
+        query
     }
 
     #[inline(always)]
@@ -54,9 +54,9 @@ impl Question {
         Self { fields, flags }
     }
 
-    /// The Ethernet addresses of the next hop, if it is known, behind the underlay interface and wide enough, and if
-    /// the frame, which came to `came_to`, is for this node: that is the interface's own address. (A driver also gives
-    /// programs what others are sent.)
+    /// The Ethernet addresses of the next hop, if that is known, and behind the underlay interface, and the way is wide
+    /// enough; and if the frame, whose Ethernet destination was `came_to`, is for this node: the interface's own address.
+    /// (A driver also gives programs what is sent to others.)
     #[inline(always)]
     pub fn ask(&mut self, frame: &Frame, config: &NodeConfig, came_to: MacBytes) -> Option<Macs> {
         self.fields.ifindex = config.underlay_ifindex;

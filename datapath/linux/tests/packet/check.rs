@@ -43,7 +43,7 @@ pub fn populated_kernel() -> Option<Kernel> {
 pub fn direction_of(program: Program) -> Direction {
     match program {
         Program::FromEndpoint | Program::FromHost | Program::ToNetdev => Direction::Egress,
-        Program::ToEndpoint | Program::FromOverlay | Program::FromNetdev => Direction::Ingress,
+        Program::ToEndpoint | Program::FromTunnel | Program::FromNetdev => Direction::Ingress,
     }
 }
 

@@ -4,7 +4,7 @@ use datapath_abi::{
     BUDGET_WINDOW_NS, Direction::Egress, DropReason, EVENT_RING_BYTES, EVENTS_PER_WINDOW, EndpointEntry,
     Event, EventKind, FlowEntry, IpcacheEntry, NodeEntry, V4, counter_slot, flow_flags, map_name,
 };
-use datapath_linux::object::Program::{FromEndpoint, FromOverlay};
+use datapath_linux::object::Program::{FromEndpoint, FromTunnel};
 
 use crate::{
     check::check,
@@ -29,7 +29,7 @@ fn send(kernel: &mut Kernel, frame: &Frame, entries: &[Entry], events: &[Event])
 fn receive(kernel: &mut Kernel, frame: &Frame, entries: &[Entry], events: &[Event]) {
     let out = frame.clone().towards(&A).ttl(63).bytes();
     let expected = with_changes(Expected::redirected(&out), entries, events);
-    check(kernel, FromOverlay, frame, expected.tunnel(tunnel_from(&R)));
+    check(kernel, FromTunnel, frame, expected.tunnel(tunnel_from(&R)));
 }
 
 fn with_changes(expected: Expected, entries: &[Entry], events: &[Event]) -> Expected {
@@ -166,7 +166,7 @@ fn flow_to_and_from_a_node_that_left_is_dropped_at_once() {
     let expected = Expected::dropped(&syn_ack, DropReason::UnknownNode)
         .identities(R.identity, 0)
         .tunnel(tunnel_from(&R));
-    check(&mut kernel, FromOverlay, &syn_ack, expected);
+    check(&mut kernel, FromTunnel, &syn_ack, expected);
     // Packets to the node are dropped as well; the entry does not count them.
     let expected = Expected::dropped(&syn, DropReason::NoTunnelEndpoint).identities(A.identity, R.identity);
     check(&mut kernel, FromEndpoint, &syn, expected);

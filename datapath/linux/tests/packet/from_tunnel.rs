@@ -1,7 +1,7 @@
 //! Packets out of the tunnel: what another node may send, and where it goes.
 
 use datapath_abi::{DropReason, FlowEntry, identity_number};
-use datapath_linux::object::Program::FromOverlay;
+use datapath_linux::object::Program::FromTunnel;
 
 use crate::{
     check::check,
@@ -17,14 +17,14 @@ use crate::{
 fn check_new(frame: Frame, out: Frame, from: &Peer, to: &Peer) {
     let mut kernel = populated_kernel!();
     let expected = Expected::redirected(&out).new_flow(&frame, from, to).tunnel(tunnel_from(from));
-    check(&mut kernel, FromOverlay, &frame, expected);
+    check(&mut kernel, FromTunnel, &frame, expected);
 }
 
 #[track_caller]
 fn check_dropped(frame: Frame, tunnel: Tunnel, reason: DropReason, dst_identity: u32) {
     let mut kernel = populated_kernel!();
     let expected = Expected::dropped(&frame, reason).identities(tunnel.identity, dst_identity).tunnel(tunnel);
-    check(&mut kernel, FromOverlay, &frame, expected);
+    check(&mut kernel, FromTunnel, &frame, expected);
 }
 
 #[test]
@@ -69,7 +69,7 @@ fn tunnel_flow_with_another_identity_is_decided_again() {
     let out = frame.clone().towards(&A).ttl(63);
     let [original, reply] = pair(&frame, &R, &A);
     let first = Expected::redirected(&out).new_flow(&frame, &R, &A).tunnel(tunnel_from(&R));
-    check(&mut kernel, FromOverlay, &frame, first);
+    check(&mut kernel, FromTunnel, &frame, first);
 
     let relabelled = Peer { identity: 777, ..R };
     let (key, entry) = used_by(&frame, original);
@@ -77,7 +77,7 @@ fn tunnel_flow_with_another_identity_is_decided_again() {
         .entry((key, FlowEntry { src_identity: 777, ..entry }))
         .entry((reply.0, FlowEntry { dst_identity: 777, ..reply.1 }))
         .tunnel(tunnel_from(&relabelled));
-    check(&mut kernel, FromOverlay, &frame, second);
+    check(&mut kernel, FromTunnel, &frame, second);
 }
 
 #[test]
@@ -100,7 +100,7 @@ fn tunnel_flow_does_not_prove_another_sending_node() {
     {
         let tunnel = Tunnel { identity: R.identity, underlay };
         let expected = Expected::dropped(&frame, reason).identities(R.identity, 0).tunnel(tunnel);
-        check(&mut kernel, FromOverlay, &frame, expected);
+        check(&mut kernel, FromTunnel, &frame, expected);
     }
 }
 
@@ -140,11 +140,11 @@ fn tunnel_malformed_packets_and_other_ethertypes_are_dropped() {
         .without_ports()
         .identities(R.identity, 0)
         .tunnel(tunnel_from(&R));
-    check(&mut kernel, FromOverlay, &cut, expected);
+    check(&mut kernel, FromTunnel, &cut, expected);
     let bytes = Frame::syn(&R, &A).ethertype(ethertype::IPV6).bytes();
     let expected =
         Expected::dropped_unreported(&bytes, DropReason::UnsupportedProtocol).tunnel(tunnel_from(&R));
-    check(&mut kernel, FromOverlay, &bytes, expected);
+    check(&mut kernel, FromTunnel, &bytes, expected);
 }
 
 #[test]
@@ -152,5 +152,5 @@ fn tunnel_packet_without_a_key_is_dropped() {
     let mut kernel = populated_kernel!();
     let frame = Frame::syn(&R, &A);
     let expected = Expected::dropped(&frame, DropReason::HelperFailed).without_addresses();
-    check(&mut kernel, FromOverlay, &frame, expected);
+    check(&mut kernel, FromTunnel, &frame, expected);
 }

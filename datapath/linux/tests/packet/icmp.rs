@@ -3,7 +3,7 @@
 use datapath_abi::{
     BUDGET_WINDOW_NS, Direction::Egress, DropReason, ERRORS_PER_WINDOW, NodeConfig, counter_slot,
 };
-use datapath_linux::object::Program::{FromEndpoint, FromOverlay};
+use datapath_linux::object::Program::{FromEndpoint, FromTunnel};
 
 use crate::{
     check::check,
@@ -44,7 +44,7 @@ fn icmp_time_exceeded_is_sent_through_the_tunnel() {
     let expected = Expected::rejected(&frame, &error, DropReason::TtlExceeded)
         .identities(R.identity, A.identity)
         .tunnel(tunnel_from(&R));
-    check(&mut kernel, FromOverlay, &frame, expected);
+    check(&mut kernel, FromTunnel, &frame, expected);
 }
 
 #[test]
@@ -109,7 +109,7 @@ fn icmp_error_belongs_to_the_flow_that_it_quotes() {
     let request = Frame::udp(&R, &A, 5000, 53);
     let arrived = request.clone().towards(&A).ttl(63);
     let expected = Expected::redirected(&arrived).new_flow(&request, &R, &A).tunnel(tunnel_from(&R));
-    check(&mut kernel, FromOverlay, &request, expected);
+    check(&mut kernel, FromTunnel, &request, expected);
     let [original, reply] = pair(&request, &R, &A);
 
     let error = arrived.icmp_error(PORT_UNREACHABLE, A.address).macs(A.src_mac, A.dst_mac);
@@ -123,7 +123,7 @@ fn icmp_error_belongs_to_the_flow_that_it_quotes() {
     let expected = Expected::redirected(&error.clone().towards(&A).ttl(63))
         .entry(used_by(&error, original))
         .tunnel(tunnel_from(&GATEWAY_OF_5));
-    check(&mut kernel, FromOverlay, &error, expected);
+    check(&mut kernel, FromTunnel, &error, expected);
 }
 
 #[test]
@@ -138,7 +138,7 @@ fn icmp_error_with_a_spoofed_source_is_dropped() {
     let error = answer.icmp_error(fragmentation_needed(1400), AT_6.address);
     let expected =
         Expected::dropped(&error, DropReason::InnerSource).identities(R.identity, 0).tunnel(tunnel_from(&R));
-    check(&mut kernel, FromOverlay, &error, expected);
+    check(&mut kernel, FromTunnel, &error, expected);
     // From A's device, with B's address.
     let error = request.icmp_error(PORT_UNREACHABLE, B.address).macs(A.src_mac, A.dst_mac);
     let expected = Expected::dropped(&error, DropReason::SourceSpoofed).identities(A.identity, 0);

@@ -5,7 +5,7 @@ use datapath_abi::{
     DropReason, FlowAction, FlowEntry, NodeConfig, SourceKind,
     node_flags::{LEGACY_HOST_ROUTING, NATIVE},
 };
-use datapath_linux::object::Program::{FromEndpoint, FromHost, FromNetdev, FromOverlay, ToEndpoint};
+use datapath_linux::object::Program::{FromEndpoint, FromHost, FromNetdev, FromTunnel, ToEndpoint};
 
 use crate::{
     check::{check, populated_kernel},
@@ -131,7 +131,7 @@ fn legacy_host_routing_passes_tunnel_packets_to_the_stack() {
     let mut kernel = routing_kernel!(LEGACY_HOST_ROUTING);
     let frame = Frame::syn(&R, &A);
     let expected = Expected::passed(&frame).new_flow(&frame, &R, &A).tunnel(tunnel_from(&R));
-    check(&mut kernel, FromOverlay, &frame, expected);
+    check(&mut kernel, FromTunnel, &frame, expected);
     kernel.ingress_ifindex = CONFIG.vxlan_ifindex;
     check(&mut kernel, ToEndpoint, &frame, Expected::passed(&frame));
     // The same packet from another ingress device is not R's.

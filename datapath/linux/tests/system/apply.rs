@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use aya::programs::links::{FdLink, PinnedLink};
 use datapath_linux::{Datapath, LinuxConfig};
-use datapath_plan::{EndpointValue, EpochScope, Observed, Op, Tables};
+use datapath_plan::{EndpointValue, Entry, EpochScope, Observed, Op, Single, TableKey, Tables};
 
 use crate::stage::{Namespace, Stage, apply, base, endpoint, gateway, must, node_with_endpoint};
 
@@ -13,11 +13,11 @@ fn wanted(ops: &[Op]) -> Tables {
     let mut tables = Tables::default();
     for op in ops.iter().cloned() {
         match op {
-            Op::PutBase(base) => tables.base = Some(base),
-            Op::PutNode(index, value) => drop(tables.nodes.insert(index, value)),
-            Op::PutIpcache(prefix, value) => drop(tables.ipcache.insert(prefix, value)),
-            Op::PutRoute(prefix, value) => drop(tables.routes.insert(prefix, value)),
-            Op::PutEndpoint(id, value) => {
+            Op::Put(Entry::Base(Single, base)) => tables.base = Some(base),
+            Op::Put(Entry::Node(index, value)) => drop(tables.nodes.insert(index, value)),
+            Op::Put(Entry::Ipcache(prefix, value)) => drop(tables.ipcache.insert(prefix, value)),
+            Op::Put(Entry::Route(prefix, value)) => drop(tables.routes.insert(prefix, value)),
+            Op::Put(Entry::Endpoint(id, value)) => {
                 tables.endpoints.insert(id, EndpointValue { attachment: None, ..value });
             }
             other => panic!("{other:?} puts nothing"),
@@ -127,10 +127,10 @@ fn delete_leaves_only_the_base() {
         must(&mut datapath, ops.clone()).await;
 
         let removals = |op: &Op| match op {
-            Op::PutEndpoint(id, _) => Some(Op::DeleteEndpoint(*id)),
-            Op::PutRoute(prefix, _) => Some(Op::DeleteRoute(*prefix)),
-            Op::PutIpcache(prefix, _) => Some(Op::DeleteIpcache(*prefix)),
-            Op::PutNode(index, _) => Some(Op::DeleteNode(*index)),
+            Op::Put(Entry::Endpoint(id, _)) => Some(Op::Delete(TableKey::Endpoint(*id))),
+            Op::Put(Entry::Route(prefix, _)) => Some(Op::Delete(TableKey::Route(*prefix))),
+            Op::Put(Entry::Ipcache(prefix, _)) => Some(Op::Delete(TableKey::Ipcache(*prefix))),
+            Op::Put(Entry::Node(index, _)) => Some(Op::Delete(TableKey::Node(*index))),
             _ => None,
         };
         let removals: Vec<Op> = ops.iter().rev().filter_map(removals).collect();
@@ -155,7 +155,7 @@ fn apply_rejects_a_bad_entry_alone() {
             identity: identity::Identity::WORLD,
             node: datapath_plan::NodeIndex::NONE,
         };
-        let put = |prefix: &str| Op::PutIpcache(prefix.parse().expect("a prefix"), unknown);
+        let put = |prefix: &str| Op::Put(Entry::Ipcache(prefix.parse().expect("a prefix"), unknown));
         let bad = put("2001:db8::/32");
         let ops = vec![put("10.1.0.0/16"), bad.clone(), put("10.2.0.1/32"), put("10.3.0.0/16")];
         let outcome = apply(&mut datapath, ops).await;
@@ -183,11 +183,15 @@ fn apply_writes_large_tables_in_batches() {
                 (ipnetwork::Ipv4Network::new(address, length).expect("a prefix").into(), value(number))
             })
             .collect();
-        must(&mut datapath, entries.iter().map(|(prefix, value)| Op::PutIpcache(*prefix, *value)).collect())
-            .await;
+        must(
+            &mut datapath,
+            entries.iter().map(|(prefix, value)| Op::Put(Entry::Ipcache(*prefix, *value))).collect(),
+        )
+        .await;
         assert_eq!(datapath.observe().await.expect("observe").tables.ipcache, entries);
 
-        must(&mut datapath, entries.keys().map(|prefix| Op::DeleteIpcache(*prefix)).collect()).await;
+        must(&mut datapath, entries.keys().map(|prefix| Op::Delete(TableKey::Ipcache(*prefix))).collect())
+            .await;
         assert_eq!(datapath.observe().await.expect("observe"), Observed::default());
     });
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use datapath_abi::{EventKind, map_name};
-use datapath_linux::{FlowFilter, object};
+use datapath_linux::{FlowFilter, MAPS};
 use serde_json::json;
 
 use crate::{
@@ -80,7 +80,8 @@ fn dump_covers_every_map() {
             map_name::DROPPED_LPM_V4,
             map_name::UNMASQUERADED_LPM_V4,
         ];
-        for name in object::MAPS.into_iter().filter(|name| !own.contains(name) && !empty.contains(name)) {
+        let names = MAPS.iter().map(|(name, _)| *name);
+        for name in names.filter(|name| !own.contains(name) && !empty.contains(name)) {
             let rows = datapath.map_dump(name).unwrap_or_else(|error| panic!("{}", error.chain()));
             assert!(!rows.is_empty(), "{name}");
         }

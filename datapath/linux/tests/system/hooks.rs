@@ -27,7 +27,7 @@ fn hook_users_distinguish_foreign_programs() {
         let own = datapath.hook_users(&[]).await.expect("hooks");
         let expected = [
             "from_host at egress of warren_host",
-            "from_overlay at ingress of warren_vxlan",
+            "from_tunnel at ingress of warren_vxlan",
             "from_endpoint at ingress of wrn1",
             "to_endpoint at egress of wrn1",
         ];

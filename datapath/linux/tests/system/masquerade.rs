@@ -7,7 +7,7 @@ use std::{
 };
 
 use datapath_linux::{Datapath, FlowFilter, LinuxConfig};
-use datapath_plan::{Base, BaseUnderlay, HostRouting, Masquerade, Op};
+use datapath_plan::{Base, BaseUnderlay, Entry, HostRouting, Masquerade, Op, Single};
 
 use crate::stage::{Cluster, Namespace, Stage, base, base_ops, endpoint, endpoint_ops, gateway, must};
 
@@ -69,7 +69,7 @@ impl Topology {
         };
         let (id, value) = endpoint(1, 1, &self.workload.path());
         let mut ops = base_ops(1);
-        ops[0] = Op::PutBase(base);
+        ops[0] = Op::Put(Entry::Base(Single, base));
         ops.extend(endpoint_ops(id, &value));
         must(datapath, ops).await;
     }

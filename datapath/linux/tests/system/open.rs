@@ -26,7 +26,7 @@ fn datapath_is_send() {
     fn is_send<T: Send>(_: T) {}
     is_send(async |mut datapath: Datapath| {
         datapath.observe().await?;
-        let plan = datapath_plan::Plan { generation: datapath_plan::Generation(1), ops: [].into() };
+        let plan = datapath_plan::Plan::new(datapath_plan::Generation(1), Vec::new(), |_| None);
         drop(datapath.apply(plan).await);
         cleanup(&LinuxConfig::default(), true).await.map(drop)
     });
@@ -187,7 +187,8 @@ fn flow_map(maps: &Path) -> FlowMap {
 }
 
 fn flows(datapath: &Datapath) -> Vec<Flow> {
-    let mut flows = datapath.flows(usize::MAX, &FlowFilter::default()).expect("flows");
+    let mut flows =
+        datapath.flow_table().expect("a handle").list(usize::MAX, &FlowFilter::default()).expect("flows");
     flows.sort_unstable();
     flows
 }
@@ -228,6 +229,32 @@ fn handover_removes_unknown_maps_and_programs() {
             assert_eq!(second.observe().await.expect("observe").broken, Vec::<String>::new());
         });
     }
+}
+
+/// Another build may have another name for the program of a hook. This build's program works there before the other one
+/// is detached, and before any plan is applied.
+#[test]
+fn program_with_another_name_in_another_build_is_replaced_at_once() {
+    let Some(stage) = Stage::new() else { return };
+    let links = stage.pin_root.join("links");
+    let (ours, theirs) = (links.join("warren_vxlan-from_tunnel"), links.join("warren_vxlan-from_former"));
+    stage.play(async || {
+        let mut first = stage.open().await;
+        must(&mut first, foundations(1)).await;
+        drop(first);
+        // Kernels before 6.6 have no links.
+        if !ours.exists() {
+            return;
+        }
+        std::fs::rename(&ours, &theirs).expect("rename the pin");
+        let second = stage.open().await;
+        assert!(ours.exists() && !theirs.exists());
+        // The kernel takes a link down in a worker of its own, some time after its last pin has gone.
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while users(&second, "warren_vxlan").await != 1 {
+            assert!(Instant::now() < deadline, "the other program is still at work");
+        }
+    });
 }
 
 /// Makes the pinned configuration claim that another build wrote it.

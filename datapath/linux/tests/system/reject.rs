@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use datapath_plan::{Op, OpErrorKind};
+use datapath_plan::{Entry, Op, OpErrorKind, TableKey};
 
 use crate::{
     repair::observe,
@@ -19,12 +19,12 @@ fn check_endpoint_rejected(prepare: impl FnOnce(&Stage, &Namespace) + Send, kind
         let before = observe(&mut datapath).await;
         prepare(&stage, &workload);
         let (id, value) = endpoint(1, 1, &workload.path());
-        let outcome = apply(&mut datapath, vec![Op::PutEndpoint(id, value)]).await;
+        let outcome = apply(&mut datapath, vec![Op::Put(Entry::Endpoint(id, value))]).await;
         let [failure] = &outcome.failures[..] else { panic!("{outcome:?}") };
         assert_eq!(failure.error.kind, kind, "{}", failure.error);
         assert!(failure.error.text.contains(text), "{}", failure.error);
         assert_eq!(observe(&mut datapath).await, before, "nothing is left behind");
-        must(&mut datapath, vec![Op::DeleteEndpoint(id)]).await;
+        must(&mut datapath, vec![Op::Delete(TableKey::Endpoint(id))]).await;
     });
 }
 
@@ -68,7 +68,7 @@ fn endpoint_with_a_path_of_no_workload_is_rejected() {
             ("/run/netns/nobody", OpErrorKind::NamespaceGone, "No such file"),
         ] {
             let (id, value) = endpoint(1, 1, path.as_ref());
-            let outcome = apply(&mut datapath, vec![Op::PutEndpoint(id, value)]).await;
+            let outcome = apply(&mut datapath, vec![Op::Put(Entry::Endpoint(id, value))]).await;
             let error = &outcome.failures[0].error;
             assert_eq!(error.kind, kind, "{path}: {error}");
             assert!(error.text.contains(text), "{path}: {error}");
@@ -101,7 +101,7 @@ fn endpoint_whose_namespace_was_deleted_can_be_deleted() {
         let (id, value) = endpoint(1, 1, &path);
         must(&mut datapath, base_ops(1)).await;
         let before = observe(&mut datapath).await;
-        must(&mut datapath, vec![Op::PutEndpoint(id, value)]).await;
+        must(&mut datapath, vec![Op::Put(Entry::Endpoint(id, value))]).await;
         drop(workload);
         // The kernel deletes the devices of a namespace asynchronously.
         let deadline = Instant::now() + Duration::from_secs(10);
@@ -112,7 +112,7 @@ fn endpoint_whose_namespace_was_deleted_can_be_deleted() {
         let observed = observe(&mut datapath).await;
         assert_eq!(observed.endpoint_devices, [id], "the rest of the endpoint is observed");
         assert!(!observed.broken.is_empty());
-        must(&mut datapath, vec![Op::DeleteEndpoint(id)]).await;
+        must(&mut datapath, vec![Op::Delete(TableKey::Endpoint(id))]).await;
         assert_eq!(observe(&mut datapath).await, before);
     });
 }

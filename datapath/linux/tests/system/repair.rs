@@ -1,7 +1,7 @@
 //! External modifications are observed, and repaired by applying again.
 
 use datapath_linux::Datapath;
-use datapath_plan::{EndpointValue, Observed, Op, OpErrorKind};
+use datapath_plan::{EndpointValue, Entry, Observed, Op, OpErrorKind, Single, TableKey};
 
 use crate::stage::{
     Namespace, Stage, address, apply, base, base_ops, endpoint, endpoint_ops, gateway, identity, must,
@@ -168,13 +168,13 @@ fn base_mtu_change_reaches_both_ends_of_endpoints() {
         adopted.run("ip", &["addr", "flush", "dev", "eth0"]);
         for mtu_bytes in [1350, 8950] {
             let base = datapath_plan::Base { mtu_bytes, ..base(1) };
-            must(&mut datapath, vec![Op::PutBase(base.clone())]).await;
+            must(&mut datapath, vec![Op::Put(Entry::Base(Single, base.clone()))]).await;
             let observed = observe(&mut datapath).await;
             assert_eq!(observed.tables.base, Some(base));
             assert_eq!(observed.broken.len(), 2, "{:?}", observed.broken);
             let [(one, value), (two, other)] = endpoints.clone();
             let other = EndpointValue { attachment: None, ..other };
-            must(&mut datapath, vec![Op::PutEndpoint(one, value), Op::PutEndpoint(two, other)]).await;
+            must(&mut datapath, vec![Op::Put(Entry::Endpoint(one, value)), Op::Put(Entry::Endpoint(two, other))]).await;
             assert_eq!(observe(&mut datapath).await.broken, [] as [String; 0]);
             for (workload, device) in
                 [(&attached, "eth0"), (&adopted, "eth0"), (&stage.node, "wrn1"), (&stage.node, "wrn2")]
@@ -199,14 +199,14 @@ fn endpoint_without_attachment_is_repaired_but_not_created() {
 
         let without_attachment = EndpointValue { identity: identity(777), attachment: None, ..value };
         delete_entry(&stage, "WARREN_EP_V4", address(1, 1).octets());
-        must(&mut datapath, vec![Op::PutEndpoint(id, without_attachment.clone())]).await;
+        must(&mut datapath, vec![Op::Put(Entry::Endpoint(id, without_attachment.clone()))]).await;
         let observed = observe(&mut datapath).await;
         assert!(observed.broken.is_empty(), "{:?}", observed.broken);
         assert_eq!(observed.tables.endpoints.get(&id), Some(&without_attachment));
         assert!(workload.pings(gateway(1)));
 
-        must(&mut datapath, vec![Op::DeleteEndpoint(id)]).await;
-        let outcome = apply(&mut datapath, vec![Op::PutEndpoint(id, without_attachment)]).await;
+        must(&mut datapath, vec![Op::Delete(TableKey::Endpoint(id))]).await;
+        let outcome = apply(&mut datapath, vec![Op::Put(Entry::Endpoint(id, without_attachment))]).await;
         assert_eq!(outcome.failures.len(), 1);
         assert_eq!(outcome.failures[0].error.kind, OpErrorKind::NamespaceGone);
     });

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use datapath_plan::{Base, BaseUnderlay, HostRouting, Masquerade, Mode, NextHop, Op, RouteValue};
+use datapath_plan::{Base, BaseUnderlay, Entry, HostRouting, Masquerade, Mode, NextHop, Op, RouteValue, Single, TableKey};
 
 use crate::stage::{Cluster, Namespace, Stage, base, base_ops, gateway, must, node_with_endpoint};
 
@@ -47,13 +47,13 @@ fn base_is_observed_as_applied() {
             (Base { host_routing: HostRouting::Legacy, ..plain.clone() }, true),
             (plain, true),
         ] {
-            must(&mut datapath, vec![Op::PutBase(base.clone())]).await;
+            must(&mut datapath, vec![Op::Put(Entry::Base(Single, base.clone()))]).await;
             let before = stage.node.devices();
             let observed = datapath.observe().await.expect("observed");
             assert_eq!(observed.broken, [] as [String; 0], "{base}");
             assert_eq!(observed.tables.base.as_ref(), Some(&base));
             assert_eq!(devices(stage).contains("warren_vxlan"), tunnel, "{base}");
-            must(&mut datapath, vec![Op::PutBase(base)]).await;
+            must(&mut datapath, vec![Op::Put(Entry::Base(Single, base))]).await;
             assert_eq!(stage.node.devices(), before, "applied again, no device is created again");
         }
     });
@@ -75,7 +75,7 @@ fn route_to_another_node_is_observed_as_applied() {
         // The second next hop is on the same link, but not in the subnet of this node's address.
         let direct = RouteValue { next_hop: None, ..hop([0; 4]) };
         for value in [hop([192, 0, 2, 2]), hop([198, 51, 100, 2]), direct, hop([192, 0, 2, 2])] {
-            must(&mut datapath, vec![Op::PutRoute(cidr, value)]).await;
+            must(&mut datapath, vec![Op::Put(Entry::Route(cidr, value))]).await;
             let observed = datapath.observe().await.expect("observed");
             assert_eq!(observed.tables.routes.get(&cidr), Some(&value));
             assert_eq!(observed.broken, [] as [String; 0]);
@@ -85,7 +85,7 @@ fn route_to_another_node_is_observed_as_applied() {
             shown.contains("10.77.2.0/24 via 192.0.2.2 dev under0 src 10.77.1.1 onlink mtu 1500"),
             "{shown}"
         );
-        must(&mut datapath, vec![Op::DeleteRoute(cidr)]).await;
+        must(&mut datapath, vec![Op::Delete(TableKey::Route(cidr))]).await;
         assert!(!stage.node.run("ip", &["route", "show"]).contains("10.77.2.0"));
     });
 }
@@ -98,7 +98,7 @@ fn masquerade_ports_are_added_to_the_reserved_ports() {
         let mut datapath = stage.open().await;
         stage.node.run("sysctl", &["-q", "-w", &format!("{key}=8080,9000-9010")]);
         for _ in 0..2 {
-            must(&mut datapath, vec![Op::PutBase(Base { masquerade: masquerade(&[]), ..base(1) })]).await;
+            must(&mut datapath, vec![Op::Put(Entry::Base(Single, Base { masquerade: masquerade(&[]), ..base(1) }))]).await;
             assert_eq!(stage.node.run("sysctl", &["-n", key]).trim(), "8080,9000-9010,61000-61999");
         }
     });
@@ -130,7 +130,7 @@ fn rp_filter_in_strict_mode_does_not_affect_endpoints() {
         node.run("sysctl", &["-q", "-w", "net.ipv4.conf.all.rp_filter=2"]);
         let observed = datapath.observe().await.expect("observed");
         assert_eq!(observed.tables.base, None, "{:?}", observed.broken);
-        must(&mut datapath, vec![Op::PutBase(base(1))]).await;
+        must(&mut datapath, vec![Op::Put(Entry::Base(Single, base(1)))]).await;
         assert_eq!(["all", "up0", "wrn1"].map(setting), ["0", "2", "0"]);
     });
 }
@@ -175,7 +175,7 @@ fn check_underlay_programs(force_clsact: bool) {
             }
         };
         for device in ["under0", "other0", "under0"] {
-            must(&mut datapath, vec![Op::PutBase(at(device))]).await;
+            must(&mut datapath, vec![Op::Put(Entry::Base(Single, at(device)))]).await;
             check(&mut datapath, device).await;
         }
         drop(datapath);
@@ -186,12 +186,12 @@ fn check_underlay_programs(force_clsact: bool) {
         ip("link set under0 down");
         ip("link set under0 name uplink0");
         ip("link set uplink0 up");
-        must(&mut datapath, vec![Op::PutBase(at("uplink0"))]).await;
+        must(&mut datapath, vec![Op::Put(Entry::Base(Single, at("uplink0")))]).await;
         check(&mut datapath, "uplink0").await;
         ip("link del uplink0");
         ip("link add uplink0 type veth peer name uplink1");
         ip("link set uplink0 up");
-        must(&mut datapath, vec![Op::PutBase(at("uplink0"))]).await;
+        must(&mut datapath, vec![Op::Put(Entry::Base(Single, at("uplink0")))]).await;
         check(&mut datapath, "uplink0").await;
     });
 }

@@ -13,8 +13,8 @@ use std::{
 
 use datapath_linux::{Datapath, LinuxConfig};
 use datapath_plan::{
-    Attachment, Base, BaseUnderlay, EndpointId, EndpointValue, Generation, HostRouting, IpcacheValue, Mac,
-    Mode, NodeIndex, NodeValue, Op, Plan, PlanOutcome, RouteValue,
+    Attachment, Base, BaseUnderlay, EndpointId, EndpointValue, Entry, Generation, HostRouting, IpcacheValue,
+    Mac, Mode, NodeIndex, NodeValue, Op, Plan, PlanOutcome, RouteValue, Single, Tables,
 };
 use identity::Identity;
 use nix::sched::{CloneFlags, setns};
@@ -242,22 +242,25 @@ pub fn base_ops(node: u8) -> Vec<Op> {
     let cidr = format!("10.77.{node}.0/24").parse().expect("a CIDR");
     let host = IpcacheValue { identity: Identity::HOST, node: NodeIndex::SELF };
     vec![
-        Op::PutBase(base(node)),
-        Op::PutNode(NodeIndex::SELF, NodeValue { underlay: Cluster::underlay(node).into() }),
-        Op::PutIpcache(cidr, IpcacheValue { identity: Identity::UNKNOWN, node: NodeIndex::SELF }),
-        Op::PutIpcache(IpAddr::from(gateway(node)).into(), host),
-        Op::PutRoute(cidr, RouteValue { next_hop: None, source: gateway(node).into(), mtu_bytes: MTU_BYTES }),
+        Op::Put(Entry::Base(Single, base(node))),
+        Op::Put(Entry::Node(NodeIndex::SELF, NodeValue { underlay: Cluster::underlay(node).into() })),
+        Op::Put(Entry::Ipcache(cidr, IpcacheValue { identity: Identity::UNKNOWN, node: NodeIndex::SELF })),
+        Op::Put(Entry::Ipcache(IpAddr::from(gateway(node)).into(), host)),
+        Op::Put(Entry::Route(
+            cidr,
+            RouteValue { next_hop: None, source: gateway(node).into(), mtu_bytes: MTU_BYTES },
+        )),
     ]
 }
 
 /// The operations of an endpoint and its ipcache entry.
 pub fn endpoint_ops(id: EndpointId, value: &EndpointValue) -> Vec<Op> {
     vec![
-        Op::PutIpcache(
+        Op::Put(Entry::Ipcache(
             value.address.into(),
             IpcacheValue { identity: value.identity, node: NodeIndex::SELF },
-        ),
-        Op::PutEndpoint(id, value.clone()),
+        )),
+        Op::Put(Entry::Endpoint(id, value.clone())),
     ]
 }
 
@@ -269,8 +272,15 @@ pub fn node_with_endpoint(workload: &Namespace) -> Vec<Op> {
     ops
 }
 
+/// Applies steps. The slots of services are those of the backends that the kernel holds, or gets by these steps.
 pub async fn apply(datapath: &mut Datapath, ops: Vec<Op>) -> PlanOutcome {
-    datapath.apply(Plan { generation: Generation(1), ops: ops.into() }).await
+    let mut tables = Tables::default();
+    if ops.iter().any(|op| matches!(op, Op::Put(Entry::Service(..)))) {
+        tables = datapath.observe().await.expect("observe").tables;
+    }
+    ops.iter().for_each(|op| tables.apply(op));
+    let plan = Plan::new(Generation(1), ops, |id| tables.backends.get(&id).copied());
+    datapath.apply(plan).await
 }
 
 /// Applies operations, none of which may fail.

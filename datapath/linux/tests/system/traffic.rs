@@ -9,7 +9,7 @@ use std::{
 
 use datapath_abi::EventKind;
 use datapath_linux::{CounterKind, Datapath, FlowFilter};
-use datapath_plan::{IpcacheValue, NodeIndex, NodeValue, Op, RouteValue};
+use datapath_plan::{Entry, IpcacheValue, NodeIndex, NodeValue, Op, RouteValue};
 use identity::Identity;
 
 use crate::stage::{
@@ -152,15 +152,15 @@ pub fn other_node(number: u8) -> Vec<Op> {
     let index = NodeIndex(2);
     let cidr = format!("10.77.{number}.0/24").parse().expect("a CIDR");
     vec![
-        Op::PutNode(index, NodeValue { underlay: Cluster::underlay(number).into() }),
-        Op::PutIpcache(cidr, IpcacheValue { identity: Identity::UNKNOWN, node: index }),
-        Op::PutIpcache(
+        Op::Put(Entry::Node(index, NodeValue { underlay: Cluster::underlay(number).into() })),
+        Op::Put(Entry::Ipcache(cidr, IpcacheValue { identity: Identity::UNKNOWN, node: index })),
+        Op::Put(Entry::Ipcache(
             std::net::IpAddr::from(gateway(number)).into(),
             IpcacheValue { identity: Identity::REMOTE_NODE, node: index },
-        ),
-        Op::PutRoute(
+        )),
+        Op::Put(Entry::Route(
             cidr,
             RouteValue { next_hop: None, source: gateway(3 - number).into(), mtu_bytes: MTU_BYTES },
-        ),
+        )),
     ]
 }

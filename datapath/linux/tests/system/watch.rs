@@ -105,11 +105,11 @@ fn check_damage(damage: &str, expected: &[TableKey]) {
 #[test]
 fn watch_reports_damage_to_our_objects() {
     let route = TableKey::Route("10.77.1.0/24".parse().expect("a network"));
-    check_damage("link del warren_vxlan", &[TableKey::Base]);
-    check_damage("link set warren_host down", &[TableKey::Base]);
-    check_damage("link set warren_vxlan mtu 1300", &[TableKey::Base]);
+    check_damage("link del warren_vxlan", &[TableKey::BASE]);
+    check_damage("link set warren_host down", &[TableKey::BASE]);
+    check_damage("link set warren_vxlan mtu 1300", &[TableKey::BASE]);
     // The kernel removes the routes that have the address as their source.
-    check_damage("addr del 10.77.1.1/32 dev warren_host", &[TableKey::Base, route]);
+    check_damage("addr del 10.77.1.1/32 dev warren_host", &[TableKey::BASE, route]);
     check_damage("link del wrn1", &[TableKey::Endpoint(EndpointId(1))]);
     check_damage("link set wrn1 down", &[TableKey::Endpoint(EndpointId(1))]);
     check_damage("link set wrn1 group 0", &[TableKey::Endpoint(EndpointId(1))]);

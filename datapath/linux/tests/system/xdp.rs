@@ -13,7 +13,7 @@ use std::{
 use aya::{Ebpf, programs::Xdp};
 use datapath_abi::DropReason;
 use datapath_linux::{CounterKind, LinuxConfig, ProgramInfo, XdpConfig, XdpMode};
-use datapath_plan::{Base, BaseUnderlay, HostRouting, IpcacheValue, NodeIndex, Op};
+use datapath_plan::{Base, BaseUnderlay, Entry, HostRouting, IpcacheValue, NodeIndex, Op, Single};
 
 use crate::{
     nodeport::{CLIENT, EXTERNAL, PORT, Topology, snat},
@@ -82,7 +82,7 @@ fn check(mode: XdpMode) {
         identity: endpoint(2, 1, &topology.workloads[1].path()).1.identity,
         node: NodeIndex(2),
     };
-    topology.apply(1, vec![Op::PutIpcache(IpAddr::from(remote).into(), known)]);
+    topology.apply(1, vec![Op::Put(Entry::Ipcache(IpAddr::from(remote).into(), known))]);
     topology.serve(&[backend(2, remote)], &snat());
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -141,7 +141,7 @@ fn underlay_op(stage: &Stage, device: &str) -> Op {
     let index = stage.node.run("ip", &["-o", "link", "show", device]);
     let ifindex = index.split(':').next().expect("an index").parse().expect("a number");
     let underlay = BaseUnderlay { ifindex, address: Cluster::underlay(1).into(), mtu_bytes: 1500 };
-    Op::PutBase(Base { underlay, ..base(1) })
+    Op::Put(Entry::Base(Single, Base { underlay, ..base(1) }))
 }
 
 #[test]

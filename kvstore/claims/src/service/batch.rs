@@ -1,7 +1,7 @@
 //! Many services in one transaction: ten thousand of them are not ten thousand requests.
 //!
-//! It holds what the view knows to be so, and nothing to fall back on. When anything is otherwise, nothing of it is
-//! written, and each service is written alone.
+//! A batch rests on what the view knows and has no conflict branch. When the store differs in anything, nothing of the
+//! batch is written, and each service is written alone.
 
 use std::collections::BTreeSet;
 
@@ -23,21 +23,21 @@ const MAX_BYTES: usize = 512 * 1024;
 pub struct ServiceBatch {
     txn: Txn,
     bytes: usize,
-    /// No key is written twice in one transaction.
+    /// The keys that the transaction writes: none may be written twice.
     written: BTreeSet<Key>,
     services: Vec<Asked>,
-    /// What it would make of each that is so already.
+    /// The revision of each service that is unchanged.
     revisions: Vec<Option<kvstore_schema::Revision>>,
 }
 
-/// What came of adding a service to a batch.
+/// The result of adding a service to a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BatchAdded {
-    /// It is in.
+    /// The batch holds the service.
     Yes,
-    /// There is no room; it belongs into the next one.
+    /// The batch has no room: the service belongs into the next one.
     Full,
-    /// It has to be written alone: something about it must be looked at first.
+    /// The service has to be written alone, because its protocol has to read first.
     Alone,
 }
 
@@ -66,7 +66,7 @@ impl ServiceBatch {
                 (Txn::new().when(unchanged), asked, Some(entry.modified))
             }
             None => {
-                // What the others of this batch take is taken.
+                // The claims of the other services of this batch are not free.
                 write.taken.extend(self.services.iter().flat_map(|other| other.record.claims()));
                 let Some(part) = write.guess(view) else { return BatchAdded::Alone };
                 let asked = write.asked.take().expect("a guess is a write");
@@ -78,7 +78,13 @@ impl ServiceBatch {
             return BatchAdded::Alone;
         }
         let bytes = self.bytes + part.then.iter().map(size_of_op).sum::<usize>();
-        let fits = self.txn.conditions.len() + part.conditions.len() <= Txn::MAX_OPS
+        // All services share the guard of the fleet.
+        let further: Vec<Condition> = part
+            .conditions
+            .into_iter()
+            .filter(|condition| !self.txn.conditions.contains(condition))
+            .collect();
+        let fits = self.txn.conditions.len() + further.len() <= Txn::MAX_OPS
             && self.txn.then.len() + part.then.len() <= Txn::MAX_OPS
             && bytes <= MAX_BYTES;
         if !fits {
@@ -86,14 +92,14 @@ impl ServiceBatch {
         }
         self.written.extend(keys.into_iter().cloned());
         self.bytes = bytes;
-        self.txn.conditions.extend(part.conditions);
+        self.txn.conditions.extend(further);
         self.txn.then.extend(part.then);
         self.services.push(asked);
         self.revisions.push(revision);
         BatchAdded::Yes
     }
 
-    /// Begins; there must be a service in it.
+    /// Begins to write. The batch must hold a service.
     pub fn start(self) -> (Machine<Self>, KvRequest) {
         let txn = self.txn.clone();
         Machine::begin(self, txn)

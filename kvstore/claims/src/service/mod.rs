@@ -1,7 +1,9 @@
 //! Services: a record, and the claims on its address and ports, always written together.
 //!
 //! Anybody's agent may write them: there is no owner but the record itself. Claims change only in a transaction that also
-//! changes `services/<name>` under its modify revision, so that one comparison fences all.
+//! changes `services/<name>` under its modify revision, so that one comparison fences all. Each such transaction also
+//! demands that no member restores: a name or address that is free until then may be that of a service which is still to
+//! be written again.
 
 mod batch;
 mod pick;
@@ -19,42 +21,44 @@ pub use batch::{BatchAdded, ServiceBatch};
 
 use crate::{
     ClaimError, Entry, FleetView,
+    fleet::SettledFleet,
     machine::{Machine, Next, Protocol, decode, got, or_failed, put},
 };
 
-/// What must be there before a service is written or deleted.
+/// The state of a service that its author expects before the service is written or deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Expected {
-    /// Whatever there is.
+    /// Any state.
     Any,
-    /// This revision of it.
+    /// This modify revision.
     Revision(Revision),
 }
 
-/// What came of writing a service.
+/// The result of writing a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum ServiceOutcome {
-    /// It is new.
+    /// The service is new.
     Created,
-    /// It has changed.
+    /// The service has changed.
     Changed,
-    /// It was so already.
+    /// The service had this spec already.
     Unchanged,
 }
 
-/// A service as it is in the store.
+/// A service as the store has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceWritten {
-    /// What was done.
+    /// The result.
     pub outcome: ServiceOutcome,
-    /// Its record.
+    /// The service's record.
     pub record: ServiceRecord,
     /// The record's modify revision.
     pub revision: Revision,
 }
 
 /// Writes a service. Ends in [`ClaimError::ServiceChanged`] when another revision is there than expected, and in
-/// [`ClaimError::Taken`] when an address or port that it wants belongs to another.
+/// [`ClaimError::Taken`] when an address or port that it wants belongs to another, and in [`ClaimError::Restoring`] while
+/// members restore.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ServiceWrite {
     schema: Schema,
@@ -69,17 +73,17 @@ pub struct ServiceWrite {
     asked: Option<Asked>,
 }
 
-/// What a transaction would write, and what it would make of the service.
+/// The pending transaction's record and result.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Asked {
     record: ServiceRecord,
     outcome: ServiceOutcome,
-    /// Claims that it reads if it comes to nothing, in this order: those that must be free.
+    /// The claims that must be free. The conflict branch reads them in this order, behind the service and the fleet.
     looked_at: Vec<ServiceClaim>,
 }
 
 impl ServiceWrite {
-    /// `spec`: normalised and valid. The answer says whether anything changed: writing the same again does not.
+    /// `spec`: normalised and valid. Writing the same spec again changes nothing, and the result says so.
     pub fn start(
         view: &FleetView,
         name: ServiceName,
@@ -87,8 +91,7 @@ impl ServiceWrite {
         expected: Expected,
     ) -> (Machine<Self>, KvRequest) {
         let mut this = Self::new(view, name, spec, expected);
-        let txn =
-            this.guess(view).unwrap_or_else(|| Txn::new().then(KvOp::Get(this.schema.service(&this.name))));
+        let txn = this.guess(view).unwrap_or_else(|| reads(Txn::new(), Txn::then, &this.schema, &this.name));
         Machine::begin(this, txn)
     }
 
@@ -104,8 +107,8 @@ impl ServiceWrite {
         }
     }
 
-    /// The write, if what the view knows is all that there is. What says that nothing is to be done, or cannot be, is
-    /// looked at first: the view may be behind.
+    /// The transaction that writes the service if the view is up to date. `None` if by the view nothing is to be done, or
+    /// it cannot be done: the view may be behind, so the store is read first.
     fn guess(&mut self, view: &FleetView) -> Option<Txn> {
         let known = view.services().get(&self.name).map(|entry| Entry {
             record: entry.record.as_ref().clone(),
@@ -116,8 +119,9 @@ impl ServiceWrite {
             return None;
         }
         self.check(known.as_ref().map(|known| known.modified)).ok()?;
+        let settled = SettledFleet::known(view).ok()?;
         let record = self.resolve(known.as_ref(), view).ok()?;
-        Some(self.write(known, record))
+        Some(self.write(&settled, known, record))
     }
 
     fn decide(&mut self, answer: &TxnResponse, view: &FleetView) -> Result<Next<ServiceWritten>, ClaimError> {
@@ -128,12 +132,12 @@ impl ServiceWrite {
         }
         let found = got(answer, 0)?.map(entry).transpose()?;
         if let Some(Asked { record, outcome, looked_at }) = asked {
-            // It was carried out, though its answer got lost.
+            // An earlier attempt was carried out, and its answer was lost.
             if let Some(there) = found.as_ref().filter(|there| there.record == record) {
                 return Ok(Next::Done(ServiceWritten { outcome, record, revision: there.modified }));
             }
             for (index, claim) in looked_at.into_iter().enumerate() {
-                if let Some(there) = got(answer, index + 1)? {
+                if let Some(there) = got(answer, index + READS)? {
                     self.met(there, claim)?;
                 }
             }
@@ -143,11 +147,12 @@ impl ServiceWrite {
             let (record, revision) = (there.record.clone(), there.modified);
             return Ok(Next::Done(ServiceWritten { outcome: ServiceOutcome::Unchanged, record, revision }));
         }
+        let settled = SettledFleet::read(view, got(answer, 1)?)?;
         let record = self.resolve(found.as_ref(), view)?;
-        Ok(Next::Ask(self.write(found, record)))
+        Ok(Next::Ask(self.write(&settled, found, record)))
     }
 
-    /// Somebody has the claim already.
+    /// Takes a claim that exists: of this service, or of another.
     fn met(&mut self, there: &KeyValue, claim: ServiceClaim) -> Result<(), ClaimError> {
         let owner = decode::<ServiceClaimRecord>(there)?.service;
         if owner == self.name {
@@ -170,8 +175,14 @@ impl ServiceWrite {
         }
     }
 
-    /// Fenced by what is there of the service, and by everything that it does not have yet being free.
-    fn write(&mut self, found: Option<Entry<ServiceRecord>>, mut record: ServiceRecord) -> Txn {
+    /// The transaction that writes the service: it holds if the service is as it was found, and if all claims that the
+    /// service does not have yet are free.
+    fn write(
+        &mut self,
+        settled: &SettledFleet,
+        found: Option<Entry<ServiceRecord>>,
+        mut record: ServiceRecord,
+    ) -> Txn {
         let key = self.schema.service(&self.name);
         let (unchanged, before, outcome) = match found {
             Some(there) => {
@@ -182,7 +193,8 @@ impl ServiceWrite {
             None => (Condition::Absent(key.clone()), Vec::new(), ServiceOutcome::Created),
         };
         let claims = record.claims();
-        let mut txn = Txn::new().when(unchanged).then(put(key.clone(), &record)).otherwise(KvOp::Get(key));
+        let txn = Txn::new().when(settled.condition()).when(unchanged).then(put(key, &record));
+        let mut txn = reads(txn, Txn::otherwise, &self.schema, &self.name);
         let mut looked_at = Vec::new();
         let claimed = ServiceClaimRecord { service: self.name.clone(), unknown: Default::default() };
         for claim in claims.iter().filter(|claim| !before.contains(claim)) {
@@ -194,7 +206,7 @@ impl ServiceWrite {
             txn = txn.when(free).then(put(key.clone(), &claimed)).otherwise(KvOp::Get(key));
             looked_at.push(*claim);
         }
-        // A whole address is nobody's in part.
+        // No other service may have a port of an address that this one has as a whole.
         if !before.contains(&ServiceClaim::VirtualIp(record.virtual_ip)) {
             txn = txn.when(Condition::RangeEmpty(self.schema.frontends_of(record.virtual_ip)));
         }
@@ -211,7 +223,7 @@ impl ServiceWrite {
         txn
     }
 
-    /// Whether the spec wants exactly this.
+    /// Whether the spec names exactly this address or port.
     fn names(&self, claim: &ServiceClaim) -> bool {
         match claim {
             ServiceClaim::VirtualIp(address) => {
@@ -231,31 +243,41 @@ impl Protocol for ServiceWrite {
     }
 }
 
-/// Deletes a service and gives back what it has claimed. One that is not there is no error.
+/// Reads the service and the fleet's record, in the branch that `add` adds to.
+fn reads(txn: Txn, add: fn(Txn, KvOp) -> Txn, schema: &Schema, name: &ServiceName) -> Txn {
+    add(add(txn, KvOp::Get(schema.service(name))), KvOp::Get(schema.fleet()))
+}
+
+/// How many records [`reads`] reads.
+const READS: usize = 2;
+
+/// Deletes a service and its claims. Deleting a service that does not exist is no error. Ends in
+/// [`ClaimError::Restoring`] while members restore, when a service that does not exist may still be written again.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ServiceRemoval {
     schema: Schema,
     name: ServiceName,
     expected: Expected,
-    /// The create revision of what is being deleted.
+    /// The create revision of the service that is being deleted.
     asked: Option<Revision>,
 }
 
 impl ServiceRemoval {
-    /// The answer: whether it was there.
+    /// The result: whether the service existed.
     pub fn start(schema: &Schema, name: ServiceName, expected: Expected) -> (Machine<Self>, KvRequest) {
         let this = Self { schema: schema.clone(), name, expected, asked: None };
-        let txn = Txn::new().then(KvOp::Get(this.schema.service(&this.name)));
+        let txn = reads(Txn::new(), Txn::then, &this.schema, &this.name);
         Machine::begin(this, txn)
     }
 
-    fn decide(&mut self, answer: &TxnResponse) -> Result<Next<bool>, ClaimError> {
+    fn decide(&mut self, answer: &TxnResponse, view: &FleetView) -> Result<Next<bool>, ClaimError> {
         if answer.succeeded && self.asked.is_some() {
             return Ok(Next::Done(true));
         }
+        let settled = SettledFleet::read(view, got(answer, 1)?)?;
         let Some(found) = got(answer, 0)? else { return Ok(Next::Done(self.asked.is_some())) };
         if self.asked.is_some_and(|created| created != found.create_revision) {
-            // It is gone, and somebody has made another of its name since.
+            // The service is gone, and another of the same name was created since.
             return Ok(Next::Done(true));
         }
         if let Expected::Revision(wanted) = self.expected
@@ -265,11 +287,12 @@ impl ServiceRemoval {
             return Err(ClaimError::ServiceChanged { service: self.name.clone(), wanted, found });
         }
         let key = found.key.clone();
-        let mut txn = Txn::new()
+        let txn = Txn::new()
+            .when(settled.condition())
             .when(Condition::ModRevision(key.clone(), found.mod_revision))
-            .then(KvOp::Delete(key.clone()))
-            .otherwise(KvOp::Get(key));
-        // A record that cannot be read names no claims: they stay for the next service of the name.
+            .then(KvOp::Delete(key));
+        let mut txn = reads(txn, Txn::otherwise, &self.schema, &self.name);
+        // An unreadable record names no claims: they stay for the next service of that name.
         for claim in decode::<ServiceRecord>(found).iter().flat_map(ServiceRecord::claims) {
             txn = txn.then(KvOp::Delete(self.schema.service_claim(&claim)));
         }
@@ -281,8 +304,8 @@ impl ServiceRemoval {
 impl Protocol for ServiceRemoval {
     type Output = bool;
 
-    fn on_answer(&mut self, answer: &TxnResponse, _view: &FleetView, _draw: u64) -> Next<bool> {
-        or_failed(self.decide(answer))
+    fn on_answer(&mut self, answer: &TxnResponse, view: &FleetView, _draw: u64) -> Next<bool> {
+        or_failed(self.decide(answer, view))
     }
 }
 

@@ -1,4 +1,4 @@
-//! Which addresses and ports a service gets, and which it may not have whatever it wants.
+//! Which addresses and ports a service gets, and which no service may have.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -12,7 +12,7 @@ use super::ServiceWrite;
 use crate::{ClaimError, Entry, FleetView, machine::mix};
 
 impl ServiceWrite {
-    /// The record that the service is to have: what it wants, else what it has, else what is free.
+    /// The record of the service: addresses and ports that its spec names, else those that it has, else free ones.
     pub(super) fn resolve(
         &self,
         found: Option<&Entry<ServiceRecord>>,
@@ -65,8 +65,8 @@ impl ServiceWrite {
             && view.service_claims().get(claim).is_none_or(|there| there.record.service == self.name)
     }
 
-    /// A free address of the pools: the first one behind a place that the name decides, so that a service that is
-    /// deleted and made again mostly gets the same.
+    /// A free address of the pools: the first one behind a place that the name decides, so that a service which is
+    /// deleted and created again mostly gets the same address.
     fn free_address(&self, view: &FleetView) -> Result<IpAddr, ClaimError> {
         let pools = service_pools(view);
         let ranges: Vec<Ipv4Network> = pools
@@ -87,7 +87,7 @@ impl ServiceWrite {
         })
     }
 
-    /// The same for a node port; those that the agents need are none.
+    /// A free node port, found in the same way. Ports that the agents use are not free.
     fn free_node_port(
         &self,
         port: &ServicePort,
@@ -115,12 +115,12 @@ impl ServiceWrite {
         free.ok_or(ClaimError::NodePortsExhausted { protocol: port.protocol })
     }
 
-    /// A number that the service's name decides, and this one.
+    /// A hash of the service's name and `number`.
     fn place(&self, number: u64) -> u64 {
         self.name.as_str().bytes().fold(mix(number), |sum, byte| mix(sum ^ u64::from(byte)))
     }
 
-    /// What is known to be another's is not asked for; the transaction finds what is not known yet.
+    /// Whether the service may have a claim, as far as the view knows. The transaction finds what the view misses.
     fn check_claim(&self, claim: ServiceClaim, view: &FleetView) -> Result<(), ClaimError> {
         if let Some(there) = view.service_claims().get(&claim)
             && there.record.service != self.name
@@ -153,7 +153,7 @@ impl ServiceWrite {
     }
 }
 
-/// Whether a spec says this number or address itself.
+/// Whether a spec names this port number or external address.
 pub(super) fn names_frontend(spec: &ServiceSpec, claim: &ServiceClaim) -> bool {
     let ServiceClaim::Frontend { address, protocol, port } = *claim else { return false };
     let of_nodes = |it: &ServicePort| {
@@ -167,7 +167,7 @@ fn service_pools(view: &FleetView) -> &[IpNetwork] {
     view.fleet().map(|fleet| fleet.record.service_pools.as_slice()).unwrap_or_default()
 }
 
-/// What the agents themselves use a port of the nodes for.
+/// The use that the agents themselves have for a port of the nodes.
 fn of_agents(protocol: ServiceProtocol, port: u16, view: &FleetView) -> Option<&'static str> {
     if protocol != ServiceProtocol::Udp {
         return None;
@@ -178,7 +178,7 @@ fn of_agents(protocol: ServiceProtocol, port: u16, view: &FleetView) -> Option<&
     view.nodes().values().any(|node| node.record.gossip_port == port).then_some("gossip")
 }
 
-/// An address of a service is nobody else's.
+/// An address of a service belongs to no endpoint pool and to no node.
 fn check_address(address: IpAddr, view: &FleetView) -> Result<(), ClaimError> {
     let pools = view.fleet().into_iter().flat_map(|fleet| &fleet.record.pools);
     if let Some(pool) = pools.into_iter().find(|pool| pool.contains(address)) {
@@ -188,18 +188,18 @@ fn check_address(address: IpAddr, view: &FleetView) -> Result<(), ClaimError> {
     node.map_or(Ok(()), |(node, _)| Err(ClaimError::AddressOfNode { address, node: node.clone() }))
 }
 
-/// How many addresses of a pool can be given out: not the network's and the broadcast's.
+/// How many addresses of a pool can be given out: all but the network and the broadcast address.
 fn usable(pool: Ipv4Network) -> u64 {
     let size = 1_u64 << (32 - u32::from(pool.prefix()));
     if has_edges(pool) { size - 2 } else { size }
 }
 
-/// Whether the first and the last address of a pool are none of a machine (RFC 3021).
+/// Whether the first and the last address of a pool are reserved (they are not in a /31: RFC 3021).
 fn has_edges(pool: Ipv4Network) -> bool {
     pool.prefix() <= 30
 }
 
-/// The address of a number, counted through all pools; the number is below the sum of [`usable`].
+/// The address with this number, counted through all pools. The number is below the sum of [`usable`].
 fn nth(pools: &[Ipv4Network], mut number: u64) -> IpAddr {
     for pool in pools {
         let here = usable(*pool);

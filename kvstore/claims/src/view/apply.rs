@@ -29,20 +29,20 @@ impl FleetView {
 
     /// Makes the view equal to a whole list of the fleet's prefix (all pages together).
     ///
-    /// Returns what changed, in order of keys, also what is gone. Applying it again changes nothing. The list is taken
-    /// apart on the way: a large fleet's is as large as the view that comes of it.
+    /// Returns what changed, also what is gone. Applying the list again changes nothing. The list is consumed: that of a
+    /// large fleet is as large as the view.
     pub fn apply_list(&mut self, page: ListPage) -> Vec<ViewChange> {
         let root = self.schema.root();
         let mut changes = Vec::new();
         let mut before = std::mem::take(&mut self.keys);
-        // Also when the same cluster was founded anew while this node was away.
+        // A lower revision of the same cluster: it was founded anew while this node was away.
         let replaced = self.store.is_some_and(|known| known != page.store) || page.revision < self.revision;
         let mut listed = BTreeMap::new();
         for kv in page.entries.into_iter().filter(|kv| root.contains(&kv.key)) {
             let known = before.remove(&kv.key);
             let base = self.remembered.get(&kv.key).and_then(Option::as_ref);
             let older = base
-                .or(self.outlived.get(&kv.key))
+                .or(self.resurrected.get(&kv.key))
                 .is_some_and(|older| older.mod_revision == kv.mod_revision);
             // A revision names a value only within one store.
             if (known != Some(kv.mod_revision) && !older) || replaced {
@@ -57,7 +57,7 @@ impl FleetView {
                 over.into_keys().filter(|key| !listed.contains_key(key)).map(|key| (key, Revision(0))),
             );
         }
-        self.outlived.retain(|key, _| !replaced && listed.contains_key(key));
+        self.resurrected.retain(|key, _| !replaced && listed.contains_key(key));
         for key in before.into_keys() {
             self.forget(&key, &mut changes);
         }
@@ -68,10 +68,10 @@ impl FleetView {
         changes
     }
 
-    /// Fills an empty view with what was remembered from a former life, in whatever order. The view answers from it,
-    /// and holds the next list against its store and revision; but it is not complete: what is missing proves nothing.
+    /// Fills an empty view with the entries of a snapshot, in any order. The view answers from them, and compares the next
+    /// list with their store and revision. But the view is not complete: a record that it lacks may exist.
     ///
-    /// Values that were not remembered whole have modify revision 0, so that the next list brings them anew.
+    /// Values that were not saved whole have modify revision 0, so that the next list replaces them.
     pub fn remember(
         &mut self,
         store: StoreIdentity,
@@ -108,7 +108,7 @@ impl FleetView {
                     self.put_over(kv, &mut changes);
                 }
                 KvEvent::Delete { key, .. } => {
-                    self.outlived.remove(key);
+                    self.resurrected.remove(key);
                     let known = self.keys.remove(key).is_some();
                     if self.remembered.remove(key).is_some() || known {
                         self.forget(key, &mut changes);
@@ -119,12 +119,12 @@ impl FleetView {
         changes
     }
 
-    /// Notes that the store has nothing new up to a revision (a watch's progress).
+    /// Takes the progress of a watch: the store has nothing new up to this revision.
     pub fn apply_progress(&mut self, revision: Revision) {
         self.revision = self.revision.max(revision);
     }
 
-    /// A record of the store takes the place of what is remembered of its key.
+    /// Applies a stored record, unless the remembered record of its key is the newer one.
     fn put_over(&mut self, kv: &KeyValue, changes: &mut Vec<ViewChange>) {
         if let Ok(key) = self.schema.parse(&kv.key)
             && !self.yields_to(&key, kv, changes)
@@ -206,7 +206,7 @@ impl FleetView {
 
     pub(super) fn forget(&mut self, key: &Key, changes: &mut Vec<ViewChange>) {
         self.rejected.remove(key);
-        // A key that is none of ours was only ever rejected.
+        // A key of no known form was rejected and has no record.
         let Ok(key) = self.schema.parse(key) else { return };
         match &key {
             ParsedKey::Fleet => self.fleet = None,

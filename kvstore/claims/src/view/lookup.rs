@@ -42,13 +42,13 @@ impl FleetView {
         self.listed
     }
 
-    /// Whether the view is what the store has, and all members had time to say there what they own: what is not in it was not
-    /// there.
+    /// Whether the view equals the store and all members had time to write there what they own, so that a record which the
+    /// view lacks does not exist.
     pub fn is_complete(&self) -> bool {
         self.listed && self.remembered() == 0 && !self.life.restoring
     }
 
-    /// Whether a key was there, whatever its value.
+    /// Whether a key exists, readable or not.
     pub fn has_key(&self, key: &Key) -> bool {
         self.keys.contains_key(key)
     }

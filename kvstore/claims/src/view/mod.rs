@@ -1,8 +1,10 @@
 //! The picture of the fleet: every record under the fleet's prefix, decoded, fed by lists and events.
 
 mod apply;
-mod lives;
 mod lookup;
+mod remembered;
+mod store_generation;
+
 #[cfg(test)]
 mod tests;
 
@@ -26,7 +28,7 @@ use kvstore_schema::{
 };
 use serde::{Deserialize, Serialize};
 
-pub use lives::{Continuity, OtherFleet};
+pub use store_generation::{Continuity, OtherFleet};
 
 /// A decoded record with its revisions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,23 +44,23 @@ pub struct Entry<R> {
 /// A record that is kept as bytes: its kind belongs to a crate above this one.
 pub type RawEntry = Entry<Arc<[u8]>>;
 
-/// What became of one key.
+/// The kind of a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ChangeKind {
-    /// It is new or has a new value; the table has it.
+    /// The key is new or has a new value, which the view has decoded.
     Put,
-    /// It is not there any more.
+    /// The key is gone.
     Gone,
-    /// Its value cannot be read. The table keeps what it had for this key, if anything.
+    /// The new value cannot be read. The view keeps the record that it had for the key, if any.
     Rejected,
 }
 
 /// One change of the view.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ViewChange {
-    /// What changed.
+    /// The key.
     pub key: ParsedKey,
-    /// How.
+    /// The kind of the change.
     pub kind: ChangeKind,
 }
 
@@ -67,19 +69,19 @@ pub struct ViewChange {
 pub struct Rejected {
     /// The revision of the bad value.
     pub modified: Revision,
-    /// What is wrong, in words for an operator.
+    /// The reason, in words for an operator.
     pub reason: String,
 }
 
-/// Why a list is not the continuation of what the view knows: keep what is there, tell the operator.
+/// Why a list does not continue what the view knows.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Discontinuity {
     /// Another cluster answers.
     #[error("the store was replaced: cluster id {known:?} before, {now:?} now")]
     OtherStore {
-        /// The one that the view was made from.
+        /// The store that the view was made from.
         known: StoreIdentity,
-        /// The one that answered.
+        /// The store that answered.
         now: StoreIdentity,
     },
     /// The same cluster, at an earlier revision: restored from a backup.
@@ -94,7 +96,7 @@ pub enum Discontinuity {
 
 /// The decoded picture of a fleet's keys. One per agent, owned by node-core; it lives as long as the agent.
 ///
-/// It may lag behind the store, so nothing is decided by it alone: transactions carry its revisions as
+/// The view may lag behind the store, so nothing is decided by it alone: transactions carry its revisions as
 /// conditions. Applying costs O(log n) a change.
 ///
 /// Invariants: a bad key or value is rejected alone and never panics; the secondary indexes (references by
@@ -107,12 +109,13 @@ pub struct FleetView {
     revision: Revision,
     /// Whether a whole list has been applied: changes may follow.
     listed: bool,
-    /// The life of the store that the records are of.
+    /// The generation of the store that the records come from.
     life: Life,
-    /// Keys whose record here is remembered: the store has nothing there (`None`), or this, an older copy's.
+    /// Keys whose record is remembered, each with the record of an older copy that the store has there; `None`: the store
+    /// has nothing there.
     pub(crate) remembered: BTreeMap<Key, Option<KeyValue>>,
-    /// What an older copy has and the fleet had deleted since: there are no records of it here.
-    pub(crate) outlived: BTreeMap<Key, KeyValue>,
+    /// Records that an older copy has brought back after the fleet had deleted them. The view does not hold them.
+    pub(crate) resurrected: BTreeMap<Key, KeyValue>,
     /// Every key under the prefix with the revision of its value, good or bad.
     keys: BTreeMap<Key, Revision>,
     rejected: BTreeMap<Key, Rejected>,
@@ -144,7 +147,7 @@ impl FleetView {
             listed: false,
             life: Life::default(),
             remembered: BTreeMap::new(),
-            outlived: BTreeMap::new(),
+            resurrected: BTreeMap::new(),
             keys: BTreeMap::new(),
             rejected: BTreeMap::new(),
             rejections: 0,

@@ -5,15 +5,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use identity::{Identity, Labels, NodeName};
 use ipnetwork::IpNetwork;
 use kvstore_claims::{
-    CidrClaim, CidrGrant, CidrRelease, ClaimError, Collector, FleetJoin, FleetView, IdentityAcquire,
-    IdentityGrant, IdentityRelease, Machine, NodeRegistration, Protocol, Step, stray_refs,
+    CidrClaim, CidrGrant, CidrRelease, ClaimError, Collector, Expected, FleetJoin, FleetView,
+    IdentityAcquire, IdentityGrant, IdentityRelease, Machine, NodeRegistration, Protocol, ServiceRemoval,
+    ServiceWrite, Step, stray_refs,
 };
 use kvstore_schema::{
     KvFailure, KvOutcome, KvRequest, LeaseId, ListPage, Schema,
     record::{FleetRecord, NodeRecord},
+    service::ServiceSpec,
 };
 
-use super::Random;
+use super::{Random, Services};
 
 /// How many label sets there are, shared by all agents.
 const LABEL_SETS: usize = 5;
@@ -27,6 +29,8 @@ pub enum Machinery {
     Release(Labels, Machine<IdentityRelease>),
     Claim(Machine<CidrClaim>),
     Free(Machine<CidrRelease>),
+    Serve(Box<Machine<ServiceWrite>>),
+    Withdraw(Machine<ServiceRemoval>),
 }
 
 pub enum Phase {
@@ -61,6 +65,11 @@ pub struct Agent {
     adopted: BTreeSet<IpNetwork>,
     wanted_labels: BTreeSet<usize>,
     wanted_blocks: usize,
+    wants_service: bool,
+    /// An end of a machine that no agent may meet.
+    pub failure: Option<String>,
+    /// The generation of the store that the agent works for.
+    generation: u64,
     /// The wishes stay as they are.
     settled: bool,
     incarnation: u64,
@@ -88,6 +97,9 @@ impl Agent {
             adopted: BTreeSet::new(),
             wanted_labels: BTreeSet::new(),
             wanted_blocks: 1,
+            wants_service: false,
+            failure: None,
+            generation: 0,
             settled: false,
             incarnation: 0,
             tokens: 0,
@@ -107,6 +119,7 @@ impl Agent {
         self.collector = collector;
         self.view = FleetView::new(self.schema.clone());
         self.view.apply_list(page.clone());
+        self.generation = self.view.life().number;
     }
 
     /// The process ends; requests that were on their way, and its lease, remain.
@@ -116,6 +129,20 @@ impl Agent {
         }
         self.down = true;
         self.joined = false;
+        self.abandon()
+    }
+
+    /// The store was founded anew since this agent looked: everything is asked again.
+    pub fn begin_generation(&mut self) -> (Vec<KvRequest>, Option<LeaseId>) {
+        let now = self.view.life().number;
+        if self.down || now == self.generation {
+            return (Vec::new(), None);
+        }
+        self.generation = now;
+        self.abandon()
+    }
+
+    fn abandon(&mut self) -> (Vec<KvRequest>, Option<LeaseId>) {
         self.grants.clear();
         self.adopted.clear();
         let pending = self.tasks.drain(..).filter_map(|task| match task.phase {
@@ -147,7 +174,7 @@ impl Agent {
     }
 
     /// Starts what is missing between what the agent wants and what it has.
-    pub fn decide(&mut self, random: &mut Random, lease: LeaseId) {
+    pub fn decide(&mut self, random: &mut Random, lease: LeaseId, services: &mut Services) {
         if self.down {
             return;
         }
@@ -162,6 +189,27 @@ impl Agent {
         }
         self.decide_identities(random);
         self.decide_blocks();
+        self.decide_service(services);
+    }
+
+    fn decide_service(&mut self, services: &mut Services) {
+        let busy = |task: &Task| matches!(task.machinery, Machinery::Serve(_) | Machinery::Withdraw(_));
+        let name = self.name.as_str().parse().expect("a node's name is a service's too");
+        let answered = services.contains_key(&name);
+        if self.tasks.iter().any(busy) || self.wants_service && answered {
+            return;
+        }
+        if self.wants_service {
+            let spec: ServiceSpec =
+                serde_json::from_str(r#"{"ports":[{"port":80}],"selector":{}}"#).expect("a spec");
+            let (machine, request) = ServiceWrite::start(&self.view, name, spec.normalised(), Expected::Any);
+            self.begin(Machinery::Serve(Box::new(machine)), request);
+        } else if answered || self.view.services().contains_key(&name) {
+            // From now on nobody counts on it.
+            services.remove(&name);
+            let (machine, request) = ServiceRemoval::start(&self.schema, name, Expected::Any);
+            self.begin(Machinery::Withdraw(machine), request);
+        }
     }
 
     fn change_wishes(&mut self, random: &mut Random) {
@@ -172,6 +220,7 @@ impl Agent {
         if random.percent(60) {
             self.wanted_blocks = 1 + random.below(MOST_BLOCKS);
         }
+        self.wants_service ^= random.percent(20);
     }
 
     fn join(&mut self, random: &mut Random, lease: LeaseId) {
@@ -180,7 +229,8 @@ impl Agent {
                 fleet_id: random.draw().to_string(),
                 // 16 blocks; agents hold at most 8, and as many may be in quarantine.
                 pools: vec!["10.0.0.0/25".parse().unwrap(), "10.1.0.0/25".parse().unwrap()],
-                service_pools: Vec::new(),
+                // Two addresses for four agents.
+                service_pools: vec!["10.201.0.0/30".parse().unwrap()],
                 block_prefix_v4: 28,
                 block_prefix_v6: 112,
                 tunnel_port: 8472,
@@ -217,8 +267,10 @@ impl Agent {
         for labels in unconfirmed.into_iter().chain(missing) {
             if !self.is_busy_with(&labels) {
                 let (name, draw) = (self.name.clone(), random.draw() % 16);
-                match IdentityAcquire::start(&self.view, name, self.incarnation, labels.clone(), None, draw) {
+                let used = self.identities.get(&labels).copied();
+                match IdentityAcquire::start(&self.view, name, self.incarnation, labels.clone(), used, draw) {
                     Ok((machine, request)) => self.begin(Machinery::Acquire(labels, machine), request),
+                    Err(ClaimError::Restoring) => {}
                     Err(error) => panic!("a stale view must not stop an acquisition: {error}"),
                 }
             }
@@ -256,13 +308,22 @@ impl Agent {
         if self.is_busy_with_blocks() {
             return;
         }
+        let again = self
+            .blocks
+            .iter()
+            .find(|(cidr, _)| !self.adopted.contains(*cidr) && !self.view.cidrs().contains_key(*cidr));
+        if let Some((cidr, since)) = again.map(|(cidr, grant)| (*cidr, grant.since)) {
+            let token = self.token();
+            let (machine, request) = CidrClaim::again(&self.view, self.name.clone(), token, cidr, since);
+            return self.begin(Machinery::Claim(machine), request);
+        }
         let to_adopt = self.view.cidrs_of(&self.name).any(|(cidr, _)| !self.adopted.contains(&cidr));
         if self.adopted.len() < self.wanted_blocks || to_adopt {
             let token = self.token();
             match CidrClaim::start(&self.view, self.name.clone(), token, &self.adopted) {
                 Ok((machine, request)) => self.begin(Machinery::Claim(machine), request),
                 // The pool is full of quarantined blocks, or the view has no fleet record yet.
-                Err(ClaimError::PoolExhausted { .. } | ClaimError::NoFleet) => {}
+                Err(ClaimError::PoolExhausted { .. } | ClaimError::NoFleet | ClaimError::Restoring) => {}
                 Err(error) => panic!("{error}"),
             }
         } else if self.adopted.len() > self.wanted_blocks
@@ -275,7 +336,7 @@ impl Agent {
     }
 
     /// An outcome arrives at its machine.
-    pub fn outcome(&mut self, task: Task, outcome: KvOutcome, draw: u64) {
+    pub fn outcome(&mut self, task: Task, outcome: KvOutcome, draw: u64, services: &mut Services) {
         let view = &self.view;
         match task.machinery {
             Machinery::Fleet(mut machine) => {
@@ -317,6 +378,19 @@ impl Agent {
                 let step = machine.on_outcome(outcome, view, draw);
                 self.go_on(step, &machine, Machinery::Free);
             }
+            Machinery::Serve(mut machine) => {
+                let step = machine.on_outcome(outcome, view, draw);
+                if let Some(written) =
+                    self.go_on(step, &machine, |machine| Machinery::Serve(Box::new(machine)))
+                {
+                    let name = self.name.as_str().parse().expect("a node's name is a service's too");
+                    services.insert(name, written.record);
+                }
+            }
+            Machinery::Withdraw(mut machine) => {
+                let step = machine.on_outcome(outcome, view, draw);
+                self.go_on(step, &machine, Machinery::Withdraw);
+            }
         }
     }
 
@@ -333,9 +407,11 @@ impl Agent {
             Step::Done(output) => return Some(output),
             // The pool may be full for a while. An operator removes only nodes that are down, but a new
             // agent may have begun with a list from before; it registers again.
-            Step::Failed(ClaimError::PoolExhausted { .. }) => {}
+            Step::Failed(ClaimError::PoolExhausted { .. } | ClaimError::Restoring) => {}
+            // Another has the last one, or the view has not seen the fleet's record yet.
+            Step::Failed(ClaimError::ServicePoolExhausted { .. }) => {}
             Step::Failed(ClaimError::NotRegistered { .. }) => self.registered = None,
-            Step::Failed(error) => panic!("{}: {error}", self.name),
+            Step::Failed(error) => self.failure = Some(format!("{}: {error}", self.name)),
         }
         None
     }
@@ -349,6 +425,7 @@ impl Agent {
     pub fn want_nothing(&mut self) {
         self.wanted_labels.clear();
         self.wanted_blocks = 0;
+        self.wants_service = false;
     }
 
     pub fn is_satisfied(&self) -> bool {

@@ -20,9 +20,15 @@ pub enum Bug {
     ClaimOverClaim,
     /// A release that the former agent sent ends the new one's claim.
     ReleaseCidrByEpochAlone,
+    /// A free block is claimed while members restore.
+    BlockWhileRestoring,
+    /// A label set gets a number that nobody had while members restore.
+    NumberWhileRestoring,
+    /// A service gets a free address while members restore.
+    ServiceWhileRestoring,
 }
 
-pub const ALL: [Bug; 8] = [
+pub const ALL: [Bug; 11] = [
     Bug::CollectWithoutRangeCompare,
     Bug::ReleaseWithoutRevision,
     Bug::NoQuarantine,
@@ -31,6 +37,9 @@ pub const ALL: [Bug; 8] = [
     Bug::JoinWithoutRevision,
     Bug::ClaimOverClaim,
     Bug::ReleaseCidrByEpochAlone,
+    Bug::BlockWhileRestoring,
+    Bug::NumberWhileRestoring,
+    Bug::ServiceWhileRestoring,
 ];
 
 impl Bug {
@@ -44,6 +53,14 @@ impl Bug {
             .conditions
             .iter()
             .any(|condition| matches!(condition, Condition::Absent(key) if under(key, "identities/labels/")));
+        let puts =
+            |part: &str| txn.then.iter().any(|op| matches!(op, KvOp::Put { key, .. } if under(key, part)));
+        let unguarded = match self {
+            Self::BlockWhileRestoring => puts("cidrs/"),
+            Self::NumberWhileRestoring => puts("identities/labels/"),
+            Self::ServiceWhileRestoring => puts("services/"),
+            _ => false,
+        };
         let by_epoch =
             txn.conditions.iter().any(|condition| matches!(condition, Condition::CreateRevision(..)));
         txn.conditions.retain(|condition| match (self, condition) {
@@ -54,6 +71,7 @@ impl Bug {
             (Self::JoinWithoutRevision, Condition::ModRevision(key, _)) => !under(key, "identities/"),
             (Self::ClaimOverClaim, Condition::Absent(key)) => !under(key, "cidrs/"),
             (Self::ReleaseCidrByEpochAlone, Condition::ModRevision(..)) => !by_epoch,
+            (_, Condition::ValueIs(..)) => !unguarded,
             _ => true,
         });
     }

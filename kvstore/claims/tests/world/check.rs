@@ -5,10 +5,10 @@ use std::{collections::BTreeMap, time::Duration};
 use identity::{Identity, Labels};
 use ipnetwork::IpNetwork;
 use kvstore_claims::{ChangeKind, FleetView};
-use kvstore_schema::{Revision, Schema, key::ParsedKey, record::ClaimState};
+use kvstore_schema::{ListPage, Revision, Schema, key::ParsedKey, record::ClaimState, service::ServiceClaim};
 use kvstore_store::MemState;
 
-use super::{QUARANTINE, agent::Agent};
+use super::{QUARANTINE, Services, agent::Agent};
 
 /// Follows the store change by change.
 pub struct Checker {
@@ -34,7 +34,24 @@ impl Checker {
         Self { truth: FleetView::new(schema), resting: BTreeMap::new() }
     }
 
-    pub fn check(&mut self, store: &MemState, now: Duration, agents: &[Agent]) -> Result<(), String> {
+    /// The store was emptied and founded anew: what is free now has not rested, and rests nowhere.
+    pub fn founded_anew(&mut self, page: ListPage) {
+        self.truth.apply_list(page);
+        self.resting.clear();
+    }
+
+    /// Whether the members still restore.
+    pub fn is_restoring(&self) -> bool {
+        self.truth.life().restoring
+    }
+
+    pub fn check(
+        &mut self,
+        store: &MemState,
+        now: Duration,
+        agents: &[Agent],
+        services: &Services,
+    ) -> Result<(), String> {
         let from: Revision = self.truth.revision().next();
         for event in store
             .events_since(from)
@@ -46,8 +63,52 @@ impl Checker {
             }
         }
         self.identities_are_unique()?;
+        self.numbers_have_one_meaning(agents)?;
         self.blocks_are_disjoint(agents)?;
-        agents.iter().try_for_each(|agent| self.holds_what_it_believes(agent))
+        self.services_keep_their_addresses(services)?;
+        agents.iter().try_for_each(|agent| {
+            agent.failure.clone().map_or(Ok(()), Err)?;
+            self.holds_what_it_believes(agent, self.is_restoring())
+        })
+    }
+
+    /// Whether everything that the nodes use, and every service, is in the store again.
+    pub fn is_whole(&self, agents: &[Agent], services: &Services) -> bool {
+        agents.iter().all(|agent| self.holds_what_it_believes(agent, false).is_ok())
+            && services.keys().all(|name| self.truth.services().contains_key(name))
+    }
+
+    /// What nodes use, whether the store knows of it or not.
+    fn numbers_have_one_meaning(&self, agents: &[Agent]) -> Result<(), String> {
+        let mut by_labels: BTreeMap<&Labels, Identity> = BTreeMap::new();
+        let mut by_number: BTreeMap<Identity, &Labels> = BTreeMap::new();
+        let used = agents.iter().flat_map(|agent| &agent.identities);
+        let stored =
+            self.truth.identity_labels().values().map(|entry| (&entry.record.labels, &entry.record.id));
+        for (labels, identity) in used.chain(stored) {
+            let number = *by_labels.entry(labels).or_insert(*identity);
+            let meaning = *by_number.entry(*identity).or_insert(labels);
+            if number != *identity || meaning != labels {
+                return Err(format!("{labels} has {number} and {identity}, which means {meaning}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// A service that was answered has its address, or nobody has it while members restore.
+    fn services_keep_their_addresses(&self, services: &Services) -> Result<(), String> {
+        let restoring = self.is_restoring();
+        for (name, record) in services {
+            let claim = ServiceClaim::VirtualIp(record.virtual_ip);
+            let owner = self.truth.service_claims().get(&claim).map(|entry| &entry.record.service);
+            let there = self.truth.services().get(name).map(|entry| entry.record.virtual_ip);
+            let kept = (owner, there) == (Some(name), Some(record.virtual_ip));
+            let lost = restoring && (owner, there) == (None, None);
+            if !kept && !lost {
+                return Err(format!("{name} has {claim}, they said; the store has {owner:?} and {there:?}"));
+            }
+        }
+        Ok(())
     }
 
     /// Nothing is freed that has not rested.
@@ -118,24 +179,26 @@ impl Checker {
         Ok(())
     }
 
-    /// What a node uses, its agent running or not, is live in the store, and its own.
-    fn holds_what_it_believes(&self, agent: &Agent) -> Result<(), String> {
+    /// What a node uses, its agent running or not, is live in the store, and its own. `lost`: or absent there.
+    fn holds_what_it_believes(&self, agent: &Agent, lost: bool) -> Result<(), String> {
         let name = &agent.name;
         for (labels, identity) in &agent.identities {
             match self.truth.identities().get(identity) {
+                None if lost => continue,
                 Some(entry) if entry.record.labels == *labels && entry.record.state == ClaimState::Live => {}
                 other => return Err(format!("{name} uses {identity} for {labels}; the store has {other:?}")),
             }
-            if !self.truth.refs(*identity).contains_key(name) {
+            if !lost && !self.truth.refs(*identity).contains_key(name) {
                 return Err(format!("{name} uses {identity} for {labels} without a reference"));
             }
         }
         for (cidr, grant) in &agent.blocks {
             match self.truth.cidrs().get(cidr) {
+                None if lost => {}
                 Some(claim)
                     if claim.record.node == *name
                         && claim.record.state == ClaimState::Live
-                        && claim.created == grant.epoch => {}
+                        && (lost || claim.created == grant.epoch) => {}
                 other => return Err(format!("{name} holds {grant:?}; the store has {other:?}")),
             }
         }

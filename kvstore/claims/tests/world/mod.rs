@@ -5,10 +5,19 @@ pub mod agent;
 pub mod bug;
 pub mod check;
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
+use identity::ServiceName;
 use kvstore_claims::{Collector, node_removal_request};
-use kvstore_schema::{KvFailure, KvOutcome, KvRequest, KvResponse, LeaseId, Revision, Schema, StoreIdentity};
+use kvstore_schema::{
+    Condition, Key, KvFailure, KvOp, KvOutcome, KvRequest, KvResponse, LeaseId, ListPage, Revision, Schema,
+    StoreIdentity, Txn,
+    record::{FleetRecord, Life, Record},
+    service::{ServiceClaim, ServiceClaimRecord, ServiceRecord},
+};
 use kvstore_store::MemState;
 
 use agent::{Agent, Phase};
@@ -19,6 +28,9 @@ use check::Checker;
 pub const QUARANTINE: Duration = Duration::from_secs(600);
 /// How many agents there are.
 const AGENTS: usize = 4;
+
+/// What the authors of services were answered, and nobody has deleted since.
+pub type Services = BTreeMap<ServiceName, ServiceRecord>;
 
 /// Random numbers by seed (SplitMix64).
 #[derive(Clone)]
@@ -51,6 +63,8 @@ pub struct Seen {
     pub late: u32,
     pub conflicts: u32,
     pub collected: u32,
+    pub foundings: u32,
+    pub settled: u32,
 }
 
 pub struct World {
@@ -60,6 +74,7 @@ pub struct World {
     pub random: Random,
     pub agents: Vec<Agent>,
     pub seen: Seen,
+    services: Services,
     checker: Checker,
     /// Writes whose senders gave up: they arrive at any time, or never.
     late: Vec<KvRequest>,
@@ -78,6 +93,7 @@ impl World {
             random: Random(seed),
             agents: (0..AGENTS).map(|index| Agent::new(index, &schema)).collect(),
             seen: Seen::default(),
+            services: Services::new(),
             checker: Checker::new(schema.clone()),
             late: Vec::new(),
             expiring: Vec::new(),
@@ -100,7 +116,7 @@ impl World {
     }
 
     fn check(&mut self) -> Result<(), String> {
-        self.checker.check(&self.store, self.now, &self.agents)
+        self.checker.check(&self.store, self.now, &self.agents, &self.services)
     }
 
     fn step(&mut self) {
@@ -115,6 +131,8 @@ impl World {
             92..95 => self.restart(index),
             95..96 => self.remove(index),
             96..97 => self.lease_runs_out(),
+            97..98 => self.settle(),
+            98 if self.random.percent(25) => self.lose_store(),
             _ => self.now += Duration::from_secs(self.random.below(300) as u64),
         }
     }
@@ -149,7 +167,7 @@ impl World {
             Phase::Sent(outcome) => {
                 // Few distinct numbers, so that random choices collide.
                 let draw = self.random.draw() % 16;
-                self.agents[index].outcome(task, outcome, draw);
+                self.agents[index].outcome(task, outcome, draw, &mut self.services);
             }
         }
     }
@@ -202,7 +220,10 @@ impl World {
 
     fn decide(&mut self, index: usize) {
         let lease = self.store.lease_grant(Duration::from_secs(1_000_000_000));
-        self.agents[index].decide(&mut self.random, lease);
+        let (pending, former) = self.agents[index].begin_generation();
+        self.expiring.extend(former);
+        self.may_arrive_late(pending);
+        self.agents[index].decide(&mut self.random, lease, &mut self.services);
     }
 
     fn collect(&mut self, index: usize) {
@@ -226,11 +247,83 @@ impl World {
         let (pending, lease) = self.agents[index].crash();
         self.seen.crashes += u32::from(lease.is_some());
         self.expiring.extend(lease);
-        for request in pending {
+        self.may_arrive_late(pending);
+    }
+
+    /// Of requests whose sender does not wait for them any more.
+    fn may_arrive_late(&mut self, pending: Vec<KvRequest>) {
+        for mut request in pending {
             if self.random.percent(50) {
+                if let (Some(bug), KvRequest::Txn(txn)) = (self.bug, &mut request) {
+                    bug.plant(&self.schema, txn);
+                }
                 self.late.push(request);
             }
         }
+    }
+
+    fn page(&self) -> ListPage {
+        self.store.list(&self.schema.root(), None, None, usize::MAX).expect("the newest revision")
+    }
+
+    /// The store loses everything, and a member founds it anew. Whoever watches learns it piece by piece.
+    fn lose_store(&mut self) {
+        let page = self.page();
+        let Some(fleet) = page.entries.iter().find(|kv| kv.key == self.schema.fleet()) else { return };
+        let fleet = FleetRecord::decode(&fleet.value).expect("ours");
+        if fleet.life.restoring {
+            return;
+        }
+        self.seen.foundings += 1;
+        let fleet_key = self.schema.fleet();
+        for kv in page.entries.into_iter().filter(|kv| kv.key != fleet_key) {
+            self.must_execute(Txn::new().then(KvOp::Delete(kv.key)));
+        }
+        let life = Life { number: fleet.life.number + 1, founded_on: self.store.revision(), restoring: true };
+        self.set_life(&FleetRecord { life, ..fleet });
+        // Answers of the lost store that are on their way do not arrive.
+        for task in self.agents.iter_mut().flat_map(|agent| &mut agent.tasks) {
+            if let Phase::Sent(outcome) = &mut task.phase {
+                *outcome = Err(KvFailure::Ambiguous("connection lost".to_owned()));
+            }
+        }
+        let page = self.page();
+        self.checker.founded_anew(page);
+    }
+
+    /// Members write the services that were lost, in whose place nobody else is; once everything is there again one of
+    /// them ends the restoration.
+    fn settle(&mut self) {
+        if !self.checker.is_restoring() {
+            return;
+        }
+        for (name, record) in self.services.clone() {
+            let claim = self.schema.service_claim(&ServiceClaim::VirtualIp(record.virtual_ip));
+            let key = self.schema.service(&name);
+            let claimed = ServiceClaimRecord { service: name, unknown: Default::default() };
+            let put = |key: Key, value| KvOp::Put { key, value, lease: None };
+            let absent =
+                Txn::new().when(Condition::Absent(key.clone())).when(Condition::Absent(claim.clone()));
+            let txn = absent.then(put(key, record.encode())).then(put(claim, claimed.encode()));
+            self.store.txn(&txn).expect("a transaction");
+        }
+        if self.checker.is_whole(&self.agents, &self.services) {
+            let page = self.page();
+            let fleet = page.entries.iter().find(|kv| kv.key == self.schema.fleet()).expect("founded");
+            let mut fleet = FleetRecord::decode(&fleet.value).expect("ours");
+            fleet.life.restoring = false;
+            self.set_life(&fleet);
+            self.seen.settled += 1;
+        }
+    }
+
+    fn set_life(&mut self, fleet: &FleetRecord) {
+        let put = KvOp::Put { key: self.schema.fleet(), value: fleet.encode(), lease: None };
+        self.must_execute(Txn::new().then(put));
+    }
+
+    fn must_execute(&mut self, txn: Txn) {
+        assert!(self.store.txn(&txn).expect("a transaction").succeeded);
     }
 
     fn restart(&mut self, index: usize) {
@@ -241,7 +334,7 @@ impl World {
     }
 
     fn start(&mut self, index: usize, lost_disk: bool) {
-        let page = self.store.list(&self.schema.root(), None, None, usize::MAX).expect("the newest revision");
+        let page = self.page();
         let collector = Collector::new(self.quarantine());
         self.agents[index].start(&page, lost_disk, collector);
     }
@@ -283,6 +376,8 @@ impl World {
             self.collect(index);
             self.check()?;
         }
+        self.settle();
+        self.check()?;
         self.late_arrival();
         self.lease_runs_out();
         self.now += Duration::from_secs(30);
@@ -308,8 +403,7 @@ impl World {
         self.rounds_until("everybody has what it wants", |world| {
             world.agents.iter().all(Agent::is_satisfied)
         })?;
-        let listed =
-            self.store.list(&self.schema.root(), None, None, usize::MAX).expect("the newest revision");
+        let listed = self.page();
         for agent in &mut self.agents {
             let mut fresh = kvstore_claims::FleetView::new(self.schema.clone());
             fresh.apply_list(listed.clone());
@@ -327,8 +421,8 @@ impl World {
             agent.want_nothing();
         }
         self.rounds_until("nothing is left", |world| {
-            let left = world.store.list(&world.schema.root(), None, None, usize::MAX).expect("the newest");
-            let kinds: BTreeSet<String> = left
+            let kinds: BTreeSet<String> = world
+                .page()
                 .entries
                 .iter()
                 .filter_map(|kv| kv.key.as_str().split('/').nth(4).map(str::to_owned))

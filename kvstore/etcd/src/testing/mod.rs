@@ -1,7 +1,7 @@
-//! Real etcd servers on loopback, for tests: started in a directory of their own, on free ports, and gone
-//! when dropped, also after a failed assertion; when the test itself is killed, the kernel kills them.
+//! Real etcd servers on loopback, for tests. They have a temporary directory and free ports, and end when they are dropped,
+//! also after a failed assertion; when the test is killed, the kernel kills them.
 //!
-//! `WARREN_ETCD=/path/to/etcd` chooses another etcd than the one of the `PATH`.
+//! `WARREN_ETCD=/path/to/etcd` selects another etcd than the one in the `PATH`.
 
 mod program;
 
@@ -26,20 +26,20 @@ pub use program::{missing, version};
 /// How long a cluster may take to elect its leader, on a machine that is busy with other tests.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How often its state is looked at.
+/// The interval of polling its state.
 const POLL: Duration = Duration::from_millis(50);
 
-/// How often other ports are tried, when somebody took one between finding and using it.
+/// Attempts with other ports, since another process may take a free port before etcd does.
 const PORT_ATTEMPTS: usize = 3;
 
-/// What a server presents to its clients, and demands of them.
+/// The TLS files of a server.
 #[derive(Debug, Clone)]
 pub struct ServerTls {
-    /// Its certificate.
+    /// The server's certificate.
     pub cert: PathBuf,
     /// The certificate's key.
     pub key: PathBuf,
-    /// Who may have signed the clients' certificates; a client without one is refused.
+    /// The CA of the clients' certificates; clients without one are refused.
     pub client_ca: PathBuf,
 }
 
@@ -61,15 +61,15 @@ struct Member {
 }
 
 impl EtcdCluster {
-    /// Starts that many members; returns when each of them knows a leader.
+    /// Starts `count` members, and waits until each of them knows a leader.
     ///
     /// # Panics
-    /// When they do not come up in time; the message holds the end of a member's log.
+    /// When they do not start in time; the message has the end of a member's log.
     pub async fn start(count: usize) -> Self {
         Self::start_with(count, None).await
     }
 
-    /// As [`Self::start`], with TLS for the clients; `client` is what the wait for a leader uses.
+    /// As [`Self::start`], with TLS for clients: the servers' files, and those of this struct's own client.
     ///
     /// # Panics
     /// As [`Self::start`].
@@ -113,9 +113,9 @@ impl EtcdCluster {
     /// A store over all members.
     ///
     /// # Panics
-    /// Never: the configuration is ours.
+    /// Never, since the configuration is valid.
     pub fn store(&self) -> EtcdStore {
-        EtcdStore::connect(self.config()).expect("our own configuration is valid")
+        EtcdStore::connect(self.config()).expect("the configuration is valid")
     }
 
     /// The index of the leader.
@@ -136,32 +136,32 @@ impl EtcdCluster {
         }
     }
 
-    /// A member stops to answer; its connections stay open. Waits until all its threads stand still.
+    /// Stops a member with SIGSTOP; its connections stay open. Waits until all its threads have stopped.
     ///
     /// # Panics
-    /// When that cannot be waited for.
+    /// When waiting fails.
     pub fn freeze(&self, index: usize) {
         let member = &self.members[index];
         member.signal(libc::SIGSTOP);
-        // SAFETY: all zeros is a siginfo_t; it is written before the call returns, and outlives it.
+        // SAFETY: all zeros is a valid siginfo_t, and it outlives the call.
         let result = unsafe {
-            let mut told: libc::siginfo_t = std::mem::zeroed();
-            libc::waitid(libc::P_PID, member.pid().cast_unsigned(), &raw mut told, libc::WSTOPPED)
+            let mut info: libc::siginfo_t = std::mem::zeroed();
+            libc::waitid(libc::P_PID, member.pid().cast_unsigned(), &raw mut info, libc::WSTOPPED)
         };
         assert_eq!(result, 0, "wait for member {index}: {}", std::io::Error::last_os_error());
     }
 
-    /// It answers again.
+    /// Lets a frozen member go on.
     pub fn thaw(&self, index: usize) {
         self.members[index].signal(libc::SIGCONT);
     }
 
-    /// Kills a member; its data stay.
+    /// Kills a member, and keeps its data.
     pub fn kill(&mut self, index: usize) {
         self.members[index].end();
     }
 
-    /// Takes a killed member's data away.
+    /// Removes a killed member's data.
     ///
     /// # Panics
     /// When they cannot be removed.
@@ -170,7 +170,7 @@ impl EtcdCluster {
         fs::remove_dir_all(&self.members[index].data).expect("remove the member's data");
     }
 
-    /// Starts a killed member again, on its data.
+    /// Starts a killed member again, with its data.
     pub fn revive(&mut self, index: usize) {
         let member = &mut self.members[index];
         member.process = Some(spawn(&member.args, &member.log));
@@ -179,7 +179,7 @@ impl EtcdCluster {
     /// Waits until every member knows a leader.
     ///
     /// # Errors
-    /// The end of a member's log when it ended, or when time is over.
+    /// The end of a member's log, when the member ended or the time is over.
     pub async fn wait_ready(&mut self) -> Result<(), String> {
         let store = self.store();
         let begun = Instant::now();
@@ -217,14 +217,14 @@ impl Member {
 
     fn signal(&self, signal: i32) {
         let pid = self.pid();
-        // SAFETY: kill(2) takes plain numbers; the child is ours and not yet waited for, so its id is its own.
+        // SAFETY: kill(2) takes plain numbers; the child has not been waited for, so its id is not reused.
         let result = unsafe { libc::kill(pid, signal) };
         assert_eq!(result, 0, "signal {signal} to {pid}: {}", std::io::Error::last_os_error());
     }
 
     fn end(&mut self) {
         if let Some(mut process) = self.process.take() {
-            // SIGKILL ends a stopped process too. It may have ended by itself: then there is nothing to do.
+            // SIGKILL ends a stopped process too. An error means that the process has ended already.
             let _ = process.kill();
             let _ = process.wait();
         }
@@ -247,7 +247,7 @@ impl Drop for Member {
     }
 }
 
-/// Free when asked; they are held together, so that they differ.
+/// Distinct free ports: all are held until the last is found.
 fn free_ports(count: usize) -> Vec<u16> {
     let bind = |_| TcpListener::bind("127.0.0.1:0").expect("a free port on loopback");
     let listeners: Vec<TcpListener> = (0..count).map(bind).collect();

@@ -1,4 +1,4 @@
-//! Which etcd the tests run, which version it is, and how one is started.
+//! The etcd program of the tests: its path, its version, and how it is started.
 
 use std::{
     env,
@@ -11,13 +11,19 @@ use std::{
     sync::Once,
 };
 
-/// Names the etcd to test with, as a path; without it, tests take the `etcd` of the `PATH`.
+/// The path of the etcd to test with; the default is `etcd` in the `PATH`.
 const VARIABLE: &str = "WARREN_ETCD";
 
-/// Says on standard output why tests with etcd are skipped, if they must be.
+/// How often a member tells a quiet watch its revision: 10 min by default, longer than a test may wait.
+const PROGRESS_INTERVAL: &str = "500ms";
+/// Both names of that setting: until 3.5, and since 3.6.
+const PROGRESS_VARIABLES: [&str; 2] =
+    ["ETCD_EXPERIMENTAL_WATCH_PROGRESS_NOTIFY_INTERVAL", "ETCD_WATCH_PROGRESS_NOTIFY_INTERVAL"];
+
+/// Whether tests with etcd must be skipped; prints the reason.
 ///
 /// # Panics
-/// When `WARREN_ETCD` names an etcd that does not run: what was asked for by name is not skipped.
+/// When `WARREN_ETCD` names an etcd that does not run.
 pub fn missing() -> bool {
     let why = match version() {
         Ok(version) => {
@@ -38,7 +44,7 @@ fn program() -> OsString {
 /// The program's version, as `3.5.16`.
 ///
 /// # Errors
-/// Why there is none: the program is not there, does not run, or is no etcd.
+/// The program does not exist, does not run, or is no etcd.
 pub fn version() -> Result<String, String> {
     let output = Command::new(program()).arg("--version").stdin(Stdio::null()).output();
     let output = output.map_err(|error| error.to_string())?;
@@ -49,30 +55,34 @@ pub fn version() -> Result<String, String> {
     }
 }
 
-/// Says once per process which etcd it is. Not with `println!`: libtest shows that of failed tests only.
+/// Prints the version once per process. Not with `println!`, whose output libtest shows for failed tests only.
 fn announce(version: &str) {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        // Without standard error there is nobody to tell.
+        // Without standard error the version is not printed.
         let _ = writeln!(std::io::stderr(), "etcd {version} ({})", program().display());
     });
 }
 
-/// Starts a member that dies with this thread, and writes to that log.
+/// Starts a member that ends with the calling thread, and writes to `log`.
 ///
 /// # Panics
 /// When it cannot be started.
 pub(super) fn spawn(args: &[String], log: &Path) -> Child {
     let log = fs::OpenOptions::new().create(true).append(true).open(log).expect("open the member's log");
     let mut command = Command::new(program());
-    // etcd reads ETCD_* variables; nobody else's may reach it.
+    // etcd reads ETCD_* variables, so the environment is cleared.
     command.args(args).env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+    // As variables, since etcd only warns of those that its version does not know.
+    for variable in PROGRESS_VARIABLES {
+        command.env(variable, PROGRESS_INTERVAL);
+    }
     if let Some(path) = env::var_os("PATH") {
         command.env("PATH", path);
     }
     let die_with_parent = || {
-        // SAFETY: prctl(2) with plain numbers, safe between fork and exec. It is the spawning *thread*
-        // whose end counts: members are spawned from the test's own thread.
+        // SAFETY: prctl(2) with plain numbers is safe between fork and exec. The signal comes at the end of the spawning
+        // *thread*, which is the test's own.
         match unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } {
             0 => Ok(()),
             _ => Err(std::io::Error::last_os_error()),

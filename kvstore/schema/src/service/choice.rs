@@ -19,7 +19,7 @@ pub enum Algorithm {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum VirtualIp {
-    /// A free one of the fleet's service pools, kept for as long as the service is there.
+    /// A free address of the fleet's service pools, kept for as long as the service exists.
     #[default]
     Auto,
     /// This one.
@@ -52,7 +52,7 @@ impl From<VirtualIp> for String {
 /// A port of every node's own addresses. Written as `auto`, or the number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NodePort {
-    /// A free one, kept for as long as the service has the port.
+    /// A free node port, kept for as long as the service has the port.
     Auto,
     /// This one.
     Number(u16),
@@ -120,7 +120,7 @@ pub enum TrafficPolicy {
     /// Any of the fleet.
     #[default]
     Fleet,
-    /// Those of the node that they came to, or none.
+    /// Only backends of the node that the client's packets came to.
     Local,
 }
 
@@ -131,20 +131,21 @@ pub enum Topology {
     /// All alike.
     #[default]
     Any,
-    /// Those on nodes whose label `zone` is the same.
+    /// Prefer backends on nodes with the same label `zone`.
     Zone,
-    /// Those on the same node, else those of the same zone.
+    /// Prefer backends on the same node, then those of the same zone.
     Node,
 }
 
-/// One client, one backend: as long as it takes new flows, and the client is not silent for too long.
+/// Session affinity: a client keeps its backend while the backend takes new flows and the client is not silent for too
+/// long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Affinity {
     /// What makes a client.
     #[serde(default)]
     pub by: AffinityBy,
-    /// How long it may be silent.
+    /// How long the client may be silent.
     #[serde(default = "Affinity::default_seconds")]
     pub timeout_seconds: u32,
 }

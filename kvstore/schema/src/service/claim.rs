@@ -1,4 +1,4 @@
-//! What a service has for itself alone, and the record that says so.
+//! Addresses and ports that one service owns, and the record of that ownership.
 
 use std::{
     fmt,
@@ -12,11 +12,11 @@ use serde::{Deserialize, Serialize};
 use super::{NODE_PORTS, ServiceProtocol};
 use crate::record::{Record, Unknown};
 
-/// The address of frontends that are ports of nodes: every address that is a node's own.
+/// The address of node ports and host ports: it stands for every address of every node.
 pub const EVERY_NODE: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
-/// Something that one service of the fleet has, and no other. Made and deleted in one transaction with what the service's
-/// record says of it.
+/// An address or port that one service of the fleet owns. Claims are created and deleted in one transaction with the
+/// service's record, which names them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum ServiceClaim {
     /// `vips/<address>`: a whole address.
@@ -59,7 +59,7 @@ impl fmt::Display for ServiceClaim {
     }
 }
 
-/// Whose a claim is.
+/// The owner of a claim.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(remote = "Self")]
 pub struct ServiceClaimRecord {

@@ -1,4 +1,4 @@
-//! How a service's backends are asked whether they are well.
+//! Health checks of a service's backends.
 
 use std::time::Duration;
 
@@ -21,9 +21,9 @@ const MAX_HOST_BYTES: usize = 253 + 6;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Text", into = "Text")]
 pub struct HealthCheck {
-    /// What is asked.
+    /// The question.
     pub probe: Probe,
-    /// At which port; at the backend's own if it is not said.
+    /// The port; by default the backend's own.
     pub port: Option<u16>,
     /// From one answer to the next question.
     pub interval: Span,
@@ -44,7 +44,7 @@ pub enum Probe {
     Http {
         /// The page.
         path: String,
-        /// The host to ask for; the backend's address if it is not said.
+        /// The `Host` header; by default the backend's address.
         host: Option<String>,
     },
 }
@@ -62,7 +62,7 @@ impl HealthCheck {
         }
     }
 
-    /// Adds all that is wrong with it, each with its place.
+    /// Adds all mistakes, each with its place.
     pub(super) fn check(&self, ports: &[ServicePort], mistakes: &mut Vec<String>) {
         let mut wrong = |text: String| mistakes.push(format!("spec.healthCheck{text}"));
         if self.port == Some(0) {
@@ -112,7 +112,7 @@ impl HealthCheck {
     }
 }
 
-/// As people write it: what is left out is as in [`HealthCheck::new`].
+/// The form in manifests: absent fields are as in [`HealthCheck::new`].
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Text {

@@ -1,7 +1,7 @@
-//! What a service is to be, as its author says it: the `spec` of a manifest, and the heart of its record.
+//! The `spec` of a service: what its author wants, in the manifest and in the record.
 //!
-//! A field that this agent does not know refuses the whole: a service that is served without its source ranges, say,
-//! would be open to everybody. Such a record is rejected alone, and what was known of the service before stays.
+//! A field that this agent does not know makes it refuse the whole spec: a service that is served without its source
+//! ranges, for example, would be open to everybody. Such a record is rejected alone, and the former one stays in force.
 
 mod choice;
 mod claim;
@@ -33,7 +33,7 @@ pub struct ServiceSpec {
     pub virtual_ip: VirtualIp,
     /// What it offers; at least one.
     pub ports: Vec<ServicePort>,
-    /// Its backends are the fleet's endpoints with these labels (those that count for identities).
+    /// The backends: the fleet's endpoints with these labels (of the labels that count for identities).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<Selector>,
     /// Or these addresses.
@@ -42,10 +42,10 @@ pub struct ServiceSpec {
     /// How a flow's backend is chosen.
     #[serde(default)]
     pub algorithm: Algorithm,
-    /// Addresses that clients outside the fleet use, with the same ports; their network sends them to the nodes.
+    /// External IPs: addresses with the same ports for external clients, whose network routes them to the nodes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub external_ips: Vec<IpAddr>,
-    /// One client, one backend.
+    /// Session affinity.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub affinity: Option<Affinity>,
     /// Which backends clients outside the fleet get.
@@ -57,7 +57,7 @@ pub struct ServiceSpec {
     /// How answers reach clients outside the fleet.
     #[serde(default)]
     pub mode: Mode,
-    /// How backends are asked whether they are well.
+    /// Health check of the backends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_check: Option<Box<HealthCheck>>,
     /// Which backends are preferred.
@@ -69,7 +69,7 @@ pub struct ServiceSpec {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ServicePort {
-    /// What people call it; needed when there are several.
+    /// The port's name; required when the service has several ports.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// What it carries.
@@ -77,13 +77,13 @@ pub struct ServicePort {
     pub protocol: ServiceProtocol,
     /// The port that clients use.
     pub port: u16,
-    /// The backends' port; the same if it is not said.
+    /// The backends' port; by default the same number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_port: Option<u16>,
     /// A port of every node's own addresses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_port: Option<NodePort>,
-    /// A port of the own addresses of those nodes that have backends, for these alone.
+    /// A host port: a port of the addresses of nodes that have backends, which leads to the node's own backends only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_port: Option<u16>,
 }
@@ -104,7 +104,7 @@ pub struct FixedBackend {
     /// Its port, where it is not the `targetPort`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
-    /// Its share of new flows, beside the others'.
+    /// The weight: its share of new flows, relative to the weights of the others.
     #[serde(default = "one")]
     pub weight: u16,
 }

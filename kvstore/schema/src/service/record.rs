@@ -1,4 +1,4 @@
-//! The record of a service: what is wanted, and what it was given for it.
+//! The record of a service: its spec, and the address and ports that it was given.
 
 use std::net::IpAddr;
 
@@ -11,9 +11,9 @@ use crate::record::{Record, RecordError, Unknown};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(remote = "Self")]
 pub struct ServiceRecord {
-    /// What was asked for, normalised.
+    /// The spec, normalised.
     pub spec: ServiceSpec,
-    /// The address that was claimed for it.
+    /// The virtual IP that was claimed for the service.
     pub virtual_ip: IpAddr,
     /// The node port of each port that wants one, in the spec's order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -30,7 +30,7 @@ pub struct NodePortGiven {
     pub protocol: ServiceProtocol,
     /// The port that clients of the virtual IP use.
     pub port: u16,
-    /// The one that was claimed for it.
+    /// The node port that was claimed.
     pub node_port: u16,
 }
 
@@ -41,7 +41,7 @@ impl ServiceRecord {
         given.map(|given| given.node_port)
     }
 
-    /// All that is its alone: the virtual IP first.
+    /// All claims of the service, the virtual IP first.
     pub fn claims(&self) -> Vec<ServiceClaim> {
         let mut claims = vec![ServiceClaim::VirtualIp(self.virtual_ip)];
         claims.extend(self.node_ports.iter().map(|it| ServiceClaim::of_nodes(it.protocol, it.node_port)));

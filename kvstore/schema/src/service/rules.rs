@@ -1,4 +1,4 @@
-//! Which specs make sense, and their one form.
+//! Which specs are valid, and their normal form.
 
 use std::{collections::BTreeSet, net::IpAddr, ops::RangeInclusive};
 
@@ -86,7 +86,7 @@ impl ServiceSpec {
         }
     }
 
-    /// Its checksum cannot be changed in part, so the programs change no port.
+    /// SCTP's checksum cannot be updated incrementally, so the programs change no port.
     fn check_sctp(&self, port: &ServicePort, wrong: &mut impl FnMut(String)) {
         let other = |target: Option<u16>| target.is_some_and(|target| target != port.port);
         if other(port.target_port) || self.backends.iter().any(|backend| other(backend.port)) {
@@ -100,7 +100,7 @@ impl ServiceSpec {
         }
     }
 
-    /// What concerns clients outside the fleet.
+    /// The fields that concern external clients.
     fn check_outside(&self, mistakes: &mut Vec<String>) {
         let mut seen = BTreeSet::new();
         for (index, address) in self.external_ips.iter().enumerate() {
@@ -183,7 +183,7 @@ impl ServiceSpec {
         }
     }
 
-    /// The same with everything filled in and in order: two specs that mean the same are equal.
+    /// The normal form, with defaults filled in and lists sorted: two specs of one meaning are equal.
     #[must_use]
     pub fn normalised(mut self) -> Self {
         for port in &mut self.ports {

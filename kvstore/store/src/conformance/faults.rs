@@ -69,7 +69,7 @@ pub async fn frozen(control: &dyn Control) {
 }
 
 /// Reads until the server answers; each attempt has its own deadline.
-async fn answers_again(store: &dyn Store) {
+pub(super) async fn answers_again(store: &dyn Store) {
     let begun = Instant::now();
     while let Err(error) = store.list_page(&prefix(), None, None, 1).await {
         assert!(begun.elapsed() < PATIENCE, "still no answer: {error}");

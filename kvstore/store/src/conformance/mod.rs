@@ -21,7 +21,9 @@ pub use faults::{frozen, restarted};
 pub use leases::{lease_keeps, lease_lost, lease_revoked};
 pub use lists::{compacted_list, future_list, many_pages, pinned_pages};
 pub use txns::{conditions, one_winner, refusals, revisions};
-pub use watches::{compacted_watch, future_watch, past_watch, progress, slow_receiver, whole_revisions};
+pub use watches::{
+    compacted_watch, future_watch, past_watch, progress, quiet_watch, slow_receiver, whole_revisions,
+};
 
 /// The longest that anything may take that a check waits for. A black hole counts as down within 10 s, of which 5 are seen;
 /// whoever waits for it may be without a processor for a while.
@@ -57,7 +59,7 @@ macro_rules! conformance_suite {
         $crate::conformance_suite!(@each $start:
             revisions conditions refusals one_winner
             pinned_pages many_pages compacted_list future_list
-            past_watch whole_revisions compacted_watch future_watch progress slow_receiver
+            past_watch whole_revisions compacted_watch future_watch progress quiet_watch slow_receiver
             lease_keeps lease_lost lease_revoked
             restarted frozen);
     };

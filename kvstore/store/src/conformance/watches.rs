@@ -1,8 +1,9 @@
 //! Watches.
 
 use kvstore_schema::{Key, KvOp, Revision};
+use tokio::time::Instant;
 
-use super::{Control, changes, ending, key, next, prefix, put, run, txn};
+use super::{Control, PATIENCE, changes, ending, faults::answers_again, key, next, prefix, put, run, txn};
 use crate::{StoreError, WATCH_BUFFER, WatchEvent};
 
 /// A watch from the past delivers the past and then the present, of its prefix only.
@@ -79,6 +80,34 @@ pub async fn progress(control: &dyn Control) {
     assert_eq!(changes(&mut watch, 1, newest).await, "+a@0");
     assert_eq!(next(&mut watch).await, WatchEvent::Progress { revision: newest });
     assert_eq!(next(&mut watch).await, WatchEvent::Progress { revision: newest });
+}
+
+/// While only other prefixes change, the position of a watch moves on: compaction does not end it, and after a cut it is
+/// resumed without a gap.
+pub async fn quiet_watch(control: &dyn Control) {
+    let store = control.store();
+    let base = run(&*store, txn([put("a", "1")])).await.revision;
+    let mut watch = store.watch(&prefix(), base.next()).await.expect("created");
+    let elsewhere = KvOp::Put { key: Key::from_raw("/test0"), value: [].into(), lease: None };
+    run(&*store, txn([elsewhere.clone()])).await;
+    let newest = run(&*store, txn([elsewhere])).await.revision;
+    let begun = Instant::now();
+    let position = loop {
+        match next(&mut watch).await {
+            WatchEvent::Progress { revision } if revision >= newest => break revision,
+            WatchEvent::Progress { .. } => assert!(begun.elapsed() < PATIENCE, "the position stays behind"),
+            other => panic!("{other:?}"),
+        }
+    };
+    control.compact(newest).await;
+    assert_eq!(next(&mut watch).await, WatchEvent::Progress { revision: position }, "the watch goes on");
+    control.restart().await;
+    let reason = ending(&mut watch).await;
+    assert!(matches!(reason, StoreError::Unavailable(_)), "{reason}");
+    answers_again(&*store).await;
+    let mut resumed = store.watch(&prefix(), position.next()).await.expect("created");
+    run(&*store, txn([put("a", "2")])).await;
+    assert_eq!(changes(&mut resumed, 1, newest).await, "+a@1");
 }
 
 /// A receiver that does not read holds up no other, and misses nothing when it reads again.

@@ -1,6 +1,6 @@
-//! The agent's configuration: flag before environment before file before default.
+//! The agent's configuration: a flag overrides the environment, which overrides the file, which overrides the default.
 //!
-//! Every mistake is reported at once, each with where it was made. Nothing here opens a network connection.
+//! All mistakes are reported at once, each with its place. Nothing here opens a network connection.
 
 mod section;
 mod settings;
@@ -20,18 +20,18 @@ pub use value::{
     HostRoutingKind, Input, LogFormat, LogLevel, NativeRoutesKind, PortRange, RoutingMode, StoreKind, XdpKind,
 };
 
-/// Where the configuration is unless a flag says otherwise. May be absent; one named by a flag may not.
+/// The default path of the configuration file, which may be absent; a file named by a flag must exist.
 pub const DEFAULT_PATH: &str = "/etc/warren/warren.toml";
 
-/// The least that an IPv4 host must take (RFC 1122, section 3.3.2).
+/// The least that every IPv4 host must accept (RFC 1122, section 3.3.2).
 const LEAST_MTU_BYTES: u16 = 576;
-/// So many flows of one node to one address and port of the world are few.
+/// The limit of concurrent masqueraded flows of a node to one external address and port: fewer are too few.
 const LEAST_PORTS: u16 = 256;
 
-/// One mistake, and where it was made.
+/// One mistake, and its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mistake {
-    /// The file, the flag or the variable; several for a rule between settings.
+    /// The file, the flag or the variable.
     pub place: String,
     /// The setting.
     pub key: String,
@@ -63,14 +63,14 @@ impl std::error::Error for Mistakes {}
 pub struct Override {
     /// The setting's key.
     pub key: &'static str,
-    /// Where it was given: `--node-name` or `WARREN_NODE_NAME`.
+    /// The flag or variable: `--node-name` or `WARREN_NODE_NAME`.
     pub place: String,
-    /// What was given.
+    /// The value.
     pub text: String,
 }
 
-/// Puts the configuration together. `file`: its path and text, if there is one. `overrides`: at the most
-/// one for each setting, the environment's already outdone by flags.
+/// Loads the configuration. `file`: the path and text of the file, if there is one. `overrides`: at most one for each
+/// setting, since flags have overridden variables already.
 ///
 /// # Errors
 /// All mistakes: in the text, in single values, and between settings.
@@ -110,7 +110,7 @@ pub fn load(file: Option<(&Path, &str)>, overrides: &[Override]) -> Result<Confi
     if mistakes.is_empty() { Ok(config) } else { Err(Mistakes(mistakes)) }
 }
 
-/// Sections become `section.name`; a table that is a setting's value stays one.
+/// Flattens sections to keys of the form `section.name`; a table that is a setting's value stays a table.
 fn flatten(table: toml::Table) -> Vec<(String, toml::Value)> {
     let is_section = |name: &str| SETTINGS.iter().any(|setting| setting.section().0 == name);
     let mut flat = Vec::new();
@@ -151,7 +151,7 @@ fn unknown_key(key: &str) -> String {
     }
 }
 
-/// Rules that concern more than one value, or more than its form.
+/// Rules about several settings, or beyond a value's form.
 fn check_together(config: &Config, places: &BTreeMap<&str, String>, mistakes: &mut Vec<Mistake>) {
     let mut wrong = |key: &str, text: String| {
         let place = places.get(key).cloned().unwrap_or_else(|| "default".to_owned());
@@ -159,6 +159,17 @@ fn check_together(config: &Config, places: &BTreeMap<&str, String>, mistakes: &m
     };
     if let Err(error) = fleet_record(config).validate() {
         wrong("fleet.pools", error.to_string().replace("record is not valid: ", ""));
+    }
+    let service_pools = config.fleet.service_pools.as_deref().unwrap_or_default();
+    for (key, pools) in
+        [("fleet.pools", config.fleet.pools.as_slice()), ("fleet.service_pools", service_pools)]
+    {
+        for pool in pools.iter().filter(|pool| !pool.is_ipv4()) {
+            wrong(
+                key,
+                format!("{pool} is an IPv6 network, and Warren has no IPv6 yet: use IPv4 networks only"),
+            );
+        }
     }
     if config.fleet.tunnel_port == config.gossip.port {
         wrong("gossip.port", format!("{} is the tunnel's port too: use another", config.gossip.port));
@@ -229,7 +240,7 @@ fn check_together(config: &Config, places: &BTreeMap<&str, String>, mistakes: &m
     }
 }
 
-/// The fleet record that this configuration would make, but for its id.
+/// The fleet record of this configuration, except for its id.
 fn fleet_record(config: &Config) -> FleetRecord {
     FleetRecord {
         fleet_id: "unknown".to_owned(),

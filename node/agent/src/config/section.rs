@@ -1,4 +1,4 @@
-//! The settings as types, by section, and their defaults.
+//! The settings as types, by section, with their defaults.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -41,11 +41,11 @@ pub struct FleetSection {
     pub collect_interval: Duration,
 }
 
-/// Where virtual IPs come from unless something else is said.
+/// The default pool of virtual IPs.
 const DEFAULT_SERVICE_POOL: &str = "10.201.0.0/16";
 
 impl FleetSection {
-    /// Where virtual IPs come from; nowhere when nothing is said and the default lies in `pools`.
+    /// The pools of virtual IPs; none where none is set and the default overlaps `pools`.
     pub fn service_pools(&self) -> Vec<IpNetwork> {
         self.service_pools.clone().unwrap_or_else(|| {
             let default: IpNetwork = DEFAULT_SERVICE_POOL.parse().expect("is a CIDR");
@@ -88,10 +88,10 @@ pub struct DatapathSection {
     pub mode: RoutingMode,
     pub host_routing: HostRoutingKind,
     pub native_routes: NativeRoutesKind,
-    /// `None`: what the underlay carries.
+    /// `None`: as large as the underlay allows.
     pub mtu_bytes: Option<u16>,
     pub socket_lb: bool,
-    /// `None`: where cgroup2 is mounted.
+    /// `None`: the mount point of cgroup2.
     pub cgroup: Option<PathBuf>,
     pub socket_lb_ends_tcp: bool,
     pub xdp: XdpKind,
@@ -133,7 +133,7 @@ pub struct LogSection {
     pub format: LogFormat,
 }
 
-/// All settings. One, made at the start; never changes while the agent runs.
+/// All settings. One per agent, loaded at the start; never changes while the agent runs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     pub store: StoreKind,
@@ -204,7 +204,7 @@ impl Default for Config {
                 xdp: XdpKind::Off,
                 drop_cidrs: Vec::new(),
             },
-            // Above what Linux gives to connections by default (32768-60999).
+            // Above Linux's default range of ephemeral ports (32768-60999).
             masquerade: MasqueradeSection {
                 enabled: true,
                 ports: PortRange { first: 61_000, last: 65_535 },

@@ -1,5 +1,5 @@
-//! Every setting: the one table from which the file's keys, flags, environment variables, the help text and
-//! the sample file are made.
+//! The table of settings, which defines the keys of the file, the flags, the environment variables, the help text and the
+//! sample file.
 
 use super::{
     Config,
@@ -10,13 +10,13 @@ use super::{
 pub struct Setting {
     /// `section.name`, or `name` for one outside all sections.
     pub key: &'static str,
-    /// What it is, in a sentence.
+    /// Help, in a sentence.
     pub help: &'static str,
-    /// What the sample file shows when it is not set.
+    /// The value that the sample file shows where the setting has no default.
     pub example: fn() -> &'static str,
-    /// Sets it.
+    /// Sets the value.
     pub set: fn(&mut Config, &Input) -> Result<(), String>,
-    /// Shows it; `None` when it is not set.
+    /// Shows the value; `None` where it is not set.
     pub show: fn(&Config) -> Option<toml::Value>,
 }
 
@@ -105,8 +105,8 @@ settings! {
     "datapath.cgroup" datapath.cgroup "Folder of a cgroup2: for processes in it and below it; where cgroup2 is mounted if not set.";
     "datapath.socket_lb_ends_tcp" datapath.socket_lb_ends_tcp "Whether TCP connections to a backend that was removed are ended as well; UDP sockets always are.";
 
-    "datapath.xdp" datapath.xdp "Whether known flows of clients outside are carried before the node's stack: \"off\", \"native\" (by the underlay's driver), or \"generic\" (by the kernel, for any driver).";
-    "datapath.drop_cidrs" datapath.drop_cidrs "IPv4 networks that the underlay interface takes nothing from; needs datapath.xdp.";
+    "datapath.xdp" datapath.xdp "Whether XDP forwards known flows of external clients: \"off\", \"native\" (in the underlay's driver), or \"generic\" (for any driver).";
+    "datapath.drop_cidrs" datapath.drop_cidrs "IPv4 networks whose packets the underlay interface drops; needs datapath.xdp.";
 
     "masquerade.enabled" masquerade.enabled "Whether endpoints reach what is outside the fleet with this node's underlay address.";
     "masquerade.ports" masquerade.ports "Ports for that, as first-last; kept from the node's own sockets (ip_local_reserved_ports).";

@@ -1,4 +1,4 @@
-//! What people get wrong in a configuration, and what they are told.
+//! Mistakes in a configuration, and their messages.
 
 use super::*;
 
@@ -13,7 +13,7 @@ fn flag(key: &'static str, text: &str) -> Override {
 }
 
 #[test]
-fn the_sample_is_the_default() {
+fn sample_file_is_the_default() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/warren.toml");
     let head = "# Configuration of warrend. All values are the defaults; a line that begins with # sets nothing.\n\
                 # Each setting is also a flag (--etcd-endpoints) and a variable (WARREN_ETCD_ENDPOINTS).\n";
@@ -34,7 +34,7 @@ fn the_sample_is_the_default() {
 }
 
 #[test]
-fn all_mistakes_are_told_at_once() {
+fn mistakes_are_all_reported_at_once() {
     let text = r#"
         store = "consul"
         colour = "red"
@@ -72,7 +72,7 @@ fn all_mistakes_are_told_at_once() {
 }
 
 #[test]
-fn rules_between_settings() {
+fn rules_between_settings_are_checked() {
     let check = |text: &str, expected: &str| assert_eq!(file(text).unwrap_err().to_string(), expected);
     check(
         "[masquerade]\nports = \"61000-61010\"",
@@ -113,6 +113,11 @@ fn rules_between_settings() {
         "[etcd]\nendpoints = []",
         "/etc/warren/warren.toml: etcd.endpoints: at least one is needed with store = \"etcd\"",
     );
+    check(
+        "[fleet]\npools = [\"10.42.0.0/16\", \"fd00::/64\"]\nservice_pools = [\"fd01::/112\"]",
+        "/etc/warren/warren.toml: fleet.pools: fd00::/64 is an IPv6 network, and Warren has no IPv6 yet: use IPv4 networks only\n\
+         /etc/warren/warren.toml: fleet.service_pools: fd01::/112 is an IPv6 network, and Warren has no IPv6 yet: use IPv4 networks only",
+    );
     check("[fleet]\npools = []", "/etc/warren/warren.toml: fleet.pools: no pool");
     check(
         "[fleet]\npools = [\"10.1.2.3/16\"]",
@@ -129,7 +134,7 @@ fn rules_between_settings() {
 }
 
 #[test]
-fn a_flag_outdoes_the_file_and_the_file_the_default() {
+fn flag_overrides_the_file_and_the_file_the_default() {
     let text = "[node]\nname = \"from-file\"\n[log]\nlevel = \"warn\"";
     let config = load(Some((Path::new(PLACE), text)), &[flag("node.name", "from-flag")]).unwrap();
     assert_eq!(config.node.name.unwrap().as_str(), "from-flag");
@@ -138,7 +143,7 @@ fn a_flag_outdoes_the_file_and_the_file_the_default() {
 }
 
 #[test]
-fn a_wrong_flag_is_told_by_its_name() {
+fn flag_that_is_wrong_is_named() {
     let error = load(None, &[flag("fleet.tunnel_port", "many")]).unwrap_err().to_string();
     assert_eq!(
         error,
@@ -147,7 +152,7 @@ fn a_wrong_flag_is_told_by_its_name() {
 }
 
 #[test]
-fn lists_and_labels_from_texts() {
+fn lists_and_labels_are_read_from_texts() {
     let overrides = [
         flag("fleet.pools", "10.1.0.0/16, 10.2.0.0/16"),
         flag("node.labels", "rack=a,zone=b"),
@@ -160,7 +165,7 @@ fn lists_and_labels_from_texts() {
 }
 
 #[test]
-fn what_is_rendered_reads_back() {
+fn rendered_configuration_reads_back() {
     let overrides = [
         flag("node.labels", "rack=a"),
         flag("datapath.underlay_address", "192.0.2.1"),

@@ -1,4 +1,4 @@
-//! Reading one setting's value, whether it comes from the file, a flag or the environment; and showing it.
+//! Reading and showing the value of a setting, from the file, a flag or the environment.
 
 use std::{
     collections::BTreeMap,
@@ -12,27 +12,27 @@ use identity::{FleetName, Labels, NodeName};
 use ipnetwork::IpNetwork;
 use toml::Value as Toml;
 
-/// A value as somebody wrote it.
+/// An unparsed value.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Input {
-    /// From a flag or the environment: the setting decides what it means.
+    /// From a flag or the environment: the setting's type decides how it is read.
     Text(String),
-    /// From the file: types count.
+    /// From the file, with its TOML type.
     Toml(Toml),
 }
 
-/// What a setting may be.
+/// A type of settings.
 pub trait Value: Sized {
-    /// Reads it.
+    /// Reads a value.
     ///
     /// # Errors
     /// What is expected instead.
     fn read(input: &Input) -> Result<Self, String>;
 
-    /// Shows it as the file would say it; `None` when it is not set.
+    /// The value as TOML; `None` where it is not set.
     fn show(&self) -> Option<Toml>;
 
-    /// What is to be written in the file when it is not set, as an example.
+    /// An example, for the sample file where the value is not set.
     fn example() -> &'static str {
         "\"\""
     }
@@ -49,7 +49,7 @@ fn parsed<T: std::str::FromStr<Err: Display>>(text: &str) -> Result<T, String> {
     text.trim().parse().map_err(|error: T::Err| error.to_string())
 }
 
-/// Types written as a text.
+/// Types that are written as a text.
 macro_rules! text_values {
     ($($type:ty: $example:literal;)+) => {$(
         impl Value for $type {
@@ -117,7 +117,7 @@ macro_rules! number_values {
 
 number_values!(u8, u16, u32);
 
-/// Units of durations, the longest first, in milliseconds.
+/// Units of durations in milliseconds, the longest first.
 const UNITS: [(&str, u64); 5] = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
 
 impl Value for Duration {
@@ -152,7 +152,7 @@ impl Value for bool {
     }
 }
 
-/// Ports from the first to the last.
+/// A range of ports, both ends included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PortRange {
     pub first: u16,
@@ -177,7 +177,7 @@ impl Display for PortRange {
     }
 }
 
-/// Items as a list in the file, or separated by commas elsewhere.
+/// Items of a list: an array in the file, separated by commas elsewhere.
 fn list(input: &Input) -> Result<Vec<String>, String> {
     match input {
         Input::Text(text) => {
@@ -260,7 +260,7 @@ impl<T: Value> Value for Option<T> {
     }
 }
 
-/// A setting that is one of a few words.
+/// Defines a setting that is one of a few words.
 macro_rules! choice {
     ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)+ }) => {
         $(#[$doc])*
@@ -299,29 +299,29 @@ choice! {
 }
 
 choice! {
-    /// How packets get from node to node.
+    /// How packets reach other nodes.
     RoutingMode {
-        /// In VXLAN.
+        /// In a tunnel (VXLAN).
         Tunnel = "tunnel",
-        /// As they are, by routes.
+        /// Unencapsulated, by routes.
         Native = "native",
     }
 }
 
 choice! {
-    /// How packets get to local endpoints.
+    /// How packets reach local endpoints.
     HostRoutingKind {
-        /// Straight.
+        /// Redirected by the programs.
         Bpf = "bpf",
-        /// By the node's stack.
+        /// Through the node's stack.
         Legacy = "legacy",
     }
 }
 
 choice! {
-    /// Who makes the routes of the native mode.
+    /// Who installs the routes of the native mode.
     NativeRoutesKind {
-        /// Each node, to those on its network.
+        /// Each node, to the nodes on its own network.
         Direct = "direct",
         /// The network.
         External = "external",
@@ -329,19 +329,19 @@ choice! {
 }
 
 choice! {
-    /// Who carries known flows before the stack.
+    /// The mode of the XDP program.
     XdpKind {
-        /// Nobody.
+        /// Not attached.
         Off = "off",
-        /// The kernel.
+        /// Generic XDP, in the kernel.
         Generic = "generic",
-        /// The driver.
+        /// Native XDP, in the driver.
         Native = "native",
     }
 }
 
 choice! {
-    /// The least important messages that are logged.
+    /// The log level.
     LogLevel {
         /// Broken.
         Error = "error",
@@ -357,11 +357,11 @@ choice! {
 }
 
 choice! {
-    /// How messages are written.
+    /// The log format.
     LogFormat {
-        /// For people.
+        /// Text for people.
         Text = "text",
-        /// One JSON object a line.
+        /// One JSON object per line.
         Json = "json",
     }
 }
@@ -371,7 +371,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_read_and_show() {
+    fn duration_is_read_and_shown() {
         for (text, ms) in
             [("200ms", 200), ("30s", 30_000), ("5m", 300_000), ("1h", 3_600_000), ("2d", 172_800_000)]
         {
@@ -388,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_must_use_the_right_type() {
+    fn number_in_the_file_must_have_the_right_type() {
         let check = |result: Result<u16, String>, expected: &str| assert_eq!(result.unwrap_err(), expected);
         check(
             u16::read(&Input::Toml(Toml::Integer(70_000))),

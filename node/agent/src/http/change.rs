@@ -1,4 +1,4 @@
-//! What changes something: each is one call of the node.
+//! Requests that change something, each by one call of the node.
 
 use axum::{
     Json,
@@ -8,8 +8,8 @@ use identity::{EndpointName, NodeName, ServiceName};
 use ipnetwork::IpNetwork;
 use kvstore_schema::Revision;
 use node_api::{
-    ApiError, CidrReleased, DiffQuery, EndpointAdd, EndpointAdded, EndpointDeleted, EndpointDrained,
-    ErrorKind, NodeRemoved, RevisionQuery, ServiceDeleted, ServicePut, ServiceWritten, StateDiff,
+    ApiError, CidrReleased, Deleted, DiffQuery, EndpointAdd, EndpointAdded, EndpointDrained, ErrorKind,
+    NodeRemoved, RevisionQuery, ServicePut, ServiceWritten, StateDiff,
 };
 use node_core::{Call, Expected, Reply};
 
@@ -20,7 +20,7 @@ use super::{
 
 type Answer<T> = Result<Json<T>, Failure>;
 
-/// A reply of another call's kind: a bug of ours.
+/// A reply to another kind of call, which is a bug.
 fn unexpected(reply: Reply) -> Failure {
     Failure(ApiError::new(ErrorKind::Internal, format!("the node answered another question: {reply:?}")))
 }
@@ -40,11 +40,11 @@ pub async fn endpoint_add(State(app): State<App>, Body(request): Body<EndpointAd
 
 /// Deletes an endpoint; answers when it is gone. One that is not there is no error.
 #[utoipa::path(delete, path = "/v1/endpoints/{name}", params(("name" = String, Path)),
-    responses((status = 200, body = EndpointDeleted), (status = 400, body = ApiError)))]
-pub async fn endpoint_delete(State(app): State<App>, Path(name): Path<String>) -> Answer<EndpointDeleted> {
+    responses((status = 200, body = Deleted), (status = 400, body = ApiError)))]
+pub async fn endpoint_delete(State(app): State<App>, Path(name): Path<String>) -> Answer<Deleted> {
     let name = EndpointName::new(&name).map_err(|error| Failure::invalid(error.to_string()))?;
     match app.core.call(Call::EndpointDelete(name)).await? {
-        Reply::EndpointDeleted { existed } => Ok(Json(EndpointDeleted { existed })),
+        Reply::EndpointDeleted { existed } => Ok(Json(Deleted { existed })),
         other => Err(unexpected(other)),
     }
 }
@@ -110,15 +110,15 @@ pub async fn service_put(
 
 /// Deletes a service from etcd, for the whole fleet. One that is not there is no error.
 #[utoipa::path(delete, path = "/v1/services/{name}", params(("name" = String, Path), RevisionQuery),
-    responses((status = 200, body = ServiceDeleted), (status = 409, body = ApiError), (status = 503, body = ApiError)))]
+    responses((status = 200, body = Deleted), (status = 409, body = ApiError), (status = 503, body = ApiError)))]
 pub async fn service_delete(
     State(app): State<App>,
     Path(name): Path<String>,
     Params(query): Params<RevisionQuery>,
-) -> Answer<ServiceDeleted> {
+) -> Answer<Deleted> {
     let name = service_name(&name)?;
     match app.core.call(Call::ServiceDelete { name, expected: expected(query.revision) }).await? {
-        Reply::ServiceDeleted { existed } => Ok(Json(ServiceDeleted { existed })),
+        Reply::ServiceDeleted { existed } => Ok(Json(Deleted { existed })),
         other => Err(unexpected(other)),
     }
 }

@@ -1,4 +1,4 @@
-//! From what the node, the kernel and gossip say to what the wire says.
+//! Conversions from the types of node, kernel and gossip to those of the API.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use kvstore_store::MemberStatus;
 use node_api as wire;
 use node_core as core;
 
-/// Milliseconds since 1970, or of a span.
+/// A time since 1970 or a duration, in milliseconds.
 pub fn ms(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
@@ -129,16 +129,16 @@ fn service_port(view: core::ServicePortView) -> wire::ServicePortStatus {
         port: view.port,
         node_port: view.node_port,
         id: view.id.map(|id| id.0),
-        all_unhealthy: view.desperate,
+        all_unhealthy: view.all_unhealthy,
         backends: view.backends.into_iter().map(backend).collect(),
     }
 }
 
-pub fn service_outcome(outcome: core::ServiceOutcome) -> wire::ServiceOutcome {
+pub fn service_outcome(outcome: core::ServiceOutcome) -> wire::Outcome {
     match outcome {
-        core::ServiceOutcome::Created => wire::ServiceOutcome::Created,
-        core::ServiceOutcome::Changed => wire::ServiceOutcome::Changed,
-        core::ServiceOutcome::Unchanged => wire::ServiceOutcome::Unchanged,
+        core::ServiceOutcome::Created => wire::Outcome::Created,
+        core::ServiceOutcome::Changed => wire::Outcome::Changed,
+        core::ServiceOutcome::Unchanged => wire::Outcome::Unchanged,
     }
 }
 
@@ -210,7 +210,7 @@ pub fn map(info: MapInfo) -> wire::MapSummary {
     }
 }
 
-/// Key and value as one flat row; what is no object is called `key` or `value`.
+/// Key and value as one flat row; a key or value that is no object is named `key` or `value`.
 pub fn map_row(row: MapRow) -> std::collections::BTreeMap<String, serde_json::Value> {
     let mut flat = std::collections::BTreeMap::new();
     for (name, part) in [("key", row.key), ("value", row.value)] {
@@ -222,7 +222,7 @@ pub fn map_row(row: MapRow) -> std::collections::BTreeMap<String, serde_json::Va
     flat
 }
 
-/// All counters that are not at zero, and those of forwarding.
+/// All counters that are not zero, and those of forwarded packets.
 pub fn counters(counters: &Counters) -> Vec<wire::CounterRow> {
     let rows =
         counters.iter().filter(|((kind, _), count)| *kind == CounterKind::Forwarded || count.packets > 0);

@@ -1,4 +1,4 @@
-//! Every failure as the JSON body that clients know, with the status that fits.
+//! Failures as the JSON body of the API, with their HTTP status.
 
 use axum::{
     Json,
@@ -16,17 +16,17 @@ use serde::de::DeserializeOwned;
 
 use crate::shell::{KernelGone, Stopping};
 
-/// An [`ApiError`] as an answer.
+/// An [`ApiError`] as a response.
 #[derive(Debug)]
 pub struct Failure(pub ApiError);
 
 impl Failure {
-    /// The request makes no sense.
+    /// The request is invalid.
     pub fn invalid(message: impl Into<String>) -> Self {
         Self(ApiError::new(ErrorKind::Invalid, message))
     }
 
-    /// There is no such thing.
+    /// The requested object does not exist.
     pub fn not_found(message: impl Into<String>) -> Self {
         Self(ApiError::new(ErrorKind::NotFound, message))
     }
@@ -115,7 +115,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     }
 }
 
-/// Parameters after the `?`.
+/// Query parameters.
 pub struct Params<T>(pub T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {

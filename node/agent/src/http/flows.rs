@@ -14,7 +14,7 @@ use super::{
 };
 use crate::shell::name_party;
 
-/// Flows that are given their names in one visit to the node.
+/// Flows that get their names in one read of the node.
 const BATCH: usize = 256;
 
 /// The flow table.
@@ -27,10 +27,10 @@ pub async fn flows(
     let coarse =
         FlowFilter { address: None, protocol: query.protocol.map(|protocol| protocol.0), port: query.port };
     let filter = EventFilter::from(query);
-    let flows = app.kernel_read(move |datapath| datapath.flows(usize::MAX, &coarse)).await?;
+    let flows = app.flow_read(move |table| table.list(usize::MAX, &coarse)).await?;
     let wanted = |row: &FlowRow| filter.matches_flow(&row.source, &row.destination, row.protocol);
     let mut rows = rows(flows);
-    // Names are dear: they are only given to rows that are shown, unless the filter asks for them.
+    // Names are expensive: only rows that are shown get them, unless the filter needs names.
     if filter.needs_names() {
         rows = named(&app, rows).await?;
         rows.retain(wanted);
@@ -61,13 +61,13 @@ async fn named(app: &App, rows: Vec<FlowRow>) -> Result<Vec<FlowRow>, Failure> {
     Ok(done)
 }
 
-/// Joins the entries of each flow, by the direction of the first packet; sorted.
+/// Joins both entries of each flow, in its original direction; sorted.
 fn rows(flows: Vec<Flow>) -> Vec<FlowRow> {
     let (replies, firsts): (Vec<Flow>, Vec<Flow>) = flows.into_iter().partition(|flow| flow.reply);
     let mut replies: BTreeMap<_, Flow> = replies
         .into_iter()
         .map(|flow| {
-            // The first direction is the reverse of the answer as it arrives.
+            // The original direction is the reverse of the reply as it arrives.
             let (source, source_port) =
                 flow.new_source.map_or((flow.source, flow.source_port), |new| (new.ip(), new.port()));
             let (destination, destination_port) = flow
@@ -83,7 +83,7 @@ fn rows(flows: Vec<Flow>) -> Vec<FlowRow> {
             row(&flow, replies.remove(&key).as_ref())
         })
         .collect();
-    // An answer whose first half was evicted is still a flow.
+    // A reply whose original direction was evicted is still a flow.
     rows.extend(replies.values().map(|reply| row(reply, None)));
     rows.sort_by_key(|row| {
         (row.source.address, row.source.port, row.destination.address, row.destination.port, row.protocol)
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn two_entries_are_one_flow_and_a_lone_answer_is_one_too() {
+    fn flow_rows_join_both_directions_and_keep_a_lone_reply() {
         let rows = rows(vec![
             flow("10.0.0.2:80", "10.0.0.1:4000", true, 7),
             flow("10.0.0.1:4000", "10.0.0.2:80", false, 5),
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_masqueraded_flow_and_its_answer_are_one() {
+    fn flow_row_joins_a_masqueraded_flow_and_its_reply() {
         let first = Flow {
             new_source: Some("192.0.2.1:61000".parse().unwrap()),
             ..flow("10.0.0.1:4000", "198.51.100.9:80", false, 5)

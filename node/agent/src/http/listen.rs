@@ -1,4 +1,4 @@
-//! The sockets.
+//! The listening sockets of API and metrics.
 
 use std::{
     fs, io,
@@ -16,8 +16,8 @@ use super::{App, metrics, router};
 /// The API's socket in the run folder.
 pub const SOCKET_NAME: &str = "warren.sock";
 
-/// Listens on `<run_dir>/warren.sock`, 0660, of the group if there is one. What an agent before us left there is
-/// removed: whoever calls holds the folder's lock, so nobody listens on it.
+/// Listens on `<run_dir>/warren.sock`, mode 0660, of the group if it exists. A socket that a previous agent left there is
+/// removed: the caller holds the folder's lock, so nothing listens on it.
 ///
 /// # Errors
 /// When the socket cannot be bound.
@@ -39,7 +39,7 @@ pub fn bind_socket(run_dir: &Path, group: &str) -> anyhow::Result<(UnixListener,
 /// Listens for metrics and health.
 ///
 /// # Errors
-/// When the address cannot be had; says which setting gives it.
+/// When the address cannot be bound; the text names the setting.
 pub async fn bind_metrics(address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address)
         .await

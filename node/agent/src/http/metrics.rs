@@ -15,8 +15,8 @@ use serde::Serialize;
 use super::{App, error::Failure, status::is_ready};
 use crate::metrics::{GossipSnapshot, Snapshot};
 
-/// A node that does not answer within this time is stuck: decisions take microseconds, and only a listing of the
-/// whole ipcache comes near a second.
+/// A node that does not answer within this time is stuck: decisions take microseconds, and only a listing of the whole
+/// ipcache takes nearly a second.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 
 pub fn router(app: App) -> Router {
@@ -45,10 +45,10 @@ async fn metrics(State(app): State<App>) -> Result<Response, Failure> {
     Ok(([(header::CONTENT_TYPE, content_type)], app.metrics.render(&snapshot)).into_response())
 }
 
-/// The answer of `/healthz`.
+/// The body of `/healthz`.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 struct Health {
-    /// `ok`, `degraded` (works, with something missing: no reason to restart) or `failed`.
+    /// `ok`, `degraded` (works with a problem that a restart would not mend) or `failed`.
     status: &'static str,
     reasons: Vec<String>,
 }
@@ -67,7 +67,7 @@ async fn health(State(app): State<App>) -> (StatusCode, Json<Health>) {
     (status, Json(health))
 }
 
-/// That etcd is away degrades a node, and no more: a restart would not bring it back.
+/// An unreachable etcd only degrades a node: a restart would not mend it.
 fn judge(view: &StatusView) -> Health {
     if let Some(reason) = &view.halted {
         return Health { status: "failed", reasons: vec![reason.clone()] };

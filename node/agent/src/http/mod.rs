@@ -1,4 +1,4 @@
-//! The HTTP side: the API on a unix socket, metrics and health on loopback.
+//! The HTTP servers: the API on a unix socket, metrics and health on loopback.
 
 mod change;
 mod convert;
@@ -13,7 +13,7 @@ mod stream;
 use std::sync::Arc;
 
 use axum::{Router, extract::DefaultBodyLimit};
-use datapath_linux::{Datapath, DatapathError};
+use datapath_linux::{Datapath, DatapathError, FlowTable};
 use kvstore_store::Store;
 use node_api::{ApiError, ErrorKind};
 use tokio::sync::{Semaphore, watch};
@@ -24,21 +24,21 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use crate::{
     config::StoreKind,
     metrics::Metrics,
-    shell::{Clock, Core, EventHub, GossipLink, Kernel, LeaseKeeper, UnderlayState},
+    shell::{Clock, Core, EventHub, GossipLink, Kernel, LeaseKeeper, Stopping, UnderlayState},
 };
 use error::Failure;
 
 pub use listen::{SOCKET_NAME, bind_metrics, bind_socket, serve_api, serve_metrics};
 
-/// Requests that read the kernel at once: a dump of a full map takes some 0.2 s of its one thread (FACTS: 100,000
-/// entries in 38 ms).
+/// Concurrent requests that read the kernel. A dump of a full map takes some 0.2 s (100,000 entries: 38 ms).
 const MAX_KERNEL_READS: usize = 4;
 
-/// What handlers need. Cheap to clone.
+/// The state of request handlers. Cheap to clone.
 #[derive(Clone)]
 pub struct App {
     pub core: Core,
     pub kernel: Kernel,
+    pub flows: Arc<FlowTable>,
     pub hub: EventHub,
     pub store: Arc<dyn Store>,
     pub store_kind: StoreKind,
@@ -47,7 +47,7 @@ pub struct App {
     pub metrics: Arc<Metrics>,
     pub underlay: watch::Receiver<UnderlayState>,
     pub clock: Clock,
-    /// Ends streams, so that they do not hold up a clean stop.
+    /// Ends streams, so that they do not delay a clean stop.
     pub stop: CancellationToken,
     pub kernel_reads: KernelReads,
 }
@@ -63,13 +63,24 @@ impl Default for KernelReads {
 }
 
 impl App {
-    /// Reads the kernel in its turn.
+    /// Reads the kernel on its thread, after what was requested before.
     async fn kernel_read<T: Send + 'static>(
         &self,
         read: impl FnOnce(&mut Datapath) -> Result<T, DatapathError> + Send + 'static,
     ) -> Result<T, Failure> {
         let _permit = self.kernel_reads.0.acquire().await.expect("the semaphore is never closed");
         Ok(self.kernel.query(read).await??)
+    }
+
+    /// Reads the flow table, beside the kernel's thread.
+    async fn flow_read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&FlowTable) -> Result<T, DatapathError> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let _permit = self.kernel_reads.0.acquire().await.expect("the semaphore is never closed");
+        let flows = self.flows.clone();
+        let read = tokio::task::spawn_blocking(move || read(&flows));
+        Ok(read.await.map_err(|_| Stopping)??)
     }
 }
 
@@ -80,7 +91,7 @@ impl App {
 ))]
 struct Description;
 
-/// All routes with their description: one cannot be without the other.
+/// All routes, each with its description.
 fn api() -> OpenApiRouter<App> {
     OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(read::version))
@@ -106,7 +117,7 @@ fn api() -> OpenApiRouter<App> {
         .routes(routes!(read::drops))
 }
 
-/// The description alone.
+/// The description of the API.
 pub fn openapi() -> utoipa::openapi::OpenApi {
     api().to_openapi()
 }
@@ -132,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_description_has_every_request_that_the_client_makes() {
+    fn openapi_has_every_request_of_the_client() {
         let description = serde_json::to_value(openapi()).unwrap();
         let expected = [
             ("get", "/v1/version"),

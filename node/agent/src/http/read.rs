@@ -1,4 +1,4 @@
-//! What only reads.
+//! Requests that only read.
 
 use axum::{
     Json,

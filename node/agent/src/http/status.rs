@@ -1,4 +1,4 @@
-//! The status: what the node, the store, gossip and the kernel say of themselves, side by side.
+//! The status of node, store, gossip and kernel.
 
 use axum::{Json, extract::State};
 use node_api::{
@@ -19,7 +19,7 @@ use crate::shell::UnderlayState;
 pub async fn status(State(app): State<App>) -> Result<Json<Status>, Failure> {
     let maps = app.kernel_read(|datapath| datapath.map_list());
     let node = app.core.read(|node| (node.status(), node.rejected()));
-    // Members are asked while the others answer: one that is silent costs its own deadline only.
+    // Concurrently, so that a silent member of etcd costs its own deadline only.
     let (members, maps, programs, node) =
         tokio::join!(app.store.members(), maps, app.kernel.programs(), node);
     let (view, rejected) = node?;
@@ -75,8 +75,8 @@ pub async fn status(State(app): State<App>) -> Result<Json<Status>, Failure> {
     }))
 }
 
-/// Whether the node serves endpoints: it has a CIDR, and the kernel has what that needs, by a plan of ours or
-/// from the agent before us.
+/// Whether the node serves endpoints: it has a CIDR, and the kernel has the base for it, from a plan of this agent or from
+/// the previous agent.
 pub(super) fn is_ready(view: &StatusView) -> bool {
     let in_kernel = view.plan.applied.0 > 0 || (view.plan.observed && view.plan.dirty == 0);
     view.halted.is_none() && view.gateway.is_some() && in_kernel

@@ -1,4 +1,4 @@
-//! Events line by line.
+//! Streaming events, one per line.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Flow events on their way to whoever watches: decoded, given names, remembered, told.
+//! Flow events on their way to observers: decoded, given names, buffered, published.
 
 use std::{
     collections::VecDeque,
@@ -17,13 +17,13 @@ use tracing::debug;
 use super::{Core, Stopping};
 use crate::{machine, metrics::Metrics};
 
-/// Events remembered for whoever asks later, and the most that an observer may be behind before it is told
-/// that it missed some. At some 500 bytes each: 2 MB.
+/// Events kept for later observers, and the most that an observer may be behind before it misses events and is told so.
+/// At some 500 bytes each: 2 MB.
 const REMEMBERED: usize = 4_096;
-/// Events that are given their names in one visit to the node.
+/// Events that get their names in one read of the node.
 const BATCH: usize = 256;
 
-/// Where events can be had. Cheap to clone.
+/// Publishes events. Cheap to clone.
 #[derive(Clone)]
 pub struct EventHub {
     live: broadcast::Sender<Arc<FlowEvent>>,
@@ -37,9 +37,9 @@ impl Default for EventHub {
 }
 
 impl EventHub {
-    /// What is remembered, the oldest first, and everything after it.
+    /// The kept events, the oldest first, and all later ones.
     pub fn subscribe(&self) -> (Vec<Arc<FlowEvent>>, broadcast::Receiver<Arc<FlowEvent>>) {
-        // Under the lock of `publish`: no event is missed or told twice.
+        // Under the lock of `publish`, so that no event is missed or comes twice.
         let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         (recent.iter().cloned().collect(), self.live.subscribe())
     }
@@ -51,22 +51,22 @@ impl EventHub {
                 recent.pop_front();
             }
             recent.push_back(event.clone());
-            // Without observers nobody takes it.
+            // An error means that there is no observer.
             drop(self.live.send(event));
         }
     }
 }
 
-/// Where events come from.
+/// The sources of events.
 pub struct EventSources {
-    /// The programs.
+    /// The programs' event ring.
     pub reports: Events,
-    /// Flows that went silent.
+    /// Flows that ended in silence.
     pub ended: mpsc::Receiver<Vec<EndedFlow>>,
 }
 
-/// Decodes events, lets the node name the parties, and hands them to the hub. When the node is busy, reports
-/// wait in the ring and are dropped there, and counted.
+/// Decodes events, adds what the node knows of both parties, and publishes them. While the node is busy, events wait in
+/// the ring; those that find it full are dropped and counted.
 ///
 /// # Errors
 /// [`Stopping`] when the node has ended.
@@ -108,14 +108,14 @@ fn decode_all(reports: &[datapath_abi::Event], boot: BootTime, metrics: &Metrics
             Ok(event) => events.push(event),
             Err(error) => {
                 metrics.count_lost_events("decode", 1);
-                debug!(%error, "report of the programs is not understood");
+                debug!(%error, "event of the programs cannot be decoded");
             }
         }
     }
     events
 }
 
-/// The calendar minus the kernel's clock. Read anew for each batch, as the calendar may be set.
+/// Wall clock minus the kernel's monotonic clock. Read for each batch, since the wall clock may be set.
 fn boot_time() -> BootTime {
     let since_boot = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
         .map(std::time::Duration::from)
@@ -123,7 +123,7 @@ fn boot_time() -> BootTime {
     BootTime { unix_us: machine::wall().saturating_sub(since_boot).as_micros() as u64 }
 }
 
-/// The end of a flow that nobody heard of any more.
+/// The event of a flow that ended in silence.
 fn from_ended(ended: &EndedFlow, now_us: u64) -> Result<FlowEvent, DecodeError> {
     let flow = &ended.flow;
     let party = |address, port, number| {
@@ -157,8 +157,8 @@ fn named(node: &Node, mut events: Vec<FlowEvent>) -> Vec<FlowEvent> {
     events
 }
 
-/// Adds node, labels and endpoint of an address. The labels only if the packet still has the identity that the
-/// address has now.
+/// Adds the node, labels and endpoint of a party's address; labels and endpoint only where the packet's identity is the
+/// one that the address has now.
 pub fn name_party(node: &Node, party: &mut Party) {
     let Some(known) = party.address.and_then(|address: IpAddr| node.lookup(address)) else { return };
     party.node = known.node;

@@ -1,4 +1,4 @@
-//! Gossip: facts out, news about others in.
+//! Gossip: publishes this node's facts, and passes events about other nodes on.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -10,37 +10,37 @@ use tracing::{error, warn};
 
 use super::{Core, Stopping};
 
-/// The way to gossip. Cheap to clone.
+/// A handle on gossip. Cheap to clone.
 #[derive(Clone)]
 pub struct GossipLink {
     gossip: Arc<Gossip>,
 }
 
 impl GossipLink {
-    /// Takes a running gossip over.
+    /// A handle on a running gossip.
     pub fn new(gossip: Gossip) -> Self {
         Self { gossip: Arc::new(gossip) }
     }
 
-    /// Says this of our node from now on.
+    /// Publishes these facts of this node.
     pub fn publish(&self, facts: &NodeFacts) {
         if let Err(error) = self.gossip.set_facts(facts) {
-            // What was said before still stands; etcd has the whole truth.
+            // The previous facts stay published, and etcd has all records.
             error!(%error, "facts cannot be published");
         }
     }
 
-    /// Gossips with this address too.
+    /// Adds a peer's address.
     pub fn add_peer(&self, address: SocketAddr) {
         self.gossip.add_peer(address);
     }
 
-    /// Gossips with this address no more, unless somebody there lives.
+    /// Removes a peer's address, unless a live peer is there.
     pub fn forget_peer(&self, address: SocketAddr) {
         self.gossip.forget_peer(address);
     }
 
-    /// Gossips from another address of this node from now on.
+    /// Moves to another address of this node.
     ///
     /// # Errors
     /// As [`Gossip::move_to`].
@@ -48,17 +48,17 @@ impl GossipLink {
         self.gossip.move_to(address).await
     }
 
-    /// All other nodes that gossip remembers, by name.
+    /// All other nodes that gossip knows, by name.
     pub fn peers(&self) -> Vec<PeerStatus> {
         self.gossip.peers()
     }
 
-    /// Its counters.
+    /// The counters of gossip.
     pub fn stats(&self) -> GossipStats {
         self.gossip.stats()
     }
 
-    /// Tells the node what gossip hears, for as long as both live.
+    /// Sends the events of gossip to the node, for as long as both run.
     ///
     /// # Errors
     /// [`Stopping`] when the node has ended.
@@ -70,7 +70,7 @@ impl GossipLink {
                 }
                 GossipEvent::Live { node, liveness } => GossipUpdate::Live { node, liveness },
                 GossipEvent::Rejected { node, reason } => {
-                    warn!(node, reason, "gossip rejected");
+                    warn!(node, reason, "gossip record rejected");
                     continue;
                 }
             };

@@ -1,41 +1,35 @@
-//! The kernel, behind a thread of its own: map work blocks, and devices are made in the node's network
-//! namespace, which belongs to a thread.
+//! The kernel, behind a thread of its own: map work blocks, and devices are made in the node's network namespace, which
+//! is a property of a thread.
 
 use std::{sync::Arc, thread, time::Instant};
 
-use datapath_linux::{Datapath, DatapathError, EndedFlow, Events, HookUser, LinuxConfig, ProgramInfo};
+use datapath_linux::{Datapath, DatapathError, Events, FlowTable, HookUser, LinuxConfig, ProgramInfo};
 use datapath_plan::Plan;
 use node_core::Event;
 use tokio::{
     runtime::{Builder, Handle},
     sync::{mpsc, oneshot},
-    time::{Duration, MissedTickBehavior, interval},
 };
 use tracing::{debug, error, warn};
 
 use super::Core;
 use crate::metrics::Metrics;
 
-/// How often flows that went silent are collected. The shortest life of an entry is some ten seconds.
-const COLLECT_EVERY: Duration = Duration::from_secs(5);
-/// Batches of ended flows that wait for the event pump; more are dropped and counted.
-const ENDED_QUEUE: usize = 16;
-
-/// What the thread is to do.
+/// A request to the thread.
 pub enum Order {
-    /// Carry out a plan; the node is told.
+    /// Carry out a plan, and send the outcome to the node.
     Apply(Plan),
-    /// Read everything; the node is told.
+    /// Read the whole kernel state, and send it to the node.
     Observe,
-    /// Say which programs work where.
+    /// List the programs and where they are attached.
     Programs(oneshot::Sender<Result<Vec<ProgramInfo>, DatapathError>>),
-    /// Say what is at the hooks of our devices and of these.
+    /// List what is attached at the hooks of Warren's devices and of these.
     HookUsers(Vec<String>, oneshot::Sender<Result<Vec<HookUser>, DatapathError>>),
     /// Read something for the API.
     Query(Box<dyn FnOnce(&mut Datapath) + Send>),
 }
 
-/// The thread has ended: the agent stops, or it met a bug of ours.
+/// The thread has ended, because the agent stops or because of a bug.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the kernel thread has ended")]
 pub struct KernelGone;
@@ -44,20 +38,20 @@ pub struct KernelGone;
 /// devices stay at work.
 #[derive(Clone)]
 pub struct Kernel {
-    // Unbounded, as the loop must never wait: the node has one plan or observation out at a time, and the
-    // HTTP side bounds its requests.
+    // Unbounded, since the loop must never wait. The node has one plan or observation in flight, and the HTTP side
+    // bounds its requests.
     orders: mpsc::UnboundedSender<Order>,
 }
 
-/// What [`Kernel::start`] gives.
+/// What [`Kernel::start`] opened.
 pub struct Started {
-    /// The way in.
+    /// The way to the thread.
     pub kernel: Kernel,
-    /// Reports of the programs.
+    /// The programs' events.
     pub events: Events,
-    /// Flows that went silent.
-    pub ended: mpsc::Receiver<Vec<EndedFlow>>,
-    /// Answers when the thread has ended.
+    /// The flow table, which is read and collected beside the thread.
+    pub flows: FlowTable,
+    /// Resolves when the thread has ended.
     pub gone: oneshot::Receiver<()>,
 }
 
@@ -65,7 +59,7 @@ impl Kernel {
     /// Opens the datapath in a new thread, which keeps the caller's network namespace.
     ///
     /// # Errors
-    /// Whatever the kernel lacks; the text says what to do.
+    /// What the kernel lacks, and what to do about it.
     pub async fn start(
         config: LinuxConfig,
         core: Core,
@@ -73,13 +67,12 @@ impl Kernel {
     ) -> Result<Started, DatapathError> {
         let (orders, inbox) = mpsc::unbounded_channel();
         let (opened, opening) = oneshot::channel();
-        let (ended_sender, ended) = mpsc::channel(ENDED_QUEUE);
         let (gone_sender, gone) = oneshot::channel::<()>();
         let agent = Handle::current();
         thread::Builder::new()
             .name("warren-kernel".to_owned())
             .spawn(move || {
-                // Dropped with the thread, however it ends.
+                // Dropped with the thread, also when the thread panics.
                 let _gone = gone_sender;
                 let runtime = match Builder::new_current_thread().enable_all().build() {
                     Ok(runtime) => runtime,
@@ -91,27 +84,28 @@ impl Kernel {
                 runtime.block_on(async {
                     match open(config, &agent).await {
                         Err(error) => drop(opened.send(Err(error))),
-                        Ok((datapath, events)) => {
-                            drop(opened.send(Ok(events)));
-                            Worker { datapath, core, metrics, ended: ended_sender }.run(inbox).await;
+                        Ok((datapath, events, flows)) => {
+                            drop(opened.send(Ok((events, flows))));
+                            Worker { datapath, core, metrics }.run(inbox).await;
                         }
                     }
                 });
             })
             .map_err(|error| DatapathError::NotReady(format!("no thread: {error}")))?;
-        let events = opening.await.map_err(|_| DatapathError::NotReady(KernelGone.to_string()))??;
-        Ok(Started { kernel: Self { orders }, events, ended, gone })
+        let (events, flows) =
+            opening.await.map_err(|_| DatapathError::NotReady(KernelGone.to_string()))??;
+        Ok(Started { kernel: Self { orders }, events, flows, gone })
     }
 
-    /// Gives an order; what becomes of it is told to the node. After the thread's end orders are dropped: the
-    /// agent is about to end too.
+    /// Sends a request; its result goes to the node. After the thread's end requests are dropped: the agent is about to
+    /// end too.
     pub fn order(&self, order: Order) {
         if self.orders.send(order).is_err() {
             debug!("{KernelGone}: order dropped");
         }
     }
 
-    /// Reads something, after what was ordered before.
+    /// Reads something, after all earlier requests.
     ///
     /// # Errors
     /// [`KernelGone`]
@@ -121,14 +115,14 @@ impl Kernel {
     ) -> Result<T, KernelGone> {
         let (answer, answered) = oneshot::channel();
         let read = Box::new(move |datapath: &mut Datapath| {
-            // Whoever asked may have gone; then nobody misses the answer.
+            // The receiver may have been dropped meanwhile.
             drop(answer.send(read(datapath)));
         });
         self.orders.send(Order::Query(read)).map_err(|_| KernelGone)?;
         answered.await.map_err(|_| KernelGone)
     }
 
-    /// Which programs work where.
+    /// The programs, and where they are attached.
     ///
     /// # Errors
     /// [`DatapathError::NotReady`] when the thread has ended; otherwise as [`Datapath::programs`].
@@ -138,7 +132,7 @@ impl Kernel {
         answered.await.map_err(|_| DatapathError::NotReady(KernelGone.to_string()))?
     }
 
-    /// What is at the hooks of our devices and of those named, ours and others'.
+    /// All programs and filters at the hooks of Warren's devices and of the named ones.
     ///
     /// # Errors
     /// [`DatapathError::NotReady`] when the thread has ended; otherwise as [`Datapath::hook_users`].
@@ -149,40 +143,27 @@ impl Kernel {
     }
 }
 
-async fn open(config: LinuxConfig, agent: &Handle) -> Result<(Datapath, Events), DatapathError> {
+async fn open(config: LinuxConfig, agent: &Handle) -> Result<(Datapath, Events, FlowTable), DatapathError> {
     let mut datapath = Datapath::open(config).await?;
-    // The ring is read by the agent's own runtime, so that a long plan does not hold it up.
+    // The agent's own runtime reads the ring, so that a long plan does not delay it.
     let guard = agent.enter();
     let events = datapath.events()?;
     drop(guard);
-    let events = events.expect("nobody took the ring of a datapath opened just now");
-    Ok((datapath, events))
+    let events = events.expect("nothing has taken the ring of a datapath opened just now");
+    let flows = datapath.flow_table()?;
+    Ok((datapath, events, flows))
 }
 
 struct Worker {
     datapath: Datapath,
     core: Core,
     metrics: Arc<Metrics>,
-    ended: mpsc::Sender<Vec<EndedFlow>>,
 }
 
 impl Worker {
     async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Order>) {
-        let mut collect = interval(COLLECT_EVERY);
-        collect.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            let event = tokio::select! {
-                biased;
-                order = inbox.recv() => match order {
-                    None => return,
-                    Some(order) => self.carry_out(order).await,
-                },
-                _ = collect.tick() => {
-                    self.collect();
-                    None
-                }
-            };
-            if let Some(event) = event
+        while let Some(order) = inbox.recv().await {
+            if let Some(event) = self.carry_out(order).await
                 && self.core.event(event).await.is_err()
             {
                 return;
@@ -225,19 +206,6 @@ impl Worker {
                 read(&mut self.datapath);
                 None
             }
-        }
-    }
-
-    fn collect(&mut self) {
-        match self.datapath.gc_flows() {
-            Ok(ended) if ended.is_empty() => {}
-            Ok(ended) => {
-                self.metrics.flows_collected.inc_by(ended.len() as u64);
-                if let Err(full) = self.ended.try_send(ended) {
-                    self.metrics.count_lost_events("queue", full.into_inner().len() as u64);
-                }
-            }
-            Err(error) => warn!(%error, "flow table cannot be collected"),
         }
     }
 }

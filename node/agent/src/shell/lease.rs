@@ -1,47 +1,48 @@
-//! The node's sign of life: a key kept on a lease. A lease means liveness and nothing else.
+//! The node's liveness key, kept on a lease. A lease means liveness and nothing else.
 
 use std::{sync::Arc, time::Duration};
 
+use backon::BackoffBuilder;
 use kvstore_schema::{Condition, Key, KvOp, LeaseId, Txn};
 use kvstore_store::{Store, StoreError};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::backoff::Backoff;
+use super::RETRIES;
 use crate::metrics::Metrics;
 
 /// The key, its value and its lease's time to live.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sign {
+pub struct LivenessKey {
     /// The key.
     pub key: Key,
     /// Its value.
     pub value: Arc<[u8]>,
-    /// How long it outlives the agent.
+    /// How long the key outlives the agent.
     pub ttl: Duration,
-    /// Written only while this holds: in another fleet's store it does not.
+    /// The key is written only while this condition holds: it does not hold in another fleet's store.
     pub fence: Condition,
 }
 
-/// Whether the sign is there.
+/// The state of the liveness key.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LeaseState {
-    /// Whether the key hangs on a living lease, as far as is known.
+    /// Whether the key is on a live lease, as far as is known.
     pub held: bool,
     /// Why not.
     pub error: Option<String>,
 }
 
-/// Keeps the newest sign given, in a task of its own.
+/// Keeps the newest key, in a task of its own.
 #[derive(Clone)]
 pub struct LeaseKeeper {
-    wanted: watch::Sender<Option<Sign>>,
+    wanted: watch::Sender<Option<LivenessKey>>,
     state: watch::Receiver<LeaseState>,
 }
 
 impl LeaseKeeper {
-    /// The keeper and its task; spawn the task and abort it to stop. The lease then runs out by itself: a
-    /// restarted agent takes the key over before.
+    /// The keeper and its task; spawn the task and abort it to stop. The lease then expires by itself, unless a restarted
+    /// agent has taken the key over before.
     pub fn new(
         store: Arc<dyn Store>,
         metrics: Arc<Metrics>,
@@ -51,17 +52,17 @@ impl LeaseKeeper {
         (Self { wanted, state }, keep(store, newest, report, metrics))
     }
 
-    /// Keeps this from now on. The same again changes nothing.
-    pub fn keep(&self, sign: Sign) {
+    /// Keeps this key from now on. Repeating it changes nothing.
+    pub fn keep(&self, liveness: LivenessKey) {
         self.wanted.send_if_modified(|current| {
-            let new = Some(sign);
+            let new = Some(liveness);
             let changed = *current != new;
             *current = new;
             changed
         });
     }
 
-    /// How it stands.
+    /// The current state.
     pub fn state(&self) -> LeaseState {
         self.state.borrow().clone()
     }
@@ -69,29 +70,29 @@ impl LeaseKeeper {
 
 async fn keep(
     store: Arc<dyn Store>,
-    mut newest: watch::Receiver<Option<Sign>>,
+    mut newest: watch::Receiver<Option<LivenessKey>>,
     report: watch::Sender<LeaseState>,
     metrics: Arc<Metrics>,
 ) {
-    let mut backoff = Backoff::new();
+    let mut retries = RETRIES.build();
     let mut lease: Option<LeaseId> = None;
     let mut written = false;
     loop {
-        let Some(sign) = newest.borrow_and_update().clone() else {
+        let Some(liveness) = newest.borrow_and_update().clone() else {
             if newest.changed().await.is_err() {
                 return;
             }
             continue;
         };
-        let pause = match advance(&*store, &sign, &mut lease, &mut written).await {
+        let pause = match advance(&*store, &liveness, &mut lease, &mut written).await {
             Ok(()) => {
-                backoff.reset();
+                retries = RETRIES.build();
                 if !report.borrow().held {
-                    info!(key = %sign.key, "sign of life is held");
+                    info!(key = %liveness.key, "liveness key is held");
                 }
                 report.send_replace(LeaseState { held: true, error: None });
-                // A third: two renewals may fail before the lease is gone.
-                sign.ttl / 3
+                // Two renewals may fail before the lease is gone.
+                liveness.ttl / 3
             }
             Err(error) => {
                 if let StoreError::LeaseGone(_) = error {
@@ -99,10 +100,10 @@ async fn keep(
                     (lease, written) = (None, false);
                 }
                 if report.borrow().held {
-                    warn!(%error, "sign of life is not held; tried again until it is");
+                    warn!(%error, "liveness key is not held; trying again");
                 }
                 report.send_replace(LeaseState { held: false, error: Some(error.to_string()) });
-                backoff.step()
+                retries.next().expect("attempts are not limited")
             }
         };
         tokio::select! {
@@ -115,11 +116,11 @@ async fn keep(
     }
 }
 
-/// One step: a lease if there is none, the key on it if it is not there, else a renewal. An ambiguous write is
-/// repeated: it is the same each time.
+/// One step: grants a lease if there is none, or renews it; then writes the key if it is not written. An ambiguous write
+/// is repeated, since it is idempotent.
 async fn advance(
     store: &dyn Store,
-    sign: &Sign,
+    liveness: &LivenessKey,
     lease: &mut Option<LeaseId>,
     written: &mut bool,
 ) -> Result<(), StoreError> {
@@ -128,11 +129,11 @@ async fn advance(
             store.lease_keep_alive(id).await?;
             id
         }
-        None => *lease.insert(store.lease_grant(sign.ttl).await?),
+        None => *lease.insert(store.lease_grant(liveness.ttl).await?),
     };
     if !*written {
-        let put = KvOp::Put { key: sign.key.clone(), value: sign.value.clone(), lease: Some(id) };
-        if !store.txn(Txn::new().when(sign.fence.clone()).then(put)).await?.succeeded {
+        let put = KvOp::Put { key: liveness.key.clone(), value: liveness.value.clone(), lease: Some(id) };
+        if !store.txn(Txn::new().when(liveness.fence.clone()).then(put)).await?.succeeded {
             return Err(StoreError::Unavailable("this node's record is not the one it wrote".to_owned()));
         }
         *written = true;
@@ -149,9 +150,14 @@ mod tests {
 
     const TTL: Duration = Duration::from_secs(3);
 
-    fn sign(value: &str) -> Sign {
+    fn liveness(value: &str) -> LivenessKey {
         let fence = Condition::Absent(Key::from_raw("/warren/v1/f/nodes/b"));
-        Sign { key: Key::from_raw("/warren/v1/f/alive/a"), value: value.as_bytes().into(), ttl: TTL, fence }
+        LivenessKey {
+            key: Key::from_raw("/warren/v1/f/alive/a"),
+            value: value.as_bytes().into(),
+            ttl: TTL,
+            fence,
+        }
     }
 
     async fn value_becomes(store: &dyn Store, expected: &str) {
@@ -165,17 +171,17 @@ mod tests {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(10), seen).await.expect("the sign is written");
+        tokio::time::timeout(Duration::from_secs(10), seen).await.expect("the key is written");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_lost_lease_is_made_again_and_a_new_value_written() {
+    async fn lease_that_is_lost_is_granted_again_and_a_new_value_is_written() {
         let mem = MemStore::new(StoreIdentity(1));
         let store: Arc<dyn Store> = Arc::new(mem.client());
         let metrics = Arc::new(Metrics::new());
         let (keeper, task) = LeaseKeeper::new(store.clone(), metrics.clone());
         let task = tokio::spawn(task);
-        keeper.keep(sign("one"));
+        keeper.keep(liveness("one"));
         value_becomes(&*store, "one").await;
         mem.advance(TTL * 2);
         let prefix = Prefix::from_raw("/warren/v1/f/alive/");
@@ -185,7 +191,7 @@ mod tests {
         );
         value_becomes(&*store, "one").await;
         assert_eq!(metrics.lease_lost.get(), 1);
-        keeper.keep(sign("two"));
+        keeper.keep(liveness("two"));
         value_becomes(&*store, "two").await;
         assert!(keeper.state().held);
         task.abort();

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
-/// The version of the file that this code writes, and the only one that it reads.
+/// The file's version; no other is read.
 const FILE_VERSION: u32 = 1;
 
 #[derive(Serialize, Deserialize)]
@@ -24,10 +24,10 @@ struct Saved {
     listing: ListPage,
 }
 
-/// Opens the store with what the file holds; empty if there is none.
+/// Opens the store with the file's content; empty if there is no file.
 ///
 /// # Errors
-/// When the file is there and cannot be read: what it held must not be given up unasked.
+/// When the file exists and cannot be read: its content must not be given up silently.
 pub fn open(path: &Path) -> anyhow::Result<MemStore> {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
@@ -48,8 +48,8 @@ pub fn open(path: &Path) -> anyhow::Result<MemStore> {
     Ok(MemStore::with_state(MemState::loaded(saved.listing)))
 }
 
-/// Writes the file after each change, and once more at the stop. What changed in the last moments before a crash
-/// is missing then; the next agent finds its endpoints in the kernel and in their files.
+/// Writes the file after each change, and once more when the agent stops. Changes just before a crash may be missing; the
+/// next agent finds its endpoints in the kernel and in their files.
 pub async fn keep(store: Arc<dyn Store>, path: PathBuf, stop: CancellationToken) {
     let everything = Prefix::from_raw("/");
     loop {
@@ -64,7 +64,7 @@ pub async fn keep(store: Arc<dyn Store>, path: PathBuf, stop: CancellationToken)
         if stop.is_cancelled() {
             return;
         }
-        // A watch that cannot be made, or ends, only means to save once more.
+        // A watch that fails or ends only leads to one more write.
         let Ok(mut watch) = store.watch(&everything, next).await else { continue };
         loop {
             tokio::select! {
@@ -92,7 +92,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_was_written_is_there_after_a_restart() {
+    async fn memory_store_is_the_same_after_a_restart() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("store.json");
         let store: Arc<dyn Store> = Arc::new(open(&path).unwrap().client());
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_file_is_not_overwritten() {
+    fn memory_store_file_that_is_damaged_is_not_overwritten() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("store.json");
         fs::write(&path, "{\"v\":1").unwrap();

@@ -1,13 +1,14 @@
-//! The shell around node-core: one task owns the node, events come in through one bounded channel, commands
-//! are carried out by one `match`.
+//! The shell around node-core: one task owns the node, events arrive through one bounded channel, and one `match`
+//! carries out commands.
 //!
-//! Back-pressure: whoever has an event waits for room in the channel ([`INPUT_QUEUE`]); the loop itself
-//! never waits for anybody. What it hands on goes to places that are bounded by the protocol (one plan or
-//! observation at a time) or that keep only the newest (facts, sign of life).
+//! Back-pressure: a task that has an event waits for room in the channel ([`INPUT_QUEUE`]); the loop itself never waits.
+//! The queues behind the loop are bounded by the protocol (one plan or observation in flight), or keep only the newest
+//! value (facts, liveness key).
 
-mod backoff;
+mod collector;
 mod core_loop;
 mod events;
+mod follow;
 mod gossip;
 mod kernel;
 mod lease;
@@ -16,33 +17,46 @@ mod prober;
 mod store;
 mod underlay;
 
+use std::time::Duration;
+
+use backon::ExponentialBuilder;
 use node_core::{Call, CallError, CallErrorKind, Event, Node, Reply};
 use tokio::sync::{mpsc, oneshot};
 
+pub use collector::collector;
 pub use core_loop::{Clock, CoreLoop, Outlets};
 pub use events::{EventHub, EventSources, name_party, pump};
+pub use follow::follow;
 pub use gossip::GossipLink;
 pub use kernel::{Kernel, KernelGone, Order};
-pub use lease::{LeaseKeeper, Sign};
+pub use lease::{LeaseKeeper, LivenessKey};
 pub use prober::Prober;
-pub use store::{StoreCalls, follow};
+pub use store::StoreCalls;
 pub use underlay::{UnderlayKeeper, UnderlayState, known as known_underlay};
 
-/// Events that wait for the node. A full queue means that the node is the bottleneck; then the store's
-/// watch, gossip and API calls wait, and the kernel's events are dropped and counted.
+/// Pauses after a failed attempt on the store: 50 to 100 ms, since a member that restarts is back in a moment, doubling up
+/// to 2.5 to 5 s. The jitter spreads a fleet whose etcd comes back.
+const RETRIES: ExponentialBuilder = ExponentialBuilder::new()
+    .with_min_delay(Duration::from_millis(50))
+    .with_max_delay(Duration::from_millis(2_500))
+    .with_jitter()
+    .without_max_times();
+
+/// The length of the loop's input queue. While it is full, the store's watch, gossip and API calls wait, and events of
+/// the programs are dropped in the ring and counted.
 pub const INPUT_QUEUE: usize = 1_024;
 
-/// What comes into the loop.
+/// An input of the loop.
 pub enum Input {
-    /// Something happened.
+    /// An event.
     Event(Event),
-    /// Somebody wants a change, and an answer.
+    /// A call of the API, and where its answer goes.
     Call(Call, oneshot::Sender<Result<Reply, CallError>>),
-    /// Somebody wants to read.
+    /// A read between two events.
     Read(Box<dyn FnOnce(&Node) + Send>),
 }
 
-/// The way to the node. Cheap to clone.
+/// The sending end of the loop's input queue. Cheap to clone.
 #[derive(Clone)]
 pub struct Core {
     inputs: mpsc::Sender<Input>,
@@ -60,16 +74,16 @@ impl From<Stopping> for CallError {
 }
 
 impl Core {
-    /// A way to the node, and the end that the loop reads from.
+    /// Both ends of a new input queue.
     pub fn channel() -> (Self, mpsc::Receiver<Input>) {
         let (inputs, receiver) = mpsc::channel(INPUT_QUEUE);
         (Self { inputs }, receiver)
     }
 
-    /// Tells the node of an event; waits for room.
+    /// Sends an event to the node; waits for room in the queue.
     ///
     /// # Errors
-    /// [`Stopping`]: whoever has events may end.
+    /// [`Stopping`]: the caller may end.
     pub async fn event(&self, event: Event) -> Result<(), Stopping> {
         self.inputs.send(Input::Event(event)).await.map_err(|_| Stopping)
     }
@@ -77,14 +91,14 @@ impl Core {
     /// Carries out a call and waits for its answer.
     ///
     /// # Errors
-    /// The node's, or `Unavailable` when the agent stops meanwhile.
+    /// The node's error, or `Unavailable` when the agent stops meanwhile.
     pub async fn call(&self, call: Call) -> Result<Reply, CallError> {
         let (answer, answered) = oneshot::channel();
         self.inputs.send(Input::Call(call, answer)).await.map_err(|_| Stopping)?;
         answered.await.map_err(|_| Stopping)?
     }
 
-    /// Reads something of the node between two events. Keep it short: events wait meanwhile.
+    /// Reads the node between two events. `read` must be short, since events wait meanwhile.
     ///
     /// # Errors
     /// [`Stopping`]
@@ -94,7 +108,7 @@ impl Core {
     ) -> Result<T, Stopping> {
         let (answer, answered) = oneshot::channel();
         let read = Box::new(move |node: &Node| {
-            // Whoever asked may have gone; then nobody misses the answer.
+            // The receiver may have been dropped meanwhile.
             drop(answer.send(read(node)));
         });
         self.inputs.send(Input::Read(read)).await.map_err(|_| Stopping)?;

@@ -1,4 +1,4 @@
-//! The underlay, for as long as the agent runs: hears changes of the network stack, chooses anew, and tells the node,
+//! Following the underlay while the agent runs: watches changes of the network stack, chooses again, and tells the node,
 //! gossip and `status`.
 
 use std::{net::SocketAddr, time::Duration};
@@ -11,33 +11,33 @@ use tracing::{info, warn};
 
 use super::{Core, GossipLink, Stopping};
 
-/// Until something that failed is tried again without anybody having changed anything.
+/// The pause before a failed step is repeated, if no change of the network stack comes before.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// The underlay in use, and what is the matter with it.
+/// The underlay in use, and its problem.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnderlayState {
-    /// In use; the former one while none can be chosen.
+    /// The underlay in use; the previous one while none can be chosen.
     pub underlay: Underlay,
-    /// Why it is not, or not all, as it should be.
+    /// Why the choice failed, or why gossip has not followed.
     pub problem: Option<String>,
 }
 
-/// Chooses and follows. One per agent.
+/// Chooses the underlay and follows its changes. One per agent.
 pub struct UnderlayKeeper {
-    /// What the configuration says.
+    /// The configured choice.
     pub choice: UnderlayChoice,
-    /// Where the node is told.
+    /// The node.
     pub core: Core,
-    /// What moves with the address; `None` for a fleet of one node.
+    /// Gossip, which moves with the address; `None` for a fleet of one node.
     pub gossip: Option<GossipLink>,
-    /// Its port.
+    /// The port of gossip.
     pub gossip_port: u16,
-    /// Where `status` looks.
+    /// The state that `status` shows.
     pub state: watch::Sender<UnderlayState>,
 }
 
-/// What node-core must know of it.
+/// The part of the underlay that node-core uses.
 pub fn known(underlay: &Underlay) -> node_core::Underlay {
     node_core::Underlay {
         addresses: vec![underlay.address],
@@ -48,39 +48,36 @@ pub fn known(underlay: &Underlay) -> node_core::Underlay {
 }
 
 impl UnderlayKeeper {
-    /// Follows, from a watch that was opened before the first choice.
+    /// Follows changes, with a watch that was opened before the first choice.
     ///
     /// # Errors
     /// [`Stopping`] when the node has ended.
     pub async fn run(self, mut watch: Watch) -> Result<(), Stopping> {
         loop {
-            let troubled = self.state.borrow().problem.is_some();
+            let has_problem = self.state.borrow().problem.is_some();
             let changes = tokio::select! {
                 changes = watch.next() => changes,
-                () = sleep(RETRY), if troubled => Ok(Changes { underlay: true, ..Changes::default() }),
+                () = sleep(RETRY), if has_problem => Ok(Changes { underlay: true, ..Changes::default() }),
             };
             let changes = match changes {
                 Ok(changes) => changes,
                 Err(error) => {
-                    warn!(
-                        error = error.chain(),
-                        "changes of the network stack are not heard; listening anew"
-                    );
+                    warn!(error = error.chain(), "watch of the network stack failed; opening another");
                     sleep(RETRY).await;
                     match Watch::open(WARREN_ROUTE_PROTOCOL).await {
                         Ok(opened) => watch = opened,
-                        Err(error) => warn!(error = error.chain(), "cannot listen"),
+                        Err(error) => warn!(error = error.chain(), "network stack cannot be watched"),
                     }
                     Changes { lost: true, ..Changes::default() }
                 }
             };
             let mut ours = changes.ours;
             if changes.lost {
-                // Anything may have changed; the base stands for all of it.
-                ours.insert(TableKey::Base);
+                // Any entry may have changed; the base stands for all of them.
+                ours.insert(TableKey::BASE);
             }
             if !ours.is_empty() {
-                self.core.event(Event::Disturbed(ours)).await?;
+                self.core.event(Event::ExternallyModified(ours)).await?;
             }
             if changes.underlay || changes.lost {
                 self.look().await?;
@@ -106,7 +103,7 @@ impl UnderlayKeeper {
             now.problem.get_or_insert(format!("gossip cannot move to {}: {error}", now.underlay.address));
         }
         if let Some(problem) = now.problem.as_ref().filter(|_| now.problem != former.problem) {
-            warn!(problem, "underlay");
+            warn!(problem, "underlay has a problem");
         }
         self.state.send_replace(now);
         Ok(())

@@ -33,7 +33,7 @@ pub fn maps(listing: &Listing<MapSummary>, _: Style) -> String {
             ]
         })
         .collect();
-    table(["MAP", "ID", "TYPE", "KEY/VALUE", "ENTRIES", "MAX", "FILL"], rows, listing.total, "maps")
+    table(&["MAP", "ID", "TYPE", "KEY/VALUE", "ENTRIES", "MAX", "FILL"], rows, listing.total, "maps")
 }
 
 /// One line an entry, `field=value`: maps have different fields, and each line can be searched for.
@@ -143,7 +143,7 @@ pub fn flows(listing: &Listing<FlowRow>, _: Style) -> String {
         })
         .collect();
     let heading = ["SOURCE", "DESTINATION", "PROTO", "TO", "PACKETS", "BYTES", "AGE", "IDLE", "TCP"];
-    table(heading, rows, listing.total, "flows")
+    table(&heading, rows, listing.total, "flows")
 }
 
 pub fn drops(listing: &Listing<CounterRow>, _: Style) -> String {
@@ -160,7 +160,7 @@ pub fn drops(listing: &Listing<CounterRow>, _: Style) -> String {
             ]
         })
         .collect();
-    table(["REASON", "DIRECTION", "PACKETS", "BYTES", "MEANING"], rows, listing.total, "counters")
+    table(&["REASON", "DIRECTION", "PACKETS", "BYTES", "MEANING"], rows, listing.total, "counters")
 }
 
 /// One line an event.

@@ -47,7 +47,7 @@ pub fn nodes(listing: &Listing<Node>, _: Style) -> String {
         })
         .collect();
     table(
-        ["NODE", "STATE", "UNDERLAY", "CIDRS", "ENDPOINTS", "LABELS", "VERSION"],
+        &["NODE", "STATE", "UNDERLAY", "CIDRS", "ENDPOINTS", "LABELS", "VERSION"],
         rows,
         listing.total,
         "nodes",
@@ -81,7 +81,7 @@ pub fn endpoints(listing: &Listing<Endpoint>, _: Style) -> String {
             ]
         })
         .collect();
-    table(["ENDPOINT", "STATE", "ADDRESS", "IDENTITY", "DEVICE", "LABELS"], rows, listing.total, "endpoints")
+    table(&["ENDPOINT", "STATE", "ADDRESS", "IDENTITY", "DEVICE", "LABELS"], rows, listing.total, "endpoints")
 }
 
 pub fn endpoint(endpoint: &Endpoint, _: Style) -> String {
@@ -130,7 +130,7 @@ pub fn identities(listing: &Listing<Identity>, _: Style) -> String {
             [entry.id.to_string(), state.to_owned(), labels, joined(&entry.nodes)]
         })
         .collect();
-    table(["IDENTITY", "STATE", "LABELS", "NODES"], rows, listing.total, "identities")
+    table(&["IDENTITY", "STATE", "LABELS", "NODES"], rows, listing.total, "identities")
 }
 
 const fn source_word(source: IpSource) -> &'static str {
@@ -159,5 +159,5 @@ pub fn ips(listing: &Listing<IpEntry>, _: Style) -> String {
             ]
         })
         .collect();
-    table(["ADDRESS", "IDENTITY", "NODE", "ENDPOINT", "FROM", "LABELS"], rows, listing.total, "addresses")
+    table(&["ADDRESS", "IDENTITY", "NODE", "ENDPOINT", "FROM", "LABELS"], rows, listing.total, "addresses")
 }

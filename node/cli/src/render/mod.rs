@@ -1,4 +1,4 @@
-//! Answers as people read them. Pure: from an answer to text.
+//! Answers as text for human readers. Pure: from an answer to its text.
 
 mod datapath;
 mod doctor;
@@ -14,17 +14,17 @@ mod tests;
 pub use datapath::{drops, event, flows, map_dump, maps, state, state_diff};
 pub use doctor::doctor;
 pub use fleet::{endpoint, endpoint_added, endpoints, identities, ips, nodes};
-pub use service::{applied, deleted, differences, service, services};
+pub use service::{Deletion, Difference, applied, deleted, differences, objects, service};
 pub use status::status;
 
-/// How text may look.
+/// How text may be styled.
 #[derive(Debug, Clone, Copy)]
 pub struct Style {
-    /// Whether the reader is a terminal that wants colours.
+    /// Whether to use colours: the output is a terminal, and the user has not disabled them.
     pub colour: bool,
 }
 
-/// How good a thing is, in one word.
+/// The rating of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mark {
     Ok,
@@ -34,7 +34,7 @@ pub enum Mark {
 }
 
 impl Style {
-    /// The word of a mark, coloured for a terminal, always as wide.
+    /// A mark as a word of fixed width.
     pub fn mark(self, mark: Mark) -> String {
         let (word, colour) = match mark {
             Mark::Ok => ("OK  ", 32),
@@ -45,7 +45,7 @@ impl Style {
         if self.colour { format!("\x1b[{colour}m{word}\x1b[0m") } else { word.to_owned() }
     }
 
-    /// Text that stands back.
+    /// Dimmed text.
     pub fn dim(self, text: &str) -> String {
         if self.colour { format!("\x1b[2m{text}\x1b[0m") } else { text.to_owned() }
     }

@@ -1,11 +1,11 @@
-//! Plain tables: a heading, columns that line up, nothing that a shell would stumble over.
+//! Plain tables: a heading and aligned columns, in ASCII without borders.
 
 use comfy_table::{Table, presets};
 
-/// Renders rows under a heading; says so when there are none, and when there are more than shown.
-pub fn table<const N: usize>(
-    heading: [&str; N],
-    rows: Vec<[String; N]>,
+/// Renders rows under a heading. Says so if there are no rows, and if `total` exceeds them.
+pub fn table<R: IntoIterator<Item = String>>(
+    heading: &[&str],
+    rows: Vec<R>,
     total: usize,
     things: &str,
 ) -> String {
@@ -15,7 +15,7 @@ pub fn table<const N: usize>(
     let shown = rows.len();
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    table.set_header(heading);
+    table.set_header(heading.iter());
     table.add_rows(rows);
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));

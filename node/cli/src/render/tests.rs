@@ -1,9 +1,9 @@
-//! Answers as people see them, compared with the files in `golden/`. `UPDATE_GOLDEN=1 cargo test -p node-cli`
-//! rewrites them; read their diff like code.
+//! Rendered answers, compared with the files in `golden/`. `UPDATE_GOLDEN=1 cargo test -p node-cli` rewrites the files; read
+//! their diff like code.
 
 use std::{env, fs, path::Path};
 
-use node_api::{Listing, StateDiff, testing};
+use node_api::{KindName, Listing, Object, StateDiff, testing};
 
 use super::*;
 
@@ -28,22 +28,22 @@ fn status_of_a_healthy_node() {
 }
 
 #[test]
-fn status_of_a_node_in_trouble() {
+fn status_of_a_troubled_node() {
     check("status-troubled", &status(&sample::troubled(), PLAIN));
 }
 
 #[test]
-fn status_of_a_node_that_starts() {
+fn status_of_a_starting_node() {
     check("status-starting", &status(&sample::starting(), PLAIN));
 }
 
 #[test]
-fn findings_with_their_remedies() {
+fn doctor_findings_with_their_remedies() {
     check("doctor", &doctor(&sample::report(), PLAIN));
 }
 
 #[test]
-fn colours_change_no_text() {
+fn status_text_is_the_same_with_colours() {
     let coloured = status(&sample::troubled(), Style { colour: true });
     assert!(coloured.contains("\x1b[31mFAIL\x1b[0m") && coloured.contains("\x1b[33mWARN\x1b[0m"));
     let mut plain = coloured;
@@ -54,7 +54,7 @@ fn colours_change_no_text() {
 }
 
 #[test]
-fn lists() {
+fn listings() {
     check("nodes", &nodes(&sample::nodes(), PLAIN));
     let all = vec![sample::endpoint(), sample::failing_endpoint(), sample::waiting_endpoint()];
     check("endpoints", &endpoints(&Listing::new(all, None), PLAIN));
@@ -68,7 +68,7 @@ fn lists() {
 }
 
 #[test]
-fn one_endpoint() {
+fn endpoint_details() {
     check("endpoint", &endpoint(&sample::endpoint(), PLAIN));
     check("endpoint-failing", &endpoint(&sample::failing_endpoint(), PLAIN));
     check("endpoint-waiting", &endpoint(&sample::waiting_endpoint(), PLAIN));
@@ -77,13 +77,13 @@ fn one_endpoint() {
 }
 
 #[test]
-fn events_line_by_line() {
+fn observe_prints_one_line_per_event() {
     let lines: Vec<String> = sample::events().iter().map(|one| event(one, PLAIN) + "\n").collect();
     check("observe", &lines.concat());
 }
 
 #[test]
-fn wanted_state_and_differences() {
+fn state_and_its_differences() {
     check("state", &state(&sample::state(), PLAIN));
     check("state-empty", &state(&node_api::State { base: None, ..sample::state() }, PLAIN));
     let diff = |repaired| StateDiff {
@@ -99,7 +99,7 @@ fn wanted_state_and_differences() {
 }
 
 #[test]
-fn numbers_for_people() {
+fn numbers_have_readable_units() {
     assert_eq!(duration(340), "340ms");
     assert_eq!(duration(12_000), "12s");
     assert_eq!(duration(184_000), "3m 4s");
@@ -112,10 +112,14 @@ fn numbers_for_people() {
 }
 
 #[test]
-fn services_and_their_backends() {
-    let listing = sample::services();
-    check("services", &services(&listing, PLAIN));
-    check("services-none", &services(&Listing::new(Vec::new(), None), PLAIN));
-    let each: Vec<String> = listing.items.iter().map(|one| service(one, PLAIN)).collect();
+fn service_frontends_and_backends() {
+    let services = sample::services().items;
+    let each: Vec<String> = services.iter().map(|one| service(one, PLAIN)).collect();
     check("service", &each.concat());
+    let objects_of = |services: Vec<node_api::Service>| {
+        let items = services.into_iter().map(Object::Service).collect();
+        objects(KindName::Service, &Listing::new(items, None))
+    };
+    check("services", &objects_of(services));
+    check("services-none", &objects_of(Vec::new()));
 }

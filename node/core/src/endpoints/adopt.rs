@@ -1,24 +1,25 @@
-//! Endpoints of a former agent: taken over as they are, named when their records are known.
+//! Endpoints of a former agent: adopted as they are, named when their records are known.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{net::IpAddr, time::Duration};
 
 use datapath_plan::{Attachment, EndpointValue, Generation, Observed};
 use identity::{EndpointName, Labels};
 use ipnetwork::IpNetwork;
+use kvstore_schema::record::EndpointRecord;
 
-use super::LocalEndpoint;
-use crate::{EndpointState, node::Node};
+use super::{Allocators, Endpoints, LocalEndpoint};
+use crate::{EndpointState, SavedEndpoint, context::Context, fleet::Fleet, ipam::Ipam};
 
-impl Node {
-    /// Whether the kernel has been read, and the names of what it has are known.
-    pub(crate) fn knows_its_endpoints(&self) -> bool {
-        self.audit.observed && (self.audit.trusted.is_some() || self.endpoints.nameless == 0)
+impl Endpoints {
+    /// Keeps what the former agent saved until the kernel has been read.
+    pub(crate) fn restore(&mut self, saved: Vec<SavedEndpoint>) {
+        self.saved = saved;
     }
 
-    /// Takes over the endpoints that the kernel has from a former agent: they stay as they are (P5).
-    pub(crate) fn adopt_endpoints(&mut self, observed: &Observed) {
-        self.endpoints.nameless = observed.tables.endpoints.len();
-        self.endpoints.devices = observed.endpoint_devices.iter().copied().collect();
+    /// Adopts the endpoints that the kernel has from a former agent: they stay as they are (P5).
+    pub(crate) fn adopt(&mut self, cx: &mut Context, mut allocators: Allocators<'_>, observed: &Observed) {
+        self.nameless = observed.tables.endpoints.len();
+        self.devices = observed.endpoint_devices.iter().copied().collect();
         for (id, value) in &observed.tables.endpoints {
             let name = EndpointName::new(&format!("wrn{id}")).expect("letters and digits are a name");
             let endpoint = LocalEndpoint {
@@ -39,162 +40,149 @@ impl Node {
                 terminating: false,
                 detached_after: Generation::default(),
             };
-            self.endpoints.last_id = self.endpoints.last_id.max(id.0);
-            self.endpoints.by_id.insert(*id, name.clone());
-            self.endpoints.by_address.insert(value.address, name.clone());
-            self.endpoints.by_name.insert(name, endpoint);
-            self.reconciler.set_endpoint(*id, Some(value.clone()));
-            self.desired.addresses.insert(value.address);
+            self.last_id = self.last_id.max(id.0);
+            self.by_id.insert(*id, name.clone());
+            self.by_address.insert(value.address, name.clone());
+            self.by_name.insert(name, endpoint);
+            cx.kernel.set(*id, Some(value.clone()));
+            cx.changes.addresses.insert(value.address);
         }
-        self.recognise_endpoints();
+        self.recognise(cx, &mut allocators);
     }
 
-    /// Gives adopted endpoints the names, labels and attachments that the former agent kept. Ethernet addresses are
-    /// drawn for each endpoint, so one that has them is the one that was saved.
-    fn recognise_endpoints(&mut self) {
-        for saved in std::mem::take(&mut self.endpoints.remembered) {
-            let adopted =
-                self.endpoints.by_id.get(&saved.id).and_then(|name| self.endpoints.by_name.get(name));
+    /// Gives adopted endpoints the names, labels and attachments that the former agent saved. Ethernet addresses are
+    /// drawn for each endpoint, so an endpoint that has the saved ones is the one that was saved.
+    fn recognise(&mut self, cx: &mut Context, allocators: &mut Allocators<'_>) {
+        for saved in std::mem::take(&mut self.saved) {
+            let adopted = self.by_id.get(&saved.id).and_then(|name| self.by_name.get(name));
             let same = |endpoint: &&LocalEndpoint| {
                 endpoint.digest.is_none()
                     && endpoint.address == Some(saved.address)
                     && (endpoint.mac, endpoint.host_mac) == (saved.mac, saved.host_mac)
             };
             if adopted.filter(same).is_some() {
-                self.name_endpoint(saved.address, Some(saved.name), saved.labels, saved.attachment);
-                self.endpoints.nameless -= 1;
+                self.name(cx, allocators, saved.address, Some(saved.name), saved.labels, saved.attachment);
+                self.nameless -= 1;
                 if saved.terminating {
-                    self.set_terminating(saved.address);
+                    self.set_terminating(cx, saved.address);
                 }
                 if saved.ready {
                     continue;
                 }
             } else if saved.ready {
-                self.error(format!(
-                    "endpoint {} ({}) is not in the kernel any more",
-                    saved.name, saved.address
-                ));
-                self.endpoints.missing.insert(saved.name);
+                let SavedEndpoint { name, address, .. } = saved;
+                cx.error(format!("endpoint {name} ({address}) is not in the kernel any more"));
+                self.missing.insert(name);
             }
-            // What is kept of it is not so any more.
-            self.endpoints.unsaved.insert(saved.id);
+            // The file says what is not so any more.
+            cx.changes.endpoint_files.insert(saved.id);
         }
-        let blocks: Vec<IpNetwork> = self.ipam.pool.blocks().collect();
-        blocks.into_iter().for_each(|cidr| self.restore_addresses(cidr));
-        self.look_at_own_records();
+        for block in allocators.ipam.blocks() {
+            self.restore_addresses(cx, allocators.ipam, block);
+        }
     }
 
-    /// Gives adopted endpoints the names and labels that their records tell, once both are known.
-    pub(crate) fn adopt_records(&mut self) {
-        self.started_revision = self.view.revision();
-        self.name_endpoints();
-        self.forfeit_blocks();
-        self.look_at_own_records();
-        self.adopt_refs();
-    }
-
-    /// Gives endpoints whose labels are not known yet what their records tell, or their identities.
-    pub(crate) fn name_endpoints(&mut self) {
-        let records = self.view.endpoints().get(&self.config.node).cloned().unwrap_or_default();
-        for (ip, name) in self.endpoints.by_address.clone() {
-            // What is known of its labels already is not older than its record.
-            let Some(endpoint) = self.endpoints.get(&name).filter(|endpoint| endpoint.digest.is_none())
-            else {
+    /// Names endpoints whose labels are not known yet after their records, or labels them after their identities.
+    pub(crate) fn name_all(&mut self, cx: &mut Context, mut allocators: Allocators<'_>) {
+        for (ip, name) in self.by_address.clone() {
+            // Labels that are known already are not older than the record.
+            let Some(endpoint) = self.by_name.get(&name).filter(|endpoint| endpoint.digest.is_none()) else {
                 continue;
             };
-            if let Some(entry) = records.get(&ip) {
-                let record = entry.record.clone();
-                self.endpoints.unsaved.extend(endpoint.id);
-                self.name_endpoint(ip, Some(record.name.clone()), record.labels.clone(), None);
-                if record.terminating {
-                    self.set_terminating(ip);
-                }
-            } else if let Some(identity) = endpoint.identity
-                && let Some(entry) = self.view.identities().get(&identity)
-            {
-                let labels = entry.record.labels.clone();
-                self.endpoints.unsaved.extend(endpoint.id);
-                self.name_endpoint(ip, None, labels, None);
+            let (id, identity) = (endpoint.id, endpoint.identity);
+            let fleet = allocators.fleet;
+            if let Some(entry) = fleet.record(fleet.node(), ip) {
+                cx.changes.endpoint_files.extend(id);
+                self.name_after(cx, &mut allocators, ip, &entry.record);
+            } else if let Some(labels) = identity.and_then(|identity| fleet.labels_of(identity)) {
+                cx.changes.endpoint_files.extend(id);
+                self.name(cx, &mut allocators, ip, None, labels.clone(), None);
             }
         }
     }
 
-    /// Gives an endpoint whose labels are not known yet what its record tells that somebody who remembers it has written.
-    pub(crate) fn name_by_record(&mut self, ip: IpAddr) {
-        if self.endpoints.at(ip).is_none_or(|endpoint| endpoint.digest.is_some()) {
+    /// Names an endpoint whose labels are not known yet after its record, which another member remembered and has
+    /// written.
+    pub(crate) fn name_by_record(&mut self, cx: &mut Context, mut allocators: Allocators<'_>, ip: IpAddr) {
+        if self.at(ip).is_none_or(|endpoint| endpoint.digest.is_some()) {
             return;
         }
-        let entry = self.view.endpoints().get(&self.config.node).and_then(|records| records.get(&ip));
-        if let Some(record) = entry.map(|entry| entry.record.clone()) {
-            self.name_endpoint(ip, Some(record.name.clone()), record.labels.clone(), None);
-            if record.terminating {
-                self.set_terminating(ip);
-            }
+        if let Some(entry) = allocators.fleet.record(allocators.fleet.node(), ip) {
+            self.name_after(cx, &mut allocators, ip, &entry.record);
         }
     }
 
-    /// An endpoint of this node is on its way out.
-    pub(super) fn set_terminating(&mut self, ip: IpAddr) {
-        let Some(name) = self.endpoints.by_address.get(&ip) else { return };
-        let Some(endpoint) = self.endpoints.by_name.get_mut(name) else { return };
-        endpoint.terminating = true;
-        self.desired.addresses.insert(ip);
+    fn name_after(
+        &mut self,
+        cx: &mut Context,
+        allocators: &mut Allocators<'_>,
+        ip: IpAddr,
+        record: &EndpointRecord,
+    ) {
+        self.name(cx, allocators, ip, Some(record.name.clone()), record.labels.clone(), None);
+        if record.terminating {
+            self.set_terminating(cx, ip);
+        }
     }
 
-    /// Completes an endpoint that was taken over. Without a name it keeps that of its device.
-    fn name_endpoint(
+    /// An endpoint of this node is drained.
+    pub(super) fn set_terminating(&mut self, cx: &mut Context, ip: IpAddr) {
+        let Some(name) = self.by_address.get(&ip) else { return };
+        let Some(endpoint) = self.by_name.get_mut(name) else { return };
+        endpoint.terminating = true;
+        cx.changes.addresses.insert(ip);
+    }
+
+    /// Completes an adopted endpoint. Without a name it keeps that of its device.
+    fn name(
         &mut self,
+        cx: &mut Context,
+        allocators: &mut Allocators<'_>,
         ip: IpAddr,
         name: Option<EndpointName>,
         labels: Labels,
         attachment: Option<Attachment>,
     ) {
-        let Some(before) = self.endpoints.by_address.get(&ip).cloned() else { return };
-        let Some(mut endpoint) = self.endpoints.by_name.remove(&before) else { return };
-        // Two of one name cannot both be right; the second keeps the name of its device.
-        if let Some(name) = name.filter(|name| !self.endpoints.by_name.contains_key(name)) {
+        let Some(before) = self.by_address.get(&ip).cloned() else { return };
+        let Some(mut endpoint) = self.by_name.remove(&before) else { return };
+        // Two endpoints of one name cannot both be right; the second keeps the name of its device.
+        if let Some(name) = name.filter(|name| !self.by_name.contains_key(name)) {
             endpoint.name = name;
         }
-        let counting = self.counting_labels(&labels);
+        let counting = cx.identity_labels(&labels);
         let digest = counting.digest();
         endpoint.labels = labels;
         endpoint.digest = Some(digest.clone());
         endpoint.attachment = attachment;
         let (name, identity) = (endpoint.name.clone(), endpoint.identity);
-        self.endpoints.by_address.insert(ip, name.clone());
+        self.by_address.insert(ip, name.clone());
         if let Some(id) = endpoint.id {
-            self.endpoints.by_id.insert(id, name.clone());
-            // The kernel did not tell it, and could not make the endpoint again without.
+            self.by_id.insert(id, name.clone());
+            // The kernel does not tell the attachment, without which the endpoint could not be made again.
             let attachment = endpoint.attachment.clone();
-            let wanted = self.reconciler.wanted().endpoints.get(&id).cloned();
-            self.reconciler.set_endpoint(id, wanted.map(|value| EndpointValue { attachment, ..value }));
+            let wanted = cx.kernel.wanted().endpoints.get(&id).cloned();
+            cx.kernel.set(id, wanted.map(|value| EndpointValue { attachment, ..value }));
         }
-        self.endpoints.by_name.insert(name.clone(), endpoint);
-        if let Some(now) = self.use_identity(&digest, &counting).filter(|now| Some(*now) != identity) {
-            self.set_identity(&name, now);
+        self.by_name.insert(name.clone(), endpoint);
+        let now = allocators.identity(cx, &digest, &counting);
+        if let Some(now) = now.filter(|now| Some(*now) != identity) {
+            self.set_identity(cx, &name, now);
         }
     }
 
-    /// Compares all records of this node with its endpoints. Records of endpoints that the kernel has not: the machine
-    /// was rebooted, their workloads are gone.
-    pub(crate) fn look_at_own_records(&mut self) {
-        let records = self.view.endpoints().get(&self.config.node).into_iter().flat_map(BTreeMap::keys);
-        let all: Vec<IpAddr> = records.copied().chain(self.endpoints.addresses()).collect();
-        all.into_iter().for_each(|ip| self.endpoint_changed(ip));
+    /// All addresses whose record may differ from the endpoint: those of this node's endpoints, and those of records
+    /// without endpoint (the machine was rebooted, and the workloads are gone).
+    pub(crate) fn compare_records(&self, cx: &mut Context, fleet: &Fleet) {
+        cx.changes.own_endpoints.extend(fleet.records(fleet.node()).map(|(ip, _)| ip));
+        cx.changes.own_endpoints.extend(self.addresses());
     }
 
-    /// Takes the addresses of endpoints in a block back into use.
-    pub(crate) fn restore_addresses(&mut self, cidr: IpNetwork) {
-        let detaching = self.endpoints.detaching.values().filter_map(|endpoint| endpoint.address);
-        let ours: Vec<IpAddr> =
-            self.endpoints.addresses().chain(detaching).filter(|ip| cidr.contains(*ip)).collect();
-        for ip in ours {
-            if !self.ipam.pool.is_used(ip)
-                && let Err(error) = self.ipam.pool.restore(ip)
-            {
-                self.error(format!("endpoint address {ip}: {error}"));
-            }
-            self.endpoint_changed(ip);
+    /// Takes the addresses of endpoints in a block into use.
+    pub(crate) fn restore_addresses(&self, cx: &mut Context, ipam: &mut Ipam, block: IpNetwork) {
+        let detaching = self.detaching.values().filter_map(|endpoint| endpoint.address);
+        for ip in self.addresses().chain(detaching).filter(|ip| block.contains(*ip)) {
+            ipam.restore_address(cx, ip);
+            cx.changes.own_endpoints.insert(ip);
         }
     }
 }

@@ -1,7 +1,7 @@
-//! The endpoints of this node, from the call that asks for one to its last trace.
+//! The endpoints of this node, from the call that adds one to its last trace.
 //!
-//! waiting for identity -> waiting for address -> attaching -> ready -> detaching -> gone. A call is answered
-//! when the kernel has carried it out; the store's record follows on its own (`records.rs`).
+//! waiting for identity -> waiting for address -> attaching -> ready -> detaching -> gone. A call is answered when the
+//! kernel has carried it out; the store's record follows on its own (`records`).
 
 mod adopt;
 mod outcome;
@@ -19,8 +19,13 @@ use kvstore_claims::ClaimError;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    CallError, CallErrorKind, CallId, EndpointSpec, EndpointState, SavedEndpoint, limits::ENDPOINT_WAIT,
-    node::Node,
+    CallErrorKind, CallId, EndpointSpec, EndpointState, SavedEndpoint,
+    context::{Context, Startup},
+    fleet::Fleet,
+    identities::{Identities, IdentityChange},
+    ipam::Ipam,
+    limits::ENDPOINT_WAIT,
+    peers::Peers,
 };
 
 /// One endpoint of this node.
@@ -28,28 +33,28 @@ use crate::{
 pub(crate) struct LocalEndpoint {
     pub name: EndpointName,
     pub labels: Labels,
-    /// Of the labels that count. `None`: taken over from a former agent, and no record tells its labels.
+    /// Of the labels that determine the identity. `None`: adopted from a former agent, and no record tells its labels.
     pub digest: Option<LabelDigest>,
-    pub attachment: Option<Attachment>,
+    attachment: Option<Attachment>,
     wanted_address: Option<IpAddr>,
-    pub id: Option<EndpointId>,
-    pub address: Option<IpAddr>,
+    id: Option<EndpointId>,
+    address: Option<IpAddr>,
     pub identity: Option<Identity>,
     mac: Mac,
     host_mac: Mac,
     pub state: EndpointState,
-    /// Who waits for the next state, and whether it had been there when they asked.
+    /// Callers that wait for the next state, and whether the endpoint existed when they called.
     callers: Vec<(CallId, bool)>,
-    /// Until when it may wait.
+    /// Until when it may wait for identity and address.
     deadline: Duration,
     error: Option<String>,
-    /// It is on its way out: as a backend it takes no new flows.
+    /// It is drained: as a backend it takes no new flows.
     pub terminating: bool,
-    /// The last plan that knew nothing of its detaching.
+    /// The last plan that was made before it was detached.
     detached_after: Generation,
 }
 
-/// All of them. One per node. Invariant: the indexes name exactly what the table holds.
+/// All endpoints. One per node. Invariant: the indexes name exactly what the table holds.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Endpoints {
     by_name: BTreeMap<EndpointName, LocalEndpoint>,
@@ -58,28 +63,45 @@ pub(crate) struct Endpoints {
     waiting_for_identity: BTreeMap<LabelDigest, BTreeSet<EndpointName>>,
     waiting_for_address: BTreeSet<EndpointName>,
     deadlines: BTreeSet<(Duration, EndpointName)>,
-    /// Those being detached: their names are free for others.
+    /// Endpoints being detached: their names are free for others.
     detaching: BTreeMap<EndpointId, LocalEndpoint>,
-    /// Devices of endpoints that were there at the start, in whatever state.
+    /// Devices of endpoints that existed at the start, in whatever state.
     devices: BTreeSet<EndpointId>,
     last_id: u32,
-    /// How many were taken over at the start whose names are not known yet.
+    /// How many were adopted at the start and have no known name yet.
     nameless: usize,
-    /// What the former agent kept of this node's endpoints, until the kernel has been read.
-    remembered: Vec<SavedEndpoint>,
-    /// Those of which something else is to be kept than is.
-    pub unsaved: BTreeSet<EndpointId>,
-    /// Those remembered that the kernel had not, until they are added again or deleted.
+    /// What the former agent saved of this node's endpoints, until the kernel has been read.
+    saved: Vec<SavedEndpoint>,
+    /// Saved endpoints that the kernel did not have, until they are added again or deleted.
     missing: BTreeSet<EndpointName>,
+}
+
+/// Where an endpoint's address and identity come from, and where they are returned.
+pub(crate) struct Allocators<'a> {
+    pub fleet: &'a Fleet,
+    pub peers: &'a Peers,
+    pub ipam: &'a mut Ipam,
+    pub identities: &'a mut Identities,
+}
+
+impl Allocators<'_> {
+    fn identity(&mut self, cx: &Context, digest: &LabelDigest, labels: &Labels) -> Option<Identity> {
+        self.identities.acquire(cx, self.fleet, self.peers, digest, labels)
+    }
+
+    fn release(&mut self, now: Duration, endpoint: &LocalEndpoint) {
+        if let Some(address) = endpoint.address {
+            self.ipam.release_address(address, now);
+        }
+        if let Some(digest) = &endpoint.digest {
+            self.identities.release(digest, now);
+        }
+    }
 }
 
 impl Endpoints {
     pub(crate) fn len(&self) -> usize {
         self.by_name.len()
-    }
-
-    pub(crate) fn get(&self, name: &EndpointName) -> Option<&LocalEndpoint> {
-        self.by_name.get(name)
     }
 
     /// The endpoint that has an address and is, or is about to be, in the kernel.
@@ -91,12 +113,18 @@ impl Endpoints {
         self.by_address.keys().copied()
     }
 
-    /// Those that were there before a restart, and are not any more.
-    pub(crate) fn missing(&self) -> impl Iterator<Item = &EndpointName> {
-        self.missing.iter()
+    /// Whether the kernel has been read, and the names of the endpoints in it are known.
+    pub(crate) fn are_known(&self, startup: Startup) -> bool {
+        startup.kernel_read && (startup.is_over() || self.nameless == 0)
     }
 
-    pub(crate) fn waits_for_address(&self) -> bool {
+    pub(crate) fn warnings(&self) -> impl Iterator<Item = String> {
+        self.missing.iter().map(|name| {
+            format!("endpoint {name} is not in the kernel since the restart: add it again, or delete it")
+        })
+    }
+
+    pub(crate) fn wait_for_address(&self) -> bool {
         !self.waiting_for_address.is_empty()
     }
 
@@ -121,11 +149,6 @@ impl Endpoints {
         })
     }
 
-    /// Keeps what the former agent knew until the kernel is read.
-    pub(crate) fn remember(&mut self, saved: Vec<SavedEndpoint>) {
-        self.remembered = saved;
-    }
-
     fn next_id(&mut self) -> EndpointId {
         loop {
             self.last_id = self.last_id.checked_add(1).unwrap_or(1);
@@ -138,32 +161,37 @@ impl Endpoints {
             }
         }
     }
-}
 
-impl Node {
-    pub(crate) fn add_endpoint(&mut self, call: CallId, spec: EndpointSpec) {
-        if let Some(existing) = self.endpoints.by_name.get_mut(&spec.name) {
+    /// Adds an endpoint for a caller; the same call again is answered like the first.
+    pub(crate) fn add(
+        &mut self,
+        cx: &mut Context,
+        mut allocators: Allocators<'_>,
+        call: CallId,
+        spec: EndpointSpec,
+    ) {
+        if let Some(existing) = self.by_name.get_mut(&spec.name) {
             if let Err(text) = same_endpoint(existing, &spec) {
-                return self.refuse(call, CallErrorKind::Conflict, text);
+                return cx.refuse(call, CallErrorKind::Conflict, text);
             }
             existing.callers.push((call, true));
             if existing.state == EndpointState::Ready {
-                let name = spec.name.clone();
-                self.answer_callers(&name);
+                self.answer_callers(cx, &spec.name);
             }
             return;
         }
-        if let Err((kind, text)) = self.admit(&spec) {
-            return self.refuse(call, kind, text);
+        if let Err((kind, text)) = self.admit(cx, allocators.fleet, &spec) {
+            return cx.refuse(call, kind, text);
         }
-        let counting = self.counting_labels(&spec.labels);
+        let counting = cx.identity_labels(&spec.labels);
         let digest = counting.digest();
-        let address = match spec.address.map(|ip| self.take_address(Some(ip))).transpose() {
+        let now = cx.now.monotonic;
+        let address = match spec.address.map(|ip| allocators.ipam.take_address(now, Some(ip))).transpose() {
             Ok(address) => address.flatten(),
-            Err((kind, text)) => return self.refuse(call, kind, text),
+            Err((kind, text)) => return cx.refuse(call, kind, text),
         };
-        let identity = self.use_identity(&digest, &counting);
-        let deadline = self.now.monotonic + ENDPOINT_WAIT;
+        let identity = allocators.identity(cx, &digest, &counting);
+        let deadline = now + ENDPOINT_WAIT;
         let endpoint = LocalEndpoint {
             name: spec.name.clone(),
             labels: spec.labels,
@@ -173,8 +201,8 @@ impl Node {
             id: None,
             address,
             identity,
-            mac: self.draw_mac(),
-            host_mac: self.draw_mac(),
+            mac: draw_mac(cx),
+            host_mac: draw_mac(cx),
             state: EndpointState::WaitingForIdentity,
             callers: vec![(call, false)],
             deadline,
@@ -182,27 +210,24 @@ impl Node {
             terminating: false,
             detached_after: Generation::default(),
         };
-        self.endpoints.deadlines.insert((deadline, spec.name.clone()));
-        self.endpoints.missing.remove(&spec.name);
-        self.endpoints.by_name.insert(spec.name.clone(), endpoint);
+        self.deadlines.insert((deadline, spec.name.clone()));
+        self.missing.remove(&spec.name);
+        self.by_name.insert(spec.name.clone(), endpoint);
         if identity.is_none() {
-            self.endpoints.waiting_for_identity.entry(digest).or_default().insert(spec.name);
+            self.waiting_for_identity.entry(digest).or_default().insert(spec.name);
         } else {
-            self.advance(&spec.name);
+            self.advance(cx, &mut allocators, &spec.name);
         }
     }
 
-    /// Whether there is anything against a new endpoint before it costs anything.
-    fn admit(&self, spec: &EndpointSpec) -> Result<(), (CallErrorKind, String)> {
-        if let Some(reason) = &self.membership.halted {
+    /// Whether there is any objection to a new endpoint, before anything is allocated for it.
+    fn admit(&self, cx: &Context, fleet: &Fleet, spec: &EndpointSpec) -> Result<(), (CallErrorKind, String)> {
+        if let Some(reason) = fleet.halted() {
             let text = format!("this node takes no endpoints: {reason}");
             return Err((CallErrorKind::Unavailable, text));
         }
-        let detaching = self.endpoints.detaching.values();
-        let everyone = self.endpoints.by_name.values().chain(detaching);
-        if let Some(other) =
-            everyone.into_iter().find(|other| other.attachment.as_ref() == Some(&spec.attachment))
-        {
+        let mut all = self.by_name.values().chain(self.detaching.values());
+        if let Some(other) = all.find(|other| other.attachment.as_ref() == Some(&spec.attachment)) {
             let Attachment::Netns { path, interface } = &spec.attachment;
             let text = format!(
                 "interface {interface} of {} belongs to endpoint {}; delete that one first, or name another interface",
@@ -211,40 +236,33 @@ impl Node {
             );
             return Err((CallErrorKind::Conflict, text));
         }
-        self.reconciler.check_endpoint_room().map_err(|error| {
+        cx.kernel.check_endpoint_room().map_err(|error| {
             (CallErrorKind::Exhausted, format!("{error}: delete endpoints, or use another node"))
         })
     }
 
-    fn draw_mac(&mut self) -> Mac {
-        let [_, _, mut bytes @ ..] = self.rng.u64(..).to_be_bytes();
-        // Locally administered, unicast (IEEE 802 section 8.4).
-        bytes[0] = bytes[0] & 0xfe | 0x02;
-        Mac(bytes)
-    }
-
     /// Takes an endpoint with an identity one state further.
-    fn advance(&mut self, name: &EndpointName) {
-        let Some(endpoint) = self.endpoints.by_name.get(name) else { return };
+    fn advance(&mut self, cx: &mut Context, allocators: &mut Allocators<'_>, name: &EndpointName) {
+        let Some(endpoint) = self.by_name.get_mut(name) else { return };
         let (Some(identity), wanted) = (endpoint.identity, endpoint.wanted_address) else { return };
         let address = match endpoint.address {
             Some(address) => address,
-            None => match self.take_address(wanted) {
+            None => match allocators.ipam.take_address(cx.now.monotonic, wanted) {
                 Ok(Some(address)) => address,
                 Ok(None) => {
-                    self.set_state(name, EndpointState::WaitingForAddress);
-                    self.endpoints.waiting_for_address.insert(name.clone());
+                    endpoint.state = EndpointState::WaitingForAddress;
+                    self.waiting_for_address.insert(name.clone());
                     return;
                 }
-                Err((kind, text)) => return self.give_up(name, kind, &text),
+                Err((kind, text)) => return self.give_up(cx, allocators, name, kind, &text),
             },
         };
-        let id = self.endpoints.next_id();
-        let Some(endpoint) = self.endpoints.by_name.get_mut(name) else { return };
+        let id = self.next_id();
+        let Some(endpoint) = self.by_name.get_mut(name) else { return };
         endpoint.id = Some(id);
         endpoint.address = Some(address);
         endpoint.state = EndpointState::Attaching;
-        self.endpoints.deadlines.remove(&(endpoint.deadline, name.clone()));
+        self.deadlines.remove(&(endpoint.deadline, name.clone()));
         let value = EndpointValue {
             address,
             identity,
@@ -252,87 +270,88 @@ impl Node {
             host_mac: endpoint.host_mac,
             attachment: endpoint.attachment.clone(),
         };
-        self.endpoints.by_id.insert(id, name.clone());
-        self.endpoints.by_address.insert(address, name.clone());
-        self.endpoints.unsaved.insert(id);
-        self.reconciler.set_endpoint(id, Some(value));
-        self.desired.addresses.insert(address);
+        self.by_id.insert(id, name.clone());
+        self.by_address.insert(address, name.clone());
+        cx.changes.endpoint_files.insert(id);
+        cx.changes.addresses.insert(address);
+        cx.kernel.set(id, Some(value));
     }
 
-    fn set_state(&mut self, name: &EndpointName, state: EndpointState) {
-        if let Some(endpoint) = self.endpoints.by_name.get_mut(name) {
-            endpoint.state = state;
-        }
-    }
-
-    /// A label set has a number now, or another one than before.
-    pub(crate) fn identity_granted(&mut self, digest: &LabelDigest, identity: Identity) {
-        for name in self.endpoints.waiting_for_identity.remove(digest).unwrap_or_default() {
-            if let Some(endpoint) = self.endpoints.by_name.get_mut(&name) {
-                endpoint.identity = Some(identity);
+    /// A label set's identity changed.
+    pub(crate) fn on_identity(
+        &mut self,
+        cx: &mut Context,
+        mut allocators: Allocators<'_>,
+        change: IdentityChange,
+    ) {
+        match change {
+            IdentityChange::Granted(digest, identity) => {
+                for name in self.waiting_for_identity.remove(&digest).unwrap_or_default() {
+                    if let Some(endpoint) = self.by_name.get_mut(&name) {
+                        endpoint.identity = Some(identity);
+                    }
+                    self.advance(cx, &mut allocators, &name);
+                }
+                self.set_identities(cx, &digest, identity);
             }
-            self.advance(&name);
-        }
-        self.set_identities(digest, identity);
-    }
-
-    /// A label set's number means something else now.
-    pub(crate) fn identity_lost(&mut self, digest: &LabelDigest) {
-        self.set_identities(digest, Identity::INIT);
-    }
-
-    fn set_identities(&mut self, digest: &LabelDigest, identity: Identity) {
-        let stale: Vec<EndpointName> = (self.endpoints.by_name.values())
-            .filter(|endpoint| {
-                endpoint.digest.as_ref() == Some(digest) && endpoint.identity != Some(identity)
-            })
-            .map(|endpoint| endpoint.name.clone())
-            .collect();
-        for name in stale {
-            self.set_identity(&name, identity);
+            IdentityChange::Lost(digest) => self.set_identities(cx, &digest, Identity::INIT),
+            IdentityChange::Refused(digest, error) => {
+                let kind = match error {
+                    ClaimError::IdentitiesExhausted { .. } => CallErrorKind::Exhausted,
+                    ClaimError::Contradiction { .. } | ClaimError::BadRecord { .. } => {
+                        CallErrorKind::Conflict
+                    }
+                    _ => CallErrorKind::Unavailable,
+                };
+                for name in self.waiting_for_identity.get(&digest).cloned().unwrap_or_default() {
+                    self.give_up(cx, &mut allocators, &name, kind, &error.to_string());
+                }
+            }
         }
     }
 
-    pub(super) fn set_identity(&mut self, name: &EndpointName, identity: Identity) {
-        let Some(endpoint) = self.endpoints.by_name.get_mut(name) else { return };
+    fn set_identities(&mut self, cx: &mut Context, digest: &LabelDigest, identity: Identity) {
+        let stale = self.by_name.values().filter(|endpoint| {
+            endpoint.digest.as_ref() == Some(digest) && endpoint.identity != Some(identity)
+        });
+        for name in stale.map(|endpoint| endpoint.name.clone()).collect::<Vec<_>>() {
+            self.set_identity(cx, &name, identity);
+        }
+    }
+
+    fn set_identity(&mut self, cx: &mut Context, name: &EndpointName, identity: Identity) {
+        let Some(endpoint) = self.by_name.get_mut(name) else { return };
         endpoint.identity = Some(identity);
         let (Some(id), Some(address)) = (endpoint.id, endpoint.address) else { return };
-        let wanted = self.reconciler.wanted().endpoints.get(&id).cloned();
-        self.reconciler.set_endpoint(id, wanted.map(|value| EndpointValue { identity, ..value }));
-        self.desired.addresses.insert(address);
-        self.endpoint_changed(address);
+        let wanted = cx.kernel.wanted().endpoints.get(&id).cloned();
+        cx.kernel.set(id, wanted.map(|value| EndpointValue { identity, ..value }));
+        cx.changes.addresses.insert(address);
+        cx.changes.own_endpoints.insert(address);
     }
 
-    pub(crate) fn identity_refused(&mut self, digest: &LabelDigest, error: &ClaimError) {
-        if matches!(error, ClaimError::NotRegistered { .. }) {
-            return;
-        }
-        let kind = match error {
-            ClaimError::IdentitiesExhausted { .. } => CallErrorKind::Exhausted,
-            ClaimError::Contradiction { .. } | ClaimError::BadRecord { .. } => CallErrorKind::Conflict,
-            _ => CallErrorKind::Unavailable,
-        };
-        for name in self.endpoints.waiting_for_identity.get(digest).cloned().unwrap_or_default() {
-            self.give_up(&name, kind, &error.to_string());
-        }
-    }
-
-    /// There is a further block: those that waited for it go on.
-    pub(crate) fn give_addresses(&mut self) {
-        for name in std::mem::take(&mut self.endpoints.waiting_for_address) {
-            self.advance(&name);
+    /// There is a further block: endpoints that waited for an address go on.
+    pub(crate) fn assign_addresses(&mut self, cx: &mut Context, mut allocators: Allocators<'_>) {
+        for name in std::mem::take(&mut self.waiting_for_address) {
+            self.advance(cx, &mut allocators, &name);
         }
     }
 
     /// There is no further block.
-    pub(crate) fn refuse_addresses(&mut self, text: &str) {
-        for name in std::mem::take(&mut self.endpoints.waiting_for_address) {
-            self.give_up(&name, CallErrorKind::Exhausted, text);
+    pub(crate) fn refuse_addresses(&mut self, cx: &mut Context, mut allocators: Allocators<'_>, text: &str) {
+        for name in std::mem::take(&mut self.waiting_for_address) {
+            self.give_up(cx, &mut allocators, &name, CallErrorKind::Exhausted, text);
         }
     }
 }
 
-/// Whether a call asks for what is there already.
+fn draw_mac(cx: &mut Context) -> Mac {
+    let [_, _, mut bytes @ ..] = cx.rng.u64(..).to_be_bytes();
+    // Locally administered, unicast (IEEE 802 section 8.4).
+    bytes[0] = bytes[0] & 0xfe | 0x02;
+    Mac(bytes)
+}
+
+/// Whether a call asks for the endpoint that exists.
 fn same_endpoint(existing: &LocalEndpoint, spec: &EndpointSpec) -> Result<(), String> {
     let differs = if existing.labels != spec.labels {
         format!("labels {{{}}}", existing.labels)
@@ -346,10 +365,4 @@ fn same_endpoint(existing: &LocalEndpoint, spec: &EndpointSpec) -> Result<(), St
         return Ok(());
     };
     Err(format!("endpoint {} exists with {differs}; delete it first, or choose another name", spec.name))
-}
-
-impl CallError {
-    pub(crate) fn new(kind: CallErrorKind, text: String) -> Self {
-        Self { kind, text }
-    }
 }

@@ -1,37 +1,44 @@
 //! Endpoints for reading.
 
+use std::net::IpAddr;
+
 use identity::EndpointName;
 
-use super::LocalEndpoint;
-use crate::{EndpointView, node::Node};
+use super::{Endpoints, LocalEndpoint};
+use crate::EndpointView;
 
-impl Node {
-    /// This node's endpoints, by name.
-    pub fn endpoints(&self) -> Vec<EndpointView> {
-        let detaching = self.endpoints.detaching.values();
-        let mut all: Vec<&LocalEndpoint> = self.endpoints.by_name.values().chain(detaching).collect();
+impl Endpoints {
+    /// This node's endpoints, by name. `is_recorded`: whether the store has the right record for an address.
+    pub(crate) fn views(&self, is_recorded: impl Fn(IpAddr) -> bool) -> Vec<EndpointView> {
+        let mut all: Vec<&LocalEndpoint> = self.by_name.values().chain(self.detaching.values()).collect();
         all.sort_by_key(|endpoint| (&endpoint.name, endpoint.id));
-        all.into_iter().map(|endpoint| self.endpoint_view(endpoint)).collect()
+        all.into_iter().map(|endpoint| endpoint.view(&is_recorded)).collect()
     }
 
     /// One endpoint of this node.
-    pub fn endpoint(&self, name: &EndpointName) -> Option<EndpointView> {
-        self.endpoints.get(name).map(|endpoint| self.endpoint_view(endpoint))
+    pub(crate) fn view(
+        &self,
+        name: &EndpointName,
+        is_recorded: impl Fn(IpAddr) -> bool,
+    ) -> Option<EndpointView> {
+        self.by_name.get(name).map(|endpoint| endpoint.view(&is_recorded))
     }
+}
 
-    fn endpoint_view(&self, endpoint: &LocalEndpoint) -> EndpointView {
+impl LocalEndpoint {
+    fn view(&self, is_recorded: &impl Fn(IpAddr) -> bool) -> EndpointView {
         EndpointView {
-            name: endpoint.name.clone(),
-            state: endpoint.state,
-            id: endpoint.id,
-            address: endpoint.address,
-            identity: endpoint.identity,
-            labels: endpoint.labels.clone(),
-            attachment: endpoint.attachment.clone(),
-            mac: endpoint.id.map(|_| endpoint.mac.to_string()),
-            recorded: endpoint.address.is_some_and(|ip| self.is_recorded(ip)),
-            terminating: endpoint.terminating,
-            error: endpoint.error.clone(),
+            name: self.name.clone(),
+            state: self.state,
+            id: self.id,
+            address: self.address,
+            identity: self.identity,
+            labels: self.labels.clone(),
+            attachment: self.attachment.clone(),
+            mac: self.id.map(|_| self.mac.to_string()),
+            recorded: self.address.is_some_and(is_recorded),
+            terminating: self.terminating,
+            error: self.error.clone(),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! One check of one backend: how answers become an opinion.
+//! One check of one backend: how the results of probes become a status.
 
 use std::time::Duration;
 
@@ -7,61 +7,61 @@ use serde::{Deserialize, Serialize};
 
 use crate::ProbeId;
 
-/// What is thought of a backend.
+/// The status of a backend.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Opinion {
-    /// It was never asked: the first answer decides. Until then one that may not yet listen is not well.
-    Unasked { presumed_well: bool },
-    /// It is well; so many bad answers have come since the last good one.
-    Well { bad: u16 },
-    /// It is not; so many good answers have come since the last bad one.
-    Unwell { good: u16, why: String },
+pub(super) enum Status {
+    /// It was never probed: the first result decides. A backend that may not listen yet is presumed to be unhealthy.
+    Unknown { presumed_healthy: bool },
+    /// It is healthy; `bad` probes have failed since the last success.
+    Healthy { bad: u16 },
+    /// It is unhealthy; `good` probes have succeeded since the last failure.
+    Unhealthy { good: u16, why: String },
 }
 
-/// A check that this node makes. One for each service, address and port asked.
+/// A check that this node makes. One for each service, address and probed port.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Check {
-    opinion: Opinion,
-    /// When it is asked next; `None` while an answer is awaited.
+    status: Status,
+    /// When the next probe is due; `None` while a result is awaited.
     pub due: Option<Duration>,
-    /// The question in flight.
+    /// The probe in flight.
     pub asked: Option<ProbeId>,
 }
 
 impl Check {
-    /// A check that begins with an opinion, and is first made at a moment.
-    pub fn new(opinion: Opinion, due: Duration) -> Self {
-        Self { opinion, due: Some(due), asked: None }
+    /// A check that begins with a status, and whose first probe is due at a time.
+    pub fn new(status: Status, due: Duration) -> Self {
+        Self { status, due: Some(due), asked: None }
     }
 
-    /// Why the backend is not well, if it is not.
-    pub fn unwell(&self) -> Option<&str> {
-        match &self.opinion {
-            Opinion::Unwell { why, .. } => Some(why),
-            Opinion::Unasked { presumed_well: false } => Some("not asked yet"),
-            Opinion::Unasked { presumed_well: true } | Opinion::Well { .. } => None,
+    /// Why the backend is unhealthy, if it is.
+    pub fn failing(&self) -> Option<&str> {
+        match &self.status {
+            Status::Unhealthy { why, .. } => Some(why),
+            Status::Unknown { presumed_healthy: false } => Some("not probed yet"),
+            Status::Unknown { presumed_healthy: true } | Status::Healthy { .. } => None,
         }
     }
 
-    /// Takes an answer in. Whether the backend is well now that was not, or the other way round.
-    pub fn answered(&mut self, spec: &HealthCheck, answer: Result<(), String>) -> bool {
-        let before = self.unwell().is_some();
-        let opinion = std::mem::replace(&mut self.opinion, Opinion::Well { bad: 0 });
-        self.opinion = match (opinion, answer) {
-            (Opinion::Unasked { .. } | Opinion::Well { .. }, Ok(())) => Opinion::Well { bad: 0 },
-            (Opinion::Unasked { .. }, Err(why)) => Opinion::Unwell { good: 0, why },
-            (Opinion::Well { bad }, Err(why)) if bad + 1 >= spec.unhealthy_threshold => {
-                Opinion::Unwell { good: 0, why }
+    /// Takes in the result of a probe. Returns whether the backend became healthy or unhealthy by it.
+    pub fn on_result(&mut self, spec: &HealthCheck, result: Result<(), String>) -> bool {
+        let before = self.failing().is_some();
+        let status = std::mem::replace(&mut self.status, Status::Healthy { bad: 0 });
+        self.status = match (status, result) {
+            (Status::Unknown { .. } | Status::Healthy { .. }, Ok(())) => Status::Healthy { bad: 0 },
+            (Status::Unknown { .. }, Err(why)) => Status::Unhealthy { good: 0, why },
+            (Status::Healthy { bad }, Err(why)) if bad + 1 >= spec.unhealthy_threshold => {
+                Status::Unhealthy { good: 0, why }
             }
-            (Opinion::Well { bad }, Err(_)) => Opinion::Well { bad: bad + 1 },
-            (Opinion::Unwell { good, .. }, Ok(())) if good + 1 >= spec.healthy_threshold => {
-                Opinion::Well { bad: 0 }
+            (Status::Healthy { bad }, Err(_)) => Status::Healthy { bad: bad + 1 },
+            (Status::Unhealthy { good, .. }, Ok(())) if good + 1 >= spec.healthy_threshold => {
+                Status::Healthy { bad: 0 }
             }
-            (Opinion::Unwell { good, why }, Ok(())) => Opinion::Unwell { good: good + 1, why },
-            // The reason stays the first one: each other one would have to be told to everybody.
-            (Opinion::Unwell { why, .. }, Err(_)) => Opinion::Unwell { good: 0, why },
+            (Status::Unhealthy { good, why }, Ok(())) => Status::Unhealthy { good: good + 1, why },
+            // The first reason stays: each further one would have to be gossiped.
+            (Status::Unhealthy { why, .. }, Err(_)) => Status::Unhealthy { good: 0, why },
         };
-        before != self.unwell().is_some()
+        before != self.failing().is_some()
     }
 }
 
@@ -71,35 +71,35 @@ mod tests {
 
     use super::*;
 
-    /// `+` and `-` are answers; gives `w` or `u` for what is thought after each.
-    fn course(opinion: Opinion, thresholds: (u16, u16), answers: &str) -> String {
+    /// `+` and `-` are results; returns `h` or `u` for the status after each.
+    fn course(status: Status, thresholds: (u16, u16), results: &str) -> String {
         let (unhealthy_threshold, healthy_threshold) = thresholds;
         let spec = HealthCheck { unhealthy_threshold, healthy_threshold, ..HealthCheck::new(Probe::Tcp) };
-        let mut check = Check::new(opinion, Duration::ZERO);
-        let mut before = check.unwell().is_some();
-        let mut after = |answer: char| {
-            let answer = if answer == '+' { Ok(()) } else { Err("refused".to_owned()) };
-            let changed = check.answered(&spec, answer);
-            assert_eq!(changed, before != check.unwell().is_some());
-            before = check.unwell().is_some();
-            if before { 'u' } else { 'w' }
+        let mut check = Check::new(status, Duration::ZERO);
+        let mut before = check.failing().is_some();
+        let mut after = |result: char| {
+            let result = if result == '+' { Ok(()) } else { Err("refused".to_owned()) };
+            let changed = check.on_result(&spec, result);
+            assert_eq!(changed, before != check.failing().is_some());
+            before = check.failing().is_some();
+            if before { 'u' } else { 'h' }
         };
-        answers.chars().map(&mut after).collect()
+        results.chars().map(&mut after).collect()
     }
 
     #[test]
-    fn a_change_of_mind_takes_as_many_answers_in_a_row_as_its_threshold() {
-        let well = || Opinion::Well { bad: 0 };
-        let unwell = || Opinion::Unwell { good: 0, why: "refused".to_owned() };
-        let check = |opinion, thresholds, answers: &str, thought: &str| {
-            assert_eq!(course(opinion, thresholds, answers), thought, "{answers}");
+    fn check_status_changes_after_as_many_results_in_a_row_as_its_threshold() {
+        let healthy = || Status::Healthy { bad: 0 };
+        let unhealthy = || Status::Unhealthy { good: 0, why: "refused".to_owned() };
+        let check = |status, thresholds, results: &str, expected: &str| {
+            assert_eq!(course(status, thresholds, results), expected, "{results}");
         };
-        for presumed_well in [true, false] {
-            check(Opinion::Unasked { presumed_well }, (3, 2), "+--+---", "wwwwwwu");
-            check(Opinion::Unasked { presumed_well }, (3, 2), "-+-++", "uuuuw");
+        for presumed_healthy in [true, false] {
+            check(Status::Unknown { presumed_healthy }, (3, 2), "+--+---", "hhhhhhu");
+            check(Status::Unknown { presumed_healthy }, (3, 2), "-+-++", "uuuuh");
         }
-        check(well(), (3, 2), "--+---+", "wwwwwuu");
-        check(unwell(), (3, 2), "+-++--", "uuuwww");
-        check(well(), (1, 1), "-+-+", "uwuw");
+        check(healthy(), (3, 2), "--+---+", "hhhhhuu");
+        check(unhealthy(), (3, 2), "+-++--", "uuuhhh");
+        check(healthy(), (1, 1), "-+-+", "uhuh");
     }
 }

@@ -1,16 +1,16 @@
-//! Who checks a backend outside the fleet: a few nodes, which all nodes choose alike (rendezvous hashing: Thaler,
-//! Ravishankar, "Using Name-Based Mappings to Increase Hit Rates", 1998).
+//! Which nodes check an external backend: a few, which all nodes choose alike (rendezvous hashing: Thaler, Ravishankar,
+//! "Using Name-Based Mappings to Increase Hit Rates", 1998).
 
 use std::net::Ipv4Addr;
 
 use identity::NodeName;
 
-/// Nodes that check a backend outside the fleet. Three: one that cannot reach it is outvoted, and one that dies is missed
-/// by nobody.
+/// How many nodes check an external backend. Three: a node that cannot reach the backend is outvoted, and the death of one
+/// node changes nothing.
 const CHECKERS: usize = 3;
 
-/// The nodes that check an address and port, of those that seem alive. The order of `nodes` does not matter; each comes
-/// once.
+/// The nodes that check an address and port, of those that seem alive. The order of `nodes` does not matter; each node
+/// occurs once.
 pub(super) fn choose<'a>(
     nodes: impl Iterator<Item = &'a NodeName>,
     address: Ipv4Addr,
@@ -28,12 +28,12 @@ pub(super) fn choose<'a>(
     best.into_iter().map(|(_, node)| node.clone()).collect()
 }
 
-/// Whether so many of the checkers say it that it counts.
+/// Whether `votes` of the checkers are enough to decide.
 pub(super) const fn is_majority(votes: usize, checkers: usize) -> bool {
     votes * 2 > checkers
 }
 
-/// Never to be changed: nodes of two builds would choose differently. FNV-1a over the name, then the step of SplitMix64.
+/// Must never change: nodes of two builds would choose differently. FNV-1a over the name, then the step of SplitMix64.
 fn score(node: &NodeName, address: Ipv4Addr, port: u16) -> u64 {
     let name = node.as_str().bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
@@ -59,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn three_nodes_are_chosen_alike_whatever_their_order() {
+    fn checkers_are_chosen_alike_whatever_the_order_of_nodes() {
         let mut nodes = fleet(20);
         let address = Ipv4Addr::new(192, 0, 2, 1);
         let chosen = choose(nodes.iter(), address, 80);
@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_goes_moves_nobody_elses_checks() {
+    fn checkers_of_other_nodes_stay_when_a_node_goes() {
         let nodes = fleet(20);
         let mut load: BTreeMap<NodeName, u32> = BTreeMap::new();
         for last in 0..=255 {
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn more_than_half_is_a_majority() {
+    fn majority_is_more_than_half() {
         for (votes, checkers, counts) in [
             (0, 0, false),
             (0, 1, false),

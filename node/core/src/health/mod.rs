@@ -1,14 +1,14 @@
-//! Which backends may get new flows: what their checks say, whether their node lives, whether they are on their way out.
+//! Which backends may get new flows: the results of their checks, the liveness of their node, and whether they are drained.
 //!
-//! A backend that is an endpoint is checked by its own node; one outside the fleet by a few nodes that all choose alike.
-//! Whoever checks tells the others by gossip what is *not* well, and nothing else. Nothing here removes a backend: those
-//! that run into it go on (P6), and where all are unwell, all are used.
+//! A backend that is an endpoint is checked by its own node; an external one by a few nodes, which all nodes choose alike.
+//! The checkers gossip which backends are unhealthy, and nothing else. Nothing here removes a backend: existing flows go
+//! on (P6), and where all backends are unhealthy, all are used.
 
 mod check;
 mod checkers;
 mod checks;
-mod pulse;
-mod told;
+mod node_liveness;
+mod peer_reports;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,71 +18,105 @@ use std::{
 
 use datapath_plan::BackendState;
 use identity::{NodeName, ServiceName};
+use ipnetwork::IpNetwork;
+use kvstore_schema::service::HealthCheck;
 use serde::{Deserialize, Serialize};
 
-use self::{check::Check, checks::Due, pulse::Pulse};
-use crate::{ProbeId, limits::GOSSIP_SETTLED, node::Node};
+use self::{check::Check, checks::Due, node_liveness::NodeLiveness};
+use crate::{
+    ProbeId,
+    changes::{MemberChange, MemberChangeKind},
+    context::Context,
+    fleet::Fleet,
+    ipcache::Sources,
+    limits::GOSSIP_SETTLED,
+};
 
-/// What one check is about.
+/// What a check is of.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct CheckKey {
     service: ServiceName,
     address: Ipv4Addr,
-    /// The port that is asked.
+    /// The port that is probed.
     port: u16,
 }
 
-/// One for all services of a node.
+/// The health of all backends. One per node.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Health {
     /// Members of services, by address: how many ports of the service have each.
     members: BTreeMap<Ipv4Addr, BTreeMap<(ServiceName, u16), u32>>,
-    /// What the kernel had of a member at the start, as long as nobody has told better.
+    /// The state of members in the kernel at the start, until a checker reports.
     adopted: BTreeMap<(Ipv4Addr, ServiceName, u16), BackendState>,
-    /// To be looked at again.
+    /// Members whose checks and state are to be computed again.
     touched: BTreeSet<(ServiceName, Ipv4Addr)>,
-    /// Endpoints on their way out.
+    /// Endpoints that are drained.
     terminating: BTreeSet<Ipv4Addr>,
-    /// The checks that this node makes, and those of them that say "not well".
+    /// The checks that this node makes, and those of them that fail.
     checks: BTreeMap<CheckKey, Check>,
-    unwell: BTreeSet<CheckKey>,
-    /// What other nodes say is not well, and why.
-    told: BTreeMap<CheckKey, BTreeMap<NodeName, String>>,
-    /// Addresses outside the fleet that somebody has to check: who does, and for which services.
-    outside: BTreeMap<(Ipv4Addr, u16), Outside>,
-    /// Nodes that may be chosen for that: of the fleet, and not called dead by gossip.
+    failing: BTreeSet<CheckKey>,
+    /// The checks that fail on other nodes, and why.
+    peer_reports: BTreeMap<CheckKey, BTreeMap<NodeName, String>>,
+    /// External addresses that are checked: by which nodes, and for which services.
+    external: BTreeMap<(Ipv4Addr, u16), External>,
+    /// Nodes that may be chosen to check external addresses: members that gossip does not call dead.
     eligible: BTreeSet<NodeName>,
-    /// Whether those have changed since the last choice.
+    /// Whether `eligible` has changed since the last choice.
     choose_again: bool,
     /// Other nodes of which gossip hears nothing.
-    silent: BTreeMap<NodeName, Pulse>,
-    /// New members on other nodes, whose nodes have not told of them yet: whether they are well is not known.
+    silent: BTreeMap<NodeName, NodeLiveness>,
+    /// New members on other nodes, held back until their nodes have reported on them.
     held: BTreeSet<Ipv4Addr>,
     /// When checks and echoes are due.
     due: BTreeSet<(Duration, Due)>,
     in_flight: BTreeMap<ProbeId, Due>,
     last_probe: u64,
-    /// Whether what has never been heard of counts as silent.
+    /// Whether a node that was never heard of counts as silent.
     settled: bool,
 }
 
-/// One address and port outside the fleet.
+/// One external address and port.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-struct Outside {
+struct External {
     checkers: Vec<NodeName>,
     services: BTreeSet<ServiceName>,
 }
 
+/// The state of a member of a service, as it was computed.
+pub(crate) struct MemberState {
+    pub service: ServiceName,
+    pub address: Ipv4Addr,
+    pub port: u16,
+    pub state: BackendState,
+}
+
 impl Health {
+    /// At first only this node can check anything.
+    pub(crate) fn new(own: &NodeName) -> Self {
+        Self { eligible: [own.clone()].into(), ..Self::default() }
+    }
+
     fn touch(&mut self, service: &ServiceName, address: Ipv4Addr) {
         self.touched.insert((service.clone(), address));
     }
 
-    /// Looks again at all members with addresses from one to another.
+    /// Touches all members with addresses from one to another.
     fn touch_range(&mut self, first: Ipv4Addr, last: Ipv4Addr) {
         for (address, members) in self.members.range(first..=last) {
             self.touched.extend(members.keys().map(|(service, _)| (service.clone(), *address)));
         }
+    }
+
+    /// Touches all members in a block.
+    fn touch_block(&mut self, block: IpNetwork) {
+        if let (IpAddr::V4(first), IpAddr::V4(last)) = (block.network(), block.broadcast()) {
+            self.touch_range(first, last);
+        }
+    }
+
+    /// Touches all members.
+    pub(crate) fn touch_all(&mut self) {
+        self.touch_range(Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST);
     }
 
     /// The ports of a service's members at an address.
@@ -92,145 +126,133 @@ impl Health {
         members.map(|((_, port), _)| *port).collect()
     }
 
-    /// Nothing is known, and nobody but this node can check anything.
-    pub(crate) fn new(own: &NodeName) -> Self {
-        Self { eligible: [own.clone()].into(), ..Self::default() }
-    }
-
-    /// When there is something to ask, or to judge.
+    /// When a probe is due, or silence counts.
     pub(crate) fn next_wake(&self) -> Option<Duration> {
         let settles = (!self.settled).then_some(GOSSIP_SETTLED);
         self.due.first().map(|(at, _)| *at).into_iter().chain(settles).min()
     }
-}
 
-impl Node {
-    /// A port of a service has a member from now on; `adopted`: so the kernel has it from a former agent.
-    pub(crate) fn member_came(
+    /// Takes in what has changed, and computes the states of the members concerned. O(changed · log n).
+    pub(crate) fn refresh(
         &mut self,
-        service: &ServiceName,
-        (address, port): (Ipv4Addr, u16),
-        adopted: Option<BackendState>,
-    ) {
-        if let Some(state) = adopted {
-            self.health.adopted.insert((address, service.clone(), port), state);
+        cx: &mut Context,
+        sources: Sources<'_>,
+        moved_blocks: &BTreeSet<IpNetwork>,
+    ) -> Vec<MemberState> {
+        moved_blocks.iter().for_each(|block| self.touch_block(*block));
+        for address in std::mem::take(&mut cx.changes.attached).into_iter().filter_map(v4) {
+            self.touch_range(address, address);
         }
-        if adopted.is_none() {
-            self.hold_member(service, address);
+        for change in std::mem::take(&mut cx.changes.members) {
+            self.on_member(cx, sources, change);
         }
-        let members = self.health.members.entry(address).or_default();
-        *members.entry((service.clone(), port)).or_default() += 1;
-        self.health.touch(service, address);
-    }
-
-    /// A port of a service has this member no more.
-    pub(crate) fn member_went(&mut self, service: &ServiceName, (address, port): (Ipv4Addr, u16)) {
-        let member = (service.clone(), port);
-        if let Some(members) = self.health.members.get_mut(&address)
-            && let Some(count) = members.get_mut(&member)
-        {
-            *count -= 1;
-            if *count == 0 {
-                members.remove(&member);
-                self.health.adopted.remove(&(address, service.clone(), port));
-            }
-            if members.is_empty() {
-                self.health.members.remove(&address);
-            }
-        }
-        self.health.touch(service, address);
-    }
-
-    /// What is asked of a member may have changed.
-    pub(crate) fn member_touched(&mut self, service: &ServiceName, (address, _): (Ipv4Addr, u16)) {
-        self.health.touch(service, address);
-    }
-
-    /// Brings everything touched up to date. O(touched · log n).
-    pub(crate) fn refresh_health(&mut self) {
         self.choose_checkers_again();
-        while let Some((service, address)) = self.health.touched.pop_first() {
-            self.refresh_checks(&service, address);
-            for port in self.health.ports(&service, address) {
-                self.restate_member(&service, (address, port));
+        let mut states = Vec::new();
+        while let Some((service, address)) = self.touched.pop_first() {
+            self.refresh_checks(cx, sources, &service, address);
+            for port in self.ports(&service, address) {
+                let (state, _) = self.member_state(sources, &service, (address, port));
+                states.push(MemberState { service: service.clone(), address, port, state });
+            }
+        }
+        states
+    }
+
+    fn on_member(&mut self, cx: &Context, sources: Sources<'_>, change: MemberChange) {
+        let MemberChange { service, address, port, kind } = change;
+        self.touch(&service, address);
+        match kind {
+            MemberChangeKind::Touched => {}
+            MemberChangeKind::Came { adopted } => {
+                match adopted {
+                    Some(state) => drop(self.adopted.insert((address, service.clone(), port), state)),
+                    None => self.hold(cx, sources, &service, address),
+                }
+                let members = self.members.entry(address).or_default();
+                *members.entry((service, port)).or_default() += 1;
+            }
+            MemberChangeKind::Went => {
+                let Some(members) = self.members.get_mut(&address) else { return };
+                let member = (service, port);
+                let Some(count) = members.get_mut(&member) else { return };
+                *count -= 1;
+                if *count == 0 {
+                    members.remove(&member);
+                    if members.is_empty() {
+                        self.members.remove(&address);
+                    }
+                    let (service, port) = member;
+                    self.adopted.remove(&(address, service, port));
+                }
             }
         }
     }
 
-    /// What a member of a service may get, and if it is less than new flows, why.
+    /// The state of a member of a service, and why it is not active.
     pub(crate) fn member_state(
         &self,
+        sources: Sources<'_>,
         service: &ServiceName,
         (address, port): (Ipv4Addr, u16),
     ) -> (BackendState, Option<String>) {
-        if self.health.terminating.contains(&address) {
+        if self.terminating.contains(&address) {
             return (BackendState::Terminating, Some("drained".to_owned()));
         }
-        let owner = self.peers.owner_of_ip(address.into());
-        if let Some(node) = owner.filter(|node| self.is_dead(node)) {
-            return (BackendState::Unhealthy, Some(format!("node {node} does not answer")));
-        }
-        if self.health.held.contains(&address) && self.is_checked(service) {
-            return (BackendState::Unhealthy, Some("its node has not told of it yet".to_owned()));
-        }
-        let member = (address, service.clone(), port);
-        let adopted = self.health.adopted.get(&member) == Some(&BackendState::Unhealthy);
-        let unwell = match self.checkers(owner, service, (address, port)) {
-            // Before this agent's start somebody knew better.
-            Some(checkers) if adopted && !checkers.iter().any(|node| self.has_answered(node)) => {
-                Some("it was so before this agent's start, and nobody has told better yet".to_owned())
-            }
-            Some(checkers) => self.unwell(owner, checkers, service, (address, port)),
-            None => None,
-        };
-        match unwell {
+        match self.why_unhealthy(sources, service, (address, port)) {
             Some(why) => (BackendState::Unhealthy, Some(why)),
             None => (BackendState::Active, None),
         }
     }
 
-    fn is_checked(&self, service: &ServiceName) -> bool {
-        self.view.services().get(service).is_some_and(|entry| entry.record.spec.health_check.is_some())
-    }
-
-    fn asked_port(&self, service: &ServiceName, port: u16) -> Option<u16> {
-        let check = self.view.services().get(service)?.record.spec.health_check.as_ref()?;
-        Some(check.port.unwrap_or(port))
-    }
-
-    /// The nodes whose word counts on a member: that which it is on, or those that were chosen.
-    fn checkers<'a>(
-        &'a self,
-        owner: Option<&'a NodeName>,
-        service: &ServiceName,
-        (address, port): (Ipv4Addr, u16),
-    ) -> Option<&'a [NodeName]> {
-        match owner {
-            Some(owner) => Some(std::slice::from_ref(owner)),
-            None => {
-                let asked = self.asked_port(service, port)?;
-                Some(&self.health.outside.get(&(address, asked))?.checkers)
-            }
-        }
-    }
-
-    /// Why a member is not well, by those who check it.
-    fn unwell(
+    fn why_unhealthy(
         &self,
-        owner: Option<&NodeName>,
-        checkers: &[NodeName],
+        sources: Sources<'_>,
         service: &ServiceName,
         (address, port): (Ipv4Addr, u16),
     ) -> Option<String> {
-        let key = CheckKey { service: service.clone(), address, port: self.asked_port(service, port)? };
+        let owner = sources.peers.owner_of_ip(address.into());
+        if let Some(node) = owner.filter(|node| self.is_dead(node)) {
+            return Some(format!("node {node} does not answer"));
+        }
+        let check = health_check(sources.fleet, service);
+        if check.is_some() && self.held.contains(&address) {
+            return Some("its node has not reported on it yet".to_owned());
+        }
+        let key = check.map(|check| CheckKey {
+            service: service.clone(),
+            address,
+            port: check.port.unwrap_or(port),
+        });
+        let checkers: &[NodeName] = match (owner, &key) {
+            (Some(owner), _) => std::slice::from_ref(owner),
+            (None, Some(key)) => &self.external.get(&(address, key.port))?.checkers,
+            (None, None) => return None,
+        };
+        let adopted = self.adopted.get(&(address, service.clone(), port)) == Some(&BackendState::Unhealthy);
+        if adopted && !checkers.iter().any(|node| self.has_answered(sources, node)) {
+            return Some(
+                "it was unhealthy before this agent's start, and no checker has reported yet".to_owned(),
+            );
+        }
+        self.failing_check(sources.fleet, owner, checkers, &key?)
+    }
+
+    /// Why a check fails, if the majority of those who make it say so.
+    fn failing_check(
+        &self,
+        fleet: &Fleet,
+        owner: Option<&NodeName>,
+        checkers: &[NodeName],
+        key: &CheckKey,
+    ) -> Option<String> {
         let says = |node: &NodeName| {
-            if *node == self.config.node {
-                return match self.health.checks.get(&key) {
-                    Some(check) => check.unwell(),
+            if node == fleet.node() {
+                return match self.checks.get(key) {
+                    Some(check) => check.failing(),
                     None => owner.map(|_| "not attached yet"),
                 };
             }
-            self.health.told.get(&key)?.get(node).map(String::as_str)
+            self.peer_reports.get(key)?.get(node).map(String::as_str)
         };
         let votes: Vec<_> = checkers.iter().filter_map(|node| Some((node, says(node)?))).collect();
         let (node, why) = votes.first()?;
@@ -240,29 +262,22 @@ impl Node {
         })
     }
 
-    /// Whether an endpoint is on its way out.
-    pub(crate) fn note_terminating(&mut self, address: IpAddr, terminating: bool) {
+    /// Notes whether an endpoint is drained.
+    pub(crate) fn set_terminating(&mut self, address: IpAddr, terminating: bool) {
         let Some(address) = v4(address) else { return };
         let changed = match terminating {
-            true => self.health.terminating.insert(address),
-            false => self.health.terminating.remove(&address),
+            true => self.terminating.insert(address),
+            false => self.terminating.remove(&address),
         };
         if changed {
-            self.health.touch_range(address, address);
+            self.touch_range(address, address);
         }
     }
+}
 
-    /// An endpoint of this node is in the kernel now: it can be asked.
-    pub(crate) fn note_attached(&mut self, address: IpAddr) {
-        if let Some(address) = v4(address) {
-            self.health.touch_range(address, address);
-        }
-    }
-
-    /// Everything is to be looked at again.
-    pub(crate) fn touch_all_members(&mut self) {
-        self.health.touch_range(Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST);
-    }
+/// The health check of a service.
+fn health_check<'a>(fleet: &'a Fleet, service: &ServiceName) -> Option<&'a HealthCheck> {
+    fleet.view().services().get(service)?.record.spec.health_check.as_deref()
 }
 
 /// The programs have no table for IPv6.

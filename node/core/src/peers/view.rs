@@ -1,68 +1,75 @@
 //! Nodes for reading.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use datapath_plan::NodeIndex;
 use identity::NodeName;
 use kvstore_schema::record::NodeRecord;
 use node_facts::Liveness;
 
-use crate::{NodeView, node::Node};
+use super::Peers;
+use crate::{NodeView, RejectedView, ipcache::Sources};
 
-impl Node {
+impl Peers {
     /// The fleet's nodes, by name.
-    pub fn nodes(&self) -> Vec<NodeView> {
-        let mut names: BTreeSet<&NodeName> = self.view.nodes().keys().collect();
-        names.extend(self.peers.peers.keys());
-        names.insert(&self.config.node);
-        names.into_iter().map(|name| self.node_view(name)).collect()
+    pub(crate) fn views(&self, sources: Sources<'_>) -> Vec<NodeView> {
+        let mut names: BTreeSet<&NodeName> = sources.fleet.view().nodes().keys().collect();
+        names.extend(self.peers.keys());
+        names.insert(sources.fleet.node());
+        names.into_iter().map(|name| self.view(sources, name)).collect()
     }
 
-    fn node_view(&self, name: &NodeName) -> NodeView {
-        let this = *name == self.config.node;
-        let record: Option<&NodeRecord> = self.view.nodes().get(name).map(|entry| &entry.record);
-        let peer = self.peers.peers.get(name);
-        let facts = peer.and_then(|peer| peer.facts.as_deref());
+    fn view(
+        &self,
+        Sources { fleet, routing, ipam, endpoints, .. }: Sources<'_>,
+        name: &NodeName,
+    ) -> NodeView {
+        let this = name == fleet.node();
+        let record: Option<&NodeRecord> = fleet.view().nodes().get(name).map(|entry| &entry.record);
+        let facts = self.facts_of(name);
         let underlay = match (this, record, facts) {
-            (true, _, _) => self.underlay.addresses.clone(),
+            (true, _, _) => routing.addresses().to_vec(),
             (false, Some(record), _) => record.underlay.clone(),
             (false, None, facts) => facts.map(|facts| facts.underlay.clone()).unwrap_or_default(),
         };
-        let owned = self.peers.owners.iter().filter(|(_, owner)| *owner == name);
         NodeView {
             name: name.clone(),
             this,
-            index: if this { Some(NodeIndex::SELF) } else { self.peers.index_of(name) },
+            index: if this { Some(NodeIndex::SELF) } else { self.index_of(name) },
             underlay,
             gateway: if this {
-                self.gateway()
+                ipam.gateway()
             } else {
-                record.and_then(|r| r.gateway).or(facts.and_then(|f| f.gateway))
+                record.and_then(|record| record.gateway).or(facts.and_then(|facts| facts.gateway))
             },
-            cidrs: owned.map(|(cidr, _)| *cidr).collect(),
+            cidrs: self.owned_by(name).collect(),
             labels: record.map(|record| record.labels.clone()).unwrap_or_default(),
             agent_version: record.map(|record| record.agent_version.clone()).unwrap_or_default(),
-            alive: self.view.alive().contains_key(name),
-            gossip_alive: if this { None } else { peer.and_then(|peer| peer.liveness) }
+            alive: fleet.view().alive().contains_key(name),
+            gossip_alive: if this { None } else { self.liveness_of(name) }
                 .map(|liveness| liveness != Liveness::Dead),
             gossip_only: record.is_none() && !this,
-            endpoints: if this {
-                self.endpoints.len()
-            } else {
-                self.view.endpoints().get(name).map_or(0, BTreeMap::len)
-            },
+            endpoints: if this { endpoints.len() } else { fleet.records(name).count() },
         }
     }
 
-    /// Nodes that have no number because another one has their underlay address.
-    pub(crate) fn nodes_without_number(&self) -> impl Iterator<Item = (&NodeName, String)> {
-        let lost = self.peers.peers.iter().filter(|(_, peer)| peer.index.is_none());
-        lost.filter_map(|(node, peer)| {
+    /// Facts that were not accepted, and nodes that have no number because another node has their underlay address.
+    pub(crate) fn rejected(&self, sources: Sources<'_>) -> impl Iterator<Item = RejectedView> {
+        let facts = self.rejected.iter();
+        let facts = facts
+            .map(|(node, reason)| RejectedView { key: format!("gossip:{node}"), reason: reason.clone() });
+        let schema = sources.fleet.view().schema();
+        let rivals = self.peers.iter().filter(|(_, peer)| peer.index.is_none());
+        let rivals = rivals.filter_map(move |(node, peer)| {
             let tunnel = peer.reach.tunnel?;
-            if let Some(owner) = self.peers.owner_of_ip(tunnel) {
-                return Some((node, format!("its underlay address {tunnel} lies in a pod CIDR of node {owner}")));
-            }
-            Some((node, format!("its underlay address {tunnel} is also that of a node whose agent started later, or of this node")))
-        })
+            let reason = match self.owner_of_ip(tunnel) {
+                Some(owner) => format!("its underlay address {tunnel} lies in a pod CIDR of node {owner}"),
+                None => format!(
+                    "its underlay address {tunnel} is also that of a node whose agent started later, or of this node"
+                ),
+            };
+            Some(RejectedView { key: schema.node(node).to_string(), reason })
+        });
+        facts.chain(rivals)
     }
 }

@@ -1,4 +1,4 @@
-//! Writing and deleting services: whoever is asked does it, in the store, for the whole fleet.
+//! Writing and deleting services: the node that is called does it, in the store, for the whole fleet.
 
 use std::collections::VecDeque;
 
@@ -6,10 +6,21 @@ use identity::ServiceName;
 use kvstore_claims::{
     BatchAdded, ClaimError, Expected, ServiceBatch, ServiceRemoval, ServiceWrite, ServiceWritten,
 };
-use kvstore_schema::service::{ServiceRecord, ServiceSpec};
+use kvstore_schema::{
+    KvOutcome,
+    service::{ServiceRecord, ServiceSpec},
+};
 use serde::{Deserialize, Serialize};
 
-use crate::{CallErrorKind, CallId, Reply, limits::SERVICE_BATCHES, node::Node, tasks::Task};
+use super::Services;
+use crate::{
+    CallErrorKind, CallId, Reply,
+    context::Context,
+    fleet::Fleet,
+    limits::SERVICE_BATCHES,
+    requests::{Task, unanswered},
+};
+use kvstore_claims::Machine;
 
 /// Services to be written. One per node.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -19,7 +30,7 @@ pub(crate) struct Writing {
     in_flight: usize,
 }
 
-/// What somebody wants written.
+/// A service that a caller wants written.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Write {
     call: CallId,
@@ -29,36 +40,44 @@ pub(crate) struct Write {
     expected: Expected,
 }
 
-impl Node {
+impl Write {
+    pub(crate) fn call(&self) -> CallId {
+        self.call
+    }
+}
+
+impl Services {
     /// Writes a service.
-    pub(crate) fn put_service(
+    pub(crate) fn put(
         &mut self,
+        cx: &mut Context,
+        fleet: &Fleet,
         call: CallId,
         name: ServiceName,
         spec: ServiceSpec,
         expected: Expected,
     ) {
         if let Err(error) = spec.validate() {
-            return self.refuse(call, CallErrorKind::Invalid, error.to_string());
+            return cx.refuse(call, CallErrorKind::Invalid, error.to_string());
         }
-        if self.can_write(call, "written") {
+        if can_write(cx, fleet, call, "written") {
             let spec = spec.normalised();
-            self.services.writing.waiting.push_back(Write { call, name, spec, expected });
-            self.write_services();
+            self.writing.waiting.push_back(Write { call, name, spec, expected });
+            self.write_waiting(cx, fleet);
         }
     }
 
-    /// Sends what waits, as much as fits into one transaction at a time: whoever comes while all are under way shares the
-    /// next one.
-    fn write_services(&mut self) {
-        while self.services.writing.in_flight < SERVICE_BATCHES {
+    /// Sends what waits, as much as fits into one transaction at a time. Services that come while all batches are in flight
+    /// share the next one.
+    fn write_waiting(&mut self, cx: &mut Context, fleet: &Fleet) {
+        while self.writing.in_flight < SERVICE_BATCHES {
             let (mut batch, mut together) = (ServiceBatch::default(), Vec::new());
-            while let Some(write) = self.services.writing.waiting.pop_front() {
-                match batch.add(&self.view, &write.name, &write.spec, write.expected) {
+            while let Some(write) = self.writing.waiting.pop_front() {
+                match batch.add(fleet.view(), &write.name, &write.spec, write.expected) {
                     BatchAdded::Yes => together.push(write),
-                    BatchAdded::Alone => self.write_alone(write),
+                    BatchAdded::Alone => write_alone(cx, fleet, write),
                     BatchAdded::Full => {
-                        self.services.writing.waiting.push_front(write);
+                        self.writing.waiting.push_front(write);
                         break;
                     }
                 }
@@ -66,105 +85,95 @@ impl Node {
             if together.is_empty() {
                 return;
             }
-            self.services.writing.in_flight += 1;
+            self.writing.in_flight += 1;
             let (machine, request) = batch.start();
-            self.ask(request, Task::PutServices(together, Box::new(machine)));
+            cx.ask(request, Task::PutServices(together, Box::new(machine)));
         }
     }
 
-    fn write_alone(&mut self, Write { call, name, spec, expected }: Write) {
-        let (machine, request) = ServiceWrite::start(&self.view, name, spec, expected);
-        self.ask(request, Task::PutService(call, Box::new(machine)));
-    }
-
-    /// A batch has its answer: each service with what became of it, or nothing was written.
-    pub(crate) fn on_services_written(
+    /// A batch has its answer, or none.
+    pub(crate) fn on_batch(
         &mut self,
+        cx: &mut Context,
+        fleet: &Fleet,
         together: Vec<Write>,
-        end: Result<Option<Vec<ServiceWritten>>, ClaimError>,
+        machine: Machine<ServiceBatch>,
+        outcome: KvOutcome,
     ) {
-        self.services.writing.in_flight -= 1;
-        match end {
-            Ok(Some(written)) => {
-                for (write, written) in together.into_iter().zip(written) {
-                    self.on_service_written(write.call, Ok(written));
+        if let Some(text) = unanswered(&outcome) {
+            for write in together {
+                cx.refuse(write.call, CallErrorKind::Unavailable, text.clone());
+            }
+        } else {
+            let again = |machine| Task::PutServices(together.clone(), Box::new(machine));
+            let Some(end) = cx.step(fleet, machine, outcome, again) else { return };
+            match end {
+                Ok(Some(written)) => {
+                    for (write, written) in together.into_iter().zip(written) {
+                        on_written(cx, write.call, Ok(written));
+                    }
+                }
+                // The batch did not hold as a whole, and nothing was written.
+                Ok(None) => together.into_iter().for_each(|write| write_alone(cx, fleet, write)),
+                Err(error) => {
+                    for write in together {
+                        on_written(cx, write.call, Err(error.clone()));
+                    }
                 }
             }
-            Ok(None) => together.into_iter().for_each(|write| self.write_alone(write)),
-            Err(error) => {
-                for write in together {
-                    self.on_service_written(write.call, Err(error.clone()));
-                }
-            }
         }
-        self.write_services();
+        self.writing.in_flight -= 1;
+        self.write_waiting(cx, fleet);
     }
 
-    /// A batch has no answer.
-    pub(crate) fn on_services_unanswered(&mut self, together: &[Write], text: &str) {
-        self.services.writing.in_flight -= 1;
-        self.refuse_writes(together, text);
-        self.write_services();
+    /// The store has lost its content: nothing that waits is written.
+    pub(crate) fn abandon_writes(&mut self, cx: &mut Context) {
+        let waiting = std::mem::take(&mut self.writing).waiting;
+        cx.refuse_abandoned(waiting.iter().map(Write::call).collect());
     }
+}
 
-    /// Tells all that wait for a batch.
-    pub(crate) fn refuse_writes(&mut self, together: &[Write], text: &str) {
-        for write in together {
-            self.refuse(write.call, CallErrorKind::Unavailable, text.to_owned());
+fn write_alone(cx: &mut Context, fleet: &Fleet, Write { call, name, spec, expected }: Write) {
+    let (machine, request) = ServiceWrite::start(fleet.view(), name, spec, expected);
+    cx.ask(request, Task::PutService(call, Box::new(machine)));
+}
+
+/// Deletes a service.
+pub(crate) fn delete(cx: &mut Context, fleet: &Fleet, call: CallId, name: ServiceName, expected: Expected) {
+    if can_write(cx, fleet, call, "deleted") {
+        let (machine, request) = ServiceRemoval::start(fleet.view().schema(), name, expected);
+        cx.ask(request, Task::DeleteService(call, machine));
+    }
+}
+
+/// Services are in the store and nowhere else: without the store nothing is promised. Refuses the call if it is away.
+fn can_write(cx: &mut Context, fleet: &Fleet, call: CallId, done: &str) -> bool {
+    let ready = fleet.is_connected() && fleet.is_registered();
+    if !ready {
+        let reason = fleet.lost().or(fleet.suspect()).or(fleet.halted());
+        let reason = reason.map_or("this node has not joined its fleet yet", String::as_str);
+        let text = format!(
+            "services are {done} in etcd, which cannot be done now ({reason}); existing services go on; try again"
+        );
+        cx.refuse(call, CallErrorKind::Unavailable, text);
+    }
+    ready
+}
+
+pub(crate) fn on_written(cx: &mut Context, call: CallId, end: Result<ServiceWritten, ClaimError>) {
+    match end {
+        Ok(ServiceWritten { outcome, record, revision }) => {
+            let ServiceRecord { virtual_ip, node_ports, .. } = record;
+            cx.reply(call, Ok(Reply::ServiceWritten { outcome, virtual_ip, node_ports, revision }));
         }
+        Err(error) => cx.refuse(call, kind(&error), error.to_string()),
     }
+}
 
-    /// The store is another: nothing of what waits is written. Returns who waits.
-    pub(crate) fn abandon_service_writes(&mut self) -> Vec<CallId> {
-        std::mem::take(&mut self.services.writing).waiting.into_iter().map(|write| write.call).collect()
-    }
-
-    /// Deletes a service.
-    pub(crate) fn delete_service(&mut self, call: CallId, name: ServiceName, expected: Expected) {
-        if self.can_write(call, "deleted") {
-            let (machine, request) = ServiceRemoval::start(self.view.schema(), name, expected);
-            self.ask(request, Task::DeleteService(call, machine));
-        }
-    }
-
-    /// Services are in the store and nowhere else: without it nothing is promised. While the fleet makes it whole again, a
-    /// name or address that is free there may be that of a service which is still to be written.
-    fn can_write(&mut self, call: CallId, done: &str) -> bool {
-        let restoring = self.view.life().restoring;
-        let ready = self.store.connected && self.membership.registered() && !restoring;
-        if !ready {
-            let reason =
-                self.store.lost.as_ref().or(self.store.suspect.as_ref()).or(self.membership.halted.as_ref());
-            let reason = reason.cloned().unwrap_or_else(|| {
-                if restoring {
-                    "the fleet writes again what etcd has lost, which takes a minute or two".to_owned()
-                } else {
-                    "this node has not joined its fleet yet".to_owned()
-                }
-            });
-            let text = format!(
-                "services are {done} in etcd, which cannot be done now ({reason}); those that are there go on; try again"
-            );
-            self.refuse(call, CallErrorKind::Unavailable, text);
-        }
-        ready
-    }
-
-    pub(crate) fn on_service_written(&mut self, call: CallId, end: Result<ServiceWritten, ClaimError>) {
-        match end {
-            Ok(ServiceWritten { outcome, record, revision }) => {
-                let ServiceRecord { virtual_ip, node_ports, .. } = record;
-                self.reply(call, Ok(Reply::ServiceWritten { outcome, virtual_ip, node_ports, revision }));
-            }
-            Err(error) => self.refuse(call, kind(&error), error.to_string()),
-        }
-    }
-
-    pub(crate) fn on_service_deleted(&mut self, call: CallId, end: Result<bool, ClaimError>) {
-        match end {
-            Ok(existed) => self.reply(call, Ok(Reply::ServiceDeleted { existed })),
-            Err(error) => self.refuse(call, kind(&error), error.to_string()),
-        }
+pub(crate) fn on_deleted(cx: &mut Context, call: CallId, end: Result<bool, ClaimError>) {
+    match end {
+        Ok(existed) => cx.reply(call, Ok(Reply::ServiceDeleted { existed })),
+        Err(error) => cx.refuse(call, kind(&error), error.to_string()),
     }
 }
 

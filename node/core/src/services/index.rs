@@ -1,4 +1,4 @@
-//! Which services select which identities, and which addresses have an identity: each selector is held against each
+//! Which services select which identities, and which addresses have an identity: each selector is matched against each
 //! identity once, not against each endpoint.
 
 use std::{
@@ -9,7 +9,7 @@ use std::{
 use identity::{Identity, Labels, Operator, Selector, ServiceName};
 use serde::{Deserialize, Serialize};
 
-/// Endpoints of the fleet with one identity, and who selects them.
+/// Endpoints of the fleet with one identity, and the services that select them.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Group {
     labels: Labels,
@@ -17,33 +17,33 @@ struct Group {
     services: BTreeSet<ServiceName>,
 }
 
-/// A label: what selectors mostly ask for, and by which they and the identities that they may select find one another.
+/// A label. Most selectors require one, by which they and the identities that they may select find one another.
 type Label = (String, String);
 
 /// The index. One per node.
 ///
-/// Invariant: a group's `services` are those of `selectors` that match its labels; there is a group for each identity
-/// that some address has, and no other.
+/// Invariant: a group's `services` are those of `selectors` that match its labels; there is a group for exactly the
+/// identities that some address has.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub(crate) struct Index {
+pub(super) struct Index {
     identities: BTreeMap<Ipv4Addr, Identity>,
     groups: BTreeMap<Identity, Group>,
     groups_by_label: BTreeMap<Label, BTreeSet<Identity>>,
     selectors: BTreeMap<ServiceName, Selector>,
     by_label: BTreeMap<Label, BTreeSet<ServiceName>>,
-    /// Those that ask for no label in particular: held against every identity.
+    /// Services that require no particular label: matched against every identity.
     without_label: BTreeSet<ServiceName>,
 }
 
 impl Index {
     /// Whether some address has an identity.
-    pub(crate) fn knows(&self, identity: Identity) -> bool {
+    pub(super) fn knows(&self, identity: Identity) -> bool {
         self.groups.contains_key(&identity)
     }
 
-    /// An address has this identity from now on, or none. Returns the services that have lost the address, and those
-    /// that have won it. `labels`: of the identity, if it is new here.
-    pub(crate) fn follow(
+    /// An address has this identity from now on, or none. Returns the services that have lost the address, and those that
+    /// have won it. `labels`: of the identity, asked for only if it is new here.
+    pub(super) fn follow(
         &mut self,
         address: Ipv4Addr,
         identity: Option<Identity>,
@@ -58,14 +58,14 @@ impl Index {
         (&lost - &won, &won - &lost)
     }
 
-    /// The addresses of an identity, if it is known under other labels.
-    pub(crate) fn addresses_under_other_labels(&self, identity: Identity, labels: &Labels) -> Vec<IpAddr> {
+    /// The addresses of an identity, if it is known with other labels.
+    pub(super) fn addresses_under_other_labels(&self, identity: Identity, labels: &Labels) -> Vec<IpAddr> {
         let group = self.groups.get(&identity).filter(|group| group.labels != *labels);
         group.into_iter().flat_map(|group| &group.addresses).map(|address| (*address).into()).collect()
     }
 
     /// The services that select some address of a range.
-    pub(crate) fn selecting_between(&self, first: Ipv4Addr, last: Ipv4Addr) -> BTreeSet<ServiceName> {
+    pub(super) fn selecting_between(&self, first: Ipv4Addr, last: Ipv4Addr) -> BTreeSet<ServiceName> {
         let identities: BTreeSet<Identity> =
             self.identities.range(first..=last).map(|(_, identity)| *identity).collect();
         let groups = identities.iter().filter_map(|identity| self.groups.get(identity));
@@ -79,7 +79,7 @@ impl Index {
         if !group.addresses.is_empty() {
             return group.services.clone();
         }
-        let group = self.groups.remove(&identity).expect("it is there");
+        let group = self.groups.remove(&identity).expect("the group was just found");
         for label in labels_of(&group.labels) {
             remove_nested(&mut self.groups_by_label, &label, &identity);
         }
@@ -101,21 +101,21 @@ impl Index {
             }
             self.groups.insert(identity, Group { labels, addresses: BTreeSet::new(), services });
         }
-        let group = self.groups.get_mut(&identity).expect("it was made");
+        let group = self.groups.get_mut(&identity).expect("the group was just made");
         group.addresses.insert(address);
         group.services.clone()
     }
 
     /// The services that select a label set.
     fn selecting(&self, labels: &Labels) -> BTreeSet<ServiceName> {
-        let asked: Vec<Label> = labels_of(labels).collect();
-        let candidates = asked.iter().filter_map(|label| self.by_label.get(label)).flatten();
+        let all: Vec<Label> = labels_of(labels).collect();
+        let candidates = all.iter().filter_map(|label| self.by_label.get(label)).flatten();
         let candidates = candidates.chain(&self.without_label);
         candidates.filter(|name| self.selectors[*name].matches(labels)).cloned().collect()
     }
 
-    /// A service selects so from now on, or nothing.
-    pub(crate) fn select(&mut self, name: &ServiceName, selector: Option<Selector>) {
+    /// A service has this selector from now on, or none.
+    pub(super) fn select(&mut self, name: &ServiceName, selector: Option<Selector>) {
         if self.selectors.get(name) == selector.as_ref() {
             return;
         }
@@ -125,7 +125,7 @@ impl Index {
                     group.services.remove(name);
                 }
             }
-            match asked(&before) {
+            match required(&before) {
                 Some(labels) => {
                     labels.iter().for_each(|label| remove_nested(&mut self.by_label, label, name))
                 }
@@ -140,7 +140,7 @@ impl Index {
                 group.services.insert(name.clone());
             }
         }
-        match asked(&selector) {
+        match required(&selector) {
             Some(labels) => {
                 for label in labels {
                     self.by_label.entry(label).or_default().insert(name.clone());
@@ -151,9 +151,9 @@ impl Index {
         self.selectors.insert(name.clone(), selector);
     }
 
-    /// Identities that a selector may select.
+    /// The identities that a selector may select.
     fn candidates(&self, selector: &Selector) -> BTreeSet<Identity> {
-        match asked(selector) {
+        match required(selector) {
             Some(labels) => {
                 labels.iter().filter_map(|label| self.groups_by_label.get(label)).flatten().copied().collect()
             }
@@ -162,7 +162,7 @@ impl Index {
     }
 
     /// The addresses that a service selects.
-    pub(crate) fn selected<'a>(&'a self, name: &'a ServiceName) -> impl Iterator<Item = Ipv4Addr> + 'a {
+    pub(super) fn selected<'a>(&'a self, name: &'a ServiceName) -> impl Iterator<Item = Ipv4Addr> + 'a {
         let candidates =
             self.selectors.get(name).map(|selector| self.candidates(selector)).unwrap_or_default();
         let groups = candidates.into_iter().filter_map(|identity| self.groups.get(&identity));
@@ -174,8 +174,8 @@ fn labels_of(labels: &Labels) -> impl Iterator<Item = Label> + '_ {
     labels.iter().map(|(key, value)| (key.to_owned(), value.to_owned()))
 }
 
-/// Labels of which a set must have one, if the selector matches it at all; `None` if it asks for none in particular.
-fn asked(selector: &Selector) -> Option<Vec<Label>> {
+/// Labels of which a matching set has at least one; `None` if the selector requires no particular label.
+fn required(selector: &Selector) -> Option<Vec<Label>> {
     if let Some(label) = labels_of(&selector.match_labels).next() {
         return Some(vec![label]);
     }
@@ -215,7 +215,7 @@ mod tests {
 
     /// Whatever comes and goes in whatever order: a service selects what its selector matches.
     #[test]
-    fn incremental_equals_full() {
+    fn index_incremental_equals_full() {
         let seed = 7;
         println!("seed {seed}");
         let mut rng = fastrand::Rng::with_seed(seed);

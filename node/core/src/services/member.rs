@@ -1,4 +1,4 @@
-//! Members of service ports: who they are, what the kernel is told of them, and which take new flows.
+//! Members of service ports: which backends a port has, their state, and what the kernel is told of them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,50 +10,61 @@ use identity::ServiceName;
 use ipnetwork::IpNetwork;
 use kvstore_schema::service::{self as schema, ServiceRecord};
 
-use super::{EQUAL_WEIGHT, Member, Port, PortKey, Scope, Service, v4};
-use crate::node::Node;
+use super::{EQUAL_WEIGHT, Member, Port, PortKey, Scope, Service, Services, place, v4};
+use crate::{
+    changes::{MemberChange, MemberChangeKind},
+    context::Context,
+    health::MemberState,
+    ipcache::Sources,
+};
 
-impl Node {
+impl Services {
     /// Makes a service port's members what its record and the endpoints say.
     pub(super) fn refresh_members(
         &mut self,
+        cx: &mut Context,
         name: &ServiceName,
         key: PortKey,
         members: BTreeMap<(Ipv4Addr, u16), u16>,
     ) {
-        let Some(port) = self.services.services.get(name).and_then(|service| service.ports.get(&key)) else {
-            return;
-        };
-        let gone: Vec<(Ipv4Addr, u16)> = port
+        let Some(port) = self.port(name, key) else { return };
+        let gone = port
             .members
             .iter()
-            .filter(|(at, member)| !members.contains_key(at) && !member.doubtful)
-            .map(|(at, _)| *at)
-            .collect();
-        gone.into_iter().for_each(|at| self.remove_member(name, key, at));
+            .filter(|(at, member)| !members.contains_key(at) && !member.unconfirmed)
+            .map(|(at, _)| *at);
+        gone.collect::<Vec<_>>().into_iter().for_each(|at| self.remove_member(cx, name, key, at));
         for (at, weight) in members {
-            self.add_member(name, key, at, weight);
-            // The service may be checked otherwise now.
-            self.member_touched(name, at);
+            self.add_member(cx, name, key, at, weight);
+            member_changed(cx, name, at, MemberChangeKind::Touched);
         }
+    }
+
+    fn port(&self, name: &ServiceName, key: PortKey) -> Option<&Port> {
+        self.services.get(name)?.ports.get(&key)
+    }
+
+    fn port_mut(&mut self, name: &ServiceName, key: PortKey) -> Option<&mut Port> {
+        self.services.get_mut(name)?.ports.get_mut(&key)
     }
 
     /// The members that a service port should have, with their weights.
     pub(super) fn wanted_members(
         &self,
+        sources: Sources<'_>,
         name: &ServiceName,
         record: &ServiceRecord,
         scope: Scope,
         target: u16,
     ) -> BTreeMap<(Ipv4Addr, u16), u16> {
-        let selected = self.services.index.selected(name).map(|address| ((address, target), EQUAL_WEIGHT));
+        let selected = self.index.selected(name).map(|address| ((address, target), EQUAL_WEIGHT));
         let mut members: BTreeMap<(Ipv4Addr, u16), u16> = selected.collect();
         for backend in &record.spec.backends {
             let Some(address) = v4(backend.address) else { continue };
             members.insert((address, backend.port.unwrap_or(target)), backend.weight);
         }
         if scope == Scope::Local {
-            members.retain(|(address, _), _| self.is_here((*address).into()));
+            members.retain(|(address, _), _| place::is_here(sources, (*address).into()));
         }
         members
     }
@@ -61,15 +72,18 @@ impl Node {
     /// A service port for the kernel. O(members).
     pub(super) fn service_value(
         &self,
+        cx: &Context,
+        sources: Sources<'_>,
         service: &Service,
         key: PortKey,
         port: &Port,
-        desperate: bool,
+        all_unhealthy: bool,
     ) -> ServiceValue {
         let spec = &service.record.spec;
         let topology = if key.2 == Scope::Local { schema::Topology::Any } else { spec.topology };
-        let active = port.members.iter().filter(|(_, member)| member.gets(desperate) == BackendState::Active);
-        let members = self.nearest(topology, active.collect());
+        let is_active = |member: &Member| member.kernel_state(all_unhealthy) == BackendState::Active;
+        let active = port.members.iter().filter(|(_, member)| is_active(member));
+        let members = self.nearest(&cx.config, sources, topology, active.collect());
         let mut members: Vec<BackendId> = members.map(|(_, member)| member.id).collect();
         members.sort_unstable();
         let source_ranges: BTreeSet<IpNetwork> = spec.source_ranges.iter().copied().collect();
@@ -88,102 +102,137 @@ impl Node {
         }
     }
 
-    pub(super) fn add_member(&mut self, name: &ServiceName, key: PortKey, at: (Ipv4Addr, u16), weight: u16) {
-        let port = self.services.services.get(name).and_then(|service| service.ports.get(&key));
-        let Some(port) = port else { return };
+    pub(super) fn add_member(
+        &mut self,
+        cx: &mut Context,
+        name: &ServiceName,
+        key: PortKey,
+        at: (Ipv4Addr, u16),
+        weight: u16,
+    ) {
+        let Some(port) = self.port(name, key) else { return };
         let (service, known) = (port.id, port.members.get(&at).copied());
         let id = match known {
-            Some(Member { weight: same, doubtful: false, .. }) if same == weight => return,
+            Some(Member { weight: same, unconfirmed: false, .. }) if same == weight => return,
             Some(member) => member.id,
-            None => match self.number_backend(service, at.0, at.1) {
+            None => match self.numbers.backend(cx, service, at) {
                 Some(id) => id,
-                None => return self.no_room(name, "backend"),
+                None => return self.no_room(cx, name, "backend"),
             },
         };
-        // What it may get is looked at when all that has changed is known.
+        // The state is computed when all that has changed is known.
         let state = known.map_or(BackendState::Active, |known| known.state);
-        self.put_member(name, key, at, Member { id, weight, state, doubtful: false });
+        self.put_member(cx, name, key, at, Member { id, weight, state, unconfirmed: false });
     }
 
-    fn put_member(&mut self, name: &ServiceName, key: PortKey, at: (Ipv4Addr, u16), member: Member) {
-        let port = self.services.services.get_mut(name).and_then(|service| service.ports.get_mut(&key));
-        let Some(port) = port else { return };
+    fn put_member(
+        &mut self,
+        cx: &mut Context,
+        name: &ServiceName,
+        key: PortKey,
+        at: (Ipv4Addr, u16),
+        member: Member,
+    ) {
+        let Some(port) = self.port_mut(name, key) else { return };
         let new = port.members.insert(at, member).is_none();
         let value = backend_value(port.id, at, &member, false);
-        self.reconciler.set_backend(member.id, Some(value));
-        self.services.changed.insert((name.clone(), key));
+        self.changed.insert((name.clone(), key));
         if new {
-            let adopted = self.reconciler.applied().backends.get(&member.id);
+            let adopted = cx.kernel.applied().backends.get(&member.id);
             let adopted = adopted.filter(|had| (had.address, had.port) == (value.address, value.port));
-            self.member_came(name, at, adopted.map(|had| had.state));
+            let adopted = adopted.map(|had| had.state);
+            member_changed(cx, name, at, MemberChangeKind::Came { adopted });
         }
+        cx.kernel.set(member.id, Some(value));
     }
 
-    /// What a member may get may have changed.
-    pub(crate) fn restate_member(&mut self, name: &ServiceName, at: (Ipv4Addr, u16)) {
-        let (state, _) = self.member_state(name, at);
-        let Some(service) = self.services.services.get_mut(name) else { return };
-        for (key, port) in &mut service.ports {
-            let Some(member) = port.members.get_mut(&at).filter(|member| member.state != state) else {
-                continue;
-            };
-            member.state = state;
-            self.reconciler.set_backend(member.id, Some(backend_value(port.id, at, member, false)));
-            self.services.changed.insert((name.clone(), *key));
-        }
-    }
-
-    pub(super) fn remove_member(&mut self, name: &ServiceName, key: PortKey, at: (Ipv4Addr, u16)) {
-        let port = self.services.services.get_mut(name).and_then(|service| service.ports.get_mut(&key));
-        if let Some(member) = port.and_then(|port| port.members.remove(&at)) {
-            self.services.left.insert(member.id);
-            self.services.changed.insert((name.clone(), key));
-            self.member_went(name, at);
-        }
-    }
-
-    /// The members that the kernel had at the start stay, until everybody who may know of them has been heard: a peer
-    /// that is cut off from the store tells of its newest endpoints by gossip alone.
-    pub(super) fn keep_adopted(&mut self, name: &ServiceName, key: PortKey, service: ServiceId) {
-        for (address, port) in self.services.numbers.adopted_of(service) {
-            let Some(id) = self.number_backend(service, address, port) else { continue };
-            let weight = self.reconciler.applied().backends.get(&id).map_or(EQUAL_WEIGHT, |had| had.weight);
-            let state = BackendState::Active;
-            self.put_member(name, key, (address, port), Member { id, weight, state, doubtful: true });
-        }
-    }
-
-    /// Everybody has been heard: what nobody told of is not there.
-    pub(crate) fn forget_doubtful_members(&mut self) {
-        let mut doubtful = Vec::new();
-        for (name, service) in &self.services.services {
-            for (key, port) in &service.ports {
-                let members = port.members.iter().filter(|(_, member)| member.doubtful);
-                doubtful.extend(members.map(|(at, _)| (name.clone(), *key, *at)));
+    /// Takes in the states of members that `Health` has computed.
+    pub(crate) fn set_states(&mut self, cx: &mut Context, states: Vec<MemberState>) {
+        for MemberState { service: name, address, port, state } in states {
+            let at = (address, port);
+            let Some(service) = self.services.get_mut(&name) else { continue };
+            for (key, port) in &mut service.ports {
+                let Some(member) = port.members.get_mut(&at).filter(|member| member.state != state) else {
+                    continue;
+                };
+                member.state = state;
+                cx.kernel.set(member.id, Some(backend_value(port.id, at, member, false)));
+                self.changed.insert((name.clone(), *key));
             }
         }
-        doubtful.into_iter().for_each(|(name, key, at)| self.remove_member(&name, key, at));
     }
 
-    pub(super) fn no_room(&mut self, name: &ServiceName, what: &str) {
-        self.services.crowded.insert(name.clone());
-        self.error(format!("service {name}: no number is free for one more {what}"));
+    pub(super) fn remove_member(
+        &mut self,
+        cx: &mut Context,
+        name: &ServiceName,
+        key: PortKey,
+        at: (Ipv4Addr, u16),
+    ) {
+        if let Some(member) = self.port_mut(name, key).and_then(|port| port.members.remove(&at)) {
+            self.left.insert(member.id);
+            self.changed.insert((name.clone(), key));
+            member_changed(cx, name, at, MemberChangeKind::Went);
+        }
+    }
+
+    /// The members that the kernel had at the start stay until all sources have been heard: a peer that is cut off from
+    /// the store reports its newest endpoints by gossip only.
+    pub(super) fn keep_adopted(
+        &mut self,
+        cx: &mut Context,
+        name: &ServiceName,
+        key: PortKey,
+        service: ServiceId,
+    ) {
+        for at in self.numbers.adopted_of(service) {
+            let Some(id) = self.numbers.backend(cx, service, at) else { continue };
+            let weight = cx.kernel.applied().backends.get(&id).map_or(EQUAL_WEIGHT, |had| had.weight);
+            let state = BackendState::Active;
+            self.put_member(cx, name, key, at, Member { id, weight, state, unconfirmed: true });
+        }
+    }
+
+    /// All sources have been heard: members that none of them confirmed do not exist.
+    pub(crate) fn forget_unconfirmed(&mut self, cx: &mut Context) {
+        let mut unconfirmed = Vec::new();
+        for (name, service) in &self.services {
+            for (key, port) in &service.ports {
+                let members = port.members.iter().filter(|(_, member)| member.unconfirmed);
+                unconfirmed.extend(members.map(|(at, _)| (name.clone(), *key, *at)));
+            }
+        }
+        unconfirmed.into_iter().for_each(|(name, key, at)| self.remove_member(cx, &name, key, at));
+    }
+
+    pub(super) fn no_room(&mut self, cx: &mut Context, name: &ServiceName, what: &str) {
+        self.crowded.insert(name.clone());
+        cx.error(format!("service {name}: no number is free for one more {what}"));
     }
 }
 
+pub(super) fn member_changed(
+    cx: &mut Context,
+    service: &ServiceName,
+    (address, port): (Ipv4Addr, u16),
+    kind: MemberChangeKind,
+) {
+    cx.changes.members.push(MemberChange { service: service.clone(), address, port, kind });
+}
+
 impl Port {
-    /// Whether it has backends, but none is well: then they are all that there is. Those on their way out stay out.
-    pub(super) fn is_desperate(&self) -> bool {
+    /// Whether none of its backends is healthy, so that all are used (Envoy: panic mode). Terminating ones stay out.
+    pub(super) fn is_all_unhealthy(&self) -> bool {
         let any = |wanted| self.members.values().any(|member| member.state == wanted);
         !any(BackendState::Active) && any(BackendState::Unhealthy)
     }
 }
 
 impl Member {
-    /// What it gets, where none of its port may be well.
-    fn gets(&self, desperate: bool) -> BackendState {
+    /// The state that the kernel is told.
+    fn kernel_state(&self, all_unhealthy: bool) -> BackendState {
         match self.state {
-            BackendState::Unhealthy if desperate => BackendState::Active,
+            BackendState::Unhealthy if all_unhealthy => BackendState::Active,
             state => state,
         }
     }
@@ -194,8 +243,8 @@ pub(super) fn backend_value(
     service: ServiceId,
     (address, port): (Ipv4Addr, u16),
     member: &Member,
-    desperate: bool,
+    all_unhealthy: bool,
 ) -> BackendValue {
-    let state = member.gets(desperate);
+    let state = member.kernel_state(all_unhealthy);
     BackendValue { service, address: address.into(), port, weight: member.weight, state }
 }

@@ -1,4 +1,4 @@
-//! Numbers of service ports and backends in this node's kernel: those that are there are taken over by what they mean.
+//! Numbers of service ports and backends in this node's kernel: existing ones are recognised by what they stand for.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,22 +9,22 @@ use datapath_plan::{BackendId, Frontend, FrontendKind, ServiceId, Tables};
 use serde::{Deserialize, Serialize};
 
 use super::v4;
-use crate::node::Node;
+use crate::context::Context;
 
-/// Numbers given out on this node. One per node.
+/// Numbers assigned on this node. One per node.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub(crate) struct Numbers {
+pub(super) struct Numbers {
     last_service: u32,
     last_backend: u32,
-    /// Backends that the kernel had at the start, and nobody has asked for since.
+    /// Backends that the kernel had at the start, and that have not been asked for since.
     adopted: BTreeMap<(ServiceId, Ipv4Addr, u16), BackendId>,
-    /// Service ports that the kernel had at the start, and virtual IPs led to.
+    /// Service ports that the kernel had at the start and that have a virtual IP.
     adopted_virtual: BTreeSet<ServiceId>,
 }
 
 impl Numbers {
     /// Notes what the kernel has at the start.
-    pub(crate) fn adopt(&mut self, tables: &Tables) {
+    pub fn adopt(&mut self, tables: &Tables) {
         let backends = tables
             .backends
             .iter()
@@ -35,25 +35,23 @@ impl Numbers {
     }
 
     /// The backends of a service port that the kernel had at the start.
-    pub(crate) fn adopted_of(&self, service: ServiceId) -> Vec<(Ipv4Addr, u16)> {
+    pub fn adopted_of(&self, service: ServiceId) -> Vec<(Ipv4Addr, u16)> {
         let first = (service, Ipv4Addr::UNSPECIFIED, 0);
         let last = (service, Ipv4Addr::BROADCAST, u16::MAX);
         self.adopted.range(first..=last).map(|((_, address, port), _)| (*address, *port)).collect()
     }
-}
 
-impl Node {
-    /// The number of the service port that is reached so: the kernel's, or the next one that nothing refers to.
-    pub(super) fn number_service(
+    /// The number of the service port with these frontends: the kernel's, or the next one that nothing refers to.
+    pub fn service(
         &mut self,
+        cx: &Context,
         frontends: &BTreeMap<Frontend, FrontendKind>,
     ) -> Option<ServiceId> {
-        let (wanted, applied) = (self.reconciler.wanted(), self.reconciler.applied());
-        // A virtual IP leads to its own service's number; by other frontends only numbers without one are known again.
+        let (wanted, applied) = (cx.kernel.wanted(), cx.kernel.applied());
+        // A virtual IP identifies a number; other frontends identify only numbers without virtual IP.
         let adopted = |kind: FrontendKind| {
             let fits = |id: &ServiceId| {
-                let own =
-                    kind == FrontendKind::Virtual || !self.services.numbers.adopted_virtual.contains(id);
+                let own = kind == FrontendKind::Virtual || !self.adopted_virtual.contains(id);
                 id.0 > 0 && own && !wanted.services.contains_key(id)
             };
             let same = frontends.iter().filter(move |(_, it)| **it == kind);
@@ -62,23 +60,23 @@ impl Node {
         if let Some(id) = FrontendKind::ALL.into_iter().find_map(adopted) {
             return Some(id);
         }
-        let free = next(self.services.numbers.last_service, ServiceId::LAST.0, |id| {
+        let free = next(self.last_service, ServiceId::LAST.0, |id| {
             !applied.services.contains_key(&ServiceId(id)) && !wanted.services.contains_key(&ServiceId(id))
         })?;
-        self.services.numbers.last_service = free;
+        self.last_service = free;
         Some(ServiceId(free))
     }
 
-    /// The number of a backend: the kernel's, or the next one that nothing refers to. Flows name it, so it rests as long
-    /// as there are others.
-    pub(super) fn number_backend(
+    /// The number of a backend: the kernel's, or the next one that nothing refers to. Flows refer to it, so a number that
+    /// became free is used again only when all others have been.
+    pub fn backend(
         &mut self,
+        cx: &Context,
         service: ServiceId,
-        address: Ipv4Addr,
-        port: u16,
+        (address, port): (Ipv4Addr, u16),
     ) -> Option<BackendId> {
-        let adopted = self.services.numbers.adopted.remove(&(service, address, port));
-        let (wanted, applied) = (&self.reconciler.wanted().backends, &self.reconciler.applied().backends);
+        let adopted = self.adopted.remove(&(service, address, port));
+        let (wanted, applied) = (&cx.kernel.wanted().backends, &cx.kernel.applied().backends);
         let same = |id: &BackendId| {
             applied
                 .get(id)
@@ -87,15 +85,15 @@ impl Node {
         if let Some(id) = adopted.filter(|id| same(id) && !wanted.contains_key(id)) {
             return Some(id);
         }
-        let free = next(self.services.numbers.last_backend, BackendId::LAST.0, |id| {
+        let free = next(self.last_backend, BackendId::LAST.0, |id| {
             !applied.contains_key(&BackendId(id)) && !wanted.contains_key(&BackendId(id))
         })?;
-        self.services.numbers.last_backend = free;
+        self.last_backend = free;
         Some(BackendId(free))
     }
 }
 
-/// The first free number behind the last one given out; numbers are 1 to `highest`.
+/// The first free number after the last one assigned; numbers are 1 to `highest`.
 fn next(last: u32, highest: u32, is_free: impl Fn(u32) -> bool) -> Option<u32> {
     (0..highest).map(|step| (last + step) % highest + 1).find(|id| is_free(*id))
 }

@@ -1,60 +1,68 @@
-//! From a service's record to its service ports: which there are, and where each is reached.
+//! From a service's record to its service ports, and the frontends of each.
 
 use std::collections::BTreeMap;
 
-use datapath_plan::{Frontend, FrontendKind, FrontendValue, ServiceId};
+use datapath_plan::{Frontend, FrontendKind, FrontendValue, ServiceId, ServiceValue};
 use identity::ServiceName;
 use kvstore_schema::service::{self as schema, EVERY_NODE, ServiceRecord, TrafficPolicy};
 
-use super::{Port, PortKey, Scope, Service, protocol};
-use crate::node::Node;
+use super::{Port, PortKey, Scope, Service, Services, member::member_changed, protocol};
+use crate::{changes::MemberChangeKind, context::Context, ipcache::Sources};
 
-impl Node {
-    pub(super) fn refresh_service(&mut self, name: &ServiceName) {
-        let record = self.view.services().get(name).map(|entry| entry.record.clone());
+/// A service port as its record asks for it.
+struct WantedPort {
+    key: PortKey,
+    target: u16,
+    frontends: BTreeMap<Frontend, FrontendKind>,
+}
+
+impl Services {
+    pub(super) fn refresh_service(&mut self, cx: &mut Context, sources: Sources<'_>, name: &ServiceName) {
+        let record = sources.fleet.view().services().get(name).map(|entry| entry.record.clone());
         let selector = record.as_ref().and_then(|record| record.spec.selector.clone());
-        self.services.index.select(name, selector);
+        self.index.select(name, selector);
         let addresses = record
             .iter()
             .flat_map(|record| record.spec.external_ips.iter().copied().chain([record.virtual_ip]));
-        self.use_routes(name, addresses.collect());
+        self.use_routes(cx, sources, name, addresses.collect());
         self.note_placed(name, record.as_deref());
-        let mut wanted: Vec<(PortKey, &schema::ServicePort, BTreeMap<Frontend, FrontendKind>)> = Vec::new();
+        let mut wanted: Vec<WantedPort> = Vec::new();
         if let Some(record) = &record {
             for port in &record.spec.ports {
                 for scope in [Scope::Fleet, Scope::Local] {
-                    let frontends = self.frontends(name, record, port, scope);
+                    let frontends = self.frontends(sources, name, record, port, scope);
                     if !frontends.is_empty() {
-                        wanted.push((key(port, scope), port, frontends));
+                        wanted.push(WantedPort { key: key(port, scope), target: port.target(), frontends });
                     }
                 }
             }
         }
         for key in self.targets(name).into_iter().map(|(key, _)| key) {
-            if !wanted.iter().any(|(wanted, ..)| *wanted == key) {
-                self.remove_port(name, key);
+            if !wanted.iter().any(|wanted| wanted.key == key) {
+                self.remove_port(cx, name, key);
             }
         }
         let Some(record) = &record else {
-            self.services.services.remove(name);
+            self.services.remove(name);
             return;
         };
-        match self.services.services.get_mut(name) {
+        match self.services.get_mut(name) {
             Some(service) => service.record = record.clone(),
             None => {
                 let service = Service { record: record.clone(), ports: BTreeMap::new() };
-                self.services.services.insert(name.clone(), service);
+                self.services.insert(name.clone(), service);
             }
         }
-        for (key, port, frontends) in wanted {
-            self.refresh_port(name, record, key, port, frontends);
+        for port in wanted {
+            self.refresh_port(cx, sources, name, record, port);
         }
     }
 
-    /// Where one scope of a port is reached. Everybody uses the virtual IP; who gets only this node's backends uses the
-    /// host port, and with the traffic policy `local` node port and external addresses too.
+    /// The frontends of one scope of a port. The virtual IP leads to all backends; the host port leads to this node's
+    /// backends only, and with the traffic policy `local` so do node port and external addresses.
     fn frontends(
         &self,
+        sources: Sources<'_>,
         name: &ServiceName,
         record: &ServiceRecord,
         port: &schema::ServicePort,
@@ -66,11 +74,11 @@ impl Node {
         if scope == Scope::Fleet {
             frontends.insert(at(record.virtual_ip, port.port), FrontendKind::Virtual);
         }
-        let outside = match record.spec.traffic_policy {
+        let external_scope = match record.spec.traffic_policy {
             TrafficPolicy::Fleet => Scope::Fleet,
             TrafficPolicy::Local => Scope::Local,
         };
-        if scope == outside {
+        if scope == external_scope {
             let node_port = record.node_port(port).map(|number| at(EVERY_NODE, number));
             frontends.extend(node_port.map(|frontend| (frontend, FrontendKind::NodePort)));
             let external = record.spec.external_ips.iter().map(|address| at(*address, port.port));
@@ -78,51 +86,45 @@ impl Node {
         }
         if scope == Scope::Local
             && let Some(number) = port.host_port
-            && !self.wanted_members(name, record, scope, port.target()).is_empty()
+            && !self.wanted_members(sources, name, record, scope, port.target()).is_empty()
         {
             frontends.insert(at(EVERY_NODE, number), FrontendKind::HostPort);
         }
         frontends
     }
 
-    fn remove_port(&mut self, name: &ServiceName, key: PortKey) {
-        let Some(service) = self.services.services.get_mut(name) else { return };
+    fn remove_port(&mut self, cx: &mut Context, name: &ServiceName, key: PortKey) {
+        let Some(service) = self.services.get_mut(name) else { return };
         let Some(port) = service.ports.remove(&key) else { return };
-        port.frontends.keys().for_each(|frontend| self.remove_frontend(*frontend, port.id));
-        self.reconciler.set_service(port.id, None);
-        self.services.desperate.remove(&(name.clone(), key));
-        port.members.keys().for_each(|at| self.member_went(name, *at));
-        self.services.left.extend(port.members.values().map(|member| member.id));
-    }
-
-    /// Another service may have it by now.
-    fn remove_frontend(&mut self, frontend: Frontend, of: ServiceId) {
-        if self.reconciler.wanted().frontends.get(&frontend).is_some_and(|value| value.service == of) {
-            self.reconciler.set_frontend(frontend, None);
+        port.frontends.keys().for_each(|frontend| remove_frontend(cx, *frontend, port.id));
+        cx.kernel.set::<ServiceValue>(port.id, None);
+        self.all_unhealthy.remove(&(name.clone(), key));
+        for at in port.members.keys() {
+            member_changed(cx, name, *at, MemberChangeKind::Went);
         }
+        self.left.extend(port.members.values().map(|member| member.id));
     }
 
     fn refresh_port(
         &mut self,
+        cx: &mut Context,
+        sources: Sources<'_>,
         name: &ServiceName,
         record: &ServiceRecord,
-        key: PortKey,
-        wanted: &schema::ServicePort,
-        frontends: BTreeMap<Frontend, FrontendKind>,
+        WantedPort { key, target, frontends }: WantedPort,
     ) {
-        let known = self.services.services.get(name).and_then(|service| service.ports.get(&key));
+        let known = self.services.get(name).and_then(|service| service.ports.get(&key));
         let (id, before) = match known {
             Some(port) => (port.id, Some(port.frontends.clone())),
-            None => match self.number_service(&frontends) {
+            None => match self.numbers.service(cx, &frontends) {
                 Some(id) => (id, None),
-                None => return self.no_room(name, "service port"),
+                None => return self.no_room(cx, name, "service port"),
             },
         };
         for frontend in before.iter().flat_map(BTreeMap::keys).filter(|it| !frontends.contains_key(it)) {
-            self.remove_frontend(*frontend, id);
+            remove_frontend(cx, *frontend, id);
         }
-        let target = wanted.target();
-        let Some(service) = self.services.services.get_mut(name) else { return };
+        let Some(service) = self.services.get_mut(name) else { return };
         let port = service.ports.entry(key).or_insert_with(|| Port {
             id,
             frontends: BTreeMap::new(),
@@ -131,21 +133,28 @@ impl Node {
         });
         (port.frontends, port.target) = (frontends.clone(), target);
         if before.is_none() {
-            // The number is taken from here on.
-            let service = &self.services.services[name];
-            let value = self.service_value(service, key, &service.ports[&key], false);
-            self.reconciler.set_service(id, Some(value));
-            self.keep_adopted(name, key, id);
+            // From here on the number is taken.
+            let service = &self.services[name];
+            let value = self.service_value(cx, sources, service, key, &service.ports[&key], false);
+            cx.kernel.set(id, Some(value));
+            self.keep_adopted(cx, name, key, id);
         }
-        let members = self.wanted_members(name, record, key.2, target);
-        self.refresh_members(name, key, members);
+        let members = self.wanted_members(sources, name, record, key.2, target);
+        self.refresh_members(cx, name, key, members);
         for (frontend, kind) in frontends {
-            self.reconciler.set_frontend(frontend, Some(FrontendValue { service: id, kind }));
+            cx.kernel.set(frontend, Some(FrontendValue { service: id, kind }));
         }
-        self.services.changed.insert((name.clone(), key));
+        self.changed.insert((name.clone(), key));
     }
 }
 
 pub(super) fn key(port: &schema::ServicePort, scope: Scope) -> PortKey {
     (port.protocol, port.port, scope)
+}
+
+/// Takes a frontend out of the kernel, unless another service has it by now.
+fn remove_frontend(cx: &mut Context, frontend: Frontend, of: ServiceId) {
+    if cx.kernel.wanted().frontends.get(&frontend).is_some_and(|value| value.service == of) {
+        cx.kernel.set::<FrontendValue>(frontend, None);
+    }
 }

@@ -1,12 +1,12 @@
-//! What a node needs of its former life to serve without store and gossip: plain data, made and taken back here,
+//! What a node needs from before its restart to serve without store and gossip: plain data, made and read back here,
 //! kept on disk by the shell.
 //!
-//! One copy of the logic: what is remembered of the fleet becomes records of the view (`restore.rs`), which is then
-//! known but not complete, so nothing is removed because it is missing there. The first listing replaces it record
-//! by record, and must continue its store and revision like any later one (P6).
+//! There is one copy of the logic: a snapshot of the fleet becomes records of the view (`restore`), which is then known but
+//! not complete, so nothing is removed because it is missing there. The first listing replaces it record by record, and must
+//! continue its store and revision like any later listing (P6).
 //!
-//! This node's endpoints are kept apart, one by one, and each before anybody is told that it is there: a snapshot is of
-//! the whole fleet, and takes its time.
+//! This node's endpoints are saved separately, one by one, and each before its caller is answered: a snapshot is of the
+//! whole fleet, which takes longer.
 
 mod restore;
 mod save;
@@ -36,13 +36,13 @@ pub struct Snapshot {
     pub node: NodeName,
     /// The machine that had this node's name.
     pub machine_id: String,
-    /// The store that the rest was learnt from.
+    /// The store that the rest comes from.
     pub store: StoreIdentity,
-    /// The life of that store.
+    /// The generation of that store.
     pub life: Life,
     /// Up to which revision everything in it was known.
     pub revision: Revision,
-    /// When the store last said something, since 1970.
+    /// When the store last answered, since 1970.
     pub heard_at: Duration,
     /// Its mark, and the revision of that.
     pub mark: Option<(MarkRecord, Revision)>,
@@ -90,7 +90,7 @@ pub struct SavedCidr {
     pub state: ClaimState,
     /// The claim's create revision.
     pub epoch: Revision,
-    /// When it was claimed, if that was in a former life of the store.
+    /// When it was claimed, if that was in a former generation of the store.
     pub since: Option<ClaimEpoch>,
 }
 
@@ -99,9 +99,9 @@ pub struct SavedCidr {
 pub struct SavedIdentity {
     /// The number.
     pub id: Identity,
-    /// The labels that count.
+    /// The labels that determine it.
     pub labels: Labels,
-    /// Whether this node has a reference to it: then nobody collects it.
+    /// Whether this node has a reference to it, which keeps it from being collected.
     pub referenced: bool,
 }
 
@@ -114,7 +114,7 @@ pub struct SavedRecord {
     pub identity: Identity,
     /// Its name.
     pub name: EndpointName,
-    /// Whether it is on its way out.
+    /// Whether it is drained.
     pub terminating: bool,
 }
 
@@ -135,8 +135,8 @@ pub struct SavedEndpoint {
     pub mac: Mac,
     /// The host side's Ethernet address.
     pub host_mac: Mac,
-    /// Whether it was attached: neither on its way into the kernel nor out of it.
+    /// Whether it was attached: neither being attached nor being detached.
     pub ready: bool,
-    /// Whether it is on its way out.
+    /// Whether it is drained.
     pub terminating: bool,
 }

@@ -1,4 +1,4 @@
-//! From a snapshot to a node that serves.
+//! From a snapshot to the records that the store would show.
 
 use std::collections::BTreeMap;
 
@@ -13,30 +13,14 @@ use kvstore_schema::{
 };
 
 use super::{SavedIdentity, SavedNode, Snapshot};
-use crate::{NodeConfig, node::Node};
-
-impl Node {
-    /// Takes a former life's knowledge as what is known until the store answers.
-    pub(crate) fn restore(&mut self, snapshot: Snapshot) {
-        if let Err(reason) = snapshot.check(&self.config) {
-            // What lies beside it is another's too.
-            self.endpoints.remember(Vec::new());
-            return self.error(format!("snapshot not used: {reason}"));
-        }
-        self.snapshots.restored = true;
-        self.store.heard_at = Some(snapshot.heard_at);
-        self.membership.fleet_id = Some(snapshot.fleet_id.clone());
-        let schema = self.view.schema().clone();
-        let (store, life, revision) = (snapshot.store, snapshot.life, snapshot.revision);
-        let changes = self.view.remember(store, life, revision, snapshot.entries(&schema));
-        self.on_view_changes(changes);
-        self.use_remembered_blocks();
-    }
-}
+use crate::NodeConfig;
 
 impl Snapshot {
     /// Whether it was made by this node on this machine.
-    fn check(&self, config: &NodeConfig) -> Result<(), String> {
+    ///
+    /// # Errors
+    /// Why it must not be used.
+    pub(crate) fn check(&self, config: &NodeConfig) -> Result<(), String> {
         if self.fleet != config.fleet {
             return Err(format!("it is of fleet {}, this agent's is {}", self.fleet, config.fleet));
         }
@@ -49,9 +33,9 @@ impl Snapshot {
         Ok(())
     }
 
-    /// What it tells of the fleet, as the store would. Modify revisions are 0: it does not tell all that the records
-    /// say, so a listing brings each of them anew. One after the other: of a large fleet they take 30 MB together.
-    fn entries(&self, schema: &Schema) -> impl Iterator<Item = KeyValue> {
+    /// The records of the fleet. Modify revisions are 0: a snapshot does not have all fields of the records, so a listing
+    /// brings each of them again. An iterator, since the records of a large fleet take 30 MB together.
+    pub(crate) fn entries(&self, schema: &Schema) -> impl Iterator<Item = KeyValue> {
         let labels: BTreeMap<_, _> = self.identities.iter().map(|saved| (saved.id, &saved.labels)).collect();
         let mut blocks: BTreeMap<&NodeName, Vec<IpNetwork>> = BTreeMap::new();
         for claim in self.cidrs.iter().filter(|claim| claim.state == ClaimState::Live) {
@@ -86,12 +70,12 @@ impl Snapshot {
             };
             entry(schema.endpoint(node, saved.address), &record, Revision::default())
         });
-        // Claims on virtual IPs are for writers, who need the store.
+        // Claims on virtual IPs are needed only for writing, which needs the store.
         let services = self
             .services
             .iter()
             .map(|(name, record)| entry(schema.service(name), record.as_ref(), Revision::default()));
-        // Whole, unlike the others: its revision counts.
+        // The mark is complete, unlike the others: its revision counts.
         let mark = self.mark.iter().map(|(record, revision)| KeyValue {
             mod_revision: *revision,
             ..entry(schema.mark(), record, Revision::default())

@@ -3,7 +3,10 @@
 
 use node_api::{ApplyStatus, GossipStatus, MapFill, StateDiff, Status, UnderlayStatus};
 
-use super::{etcd, hooks, peers};
+use super::{
+    etcd, hooks, peers,
+    text::{count, some},
+};
 use crate::{
     finding::Finding,
     gather::{Agent, Answers},
@@ -11,8 +14,6 @@ use crate::{
 
 /// A map's fill from which on it is worth a word, in percent.
 pub const FULL_MAP_PERCENT: u64 = 90;
-/// How many names fit a line; the rest is counted.
-const SHOWN: usize = 4;
 
 /// What is asked of an agent that answers, beside whether it does.
 const NAMES: [&str; 18] = [
@@ -233,21 +234,6 @@ fn state(diff: &Result<StateDiff, String>) -> Finding {
             "warren state diff --repair; if they come back, somebody else changes the maps, devices or routes",
         ),
     }
-}
-
-/// The first few, and how many more.
-pub(super) fn some(texts: &[String]) -> String {
-    let shown = texts[..texts.len().min(SHOWN)].join(", ");
-    match texts.len().saturating_sub(SHOWN) {
-        0 => shown,
-        more => format!("{shown} and {more} more"),
-    }
-}
-
-/// `1 node`, `2 nodes`.
-pub(super) fn count(number: impl TryInto<u64>, thing: &str) -> String {
-    let number = number.try_into().unwrap_or(u64::MAX);
-    if number == 1 { format!("1 {thing}") } else { format!("{number} {thing}s") }
 }
 
 /// The answers of a node where all is well.

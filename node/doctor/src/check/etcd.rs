@@ -4,6 +4,7 @@ use std::cmp::Ordering;
 
 use node_api::{EtcdMember, StoreStatus};
 
+use super::text::count;
 use crate::finding::Finding;
 
 type Version = (u32, u32, u32);
@@ -57,7 +58,7 @@ pub(super) fn connection(store: &StoreStatus) -> Finding {
         let key = first.split(": ").next().unwrap_or(first);
         return Finding::warn(
             CHECK,
-            format!("{} not believed, first {first}", super::agent::count(store.rejected.len(), "record")),
+            format!("{} not believed, first {first}", count(store.rejected.len(), "record")),
             format!(
                 "etcdctl get {key} --print-value-only | jq; upgrade the node that is older, or correct who wrote it"
             ),

@@ -2,7 +2,7 @@
 
 use node_api::{HookUser, ProgramStatus};
 
-use super::agent::some;
+use super::text::some;
 use crate::finding::Finding;
 
 pub(super) fn hooks(users: &Result<Vec<HookUser>, String>) -> Finding {

@@ -8,6 +8,7 @@ mod managers;
 mod network;
 mod peers;
 mod security;
+mod text;
 
 pub use agent::FULL_MAP_PERCENT;
 

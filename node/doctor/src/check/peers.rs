@@ -1,7 +1,7 @@
 //! The other nodes, asked by this one: do packets get there and back, by the tunnel where there is one, and do the clocks
 //! agree?
 
-use super::agent::{count, some};
+use super::text::{count, some};
 use crate::{
     finding::Finding,
     gather::{Answers, Peer, tunnels},

@@ -124,7 +124,11 @@ fn health_panic_mode_uses_all_backends_and_reports_it() {
     sim.advance(6 * SECOND);
     expect(&sim, &[(a, Active), (b, Active), (c, Active)]);
     for n in 1..=3 {
-        assert!(warns(&sim, n, "service web, port 80/tcp: none of its 3 backends is well, so all are used"));
+        assert!(warns(
+            &sim,
+            n,
+            "service web, port 80/tcp: all of its 3 backends are unhealthy, so all are used"
+        ));
     }
     // A drained backend stays out all the same.
     sim.ask(1, Call::EndpointDrain(name("w1"))).expect("drained");

@@ -4,7 +4,7 @@ use datapath_abi::{
     DropReason, EndpointEntry, FlowEntry, IpcacheEntry, NodeConfig, SourceKind, V4, flow_flags, map_name,
     node_flags::NATIVE,
 };
-use datapath_linux::object::Program::{FromNetdev, FromOverlay};
+use datapath_linux::object::Program::{FromNetdev, FromTunnel};
 
 use super::{CLIENT_OF_NODE_5, TUNNEL, backend_node_entries, install, open_at_backend_node, tunnelled};
 use crate::{
@@ -53,7 +53,7 @@ fn dsr_backend_node_accepts_external_clients_of_services_from_nodes_only() {
     kernel.set(map_name::IPCACHE_V4, &node_6.address, &entry);
     let check_dropped = |kernel: &mut Kernel, frame: Frame, tunnel: Tunnel, reason: DropReason| {
         let expected = Expected::dropped(&frame, reason).identities(tunnel.identity, 0).tunnel(tunnel);
-        check(kernel, FromOverlay, &frame, expected);
+        check(kernel, FromTunnel, &frame, expected);
     };
     let request = Frame::syn(&CLIENT, &VIP);
     let unknown_node = Tunnel { underlay: [192, 0, 2, 99], ..TUNNEL };
@@ -91,7 +91,7 @@ fn dsr_backend_node_accepts_external_clients_of_services_from_nodes_only() {
     let expected = Expected::redirected(&dnat(&request, &a).towards(&A).ttl(63))
         .entry((key, twice))
         .tunnel(Tunnel { underlay: node_6.address, ..TUNNEL });
-    check(&mut kernel, FromOverlay, &tunnelled(&request, &a), expected);
+    check(&mut kernel, FromTunnel, &tunnelled(&request, &a), expected);
     // The service does not use direct server return.
     kernel.remove_flow(&key);
     set_flags(&mut kernel, 0);
@@ -111,5 +111,5 @@ fn dsr_drops_requests_to_a_deleted_endpoint() {
     let expected = Expected::dropped(&frame, DropReason::UnknownDestination)
         .identities(TUNNEL.identity, 0)
         .tunnel(TUNNEL);
-    check(&mut kernel, FromOverlay, &frame, expected);
+    check(&mut kernel, FromTunnel, &frame, expected);
 }

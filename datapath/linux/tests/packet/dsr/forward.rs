@@ -1,9 +1,7 @@
 //! Requests at both nodes, and responses at the backend's node.
 
 use datapath_abi::{DropReason, FlowAction, NodeConfig, node_flags::LEGACY_HOST_ROUTING};
-use datapath_linux::object::Program::{
-    FromEndpoint, FromHost, FromNetdev, FromOverlay, ToEndpoint, ToNetdev,
-};
+use datapath_linux::object::Program::{FromEndpoint, FromHost, FromNetdev, FromTunnel, ToEndpoint, ToNetdev};
 
 use super::{
     CLIENT_OF_NODE_5, TUNNEL, backend_node_entries, from_frontend, install, open_at_backend_node,
@@ -53,7 +51,7 @@ fn dsr_backend_node_translates_both_ways() {
         let expected = Expected::redirected(&dnat(&request, &a).towards(&A).ttl(63))
             .entry(used_by(&request, original))
             .tunnel(TUNNEL);
-        check(&mut kernel, FromOverlay, &tunnelled(&request, &a), expected);
+        check(&mut kernel, FromTunnel, &tunnelled(&request, &a), expected);
         // Through the other frontend, the flow has the same key at the backend.
         for (key, _) in [original, reply] {
             kernel.remove_flow(&key);
@@ -73,7 +71,7 @@ fn dsr_backend_node_with_legacy_host_routing_passes_the_stack_both_ways() {
     let received = tunnelled(&request, &a);
     let inside = dnat(&received, &a);
     let expected = Expected::passed(&inside).opens(&request, entries).tunnel(TUNNEL);
-    check(&mut kernel, FromOverlay, &received, expected);
+    check(&mut kernel, FromTunnel, &received, expected);
     let routed = inside.clone().towards(&A);
     check(&mut kernel, FromHost, &inside, Expected::redirected(&routed));
     check(&mut kernel, ToEndpoint, &routed, Expected::passed(&routed));
@@ -99,7 +97,7 @@ fn dsr_fragments_follow_the_first() {
     let [original, _] = open_at_backend_node(&mut kernel, &first, &a);
     let out = later.clone().destination(A.address).towards(&A).ttl(63);
     let expected = Expected::redirected(&out).entry(used_by(&later, original)).tunnel(TUNNEL);
-    check(&mut kernel, FromOverlay, &tunnelled(&later, &a), expected);
+    check(&mut kernel, FromTunnel, &tunnelled(&later, &a), expected);
 }
 
 #[test]
@@ -124,9 +122,9 @@ fn dsr_icmp_error_about_a_response_reaches_the_backend() {
     let error = sent.icmp_error(too_big, ROUTER);
     let out = back.icmp_error(too_big, ROUTER).towards(&A).ttl(63);
     let expected = Expected::redirected(&out).entry(used_by(&error, original)).tunnel(TUNNEL);
-    check(&mut kernel, FromOverlay, &tunnelled(&error, &a), expected);
+    check(&mut kernel, FromTunnel, &tunnelled(&error, &a), expected);
     // The error cannot come from an address of the fleet.
     let forged = tunnelled(&sent.icmp_error(too_big, B.address), &a);
     let expected = Expected::dropped(&forged, DropReason::InnerSource).identities(WORLD, 0).tunnel(TUNNEL);
-    check(&mut kernel, FromOverlay, &forged, expected);
+    check(&mut kernel, FromTunnel, &forged, expected);
 }

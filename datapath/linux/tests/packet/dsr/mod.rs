@@ -9,7 +9,7 @@ use datapath_abi::{
     BACKEND_ELSEWHERE, DIRECT_DST_MARK, DIRECT_SRC_MARK, FlowEntry, MacBytes, SourceKind, epoch_shard_v4,
     service_flags,
 };
-use datapath_linux::object::Program::{FromNetdev, FromOverlay};
+use datapath_linux::object::Program::{FromNetdev, FromTunnel};
 
 use crate::{
     check::check,
@@ -91,7 +91,7 @@ fn open_at_backend_node(kernel: &mut Kernel, request: &Frame, a: &Backend) -> [E
     let entries = backend_node_entries(request, &CLIENT_OF_NODE_5, a);
     let out = dnat(request, a).towards(&A).ttl(63);
     let expected = Expected::redirected(&out).opens(request, entries).tunnel(TUNNEL);
-    check(kernel, FromOverlay, &tunnelled(request, a), expected);
+    check(kernel, FromTunnel, &tunnelled(request, a), expected);
     entries
 }
 

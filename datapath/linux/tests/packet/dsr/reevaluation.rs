@@ -1,7 +1,7 @@
 //! Flows that are decided again at either node.
 
 use datapath_abi::FlowEntry;
-use datapath_linux::object::Program::{FromEndpoint, FromNetdev, FromOverlay};
+use datapath_linux::object::Program::{FromEndpoint, FromNetdev, FromTunnel};
 
 use super::{
     CLIENT_OF_NODE_5, TUNNEL, backend_node_entries, from_frontend, install, open_at_backend_node,
@@ -30,7 +30,7 @@ fn dsr_flow_moves_when_the_client_node_names_another_backend() {
         .entry((key, moved))
         .entry(reply)
         .tunnel(TUNNEL);
-    check(&mut kernel, FromOverlay, &tunnelled(&request, &b), expected);
+    check(&mut kernel, FromTunnel, &tunnelled(&request, &b), expected);
 }
 
 #[test]

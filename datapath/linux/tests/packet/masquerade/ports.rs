@@ -7,7 +7,7 @@ use std::{
 
 use datapath_abi::{DropReason, FlowEntry, FlowKey, V4, flow_flags};
 use datapath_linux::object::Program::{FromEndpoint, FromNetdev};
-use datapath_packet::TRIES;
+use datapath_packet::PORT_ATTEMPTS;
 
 use super::{OUTSIDE, masquerade_entries, masqueraded, masquerading_kernel, open, port, response};
 use crate::{
@@ -42,7 +42,7 @@ pub(super) fn occupy(kernel: &mut Kernel, port: u16) -> FlowKey<V4> {
 
 /// Occupies every port that the flow tries.
 fn occupy_all(kernel: &mut Kernel, frame: &Frame) -> Vec<FlowKey<V4>> {
-    (0..TRIES).map(|attempt| occupy(kernel, port(frame, attempt))).collect()
+    (0..PORT_ATTEMPTS).map(|attempt| occupy(kernel, port(frame, attempt))).collect()
 }
 
 fn without_port(frame: &Frame) -> Expected {

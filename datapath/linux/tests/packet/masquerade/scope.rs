@@ -1,6 +1,6 @@
 //! What is not masqueraded, and what belongs to the node itself.
 
-use datapath_abi::{DropReason, FlowEntry, LpmKey, map_name};
+use datapath_abi::{DropReason, FlowEntry, FlowKey, LpmKey, V4, map_name};
 use datapath_linux::object::Program::{FromEndpoint, FromNetdev, ToEndpoint, ToNetdev};
 
 use super::{masquerading_kernel, response};
@@ -45,6 +45,18 @@ fn masquerade_spares_replies_to_the_world() {
     let expected =
         Expected::passed(&syn_ack).entry((reply_key, reply)).entry((key, FlowEntry { epoch, ..original }));
     check(&mut kernel, FromEndpoint, &syn_ack, expected);
+}
+
+#[test]
+fn masquerade_spares_replies_whose_own_entry_was_evicted() {
+    let mut kernel = masquerading_kernel!();
+    let inbound = Frame::udp(&INTERNET, &A, 5000, 53);
+    let [_, reply] = pair(&inbound, &INTERNET, &A);
+    check(&mut kernel, ToEndpoint, &inbound, Expected::passed(&inbound).new_flow(&inbound, &INTERNET, &A));
+    kernel.remove::<FlowKey<V4>, FlowEntry>(map_name::FLOWS_V4, &reply.0);
+    let response = Frame::udp(&A, &INTERNET, 53, 5000);
+    let expected = Expected::passed(&response).entry(used_by(&response, reply));
+    check(&mut kernel, FromEndpoint, &response, expected);
 }
 
 #[test]

@@ -5,9 +5,7 @@ use datapath_abi::{
     node_flags::{LEGACY_HOST_ROUTING, NATIVE},
     service_flags,
 };
-use datapath_linux::object::Program::{
-    FromEndpoint, FromHost, FromNetdev, FromOverlay, ToEndpoint, ToNetdev,
-};
+use datapath_linux::object::Program::{FromEndpoint, FromHost, FromNetdev, FromTunnel, ToEndpoint, ToNetdev};
 
 use super::{
     CLIENT, conversations, external, install, open_local, open_remote, tcp_conversation, through_tunnel,
@@ -25,7 +23,7 @@ use crate::{
         tcp_flag::{ACK, SYN},
     },
     world::{
-        A, CONFIG, GATEWAY, GATEWAY_OF_5, HERE, NODE_5, PARTNER, Peer, R, UNDERLAY, WORLD, bump_epoch,
+        A, CONFIG, GATEWAY, GATEWAY_OF_5, HERE, HOST, NODE_5, PARTNER, Peer, R, UNDERLAY, WORLD, bump_epoch,
         configure, reset_epoch, tunnel_from,
     },
 };
@@ -70,7 +68,7 @@ fn nodeport_remote_backend_sees_the_gateway() {
         let expected = Expected::redirected(&to_client(&response, &request).ttl(63))
             .entry(used_by(&response, reply))
             .tunnel(tunnel_from(&R));
-        check(&mut kernel, FromOverlay, &response, expected);
+        check(&mut kernel, FromTunnel, &response, expected);
         let out = through_tunnel(&request, &r, port);
         check(
             &mut kernel,
@@ -97,11 +95,11 @@ fn nodeport_request_of_another_node_reaches_the_backend() {
     let expected = Expected::redirected(&request.clone().towards(&A).ttl(63))
         .new_flow(&request, &client, &A)
         .tunnel(tunnel);
-    check(&mut kernel, FromOverlay, &request, expected);
+    check(&mut kernel, FromTunnel, &request, expected);
     // An endpoint's address cannot have the identity of the world.
     let forged = Frame::syn(&Peer { identity: WORLD, ..R }, &A);
     let expected = Expected::dropped(&forged, DropReason::ForgedIdentity).identities(WORLD, 0).tunnel(tunnel);
-    check(&mut kernel, FromOverlay, &forged, expected);
+    check(&mut kernel, FromTunnel, &forged, expected);
 }
 
 #[test]
@@ -204,7 +202,8 @@ fn nodeport_host_backend_sees_the_subnet_address() {
     }
     // A segment to that address without a flow is dropped, and resets no connection.
     let stray = Frame::tcp(&UNDERLAY, &seen, 8080, 61_999, ACK);
-    check(&mut kernel, FromHost, &stray, Expected::dropped(&stray, DropReason::UnknownDestination));
+    let expected = Expected::dropped(&stray, DropReason::UnknownDestination).identities(HOST, 0);
+    check(&mut kernel, FromHost, &stray, expected);
 }
 
 #[test]
@@ -230,7 +229,7 @@ fn nodeport_is_one_of_each_address_of_the_node() {
     let expected = Expected::redirected(&to_client(&response, &request).ttl(63))
         .entry(used_by(&response, entries[1]))
         .tunnel(tunnel_from(&R));
-    check(&mut kernel, FromOverlay, &response, expected);
+    check(&mut kernel, FromTunnel, &response, expected);
     // Addresses behind the node have no node port.
     for address in [namespace::BEHIND_ANOTHER_DEVICE, namespace::UNREACHABLE, [10, 201, 0, 9]] {
         let behind = Peer { address, ..UNDERLAY };
@@ -256,9 +255,9 @@ fn nodeport_fragments_follow_the_first() {
     let reply = used_by(&first, reply);
     let expected =
         Expected::redirected(&to_client(&first, &request).ttl(63)).entry(reply).tunnel(tunnel_from(&R));
-    check(&mut kernel, FromOverlay, &first, expected);
+    check(&mut kernel, FromTunnel, &first, expected);
     let later = Frame::ipv4(&R, &GATEWAY, UDP, &[8; 16]).fragment(2, false);
     let out = later.clone().source(VIP.address).destination(CLIENT.address).ttl(63);
     let expected = Expected::redirected(&out).entry(used_by(&later, reply)).tunnel(tunnel_from(&R));
-    check(&mut kernel, FromOverlay, &later, expected);
+    check(&mut kernel, FromTunnel, &later, expected);
 }

@@ -1,6 +1,6 @@
 //! ICMP errors about flows of external clients.
 
-use datapath_linux::object::Program::{FromEndpoint, FromNetdev, FromOverlay};
+use datapath_linux::object::Program::{FromEndpoint, FromNetdev, FromTunnel};
 
 use super::{
     CLIENT, ROUTER, conversations, install, open_local, open_remote, through_tunnel, to_client,
@@ -64,7 +64,7 @@ fn nodeport_icmp_error_about_a_request_reaches_the_client() {
         let expected = Expected::redirected(&out)
             .entry(reply)
             .tunnel(Tunnel { identity: vni, underlay: NODE_5.address });
-        check(&mut kernel, FromOverlay, &error, expected);
+        check(&mut kernel, FromTunnel, &error, expected);
     }
 
     install(&mut kernel, &[a]);

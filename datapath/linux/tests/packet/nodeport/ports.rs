@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 
 use datapath_abi::{DropReason, FlowEntry, FlowKey, FrontendEntry, FrontendKey, V4, frontend_kind, map_name};
 use datapath_linux::object::Program::FromNetdev;
-use datapath_packet::TRIES;
+use datapath_packet::PORT_ATTEMPTS;
 
 use super::{CLIENT, install, open_local, open_remote, tcp_conversation};
 use crate::{
@@ -23,7 +23,7 @@ fn nodeport_without_a_free_port_drops_until_one_is_free() {
     let r = backend(1, R);
     install(&mut kernel, &[r]);
     let (request, _) = tcp_conversation(&r, &GATEWAY);
-    let occupied: Vec<FlowKey<V4>> = (0..TRIES)
+    let occupied: Vec<FlowKey<V4>> = (0..PORT_ATTEMPTS)
         .map(|attempt| {
             let port = nat_port(&request, &r, attempt);
             let [_, (key, entry)] = full_nat_entries(&request, &PARTNER, &r, GATEWAY.address, port);

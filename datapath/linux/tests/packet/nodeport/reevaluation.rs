@@ -1,7 +1,7 @@
 //! Flows of external clients whose entries were lost or are out of date.
 
 use datapath_abi::{DropReason, FlowEntry, SourceKind, service_flags};
-use datapath_linux::object::Program::{FromEndpoint, FromNetdev, FromOverlay};
+use datapath_linux::object::Program::{FromEndpoint, FromNetdev, FromTunnel};
 
 use super::{
     CLIENT, conversations, install, open_local, open_remote, tcp_conversation, through_tunnel, to_client,
@@ -39,7 +39,7 @@ fn nodeport_entry_of_one_direction_restores_the_other() {
     let expected = Expected::dropped(&response, DropReason::NoTranslation)
         .identities(R.identity, 0)
         .tunnel(tunnel_from(&R));
-    check(&mut kernel, FromOverlay, &response, expected);
+    check(&mut kernel, FromTunnel, &response, expected);
     wait_for_the_next_second();
     let twice = FlowEntry { packets: 2, bytes: 2 * ack.len(), ..once };
     check(&mut kernel, FromNetdev, &ack, Expected::redirected(&out).entry((key, twice)).entry(reply));
@@ -70,14 +70,14 @@ fn nodeport_reply_decided_again_still_comes_from_the_frontend() {
             .entry(next_epoch(original))
             .entry(reply)
             .tunnel(tunnel_from(&R));
-        check(&mut kernel, FromOverlay, &response, expected);
+        check(&mut kernel, FromTunnel, &response, expected);
         // The same response from another node is dropped.
         kernel.set_flow(previous_epoch(reply));
         let another_node = Tunnel { identity: R.identity, underlay: [192, 0, 2, 6] };
         let expected = Expected::dropped(&response, DropReason::InnerSource)
             .identities(R.identity, 0)
             .tunnel(another_node);
-        check(&mut kernel, FromOverlay, &response, expected);
+        check(&mut kernel, FromTunnel, &response, expected);
         reset_epoch(&mut kernel, R.address);
     }
 }
@@ -102,7 +102,7 @@ fn nodeport_survives_eviction_of_either_entry() {
             SourceKind::Endpoint => {
                 (Frame::tcp(&A, &CLIENT, backend.port, CLIENT_PORT, ACK), FromEndpoint, None)
             }
-            _ => (Frame::tcp(&R, &GATEWAY, backend.port, nat_port, ACK), FromOverlay, Some(tunnel_from(&R))),
+            _ => (Frame::tcp(&R, &GATEWAY, backend.port, nat_port, ACK), FromTunnel, Some(tunnel_from(&R))),
         };
         // First the table evicts the unused entry of the two; then both are gone.
         for both_gone in [false, true] {
@@ -144,6 +144,6 @@ fn nodeport_learns_the_new_identity_of_a_backend_from_its_response() {
     let out = to_client(&response, &request).ttl(63);
     let expected = |reply| Expected::redirected(&out).entry(reply).tunnel(newer);
     let reply = used_by(&response, (reply_key, reply));
-    check(&mut kernel, FromOverlay, &response, expected(reply).entry((key, original)));
-    check(&mut kernel, FromOverlay, &response, expected(used_by(&response, reply)));
+    check(&mut kernel, FromTunnel, &response, expected(reply).entry((key, original)));
+    check(&mut kernel, FromTunnel, &response, expected(used_by(&response, reply)));
 }

@@ -1,7 +1,7 @@
 //! Which backend a flow gets, and when it gets another one.
 
 use datapath_abi::{BLOCK_SLOTS, BackendEntry, DropReason, FlowEntry, backend_flags, map_name};
-use datapath_linux::object::Program::{FromEndpoint, FromOverlay};
+use datapath_linux::object::Program::{FromEndpoint, FromTunnel};
 use datapath_packet::{flow_hash, slot_of};
 
 use super::{
@@ -92,12 +92,12 @@ fn service_reply_decided_again_still_comes_from_the_frontend() {
         .entry(next_epoch(original))
         .entry(used_by(&response, next_epoch(reply)))
         .tunnel(tunnel_from(&R));
-    check(&mut kernel, FromOverlay, &response, expected);
+    check(&mut kernel, FromTunnel, &response, expected);
     // A removed backend's response is dropped.
     remove_backend(&mut kernel, &r);
     bump_epoch(&mut kernel, A.address);
     let expected = Expected::dropped(&response, DropReason::NoBackend)
         .identities(R.identity, A.identity)
         .tunnel(tunnel_from(&R));
-    check(&mut kernel, FromOverlay, &response, expected);
+    check(&mut kernel, FromTunnel, &response, expected);
 }

@@ -1,6 +1,6 @@
 //! Fragmented datagrams to and from a service.
 
-use datapath_linux::object::Program::{FromEndpoint, FromOverlay};
+use datapath_linux::object::Program::{FromEndpoint, FromTunnel};
 
 use super::{PORT, VIP, backend, install, open, reverse_dnat};
 use crate::{
@@ -27,9 +27,9 @@ fn service_fragments_follow_the_first() {
     let out = reverse_dnat(&first).towards(&A).ttl(63);
     let reply = used_by(&first, reply);
     let expected = Expected::redirected(&out).entry(reply).tunnel(tunnel_from(&R));
-    check(&mut kernel, FromOverlay, &first, expected);
+    check(&mut kernel, FromTunnel, &first, expected);
     let later = Frame::ipv4(&R, &A, UDP, &[7; 24]).fragment(2, false);
     let out = later.clone().source(VIP.address).towards(&A).ttl(63);
     let expected = Expected::redirected(&out).entry(used_by(&later, reply)).tunnel(tunnel_from(&R));
-    check(&mut kernel, FromOverlay, &later, expected);
+    check(&mut kernel, FromTunnel, &later, expected);
 }

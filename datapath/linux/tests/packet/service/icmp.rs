@@ -1,6 +1,6 @@
 //! ICMP errors about flows of a service.
 
-use datapath_linux::object::Program::FromOverlay;
+use datapath_linux::object::Program::FromTunnel;
 
 use super::{PORT, VIP, backend, dnat, install, open};
 use crate::{
@@ -26,6 +26,6 @@ fn service_icmp_error_quotes_the_frontend() {
         let error = dnat(&request, &r).icmp_error(too_big, from.address).macs(A.src_mac, [2; 6]);
         let out = request.icmp_error(too_big, shown).towards(&A).ttl(63).quoting_checksum_of(&error);
         let expected = Expected::redirected(&out).entry(used_by(&error, reply)).tunnel(tunnel_from(&from));
-        check(&mut kernel, FromOverlay, &error, expected);
+        check(&mut kernel, FromTunnel, &error, expected);
     }
 }

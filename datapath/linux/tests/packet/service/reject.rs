@@ -14,7 +14,7 @@ use crate::{
         PORT_UNREACHABLE, TCP,
         tcp_flag::{ACK, RST},
     },
-    world::{A, B, GATEWAY},
+    world::{A, B, GATEWAY, HOST},
 };
 
 #[test]
@@ -35,7 +35,7 @@ fn service_without_backends_rejects_endpoints_and_the_host() {
     check(&mut kernel, FromEndpoint, &datagram, rejected(&datagram, &error, A.identity));
     let from_host = Frame::syn(&GATEWAY, &VIP);
     let reset = from_host.reset_of_syn().towards(&GATEWAY);
-    check(&mut kernel, FromHost, &from_host, rejected(&from_host, &reset, 0));
+    check(&mut kernel, FromHost, &from_host, rejected(&from_host, &reset, HOST));
     // A reset is not answered.
     let rst = Frame::tcp(&A, &VIP, CLIENT_PORT, PORT, RST);
     let expected = Expected::dropped(&rst, DropReason::NoBackend).identities(A.identity, 0);

@@ -1,7 +1,7 @@
 //! Destination NAT of requests and its reverse of responses, for each kind of client and of backend.
 
 use datapath_abi::{FlowAction, FlowEntry, NodeConfig, SourceKind, node_flags};
-use datapath_linux::object::Program::{FromEndpoint, FromHost, FromNetdev, FromOverlay, ToEndpoint};
+use datapath_linux::object::Program::{FromEndpoint, FromHost, FromNetdev, FromTunnel, ToEndpoint};
 
 use super::{
     Backend, PORT, VIP, add_frontend, backend, conversations, delivered, dnat, dnat_entries,
@@ -54,7 +54,7 @@ fn service_of_a_remote_backend_translates_both_ways() {
         let [_, reply] = open(&mut kernel, &request, &r);
         let out = reverse_dnat(&response).towards(&A).ttl(63);
         let expected = Expected::redirected(&out).entry(used_by(&response, reply)).tunnel(tunnel_from(&R));
-        check(&mut kernel, FromOverlay, &response, expected);
+        check(&mut kernel, FromTunnel, &response, expected);
     }
 }
 
@@ -108,7 +108,7 @@ fn service_for_the_host_with_a_remote_backend_translates_both_ways() {
     let response = Frame::udp(&R, &GATEWAY, r.port, 5000).checksummed();
     let out = reverse_dnat(&response).towards(&GATEWAY);
     let expected = Expected::redirected(&out).entry(used_by(&response, reply)).tunnel(tunnel_from(&R));
-    check(&mut kernel, FromOverlay, &response, expected);
+    check(&mut kernel, FromTunnel, &response, expected);
 }
 
 #[test]

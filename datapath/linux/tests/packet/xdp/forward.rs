@@ -1,7 +1,7 @@
 //! Established flows of external clients are forwarded.
 
 use datapath_abi::service_flags;
-use datapath_linux::object::Program::{FromNetdev, FromOverlay};
+use datapath_linux::object::Program::{FromNetdev, FromTunnel};
 
 use super::{
     OUTER_BYTES, check_forwarded, check_outer, check_to_router, in_tunnel, on_wire, open, requests, response,
@@ -29,7 +29,7 @@ fn xdp_forwards_to_a_remote_backend_and_back() {
         let back = response(&request, &r, &GATEWAY, port);
         let tunnel = tunnel_from(&R);
         let wire = in_tunnel(&back, tunnel);
-        check_to_router(&check_forwarded(&mut kernel, FromOverlay, &back, &wire, Some(tunnel)));
+        check_to_router(&check_forwarded(&mut kernel, FromTunnel, &back, &wire, Some(tunnel)));
     }
 }
 

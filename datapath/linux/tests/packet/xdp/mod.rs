@@ -10,7 +10,7 @@ mod tunnel;
 use std::collections::BTreeMap;
 
 use datapath_abi::{
-    COUNTED_BEFORE_STACK, Direction::Ingress, FlowEntry, FlowKey, MacBytes, NodeConfig, V4, counter_slot,
+    COUNTED_BY_XDP, Direction::Ingress, FlowEntry, FlowKey, MacBytes, NodeConfig, V4, counter_slot,
     node_flags,
 };
 use datapath_linux::object::Program::{self, FromNetdev};
@@ -130,7 +130,7 @@ fn check_forwarded(
     assert_eq!(expected.code, TC_ACT_REDIRECT);
     let (ran, mut by_xdp) = increments(kernel, |kernel| kernel.run_xdp(wire, UNDERLAY_IFINDEX));
     assert_eq!(ran.code, XDP_TX);
-    let forwarded = by_xdp.counters.remove(&counter_slot(COUNTED_BEFORE_STACK, Ingress));
+    let forwarded = by_xdp.counters.remove(&counter_slot(COUNTED_BY_XDP, Ingress));
     assert_eq!(forwarded, Some((1, frame.len())));
     assert_eq!(by_xdp, classified);
     // A tunnel packet's outer headers come from the XDP program, but after a classifier from the kernel.

@@ -1,7 +1,7 @@
 //! Frames that need more than the XDP program does go up to the stack.
 
 use datapath_abi::{FlowEntry, NodeConfig};
-use datapath_linux::object::Program::{FromEndpoint, FromOverlay};
+use datapath_linux::object::Program::{FromEndpoint, FromTunnel};
 
 use super::{
     NODE_5_NEIGHBOUR, XDP_CONFIG, check_control, check_passed, in_tunnel, on_wire, open, xdp_kernel,
@@ -132,7 +132,7 @@ fn xdp_passes_flows_of_local_endpoints() {
     let masqueraded = Frame::udp(&INTERNET, &UNDERLAY, 53, port);
     check_passed(&mut kernel, &on_wire(&masqueraded).bytes(), "masquerade");
     let to_a = Frame::udp(&R, &A, 1000, 53);
-    kernel.run(FromOverlay, &to_a, Some(tunnel_from(&R)));
+    kernel.run(FromTunnel, &to_a, Some(tunnel_from(&R)));
     kernel.events();
     check_passed(&mut kernel, &in_tunnel(&to_a, tunnel_from(&R)).bytes(), "from the tunnel");
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use datapath_linux::LinuxConfig;
-use datapath_plan::{HostRouting, IpcacheValue, NodeIndex, Op};
+use datapath_plan::{Entry, HostRouting, IpcacheValue, NodeIndex, Op};
 use identity::Identity;
 
 use super::{CLIENT, Topology, clients_seen, frontends, snat};
@@ -24,7 +24,7 @@ use crate::{
 fn check(host_routing: HostRouting) {
     let Some(topology) = Topology::new(host_routing, LinuxConfig::default()) else { return };
     let own = IpcacheValue { identity: Identity::HOST, node: NodeIndex::SELF };
-    topology.apply(1, vec![Op::PutIpcache(IpAddr::from(Cluster::underlay(1)).into(), own)]);
+    topology.apply(1, vec![Op::Put(Entry::Ipcache(IpAddr::from(Cluster::underlay(1)).into(), own))]);
     let backends = [backend(1, Cluster::underlay(1)), backend(2, address(1, 1))];
     topology.serve(&backends, &snat());
     let stop = AtomicBool::new(false);

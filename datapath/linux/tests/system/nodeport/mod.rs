@@ -15,10 +15,7 @@ use std::{
 
 use datapath_abi::{Direction, DropReason};
 use datapath_linux::{CounterKind, LinuxConfig};
-use datapath_plan::{
-    BackendId, BackendValue, Base, BaseUnderlay, EpochScope, Frontend, FrontendKind, FrontendValue,
-    HostRouting, IpcacheValue, NodeIndex, Op, Protocol, ServiceId, ServiceValue,
-};
+use datapath_plan::{BackendId, BackendValue, Base, BaseUnderlay, Entry, EpochScope, Frontend, FrontendKind, FrontendValue, HostRouting, IpcacheValue, NodeIndex, Op, Protocol, ServiceId, ServiceValue, Single};
 use identity::Identity;
 
 use crate::{
@@ -70,10 +67,10 @@ impl Topology {
             let underlay =
                 BaseUnderlay { ifindex, address: Cluster::underlay(number).into(), mtu_bytes: 1500 };
             let mut ops = base_ops(number);
-            ops[0] = Op::PutBase(Base { host_routing, underlay, ..base(number) });
+            ops[0] = Op::Put(Entry::Base(Single, Base { host_routing, underlay, ..base(number) }));
             ops.extend(other_node(3 - number));
             let other = IpcacheValue { identity: Identity::REMOTE_NODE, node: NodeIndex(2) };
-            ops.push(Op::PutIpcache(IpAddr::from(Cluster::underlay(3 - number)).into(), other));
+            ops.push(Op::Put(Entry::Ipcache(IpAddr::from(Cluster::underlay(3 - number)).into(), other)));
             let (id, value) = endpoint(number, 1, &topology.workloads[usize::from(number) - 1].path());
             ops.extend(endpoint_ops(id, &value));
             topology.apply(number, ops);
@@ -94,17 +91,17 @@ impl Topology {
             let service = ServiceId(number);
             let id_of = |id: &BackendId| BackendId(id.0 + 10 * number);
             for (id, value) in backends {
-                ops.push(Op::PutBackend(id_of(id), BackendValue { service, ..*value }));
+                ops.push(Op::Put(Entry::Backend(id_of(id), BackendValue { service, ..*value })));
             }
             let members = backends.iter().map(|(id, _)| id_of(id)).collect();
-            ops.push(Op::PutService(service, ServiceValue { members, ..value.clone() }));
+            ops.push(Op::Put(Entry::Service(service, ServiceValue { members, ..value.clone() })));
             for (address, port, kind) in [
                 (EXTERNAL, PORT, FrontendKind::External),
                 (VIRTUAL, PORT, FrontendKind::Virtual),
                 (Ipv4Addr::UNSPECIFIED, NODE_PORT, FrontendKind::NodePort),
             ] {
                 let frontend = Frontend { address: address.into(), port, protocol };
-                ops.push(Op::PutFrontend(frontend, FrontendValue { service, kind }));
+                ops.push(Op::Put(Entry::Frontend(frontend, FrontendValue { service, kind })));
             }
         }
         for node in [1, 2] {

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use datapath_abi::map_name;
 use datapath_linux::Datapath;
-use datapath_plan::{BackendId, BackendValue, Op, OpErrorKind, ServiceId, ServiceValue, Tables};
+use datapath_plan::{BackendId, BackendValue, Entry, Op, OpErrorKind, ServiceId, ServiceValue, TableKey, Tables};
 
 use super::{backend, service, tcp_service};
 use crate::stage::{Stage, address, apply, must};
@@ -26,14 +26,14 @@ fn service_is_observed_as_applied() {
         let mut ops = tcp_service(&many);
         let ranges = ["192.0.2.0/24", "198.51.100.7/32"].map(|range| range.parse().expect("a range"));
         let guarded = ServiceValue { affinity_seconds: 60, source_ranges: ranges.into(), ..service(vec![]) };
-        ops.push(Op::PutService(ServiceId(2), guarded.clone()));
+        ops.push(Op::Put(Entry::Service(ServiceId(2), guarded.clone())));
         must(&mut datapath, ops.clone()).await;
         let observed = datapath.observe().await.expect("observe");
         assert_eq!((observed.tables, observed.broken), (tables(&ops), vec![]));
 
         // One source range less.
         let narrowed = ServiceValue { source_ranges: ranges[1..].into(), ..guarded };
-        *ops.last_mut().expect("steps") = Op::PutService(ServiceId(2), narrowed);
+        *ops.last_mut().expect("steps") = Op::Put(Entry::Service(ServiceId(2), narrowed));
         must(&mut datapath, ops.clone()).await;
         assert_eq!(datapath.observe().await.expect("observe").tables, tables(&ops));
         assert_eq!(datapath.map_dump(map_name::SOURCES_LPM_V4).expect("rows").len(), 1);
@@ -61,15 +61,15 @@ fn service_is_observed_as_applied() {
 
         // A backend with another weight and no slots after it: as if the agent had died in between.
         let (id, value) = many[0];
-        must(&mut next, vec![Op::PutBackend(id, BackendValue { weight: 9, ..value })]).await;
+        must(&mut next, vec![Op::Put(Entry::Backend(id, BackendValue { weight: 9, ..value }))]).await;
         let observed = next.observe().await.expect("observe");
         assert_eq!(observed.broken, ["service 1: its table is not that of its members"]);
         assert!(!observed.tables.services.contains_key(&ServiceId(1)));
 
         let removals = ops.iter().rev().filter_map(|op| match op {
-            Op::PutBackend(id, _) => Some(Op::DeleteBackend(*id)),
-            Op::PutService(id, _) => Some(Op::DeleteService(*id)),
-            Op::PutFrontend(frontend, _) => Some(Op::DeleteFrontend(*frontend)),
+            Op::Put(Entry::Backend(id, _)) => Some(Op::Delete(TableKey::Backend(*id))),
+            Op::Put(Entry::Service(id, _)) => Some(Op::Delete(TableKey::Service(*id))),
+            Op::Put(Entry::Frontend(frontend, _)) => Some(Op::Delete(TableKey::Frontend(*frontend))),
             _ => None,
         });
         must(&mut next, removals.collect()).await;
@@ -91,9 +91,9 @@ fn service_with_a_missing_backend_uses_the_others() {
         let (one, value) = backend(1, address(1, 1));
         let of_another_family = BackendValue { address: "fd00::1".parse().expect("an address"), ..value };
         let ops = vec![
-            Op::PutBackend(one, value),
-            Op::PutBackend(BackendId(2), of_another_family),
-            Op::PutService(ServiceId(1), service(vec![one, BackendId(2)])),
+            Op::Put(Entry::Backend(one, value)),
+            Op::Put(Entry::Backend(BackendId(2), of_another_family)),
+            Op::Put(Entry::Service(ServiceId(1), service(vec![one, BackendId(2)]))),
         ];
         let failures = apply(&mut datapath, ops).await.failures;
         let texts: Vec<_> = failures.iter().map(|failure| failure.error.text.as_str()).collect();

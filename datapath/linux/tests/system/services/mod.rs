@@ -6,10 +6,7 @@ mod traffic;
 
 use std::net::Ipv4Addr;
 
-use datapath_plan::{
-    Algorithm, BackendId, BackendState, BackendValue, Frontend, FrontendKind, FrontendValue, Op, Protocol,
-    ServiceId, ServiceMode, ServiceValue,
-};
+use datapath_plan::{Algorithm, BackendId, BackendState, BackendValue, Entry, Frontend, FrontendKind, FrontendValue, Op, Protocol, ServiceId, ServiceMode, ServiceValue};
 
 /// The service's frontend.
 pub const VIP: Ipv4Addr = Ipv4Addr::new(10, 201, 0, 1);
@@ -57,8 +54,8 @@ fn service_over(id: ServiceId, protocol: Protocol, backends: &[(BackendId, Backe
     let takes_new = |(_, value): &&(BackendId, BackendValue)| value.state == BackendState::Active;
     let members = backends.iter().filter(takes_new).map(|(id, _)| *id).collect();
     let frontend = Frontend { address: VIP.into(), port: PORT, protocol };
-    let mut ops: Vec<Op> = backends.iter().map(|(id, value)| Op::PutBackend(*id, *value)).collect();
-    ops.push(Op::PutService(id, service(members)));
-    ops.push(Op::PutFrontend(frontend, FrontendValue { service: id, kind: FrontendKind::Virtual }));
+    let mut ops: Vec<Op> = backends.iter().map(|(id, value)| Op::Put(Entry::Backend(*id, *value))).collect();
+    ops.push(Op::Put(Entry::Service(id, service(members))));
+    ops.push(Op::Put(Entry::Frontend(frontend, FrontendValue { service: id, kind: FrontendKind::Virtual })));
     ops
 }

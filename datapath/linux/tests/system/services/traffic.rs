@@ -8,7 +8,7 @@ use std::{
     thread,
 };
 
-use datapath_plan::{BackendId, BackendState, BackendValue, EpochScope, Op, RouteValue};
+use datapath_plan::{BackendId, BackendState, BackendValue, Entry, EpochScope, Op, RouteValue};
 
 use super::{
     PORT, VIP, backend, both_protocols,
@@ -58,7 +58,7 @@ impl Topology {
         let pool = RouteValue { next_hop: None, source: gateway(1).into(), mtu_bytes: MTU_BYTES };
         let mut first = base_ops(1);
         first.extend(other_node(2));
-        first.push(Op::PutRoute("10.201.0.0/16".parse().expect("a prefix"), pool));
+        first.push(Op::Put(Entry::Route("10.201.0.0/16".parse().expect("a prefix"), pool)));
         for (id, workload) in [(1, &client), (2, &local)] {
             let (id, value) = endpoint(1, id, &workload.path());
             first.extend(endpoint_ops(id, &value));

@@ -9,7 +9,7 @@ use std::{
 };
 
 use datapath_linux::{LinuxConfig, SocketConfig};
-use datapath_plan::{BackendId, BackendState, BackendValue, Op};
+use datapath_plan::{BackendId, BackendState, BackendValue, Op, TableKey};
 
 use super::{Topology, connect, entries, exchange};
 use crate::{
@@ -92,7 +92,7 @@ fn sockets_to_a_removed_backend_are_closed() {
                     socket.send(b"?").expect("the socket works");
                     assert!(socket.recv(&mut [0; 64]).expect("a response") > 1);
                 }
-                let gone = vec![Op::DeleteBackend(BackendId(2)), Op::DeleteBackend(BackendId(12))];
+                let gone = vec![Op::Delete(TableKey::Backend(BackendId(2))), Op::Delete(TableKey::Backend(BackendId(12)))];
                 must(&mut datapath, gone).await;
                 for socket in &old {
                     let error = socket.recv(&mut [0; 64]).expect_err("the socket is closed");
@@ -130,7 +130,7 @@ fn sockets_to_a_backend_removed_without_an_agent_are_closed() {
         drop(datapath);
         // An agent without socket translation does not look at sockets.
         let mut other = topology.stage.open().await;
-        must(&mut other, vec![Op::DeleteBackend(BackendId(12))]).await;
+        must(&mut other, vec![Op::Delete(TableKey::Backend(BackendId(12)))]).await;
         drop(other);
         let mut next = topology.stage.open_with(topology.config()).await;
         must(&mut next, vec![]).await;

@@ -13,7 +13,7 @@ use std::{
 
 use datapath_abi::{Direction, DropReason, map_name};
 use datapath_linux::{CounterKind, Datapath, LinuxConfig, SocketConfig};
-use datapath_plan::{Frontend, FrontendKind, FrontendValue, Op, Protocol, ServiceId};
+use datapath_plan::{Entry, Frontend, FrontendKind, FrontendValue, Op, Protocol, ServiceId};
 use nix::sys::socket::SockaddrIn;
 
 use crate::{
@@ -94,10 +94,10 @@ async fn are_attached(datapath: &Datapath) -> bool {
 /// Adds a node port to the services of `both_protocols`.
 fn node_port() -> Vec<Op> {
     let frontend = |protocol, service| {
-        Op::PutFrontend(
+        Op::Put(Entry::Frontend(
             Frontend { address: Ipv4Addr::UNSPECIFIED.into(), port: NODE_PORT, protocol },
             FrontendValue { service: ServiceId(service), kind: FrontendKind::NodePort },
-        )
+        ))
     };
     vec![frontend(Protocol::Tcp, 1), frontend(Protocol::Udp, 2)]
 }

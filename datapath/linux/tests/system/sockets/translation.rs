@@ -9,7 +9,7 @@ use std::{
 };
 
 use datapath_abi::DropReason;
-use datapath_plan::{BackendId, BackendState, BackendValue, Op};
+use datapath_plan::{BackendId, BackendState, BackendValue, Entry, Op, TableKey};
 use nix::errno::Errno;
 
 use super::{LOOPBACK, NODE_PORT, Topology, connect, exchange, node_port, refusals, remotes};
@@ -111,7 +111,7 @@ fn affinity_is_shared_by_sockets_and_packets() {
             let all = [backend(1, address(1, 2)), backend(2, address(1, 3))];
             let with_affinity = |backends: &[(BackendId, BackendValue)]| {
                 let keep = |mut op: Op| {
-                    if let Op::PutService(_, value) = &mut op {
+                    if let Op::Put(Entry::Service(_, value)) = &mut op {
                         value.affinity_seconds = 600;
                     }
                     op
@@ -187,7 +187,7 @@ fn socket_translation_covers_only_the_node_and_its_endpoints() {
         assert_eq!(refusals(&datapath), 0);
         assert_eq!(topology.tcp(&topology.client, (VIP, PORT)).err(), Some(Errno::ECONNREFUSED));
         let (id, _) = endpoint(1, 1, &topology.client.path());
-        must(&mut datapath, vec![Op::DeleteEndpoint(id)]).await;
+        must(&mut datapath, vec![Op::Delete(TableKey::Endpoint(id))]).await;
         assert_eq!(topology.tcp(&topology.client, (VIP, PORT)).err(), Some(Errno::ENETUNREACH));
     });
 }

@@ -1,4 +1,4 @@
-//! One page asked for by HTTP/1.1, of whose answer only the status counts.
+//! An HTTP/1.1 GET, of whose response only the status counts.
 
 use std::time::Duration;
 
@@ -9,18 +9,18 @@ use tokio::{
 
 use super::words;
 
-/// An answer of which more does not come to its end is not read on: some servers complain of clients that leave early,
-/// but none sends a longer page to a health check in good faith.
+/// The most that is read of a response. Some servers log an error for a client that closes early, but a page for health
+/// checks is not longer than this.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
-/// How long the rest of an answer may take: it says nothing any more.
+/// How long the body is read after the status is known.
 const REST_WITHIN: Duration = Duration::from_millis(200);
-/// `HTTP/1.1 200`
+/// The length of `HTTP/1.1 200`.
 const STATUS_BYTES: usize = 12;
 
-/// Asks for a page, and whether its status is 200 to 399.
+/// Requests a page. The status must be 200 to 399.
 ///
 /// # Errors
-/// Another status, no HTTP, or no answer; in a few words.
+/// Another status, no HTTP, or no response; in a few words.
 pub(super) async fn get(mut stream: TcpStream, path: &str, host: Option<&str>) -> Result<(), String> {
     let host = match host {
         Some(host) => host.to_owned(),
@@ -42,7 +42,7 @@ pub(super) async fn get(mut stream: TcpStream, path: &str, host: Option<&str>) -
     if !(200..400).contains(&status) {
         return Err(format!("status {status}"));
     }
-    // Leaving before its end would be an error in the server's log. What it does after the status is its own affair.
+    // Closing before the end would be an error in the server's log. An error in the body does not matter.
     let mut rest = vec![0; 8 * 1024];
     let rest = async { while limited.read(&mut rest).await.is_ok_and(|count| count > 0) {} };
     drop(tokio::time::timeout(REST_WITHIN, rest).await);

@@ -1,4 +1,4 @@
-//! Asks backends and nodes what the node wants to know, and tells it their answers. Decides nothing.
+//! Health probes: sends the probes that the node requests, and their results to the node. Decides nothing.
 
 mod echo;
 mod http;
@@ -20,21 +20,21 @@ use tracing::warn;
 use super::{Core, Stopping};
 use crate::metrics::Metrics;
 
-/// Probes at once: each is a socket. Others wait for their turn, and their time runs from then on.
+/// Concurrent probes, each with a socket. Further ones wait, and their time-out begins when they start.
 const MAX_AT_ONCE: usize = 256;
-/// Answers told to the node at once, at the most.
+/// The most results in one event.
 const MAX_TOLD: usize = 256;
 
-/// Where probes are ordered. They end with the agent.
+/// Starts probes. They end with the agent.
 pub struct Prober {
-    // Unbounded, as the loop must never wait: the node has one probe out for each check that it makes.
+    // Unbounded, since the loop must never wait. The node has one probe in flight for each check.
     orders: UnboundedSender<Vec<Probe>>,
 }
 
 type Answer = (ProbeId, Result<(), String>);
 
 impl Prober {
-    /// A way to the prober, and what asks: spawn it and abort it to stop.
+    /// The prober and its task: spawn the task and abort it to stop.
     pub fn new(
         core: Core,
         metrics: Arc<Metrics>,
@@ -43,9 +43,9 @@ impl Prober {
         (Self { orders }, run(inbox, core, metrics))
     }
 
-    /// Has these asked; the node is told of each answer. Returns at once.
+    /// Starts these probes and returns at once; each result goes to the node.
     pub fn ask(&self, probes: Vec<Probe>) {
-        // A prober that is gone is an agent that stops.
+        // The task ends with the agent.
         drop(self.orders.send(probes));
     }
 }
@@ -57,7 +57,7 @@ async fn run(
 ) -> Result<(), Stopping> {
     let turns = Arc::new(Semaphore::new(MAX_AT_ONCE));
     let (answers, mut answered) = mpsc::unbounded_channel::<Answer>();
-    // Aborts what it holds when this ends.
+    // Aborts its tasks when this function ends.
     let mut asking = JoinSet::new();
     let mut batch = Vec::new();
     loop {
@@ -74,7 +74,7 @@ async fn run(
                     });
                 }
             }
-            // Never 0: one of its senders is here.
+            // Never 0, since this function holds a sender.
             _ = answered.recv_many(&mut batch, MAX_TOLD) => {
                 core.event(Event::Probed(std::mem::take(&mut batch))).await?;
             }
@@ -83,7 +83,7 @@ async fn run(
     }
 }
 
-/// The error: what went wrong, in a few words.
+/// One probe. The error says what went wrong, in a few words.
 async fn ask(target: &ProbeTarget, timeout: Duration) -> Result<(), String> {
     let answer = async {
         match target {
@@ -92,9 +92,9 @@ async fn ask(target: &ProbeTarget, timeout: Duration) -> Result<(), String> {
                 http::get(connect(*at).await?, path, host.as_deref()).await
             }
             ProbeTarget::Node(address) => {
-                if let Err(error) = echo::until_answered(*address).await {
-                    // Who cannot ask calls nobody dead.
-                    warn!(%address, %error, "silent node cannot be asked: it counts as alive");
+                if let Err(error) = echo::until_reply(*address).await {
+                    // A probe that cannot be sent says nothing about the node.
+                    warn!(%address, %error, "node cannot be probed; it counts as alive");
                 }
                 Ok(())
             }
@@ -103,16 +103,15 @@ async fn ask(target: &ProbeTarget, timeout: Duration) -> Result<(), String> {
     tokio::time::timeout(timeout, answer).await.unwrap_or_else(|_| Err(format!("no answer in {timeout:?}")))
 }
 
-/// A connection that leaves nothing behind when it is dropped: thousands of checks an hour would fill the node's table of
-/// closed connections.
+/// A connection that leaves no TIME_WAIT entry when it is dropped: thousands of checks an hour would fill the node's table.
 async fn connect(at: SocketAddr) -> Result<TcpStream, String> {
     let stream = TcpStream::connect(at).await.map_err(|error| words(&error))?;
-    // Without it the connection is closed the long way, that is all.
+    // If it fails, the connection is closed with FIN.
     drop(stream.set_zero_linger());
     Ok(stream)
 }
 
-/// The same few words for the same thing, whatever the system calls it.
+/// An error in a few words, the same for the same kind of error.
 fn words(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),

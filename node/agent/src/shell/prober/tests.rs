@@ -1,4 +1,4 @@
-//! Real sockets on loopback: what is an answer, and what is said of those who give none.
+//! Probes over real sockets on loopback.
 
 use std::net::SocketAddr;
 
@@ -9,11 +9,11 @@ use tokio::{
 
 use super::*;
 
-/// Generous: only tests of silence wait for it to end.
+/// Long, since only tests of silence wait for it to end.
 const PATIENT: Duration = Duration::from_secs(20);
 const HASTY: Duration = Duration::from_millis(50);
 
-/// A server that gives every client this answer, and keeps what it was asked.
+/// A server that sends this response to every client, and the requests that it received.
 async fn server(answer: &'static [u8]) -> (SocketAddr, mpsc::UnboundedReceiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -38,7 +38,7 @@ async fn page(at: SocketAddr, host: Option<&str>) -> Result<(), String> {
 }
 
 #[tokio::test]
-async fn a_page_counts_by_its_status() {
+async fn http_probe_result_is_the_status() {
     let check = async |answer: &'static [u8], expected: Result<(), &str>| {
         let (at, _questions) = server(answer).await;
         assert_eq!(page(at, None).await, expected.map_err(str::to_owned));
@@ -55,7 +55,7 @@ async fn a_page_counts_by_its_status() {
 }
 
 #[tokio::test]
-async fn a_page_is_asked_for_as_its_spec_says() {
+async fn http_probe_sends_path_and_host_of_its_spec() {
     let (at, mut questions) = server(b"HTTP/1.1 204 No Content\r\n\r\n").await;
     page(at, Some("web.example")).await.unwrap();
     let question = questions.recv().await.unwrap();
@@ -66,7 +66,7 @@ async fn a_page_is_asked_for_as_its_spec_says() {
 }
 
 #[tokio::test]
-async fn a_connection_is_enough_for_tcp() {
+async fn tcp_probe_succeeds_with_a_connection() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let at = listener.local_addr().unwrap();
     let target = ProbeTarget::Backend { at, probe: Question::Tcp };
@@ -76,7 +76,7 @@ async fn a_connection_is_enough_for_tcp() {
 }
 
 #[tokio::test]
-async fn who_says_nothing_is_given_up() {
+async fn probe_of_a_silent_peer_times_out() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let at = listener.local_addr().unwrap();
     let probe = Question::Http { path: "/".to_owned(), host: None };
@@ -85,17 +85,17 @@ async fn who_says_nothing_is_given_up() {
 }
 
 #[tokio::test]
-async fn a_kernel_answers_an_echo() {
+async fn echo_probe_is_answered_by_the_kernel() {
     if !nix::unistd::geteuid().is_root() {
         return println!("skipped: needs root");
     }
     assert_eq!(ask(&ProbeTarget::Node([127, 0, 0, 1].into()), PATIENT).await, Ok(()));
-    // TEST-NET-3: nobody has it (RFC 5737).
+    // TEST-NET-3 (RFC 5737).
     assert!(ask(&ProbeTarget::Node([203, 0, 113, 1].into()), HASTY).await.is_err());
 }
 
 #[tokio::test]
-async fn every_probe_is_answered_once() {
+async fn prober_reports_every_probe_once() {
     let (core, mut inputs) = Core::channel();
     let (prober, run) = Prober::new(core, Arc::new(Metrics::new()));
     let task = tokio::spawn(run);

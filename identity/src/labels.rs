@@ -261,6 +261,10 @@ mod tests {
         assert_eq!(labels.iter().collect::<Vec<_>>(), [("a/b.c", "x"), ("app", "web"), ("tier", "")]);
         assert_eq!((labels.len(), labels.get("tier"), labels.get("ap")), (3, Some(""), None));
         assert_eq!((Labels::default().len(), Labels::default().is_empty()), (0, true));
+        assert!(!labels.is_empty());
+        assert_eq!(format!("{labels:?}"), "{a/b.c=x,app=web,tier=}");
+        let digest = labels.digest();
+        assert_eq!(format!("{digest:?}"), digest.to_string());
     }
 
     #[test]
@@ -275,6 +279,9 @@ mod tests {
     fn label_limits_are_inclusive() {
         let labels =
             |key: usize, value: usize| format!("{}={}", "k".repeat(key), "v".repeat(value)).parse::<Labels>();
+        let many = |count: usize| Labels::parse((0..count).map(|index| format!("k{index}=")));
+        assert_eq!(many(MAX_LABELS).map(|labels| labels.len()), Ok(MAX_LABELS));
+        assert!(many(MAX_LABELS + 1).is_err());
         assert!(labels(MAX_KEY_BYTES, MAX_VALUE_BYTES).is_ok());
         assert!(labels(MAX_KEY_BYTES + 1, 1).is_err());
         assert!(labels(1, MAX_VALUE_BYTES + 1).is_err());

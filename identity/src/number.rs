@@ -128,4 +128,13 @@ mod tests {
         check((1 << 25) - 1, false, false);
         assert_eq!(Identity::new(1 << 25), Err(IdentityError::OutOfRange(1 << 25)));
     }
+
+    #[test]
+    fn identity_shows_its_number_and_its_reserved_name() {
+        assert_eq!(
+            (Identity::WORLD.to_string(), format!("{:?}", Identity::WORLD)),
+            ("2".into(), "2(world)".into())
+        );
+        assert_eq!(format!("{:?}", Identity::FLEET_MIN), "256");
+    }
 }

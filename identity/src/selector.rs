@@ -170,6 +170,12 @@ mod tests {
             one("app", Operator::In, &[""; 65]),
             "selector: 65 expressions or values, at most 64 are allowed",
         );
+        assert_eq!(one("app", Operator::In, &[""; MAX_SELECTOR_PARTS]).validate(), Ok(()));
+        let mut many = one("app", Operator::Exists, &[]);
+        many.match_expressions = vec![many.match_expressions[0].clone(); MAX_SELECTOR_PARTS];
+        assert_eq!(many.validate(), Ok(()));
+        many.match_expressions.push(many.match_expressions[0].clone());
+        assert_eq!(many.validate(), Err(SelectorError::TooMany(MAX_SELECTOR_PARTS + 1)));
         assert!(matches!(one("a b", Operator::Exists, &[]).validate(), Err(SelectorError::Label(_))));
         assert!(matches!(one("app", Operator::In, &["a b"]).validate(), Err(SelectorError::Label(_))));
     }

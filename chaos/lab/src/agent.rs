@@ -177,7 +177,7 @@ impl Lab {
             if peers + 1 < wanted {
                 bail!("hears {peers} of {} nodes by gossip", wanted - 1);
             }
-            let tunnels = ask(self.api(node).state())?.nodes.len();
+            let tunnels = ask(self.api(node).state())?.rows("nodes").len();
             if tunnels + 1 < wanted {
                 bail!("tunnels to {tunnels} of {} nodes", wanted - 1);
             }

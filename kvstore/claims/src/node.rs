@@ -3,7 +3,7 @@
 use identity::NodeName;
 use kvstore_schema::{
     Condition, KeyValue, KvOp, KvRequest, LeaseId, Revision, Schema, Txn, TxnResponse,
-    record::{AliveRecord, NodeRecord, Record},
+    record::{AliveRecord, MAX_COUNTER, NodeRecord, Record},
 };
 use serde::{Deserialize, Serialize};
 
@@ -82,7 +82,7 @@ impl NodeRegistration {
         if record.machine_id == self.wanted.machine_id {
             // A higher number for the same record would make a repeated write look like a new start.
             if record.incarnation > self.wanted.incarnation {
-                self.wanted.incarnation = record.incarnation + 1;
+                self.wanted.incarnation = next_incarnation(&record);
             }
             for (field, value) in record.unknown {
                 self.wanted.unknown.entry(field).or_insert(value);
@@ -96,7 +96,7 @@ impl NodeRegistration {
                 ours: self.wanted.machine_id.clone(),
             }),
             None => {
-                self.wanted.incarnation = self.wanted.incarnation.max(record.incarnation + 1);
+                self.wanted.incarnation = self.wanted.incarnation.max(next_incarnation(&record));
                 let silent = Condition::Absent(self.schema.alive(&self.node));
                 Ok(Next::Ask(self.write(unchanged, Some(silent))))
             }
@@ -120,6 +120,11 @@ impl Protocol for NodeRegistration {
         }
         or_failed(self.decide(answer))
     }
+}
+
+/// The incarnation after that of a record. At the highest one it stays, so that readers take the record.
+fn next_incarnation(record: &NodeRecord) -> u64 {
+    (record.incarnation + 1).min(MAX_COUNTER)
 }
 
 /// Writes `alive/<node>` on a lease, for example on a new one after the old was lost.

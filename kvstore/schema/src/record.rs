@@ -20,6 +20,10 @@ pub const RECORD_VERSION: u32 = 1;
 /// The most bytes a record may have: below etcd's 1.5 MiB a request, far above any record of ours.
 pub const MAX_RECORD_BYTES: usize = 256 * 1024;
 
+/// The highest counter that a record may hold (incarnation, moves, generation): it can always be raised by one, and JSON
+/// readers that use floating point hold it exactly. Milliseconds since 1970 get there in the year 287396.
+pub const MAX_COUNTER: u64 = 1 << 53;
+
 /// Why a value is no record.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
@@ -364,8 +368,16 @@ fn check_pools(record: &FleetRecord) -> Result<(), String> {
     Ok(())
 }
 
+fn check_counter(name: &str, value: u64) -> Result<(), RecordError> {
+    if value > MAX_COUNTER {
+        return Err(RecordError::Invalid(format!("{name} {value} is above {MAX_COUNTER}")));
+    }
+    Ok(())
+}
+
 impl Record for FleetRecord {
     fn validate(&self) -> Result<(), RecordError> {
+        check_counter("life", self.life.number)?;
         if self.fleet_id.is_empty() {
             return Err(RecordError::Invalid("empty fleet id".to_owned()));
         }
@@ -380,10 +392,15 @@ impl Record for NodeRecord {
         if self.underlay.is_empty() {
             return Err(RecordError::Invalid("no underlay address".to_owned()));
         }
-        Ok(())
+        check_counter("moves", self.moves)?;
+        check_counter("incarnation", self.incarnation)
     }
 }
-impl Record for AliveRecord {}
+impl Record for AliveRecord {
+    fn validate(&self) -> Result<(), RecordError> {
+        check_counter("incarnation", self.incarnation)
+    }
+}
 impl Record for MarkRecord {
     fn validate(&self) -> Result<(), RecordError> {
         if self.before.len() > Self::MAX_BEFORE {
@@ -392,7 +409,11 @@ impl Record for MarkRecord {
         Ok(())
     }
 }
-impl Record for CidrRecord {}
+impl Record for CidrRecord {
+    fn validate(&self) -> Result<(), RecordError> {
+        check_counter("since.life", self.since.map_or(0, |since| since.life))
+    }
+}
 impl Record for IdentityLabelsRecord {
     fn validate(&self) -> Result<(), RecordError> {
         if !self.id.is_fleet() {
@@ -405,7 +426,11 @@ impl Record for IdentityLabelsRecord {
     }
 }
 impl Record for IdentityIdRecord {}
-impl Record for IdentityRefRecord {}
+impl Record for IdentityRefRecord {
+    fn validate(&self) -> Result<(), RecordError> {
+        check_counter("incarnation", self.incarnation)
+    }
+}
 impl Record for EndpointRecord {
     fn validate(&self) -> Result<(), RecordError> {
         if !self.identity.is_fleet() {

@@ -1,7 +1,7 @@
 //! Golden texts of every record: what `etcdctl get` shows, and what older and newer agents must agree on.
 
 use identity::{Identity, Labels};
-use kvstore_schema::record::*;
+use kvstore_schema::{Revision, record::*};
 
 fn check<R: Record + PartialEq + std::fmt::Debug>(record: R, golden: &str) {
     let text = String::from_utf8(record.encode().to_vec()).unwrap();
@@ -108,6 +108,40 @@ fn record_values_that_are_hostile_are_refused() {
     check(br#"{"v":2,"anything":true}"#, |error| *error == RecordError::Version(2));
     check(&vec![b' '; MAX_RECORD_BYTES + 1], |error| matches!(error, RecordError::TooLong(_)));
     check("[".repeat(100_000).as_bytes(), |error| matches!(error, RecordError::Malformed(_)));
+}
+
+/// A counter that cannot be raised any more would wrap, or sort above everything that comes later.
+#[test]
+fn record_counters_are_bounded() {
+    fn check<R: Record + std::fmt::Debug>(record: impl Fn(u64) -> R) {
+        assert!(R::decode(&record(MAX_COUNTER).encode()).is_ok());
+        for counter in [MAX_COUNTER + 1, u64::MAX] {
+            let refused = R::decode(&record(counter).encode());
+            assert!(
+                matches!(&refused, Err(RecordError::Invalid(text)) if text.contains("is above")),
+                "{refused:?}"
+            );
+        }
+    }
+    let unknown = Unknown::new;
+    check(|number| FleetRecord { life: Life { number, ..Life::default() }, ..fleet() });
+    check(|incarnation| AliveRecord { incarnation, machine_id: "m".to_owned(), unknown: unknown() });
+    check(|incarnation| IdentityRefRecord { incarnation, unknown: unknown() });
+    check(|life| CidrRecord {
+        node: "n1".parse().unwrap(),
+        state: ClaimState::Live,
+        token: "t".to_owned(),
+        since: Some(ClaimEpoch { life, revision: Revision(1) }),
+        unknown: unknown(),
+    });
+    let node = |incarnation: u64, moves: u64| {
+        let text = format!(
+            r#"{{"v":1,"underlay":["192.0.2.1"],"moves":{moves},"cidrs":[],"gateway":null,"gossip_port":7946,"boot_id":"b","machine_id":"m","incarnation":{incarnation},"agent_version":"t"}}"#
+        );
+        NodeRecord::decode(text.as_bytes()).map(|record| (record.incarnation, record.moves))
+    };
+    assert_eq!(node(MAX_COUNTER, MAX_COUNTER), Ok((MAX_COUNTER, MAX_COUNTER)));
+    assert!(node(MAX_COUNTER + 1, 0).is_err() && node(0, MAX_COUNTER + 1).is_err());
 }
 
 #[test]

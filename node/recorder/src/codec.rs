@@ -1,19 +1,19 @@
-//! The bincode of all our files: standard configuration, a limit, and no trailing bytes.
+//! bincode with the standard configuration and a limit; every byte of the input must be used.
 
 use bincode::config::Config;
 use serde::{Serialize, de::DeserializeOwned};
 
-/// Longer values are neither written nor read: 100,000 endpoints take 3 MB in a snapshot and 40 MB in a checkpoint.
-/// Without a limit a hostile length could request all memory.
+/// The longest value that is written or read: 100,000 endpoints take 40 MB in a checkpoint. Without a limit a hostile length
+/// could demand all memory.
 pub const MAX_BYTES: usize = 512 << 20;
 
-/// Why bytes cannot be decoded, or a value not encoded.
+/// Why a value cannot be decoded or encoded.
 #[derive(Debug, thiserror::Error)]
 pub enum CodecError {
-    /// The bytes are something else, or of another version.
+    /// The bytes are no value of the type.
     #[error("decode it: {0}")]
     Decode(#[from] bincode::error::DecodeError),
-    /// Encoding failed: a bug of ours.
+    /// The encoding failed, which is a bug.
     #[error("encode it: {0}")]
     Encode(#[from] bincode::error::EncodeError),
     /// Bytes follow the value.
@@ -21,7 +21,7 @@ pub enum CodecError {
     LeftOver(usize),
 }
 
-/// The bincode configuration.
+/// The configuration of bincode.
 pub fn config() -> impl Config {
     bincode::config::standard().with_limit::<MAX_BYTES>()
 }
@@ -34,7 +34,7 @@ pub fn encode(value: &impl Serialize) -> Result<Vec<u8>, CodecError> {
     Ok(bincode::serde::encode_to_vec(value, config())?)
 }
 
-/// Decodes a value from all of these bytes.
+/// Decodes a value, which must use all bytes.
 ///
 /// # Errors
 /// [`CodecError::Decode`], [`CodecError::LeftOver`]
@@ -43,7 +43,7 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
     if used == bytes.len() { Ok(value) } else { Err(CodecError::LeftOver(bytes.len() - used)) }
 }
 
-/// The CRC-32C of a value's encoding, without storing the bytes.
+/// CRC-32C of a value's encoding, which is never in memory whole.
 ///
 /// # Errors
 /// [`CodecError::Encode`]

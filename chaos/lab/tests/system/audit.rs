@@ -20,7 +20,7 @@ fn audit_shows_and_repairs_deleted_entries() {
 
     for node in ["n1", "n2"] {
         let (code, text, _) = lab.warren(node, &["state", "diff"]);
-        assert_eq!((code, text.as_str()), (0, "the kernel holds exactly what the agent wants\n"), "{node}");
+        assert_eq!((code, text.as_str()), (0, "desired and observed state are equal\n"), "{node}");
     }
 
     // Right after an audit there is time until the next one.

@@ -192,5 +192,5 @@ fn endpoint_churn_leaves_nothing() {
         took / u32::try_from(wanted).unwrap()
     );
     let (code, text, _) = lab.warren("n1", &["state", "diff"]);
-    assert_eq!((code, text.as_str()), (0, "the kernel holds exactly what the agent wants\n"));
+    assert_eq!((code, text.as_str()), (0, "desired and observed state are equal\n"));
 }

@@ -156,7 +156,7 @@ fn socket_translation_serves_workloads_and_nodes() {
     assert_eq!(code, 0);
     assert!(!flows.contains(&format!("{vip}")), "{flows}");
     let (_, doctor, _) = lab.warren("n1", &["doctor"]);
-    assert!(doctor.contains("services are translated where processes of"), "{doctor}");
+    assert!(doctor.contains("services are translated at sockets of processes in"), "{doctor}");
 
     // The agent is down: sockets are still translated. The next agent goes on.
     let clients = [workload, places[2]];

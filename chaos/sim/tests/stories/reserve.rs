@@ -92,6 +92,26 @@ fn identity_allocation_waits_after_half_a_quarantine_of_silence() {
     heal(&mut sim);
 }
 
+/// The wall clock is set back while the store is silent: the silence is as long as it is.
+#[test]
+fn silence_of_the_store_is_not_shortened_by_a_wall_clock_that_is_set_back() {
+    for set_back in [0, 100, config(1).quarantine.as_secs() / 2 + 15] {
+        let mut sim = Sim::new(2, 53);
+        sim.settle();
+        added(sim.add(1, "a", "app=a"));
+        sim.advance(Duration::from_secs(60));
+        everybody(&mut sim, false);
+        sim.advance(config(1).quarantine / 2 + Duration::from_secs(10));
+        sim.agent(2).wall_behind = Duration::from_secs(set_back);
+        let call = sim.call(2, Call::EndpointAdd(spec("b", "app=a")));
+        sim.settle();
+        sim.advance(Duration::from_secs(11));
+        let answer = sim.replies.remove(&call).expect("an answer");
+        assert!(answer.is_err(), "{set_back}: {answer:?}");
+        heal(&mut sim);
+    }
+}
+
 /// Blocks of five addresses.
 fn small(n: u8, reserve: u8) -> NodeConfig {
     NodeConfig { block_prefix_v4: 29, address_reserve: reserve, ..config(n) }

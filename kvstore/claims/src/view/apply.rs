@@ -40,12 +40,8 @@ impl FleetView {
         let mut listed = BTreeMap::new();
         for kv in page.entries.into_iter().filter(|kv| root.contains(&kv.key)) {
             let known = before.remove(&kv.key);
-            let base = self.remembered.get(&kv.key).and_then(Option::as_ref);
-            let older = base
-                .or(self.resurrected.get(&kv.key))
-                .is_some_and(|older| older.mod_revision == kv.mod_revision);
             // A revision names a value only within one store.
-            if (known != Some(kv.mod_revision) && !older) || replaced {
+            if known != Some(kv.mod_revision) || replaced {
                 self.put_over(&kv, &mut changes);
             }
             listed.insert(kv.key, kv.mod_revision);

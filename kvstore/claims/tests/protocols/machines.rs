@@ -9,7 +9,7 @@ use kvstore_claims::{
 };
 use kvstore_schema::{
     KvFailure, KvOp, KvRequest, LeaseId, Revision, Txn,
-    record::{FleetRecord, Record},
+    record::{FleetRecord, MAX_COUNTER, NodeRecord, Record},
 };
 
 use crate::bench::{Bench, endpoint, fleet, node, record};
@@ -326,4 +326,56 @@ fn endpoint_outside_its_block_is_refused() {
     let refused = EndpointWrites::start(&bench.view(), node("n1"), vec![put]).err();
     assert_eq!(refused, Some(ClaimError::AddressOutside { ip }));
     assert!(EndpointWrites::start(&bench.view(), node("n1"), Vec::new()).unwrap().is_none());
+}
+
+#[test]
+fn node_registration_counts_its_starts() {
+    let mut bench = Bench::empty();
+    let register = |bench: &mut Bench, incarnation, boot: &str| {
+        let wanted = NodeRecord { boot_id: boot.to_owned(), ..record("one", incarnation) };
+        let registered = bench.run(NodeRegistration::start(&bench.schema, node("n1"), wanted, None)).unwrap();
+        assert_eq!(bench.view().nodes()[&node("n1")].record, registered.record);
+        (registered.record.incarnation, registered.revision)
+    };
+    let first = register(&mut bench, 5, "a");
+    assert_eq!(first.0, 5);
+    assert_eq!(register(&mut bench, 5, "a"), first, "written already");
+    assert_eq!(register(&mut bench, 5, "b").0, 5, "the same start, another field");
+    assert_eq!(register(&mut bench, 3, "c").0, 6, "the clock went back");
+    assert_eq!(register(&mut bench, 9, "d").0, 9);
+    // Another machine takes the name over: higher than the former one in any case.
+    let take = |bench: &mut Bench, incarnation| {
+        let wanted = record(&format!("machine {incarnation}"), incarnation);
+        let registered = bench.run(NodeRegistration::start(&bench.schema, node("n1"), wanted, None)).unwrap();
+        registered.record.incarnation
+    };
+    assert_eq!((take(&mut bench, 4), take(&mut bench, 20)), (10, 20));
+    // At the highest counter a record stays readable.
+    assert_eq!((take(&mut bench, MAX_COUNTER), take(&mut bench, 1)), (MAX_COUNTER, MAX_COUNTER));
+}
+
+#[test]
+fn node_registration_is_repeated_until_its_sign_of_life_is_its_own() {
+    let mut bench = Bench::empty();
+    let view = bench.view();
+    let lease = bench.store.lease_grant(Duration::from_secs(10));
+    let start = |bench: &Bench, lease| {
+        NodeRegistration::start(&bench.schema, node("n1"), record("one", 1), Some(lease))
+    };
+    let before = bench.store.revision();
+    let started = start(&bench, lease);
+    bench.run_with(started, &view, |_, step| step == 0).unwrap();
+    assert_eq!(bench.store.revision(), before.next(), "the answer was lost: written once");
+    assert!(bench.view().alive().contains_key(&node("n1")));
+    // The record is as wanted, but the sign of life is gone, or hangs on the lease of the agent before.
+    let next = bench.store.lease_grant(Duration::from_secs(10));
+    let started = start(&bench, next);
+    bench.run(started).unwrap();
+    bench.store.lease_revoke(lease);
+    assert!(bench.view().alive().contains_key(&node("n1")), "it hangs on the new lease");
+    bench.store.lease_revoke(next);
+    let last = bench.store.lease_grant(Duration::from_secs(10));
+    let started = start(&bench, last);
+    bench.run(started).unwrap();
+    assert!(bench.view().alive().contains_key(&node("n1")));
 }

@@ -444,3 +444,95 @@ fn batch_that_does_not_hold_writes_nothing() {
         assert_eq!(claims(&bench), before);
     }
 }
+
+#[test]
+fn virtual_ips_come_from_all_pools_but_their_edges() {
+    let mut bench = Bench::fleet("10.0.0.0/16", &["10.201.0.0/31", "10.201.0.8/32", "10.201.0.16/30"]);
+    let mut given: Vec<String> =
+        (0..5).map(|index| bench.write(&format!("s{index}"), spec("auto", 80)).unwrap().1).collect();
+    given.sort();
+    assert_eq!(given, ["10.201.0.0", "10.201.0.1", "10.201.0.17", "10.201.0.18", "10.201.0.8"]);
+    let error = bench.write("more", spec("auto", 80)).unwrap_err();
+    assert!(matches!(error, ClaimError::ServicePoolExhausted { used: 5, .. }), "{error}");
+}
+
+/// A fleet that is made anew gives the same services the same addresses and ports, also by another build.
+#[test]
+fn service_addresses_and_ports_are_at_the_place_of_the_name() {
+    let mut bench = Bench::fleet("10.0.0.0/16", &["10.201.0.0/16"]);
+    for (name, address, port) in GOLDEN {
+        let (_, given) = bench.write(name, outside(r#","nodePort":"auto""#, "")).unwrap();
+        let record = bench.view().services()[&name.parse().unwrap()].record.clone();
+        assert_eq!((given.as_str(), record.node_ports[0].node_port), (address, port), "{name}");
+    }
+}
+
+const GOLDEN: [(&str, &str, u16); 3] =
+    [("shop", "10.201.130.57", 30916), ("mart", "10.201.218.188", 32727), ("stall", "10.201.203.25", 31671)];
+
+/// Existing services, each with a node port.
+fn with_node_ports(count: usize) -> Bench {
+    let mut bench = Bench::fleet("10.0.0.0/16", &["10.201.0.0/16"]);
+    let spec = outside(r#","nodePort":"auto""#, "");
+    let mut names: Vec<String> = (0..count).map(|index| format!("s{index}")).collect();
+    while !names.is_empty() {
+        let wanted: Vec<(&str, ServiceSpec)> = names.iter().map(|it| (it.as_str(), spec.clone())).collect();
+        let (batch, added) = batch(&bench.view(), &wanted);
+        let taken = added.iter().take_while(|it| **it == BatchAdded::Yes).count();
+        bench.run(batch.start()).unwrap().expect("written");
+        names.drain(..taken);
+    }
+    bench
+}
+
+#[test]
+fn batch_is_full_at_the_limits_of_a_transaction() {
+    let bench = with_node_ports(130);
+    let view = bench.view();
+    let full_after = |spec: &ServiceSpec| {
+        let names: Vec<String> = (0..130).map(|index| format!("s{index}")).collect();
+        let wanted: Vec<(&str, ServiceSpec)> = names.iter().map(|it| (it.as_str(), spec.clone())).collect();
+        let (batch, added) = batch(&view, &wanted);
+        let KvRequest::Txn(txn) = batch.start().1 else { panic!("a transaction") };
+        let taken = added.iter().take_while(|it| **it == BatchAdded::Yes).count();
+        assert_eq!(added[taken], BatchAdded::Full);
+        let size = |op: &KvOp| match op {
+            KvOp::Put { key, value, .. } => key.as_str().len() + value.len(),
+            KvOp::Delete(key) | KvOp::Get(key) => key.as_str().len(),
+        };
+        (taken, txn.conditions.len(), txn.then.len(), txn.then.iter().map(size).sum::<usize>())
+    };
+    // One condition for each service that is unchanged; two operations where a node port is given back.
+    assert_eq!(full_after(&outside(r#","nodePort":"auto""#, "")), (128, 128, 0, 0));
+    let (taken, conditions, ops, _) = full_after(&outside("", ""));
+    assert_eq!((taken, conditions, ops), (64, 65, 128));
+
+    let backends: Vec<String> = (0..512)
+        .map(|index| format!(r#"{{"address":"192.0.{}.{}"}}"#, 100 + index / 256, index % 256))
+        .collect();
+    let json =
+        format!(r#"{{"ports":[{{"port":80,"nodePort":"auto"}}],"backends":[{}]}}"#, backends.join(","));
+    let large: ServiceSpec = serde_json::from_str(&json).unwrap();
+    let (taken, conditions, _, bytes) = full_after(&large.normalised());
+    assert!(conditions < 100 && bytes <= 512 * 1024 && bytes + bytes / taken > 512 * 1024, "{taken} {bytes}");
+}
+
+#[test]
+fn taken_claim_is_told_with_what_finds_a_free_one() {
+    let mut bench = two_addresses();
+    let wanted = outside(r#","nodePort":30080,"hostPort":8080"#, r#","virtualIp":"192.0.2.77""#);
+    bench.write("a", wanted).unwrap();
+    let told = |bench: &mut Bench, spec| bench.write("b", spec).unwrap_err().to_string();
+    assert_eq!(
+        told(&mut bench, outside(r#","hostPort":8080"#, "")),
+        "host port 8080/tcp belongs to service a; use another one"
+    );
+    assert_eq!(
+        told(&mut bench, outside(r#","nodePort":30080"#, "")),
+        "node port 30080/tcp belongs to service a; use another one, or nodePort: auto"
+    );
+    assert_eq!(
+        told(&mut bench, spec("192.0.2.77", 80)),
+        "address 192.0.2.77 belongs to service a; use another one (as a virtualIp, auto finds one)"
+    );
+}

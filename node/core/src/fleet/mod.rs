@@ -12,7 +12,7 @@ mod store;
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use identity::{Identity, Labels, NodeName};
-use kvstore_claims::{Entry, FleetView};
+use kvstore_claims::{Entry, FleetView, ViewChange};
 use kvstore_schema::{
     KvRequest, Revision, Schema,
     record::{ClaimEpoch, EndpointRecord},
@@ -27,8 +27,7 @@ use self::{
     store::StoreState,
 };
 use crate::{NodeConfig, Now, Snapshot, context::Context, requests::Task};
-use kvstore_claims::{Machine, Protocol, Step, ViewChange};
-pub(crate) use membership::{JoinEnd, on_removed};
+pub(crate) use membership::{JoinEnd, Own, on_removed};
 pub(crate) use store::Heard;
 
 /// Everything that belongs to the fleet and its store. One per node.
@@ -94,10 +93,12 @@ impl Fleet {
         self.store.heard_at
     }
 
-    /// For how long the store has been silent; `None` if it was never heard. By the wall clock, which continues over a
-    /// restart; if the wall clock went back, nothing is known.
+    /// For how long the store has been silent; `None` if it was never heard. The longer of both clocks counts: the wall
+    /// clock continues over a restart, and the monotonic clock cannot be set back. If the wall clock shows a time before
+    /// the last answer, nothing is known.
     pub(crate) fn silent_for(&self, now: Now) -> Option<Duration> {
-        now.wall.checked_sub(self.store.heard_at?)
+        let by_wall = now.wall.checked_sub(self.store.heard_at?)?;
+        Some(by_wall.max(now.monotonic.saturating_sub(self.store.heard_monotonic)))
     }
 
     /// Whether this node takes part in restoring a store that has lost records.
@@ -144,54 +145,35 @@ impl Fleet {
     }
 
     /// Takes a former agent's snapshot as what is known until the store answers. Returns the records.
-    pub(crate) fn restore(&mut self, snapshot: &Snapshot) -> Vec<ViewChange> {
+    pub(crate) fn restore(&mut self, now: Now, snapshot: &Snapshot) -> Vec<ViewChange> {
         self.store.heard_at = Some(snapshot.heard_at);
+        self.store.heard_monotonic = now.monotonic;
         self.membership.restore(snapshot.fleet_id.clone());
         let schema = self.view.schema().clone();
         let entries = snapshot.entries(&schema);
         self.view.remember(snapshot.store, snapshot.life, snapshot.revision, entries)
     }
 
-    /// Sends requests again that have waited long enough. Not while the store is away: another store may come back in
-    /// its place, which only its listing shows.
+    /// Sends requests that have waited long enough. Not while the store is away: another store may come back in its place,
+    /// which only its listing shows.
     pub(crate) fn resume_due(&self, cx: &mut Context) {
         while self.store.connected
-            && let Some(task) = cx.requests.take_due(cx.now.monotonic)
+            && let Some((request, task)) = cx.requests.take_due(cx.now.monotonic)
         {
-            self.resume(cx, task);
+            self.resume(cx, request, task);
         }
     }
 
-    /// The store is back: sends again all that waits.
+    /// The store is back: sends all requests that wait.
     fn resume_all(&self, cx: &mut Context) {
-        for task in cx.requests.take_waiting() {
-            self.resume(cx, task);
+        for (request, task) in cx.requests.take_waiting() {
+            self.resume(cx, request, task);
         }
     }
 
-    fn resume(&self, cx: &mut Context, task: Task) {
-        fn request<P: Protocol>(machine: &Machine<P>) -> Option<KvRequest> {
-            match machine.resume() {
-                Step::Ask(request) => Some(request),
-                Step::Wait { .. } | Step::Done(_) | Step::Failed(_) => None,
-            }
-        }
-        let request = match &task {
-            Task::Join(machine) => request(machine),
-            Task::Register(machine) => request(machine),
-            Task::ClaimBlock(machine) => request(machine),
-            Task::ReleaseBlock(_, _, machine) => request(machine),
-            Task::AcquireIdentity(_, machine) => request(machine),
-            Task::ReleaseIdentity(_, machine) => request(machine),
-            Task::WriteRecords(machine) => request(machine),
-            Task::PutService(_, machine) => request(machine),
-            Task::PutServices(_, machine) => request(machine),
-            Task::DeleteService(_, machine) => request(machine),
-            Task::Relist => Some(self.listing()),
-            Task::ReadMark(number) => self.marking.is_open(*number).then(|| self.mark_reading()),
-            Task::Unattended | Task::Restore | Task::RemoveNode(..) => None,
-        };
-        if let Some(request) = request {
+    fn resume(&self, cx: &mut Context, request: KvRequest, task: Task) {
+        // A listing may have answered the question meanwhile.
+        if !matches!(task, Task::ReadMark(number) if !self.marking.is_open(number)) {
             cx.ask(request, task);
         }
     }

@@ -298,8 +298,16 @@ fn older_copy_gives_way_to_what_the_fleet_knows() {
     assert_eq!(owner(&same, "10.0.2.0/24"), None, "deleted since");
     assert_eq!((remembered(&same).len(), same.resurrected.len()), (1, 2));
     assert!(same.life().restoring);
-    // Until another generation comes, the copy's revisions compare: what is as it was is not told again.
-    assert_eq!(same.clone().apply_list(list(copy(), 9)), []);
+    assert_eq!(same.remembered(), 3);
+    // The same list again brings nothing. What the copy loses is forgotten, but for what is remembered.
+    let mut later = same.clone();
+    assert_eq!(later.apply_list(list(copy(), 9)), []);
+    assert_eq!((remembered(&later).len(), later.resurrected.len()), (1, 2));
+    let shorter = with(vec![kv("cidrs/10.0.3.0-24", &claim("third", "live"), 9)]);
+    later.apply_list(list(shorter[1..].to_vec(), 12));
+    assert_eq!((remembered(&later).len(), later.resurrected.len()), (1, 1));
+    assert_eq!(owner(&later, "10.0.1.0/24").as_deref(), Some("other"));
+    assert!(later.fleet().is_none());
 
     // Of a former generation: its lack of a record is no deletion.
     let mut former = copy();
@@ -307,6 +315,53 @@ fn older_copy_gives_way_to_what_the_fleet_knows() {
     view.follow(list(former, 9), &Continuity::Older(String::new()), &me());
     assert_eq!(owner(&view, "10.0.2.0/24").as_deref(), Some("third"));
     assert_eq!(view.resurrected.len(), 0);
+}
+
+/// This node's own record is taken as the list has it, also an older one; where revisions name one value, a record at a known
+/// revision is not told again.
+#[test]
+fn own_record_of_an_older_copy_is_taken_as_listed() {
+    let mut view = view();
+    view.apply_list(list(vec![fleet(1, 3, false), kv("nodes/me", NODE, 8), kv("nodes/other", NODE, 8)], 10));
+    let moved = NODE.replace("\"b\"", "\"another boot\"");
+    let follow = |revision: i64, store: u64| {
+        let mut view = view.clone();
+        let entries =
+            vec![fleet(1, 3, false), kv("nodes/me", &moved, revision), kv("nodes/other", &moved, revision)];
+        let page = ListPage { store: StoreIdentity(store), ..list(entries, 9) };
+        view.follow(page, &Continuity::Older(String::new()), &me());
+        let boot = |node: &str| view.nodes()[&node.parse().unwrap()].record.boot_id == "another boot";
+        (boot("me"), boot("other"), view.remembered())
+    };
+    assert_eq!(follow(6, 1), (true, false, 1));
+    assert_eq!(follow(6, 2), (true, false, 1));
+    assert_eq!(follow(8, 1), (false, false, 0), "the same revision of the same store");
+    assert_eq!(follow(8, 2), (true, false, 0), "the same revision of another store");
+}
+
+/// Newer records of a list that is older as a whole: written after the copy was recognised.
+#[test]
+fn newer_record_of_a_founded_store_is_taken() {
+    let mut view = view();
+    view.apply_list(list(vec![fleet(1, 3, false), kv("nodes/other", NODE, 8)], 20));
+    let moved = NODE.replace("\"b\"", "\"another boot\"");
+    let entries = vec![fleet(2, 9, true), kv("nodes/other", &moved, 10), kv("nodes/new", NODE, 10)];
+    view.follow(list(entries, 12), &Continuity::FoundedAnew, &me());
+    assert_eq!(view.nodes()[&"other".parse().unwrap()].record.boot_id, "another boot");
+    assert_eq!((view.nodes().len(), view.remembered()), (2, 0));
+}
+
+#[test]
+fn claim_keeps_its_age_through_generations() {
+    let mut view = view();
+    let block = "10.0.1.0/24".parse().unwrap();
+    view.apply_list(list(vec![fleet(1, 3, false), kv("cidrs/10.0.1.0-24", &claim("other", "live"), 8)], 20));
+    let age = view.epoch_of(&view.cidrs()[&block]);
+    assert_eq!(age, ClaimEpoch { life: 1, revision: Revision(8) });
+    let founded = KeyValue { mod_revision: Revision(31), ..fleet(4, 30, true) };
+    view.follow(list(vec![founded], 31), &Continuity::FoundedAnew, &me());
+    assert_eq!((view.life().number, view.remembered()), (4, 1));
+    assert_eq!(view.epoch_of(&view.cidrs()[&block]), age);
 }
 
 #[test]

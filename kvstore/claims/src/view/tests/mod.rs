@@ -93,6 +93,14 @@ fn bad_record_is_rejected_alone_and_the_last_good_one_stays() {
     let refs = view.refs(identity::Identity::FLEET_MIN);
     assert_eq!(refs.values().map(|entry| entry.modified.0).collect::<Vec<_>>(), [2, 6]);
     assert_eq!((view.rejected().len(), view.rejections()), (3, 3));
+    // A counter that could not be raised any more is refused, and counted.
+    let wrapping = format!(r#"{{"v":1,"incarnation":{}}}"#, u64::MAX);
+    view.apply_events(&[put("identities/refs/256/b", &wrapping, 6)]);
+    assert_eq!(view.rejections(), 3, "seen already");
+    let mut later = view.clone();
+    later.apply_events(&[put("identities/refs/256/b", &wrapping, 7)]);
+    assert_eq!((later.rejected().len(), later.rejections()), (4, 4));
+    assert_eq!(later.refs(identity::Identity::FLEET_MIN).len(), 2, "the last good one stays");
     view.apply_events(&[delete("identities/refs/256/a", 7), delete("strange", 7)]);
     assert_eq!(view.rejected().len(), 1);
     assert_eq!(view.refs(identity::Identity::FLEET_MIN).len(), 1);
@@ -143,6 +151,60 @@ fn remembered_records_answer_until_the_next_list_and_prove_nothing() {
     let changes = view.apply_list(list(vec![kv("identities/refs/256/a", REF, 3)], 6));
     assert_eq!(texts(&view, changes), ["Put identities/refs/256/a", "Gone identities/refs/257/a"]);
     assert!(view.is_complete());
+}
+
+#[test]
+fn list_brings_only_what_has_another_revision() {
+    let known = || {
+        let mut view = view();
+        let keyring = kv("keyring", "sealed", 3);
+        view.apply_list(list(vec![kv("identities/refs/256/a", REF, 2), keyring], 5));
+        view
+    };
+    let same = || vec![kv("identities/refs/256/a", REF, 2), kv("keyring", "sealed", 3)];
+    assert_eq!(known().apply_list(list(same(), 9)), [], "further on");
+    assert_eq!(known().apply_list(list(same(), 4)).len(), 2, "an earlier revision: values may differ");
+    let other = ListPage { store: StoreIdentity(2), ..list(same(), 9) };
+    assert_eq!(known().apply_list(other).len(), 2, "another store");
+    let view = known();
+    assert_eq!((view.store(), view.is_listed()), (Some(StoreIdentity(1)), true));
+    assert_eq!(view.keyring().map(|entry| entry.modified), Some(Revision(3)));
+    assert!(format!("{view:?}").contains("revision: Revision(5)"));
+    let empty = self::view();
+    assert_eq!((empty.store(), empty.is_listed(), empty.keyring()), (None, false, None));
+}
+
+#[test]
+fn event_of_a_revision_that_was_listed_is_skipped() {
+    let mut view = view();
+    view.apply_list(list(vec![], 5));
+    assert_eq!(view.apply_events(&[put("identities/refs/256/a", REF, 5)]), []);
+    view.apply_progress(Revision(8));
+    assert_eq!(view.revision(), Revision(8));
+    view.apply_progress(Revision(6));
+    assert_eq!(view.revision(), Revision(8));
+    assert_eq!(view.apply_events(&[put("identities/refs/256/a", REF, 8)]), []);
+    assert_eq!(view.apply_events(&[put("identities/refs/256/a", REF, 9)]).len(), 1);
+}
+
+#[test]
+fn claims_of_a_node_are_its_live_ones() {
+    let mut view = view();
+    let claim = |path: &str, node, state| kv(path, &generations::claim(node, state), 2);
+    let claims = vec![
+        claim("cidrs/10.0.0.0-24", "a", "live"),
+        claim("cidrs/10.0.1.0-24", "a", "quarantined"),
+        claim("cidrs/10.0.2.0-24", "b", "live"),
+    ];
+    view.apply_list(list(claims, 5));
+    let of = |node: &str| {
+        let node = node.parse().unwrap();
+        view.cidrs_of(&node).map(|(cidr, _)| cidr.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        (of("a"), of("b"), of("c")),
+        (vec!["10.0.0.0/24".to_owned()], vec!["10.0.2.0/24".to_owned()], vec![])
+    );
 }
 
 /// Many endpoints, the same list again (nothing is decoded twice), and one change.

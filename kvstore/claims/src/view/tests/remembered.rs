@@ -51,6 +51,20 @@ fn remembered_claim_yields_to_a_later_one_only() {
 }
 
 #[test]
+fn claim_that_is_not_remembered_is_what_the_store_says() {
+    let path = "cidrs/10.0.1.0-24";
+    let dated = |node: &str, revision: i64| {
+        let since = format!(r#""since":{{"life":0,"revision":{revision}}},"token""#);
+        claim(node, "live").replace("\"token\"", &since)
+    };
+    let mut view = view();
+    view.apply_list(list(vec![kv(path, &dated("other", 9), 9)], 20));
+    view.apply_events(&[put(kv(path, &dated("third", 7), 21))]);
+    assert_eq!(view.cidrs()[&"10.0.1.0/24".parse().unwrap()].record.node.as_str(), "third");
+    assert_eq!(view.remembered(), 0);
+}
+
+#[test]
 fn remembered_number_is_given_up_when_it_means_other_labels() {
     let known = || [number(300, "web", 8).to_vec(), vec![kv("identities/refs/300/other", REF, 9)]].concat();
     let labels = format!("identities/labels/{}", digest("web"));

@@ -8,12 +8,10 @@ use node_api::ClientError;
 
 use crate::{
     Lab, ask, cgroup, interrupt, process,
-    spec::underlay_address,
+    spec::{AGENT, underlay_address},
     wait::{self, Hopeless},
 };
 
-/// The program of an agent.
-pub(crate) const AGENT: &str = "warrend";
 /// How long a fleet may take from the last start of an agent until every agent knows every other one. Ten agents with
 /// debug builds on two cores take about 10 s.
 const READY_LIMIT: Duration = Duration::from_secs(90);

@@ -4,31 +4,32 @@ use anyhow::Result;
 
 use crate::{Lab, cgroup, spec::underlay_address};
 
-/// Renders a node's configuration.
-///
-/// # Errors
-/// When cgroup2 is not mounted.
-pub fn render(lab: &Lab, node: &str) -> Result<String> {
-    let spec = lab.spec();
-    let folder = lab.name().folder().join(node);
-    let store = if spec.etcd == 0 { "memory" } else { "etcd" };
-    // The first two nodes are every node's seeds; the others are found through etcd and gossip.
-    let seeds: Vec<String> = spec
-        .node_names()
-        .filter(|name| name != node)
-        .take(2)
-        .map(|name| format!("{}:7950", underlay_address(&name)))
-        .collect();
-    let values = |list: &[String]| toml::Value::from(list.to_vec()).to_string();
-    let text = |value: &dyn std::fmt::Display| toml::Value::from(value.to_string()).to_string();
-    let etcd = if spec.etcd == 0 {
-        String::new()
-    } else {
-        format!("[etcd]\nendpoints = {}\n\n", values(&spec.etcd_endpoints()))
-    };
-    let cgroup = cgroup::lab_folder(lab.name())?.join(node);
-    Ok(format!(
-        "# Written by warren-lab.\n\
+impl Lab {
+    /// Renders a node's configuration.
+    ///
+    /// # Errors
+    /// When cgroup2 is not mounted.
+    pub(crate) fn render_config(&self, node: &str) -> Result<String> {
+        let spec = self.spec();
+        let folder = self.name().folder().join(node);
+        let store = if spec.etcd == 0 { "memory" } else { "etcd" };
+        // The first two nodes are every node's seeds; the others are found through etcd and gossip.
+        let seeds: Vec<String> = spec
+            .node_names()
+            .filter(|name| name != node)
+            .take(2)
+            .map(|name| format!("{}:7950", underlay_address(&name)))
+            .collect();
+        let values = |list: &[String]| toml::Value::from(list.to_vec()).to_string();
+        let text = |value: &dyn std::fmt::Display| toml::Value::from(value.to_string()).to_string();
+        let etcd = if spec.etcd == 0 {
+            String::new()
+        } else {
+            format!("[etcd]\nendpoints = {}\n\n", values(&spec.etcd_endpoints()))
+        };
+        let cgroup = cgroup::lab_folder(self.name())?.join(node);
+        Ok(format!(
+            "# Written by warren-lab.\n\
          store = {store}\n\n\
          [node]\n\
          name = {name}\n\
@@ -50,17 +51,18 @@ pub fn render(lab: &Lab, node: &str) -> Result<String> {
          cgroup = {cgroup}\n\n\
          [log]\n\
          level = \"info\"\n",
-        store = text(&store),
-        name = text(&node),
-        machine = text(&format!("{}-{node}", lab.name().as_str())),
-        state = text(&folder.join("state").display()),
-        run = text(&folder.display()),
-        fleet = text(&lab.name().as_str()),
-        pools = values(&spec.pools),
-        block = spec.block_prefix_v4,
-        key = text(&lab.key_path().display()),
-        seeds = values(&seeds),
-        cgroup = text(&cgroup.display()),
-        pins = text(&lab.pin_path(node).display()),
-    ))
+            store = text(&store),
+            name = text(&node),
+            machine = text(&format!("{}-{node}", self.name().as_str())),
+            state = text(&folder.join("state").display()),
+            run = text(&folder.display()),
+            fleet = text(&self.name().as_str()),
+            pools = values(&spec.pools),
+            block = spec.block_prefix_v4,
+            key = text(&self.key_path().display()),
+            seeds = values(&seeds),
+            cgroup = text(&cgroup.display()),
+            pins = text(&self.pin_path(node).display()),
+        ))
+    }
 }

@@ -13,11 +13,10 @@ use anyhow::{Context, Result, bail};
 use node_api::Client;
 
 use crate::{
-    agent::AGENT,
-    cgroup, config, interrupt,
+    cgroup, interrupt,
     name::{LabName, labs_folder},
     namespace, process, require_root,
-    spec::{Spec, UNDERLAY_PREFIX, underlay_address, underlay_mac},
+    spec::{AGENT, Spec, UNDERLAY_PREFIX, underlay_address, underlay_mac},
     teardown,
 };
 
@@ -161,7 +160,7 @@ impl Lab {
         self.write_key()?;
         for node in self.spec.node_names() {
             let path = self.config_path(&node);
-            fs::write(&path, config::render(self, &node)?)
+            fs::write(&path, self.render_config(&node)?)
                 .with_context(|| format!("write {}", path.display()))?;
         }
         Ok(())

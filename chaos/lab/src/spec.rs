@@ -5,6 +5,8 @@ use std::{net::Ipv4Addr, path::PathBuf};
 use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 
+/// The program of an agent.
+pub(crate) const AGENT: &str = "warrend";
 /// Maximum number of nodes: their last address byte starts at 1.
 pub const MAX_NODES: u8 = 100;
 /// Maximum number of etcd members: more than seven are of no use.

@@ -12,12 +12,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::{
-    InvalidFacts, NodeFacts, PendingEndpoint,
+    FACTS_VERSION, InvalidFacts, NodeFacts, PendingEndpoint,
     unwell::{UNWELL_KEY, UnwellValue, pack, unpack},
 };
 
-/// The version that this code writes, and the only one that it reads.
-pub const FACTS_VERSION: u32 = 1;
 /// The key of everything but pending endpoints.
 pub const FACTS_KEY: &str = "facts";
 /// Maximum bytes of a value: a key and a value of more than about 65,400 bytes never leave the node (FACTS).

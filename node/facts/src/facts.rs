@@ -6,6 +6,8 @@ use identity::{EndpointName, Identity, LabelDigest, Labels, NodeName, ServiceNam
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
+/// The version of the encoding: the codec writes it, and reads no other.
+pub const FACTS_VERSION: u32 = 1;
 /// Maximum number of underlay addresses of a node: a few uplinks in both families.
 pub const MAX_UNDERLAY: usize = 16;
 /// Maximum number of pod CIDRs of a node. With about 60 bytes each they stay far below one gossip value.

@@ -13,11 +13,11 @@ mod facts;
 mod unwell;
 
 pub use codec::{
-    Decoded, FACTS_KEY, FACTS_VERSION, FactsError, MAX_PENDING_CHUNKS, MAX_VALUE_BYTES, PENDING_CHUNK_BYTES,
-    RejectedValue, decode, encode, pending_key,
+    Decoded, FACTS_KEY, FactsError, MAX_PENDING_CHUNKS, MAX_VALUE_BYTES, PENDING_CHUNK_BYTES, RejectedValue,
+    decode, encode, pending_key,
 };
 pub use facts::{
-    CidrFact, InvalidFacts, Liveness, MAX_CIDRS, MAX_FLEET_ID_BYTES, MAX_REASON_BYTES, MAX_UNDERLAY,
-    MAX_UNWELL, MAX_WHY_BYTES, NodeFacts, NodeHealth, PendingEndpoint, PendingOp, Unwell,
+    CidrFact, FACTS_VERSION, InvalidFacts, Liveness, MAX_CIDRS, MAX_FLEET_ID_BYTES, MAX_REASON_BYTES,
+    MAX_UNDERLAY, MAX_UNWELL, MAX_WHY_BYTES, NodeFacts, NodeHealth, PendingEndpoint, PendingOp, Unwell,
 };
 pub use unwell::UNWELL_KEY;

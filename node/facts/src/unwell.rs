@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 use identity::ServiceName;
 use serde::{Deserialize, Serialize};
 
-use crate::{Unwell, codec::FACTS_VERSION};
+use crate::facts::{FACTS_VERSION, Unwell};
 
 /// The key of the value, which exists while a backend is unhealthy.
 pub const UNWELL_KEY: &str = "unwell";

@@ -87,6 +87,8 @@ pub struct Agent {
     pub store_hangs: bool,
     /// What becomes of its writes.
     pub fates: WriteFates,
+    /// How far its wall clock was set back.
+    pub wall_behind: Duration,
     /// Whether the process stands still: nothing of it runs, and everything waits for it.
     pub paused: bool,
     /// What the node was halted for.
@@ -124,6 +126,7 @@ impl Agent {
             store_up: true,
             store_hangs: false,
             fates: WriteFates::default(),
+            wall_behind: Duration::ZERO,
             paused: false,
             halts: Vec::new(),
             bug: None,
@@ -437,12 +440,12 @@ impl Agent {
             }
             None => vec![event],
         };
-        let now = Now { monotonic: now - self.started_at, wall: now };
+        let told = Now { monotonic: now - self.started_at, wall: now.saturating_sub(self.wall_behind) };
         for event in events {
             let node = self.node.as_mut().expect("the agent runs");
             let commands = match &mut self.log {
-                Some(log) => log.handle(node, now, event),
-                None => node.handle(now, event),
+                Some(log) => log.handle(node, told, event),
+                None => node.handle(told, event),
             };
             for command in commands {
                 self.carry_out(command, now, replies, deed);
@@ -450,7 +453,7 @@ impl Agent {
         }
     }
 
-    fn carry_out(&mut self, command: Command, now: Now, replies: &mut Replies, deed: &mut Deed) {
+    fn carry_out(&mut self, command: Command, now: Duration, replies: &mut Replies, deed: &mut Deed) {
         match command {
             Command::Apply(plan) => {
                 assert!(self.plan.is_none() && !self.observe, "one thing at a time in the kernel");
@@ -460,7 +463,7 @@ impl Agent {
                 assert!(self.plan.is_none() && !self.observe, "one thing at a time in the kernel");
                 self.observe = true;
             }
-            Command::Kv(id, request) => self.requests.push_back((now.wall, id, request)),
+            Command::Kv(id, request) => self.requests.push_back((now, id, request)),
             Command::KeepAlive { key, value, ttl, fence } => {
                 self.lease = Some(Lease { id: None, key, value, ttl, fence });
             }

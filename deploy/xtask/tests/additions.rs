@@ -10,11 +10,7 @@ const NOT_PROVOKED: [(&str, &str); 1] =
 #[test]
 fn drop_reasons_are_raised_by_a_program_and_provoked_by_a_packet_test() {
     let reasons: Vec<String> = DropReason::ALL.iter().map(|reason| format!("{reason:?}")).collect();
-    assert_eq!(
-        unmentioned("DropReason", &reasons, "datapath/ebpf/src"),
-        [""; 0],
-        "no program raises them"
-    );
+    assert_eq!(unmentioned("DropReason", &reasons, "datapath/ebpf/src"), [""; 0], "no program raises them");
     let expected: Vec<&str> = NOT_PROVOKED.iter().map(|(reason, _)| *reason).collect();
     assert_eq!(
         unmentioned("DropReason", &reasons, "datapath/linux/tests"),

@@ -106,6 +106,35 @@ fn pages_name_functions_that_exist_in_the_named_file() {
     assert!(missing.is_empty(), "{}", missing.join("\n"));
 }
 
+/// `origin::check` is a function in a file or folder of that name.
+#[test]
+fn life_of_a_packet_names_functions_of_the_programs() {
+    let page = read("docs/ARCHITECTURE.md");
+    let section = page.split("\n## ").find(|section| section.starts_with("Life of a packet"));
+    let steps: Vec<(&str, &str)> =
+        quoted(section.expect("the section is there")).filter_map(|word| word.split_once("::")).collect();
+    assert!(steps.len() >= 10, "{steps:?}");
+    let programs: Vec<_> = files()
+        .into_iter()
+        .filter(|file| file.starts_with("datapath/ebpf/src") && extension(file) == "rs")
+        .collect();
+    let exists = |(module, function): &(&str, &str)| {
+        programs
+            .iter()
+            .filter(|file| {
+                file.with_extension("").components().rev().take(2).any(|part| part.as_os_str() == *module)
+            })
+            .any(|file| read(file).contains(&format!("fn {function}")))
+    };
+    // A method of a type is no step.
+    let missing: Vec<_> = steps
+        .iter()
+        .filter(|(module, _)| module.starts_with(char::is_lowercase))
+        .filter(|step| !exists(step))
+        .collect();
+    assert!(missing.is_empty(), "docs/ARCHITECTURE.md: no such function in the programs: {missing:?}");
+}
+
 #[test]
 fn settings_are_described_in_their_order() {
     // The agent makes file keys, flags and help from this table: `"section.name" field "help";` a line.

@@ -169,3 +169,21 @@ fn pool_tells_what_is_used_and_how_full_each_block_is() {
     assert_eq!(pool.block_of(ip("10.0.0.21")), Some("10.0.0.16/28".parse().unwrap()));
     assert_eq!(pool.blocks().count(), 2);
 }
+
+#[test]
+fn removed_block_leaves_no_address_behind() {
+    let mut pool = pool(&["10.0.0.0/29", "10.0.0.16/30"]);
+    for address in ["10.0.0.2", "10.0.0.3", "10.0.0.4"] {
+        pool.allocate_exact(ip(address), at(0)).unwrap();
+    }
+    // Free again one after the other, each beside ranges that are free already.
+    for (address, seconds) in [("10.0.0.2", 0), ("10.0.0.4", 10), ("10.0.0.3", 20)] {
+        assert!(pool.release(ip(address), at(seconds)));
+    }
+    assert_eq!(pool.allocate(at(100)), Ok(ip("10.0.0.5")));
+    assert!(pool.release(ip("10.0.0.5"), at(100)));
+    // One rests still.
+    pool.remove_block("10.0.0.0/29".parse().unwrap()).unwrap();
+    assert_eq!(pool.allocate(at(300)), Ok(ip("10.0.0.18")));
+    assert_eq!(pool.allocate(at(300)), Err(AddressError::Full { used: 1 }));
+}

@@ -2,16 +2,16 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use identity::{LabelDigest, NodeName};
+use identity::{LabelDigest, NodeName, ServiceName};
 use ipnetwork::IpNetwork;
 use kvstore_claims::{
-    CidrClaim, CidrRelease, EndpointWrites, FleetJoin, IdentityAcquire, IdentityRelease, Machine,
+    CidrClaim, CidrRelease, EndpointWrites, Expected, FleetJoin, IdentityAcquire, IdentityRelease, Machine,
     NodeRegistration, ServiceBatch, ServiceRemoval, ServiceWrite,
 };
-use kvstore_schema::{KvFailure, KvOutcome, KvRequest};
+use kvstore_schema::{KvFailure, KvOutcome, KvRequest, service::ServiceSpec};
 use serde::{Deserialize, Serialize};
 
-use crate::{CallErrorKind, CallId, KvId, context::Context, services::Write};
+use crate::{CallId, KvId};
 
 /// What an answer is for. A claim protocol is carried along until it ends.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -35,6 +35,16 @@ pub(crate) enum Task {
     /// A reading of the store's mark and generation, by its number.
     ReadMark(u64),
     RemoveNode(NodeName, CallId),
+}
+
+/// A service that a caller wants written.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Write {
+    pub call: CallId,
+    pub name: ServiceName,
+    /// Valid and normalised.
+    pub spec: ServiceSpec,
+    pub expected: Expected,
 }
 
 /// All requests. Bounded: one of each kind, except two per label set in use and one per call.
@@ -84,38 +94,15 @@ impl Requests {
         std::mem::take(&mut self.waiting).into_values().collect()
     }
 
+    /// All tasks, whether their requests are in flight or wait.
+    pub(crate) fn take_all(&mut self) -> Vec<Task> {
+        let waiting = self.take_waiting().into_iter().map(|(_, task)| task);
+        std::mem::take(&mut self.in_flight).into_values().chain(waiting).collect()
+    }
+
     fn next(&mut self) -> u64 {
         self.last += 1;
         self.last
-    }
-}
-
-impl Context {
-    /// Forgets all requests, since the store that they were sent to has lost its content. Callers are told.
-    pub(crate) fn abandon_requests(&mut self) {
-        let asked = std::mem::take(&mut self.requests.in_flight).into_values();
-        let waiting = self.requests.take_waiting().into_iter().map(|(_, task)| task);
-        let tasks: Vec<Task> = asked.chain(waiting).collect();
-        for task in tasks {
-            let calls = match task {
-                Task::PutServices(together, _) => together.iter().map(Write::call).collect(),
-                Task::ReleaseBlock(_, Some(call), _)
-                | Task::PutService(call, _)
-                | Task::DeleteService(call, _)
-                | Task::RemoveNode(_, call) => vec![call],
-                _ => Vec::new(),
-            };
-            self.refuse_abandoned(calls);
-        }
-    }
-
-    /// Tells callers that their request was abandoned.
-    pub(crate) fn refuse_abandoned(&mut self, calls: Vec<CallId>) {
-        for call in calls {
-            let text =
-                "the store was emptied or restored meanwhile; check the state, then try again".to_owned();
-            self.refuse(call, CallErrorKind::Unavailable, text);
-        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! The doctor on a fleet: what it learns from other nodes and from the kernel.
+//! The doctor in a fleet: what it learns from other nodes and from the kernel.
 
 use crate::support::TestLab;
 
@@ -13,7 +13,7 @@ fn finding(lab: &TestLab, check: &str) -> (String, String) {
     (text("verdict"), text("seen"))
 }
 
-/// Judges one finding of the doctor on n1.
+/// Checks one finding of the doctor on n1.
 #[track_caller]
 pub fn check(lab: &TestLab, name: &str, verdict: &str, seen: &str) {
     let (actual, text) = finding(lab, name);
@@ -27,7 +27,7 @@ fn run(lab: &TestLab, node: &str, words: &str) {
 }
 
 #[test]
-fn the_doctor_sees_a_blocked_tunnel_and_others_at_our_hooks() {
+fn doctor_finds_a_blocked_tunnel_and_foreign_programs() {
     let Some(lab) = TestLab::up("doctor", 2, 1) else { return };
     check(&lab, "tunnel", "ok", "1 node answer");
     check(&lab, "path-mtu", "ok", "1450 bytes pass to 1 node");

@@ -3,7 +3,7 @@
 mod apply;
 mod cgroup;
 mod cleanup;
-mod collecting;
+mod collect;
 mod dump;
 mod hooks;
 mod masquerade;

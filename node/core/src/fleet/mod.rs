@@ -27,7 +27,7 @@ use self::{
     store::StoreState,
 };
 use crate::{NodeConfig, Now, Snapshot, context::Context, requests::Task};
-pub(crate) use membership::{JoinEnd, on_removed};
+pub(crate) use membership::{JoinEnd, Own, on_removed};
 pub(crate) use store::Heard;
 
 /// Everything that belongs to the fleet and its store. One per node.
@@ -93,10 +93,12 @@ impl Fleet {
         self.store.heard_at
     }
 
-    /// For how long the store has been silent; `None` if it was never heard. By the wall clock, which continues over a
-    /// restart; if the wall clock went back, nothing is known.
+    /// For how long the store has been silent; `None` if it was never heard. The longer of both clocks counts: the wall
+    /// clock continues over a restart, and the monotonic clock cannot be set back. If the wall clock shows a time before
+    /// the last answer, nothing is known.
     pub(crate) fn silent_for(&self, now: Now) -> Option<Duration> {
-        now.wall.checked_sub(self.store.heard_at?)
+        let by_wall = now.wall.checked_sub(self.store.heard_at?)?;
+        Some(by_wall.max(now.monotonic.saturating_sub(self.store.heard_monotonic)))
     }
 
     /// Whether this node takes part in restoring a store that has lost records.
@@ -143,8 +145,9 @@ impl Fleet {
     }
 
     /// Takes a former agent's snapshot as what is known until the store answers. Returns the records.
-    pub(crate) fn restore(&mut self, snapshot: &Snapshot) -> Vec<ViewChange> {
+    pub(crate) fn restore(&mut self, now: Now, snapshot: &Snapshot) -> Vec<ViewChange> {
         self.store.heard_at = Some(snapshot.heard_at);
+        self.store.heard_monotonic = now.monotonic;
         self.membership.restore(snapshot.fleet_id.clone());
         let schema = self.view.schema().clone();
         let entries = snapshot.entries(&schema);

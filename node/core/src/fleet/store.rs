@@ -17,6 +17,8 @@ pub(super) struct StoreState {
     /// Why the store is not believed: it is another fleet's.
     pub suspect: Option<String>,
     pub heard_at: Option<Duration>,
+    /// The monotonic time of the last answer, or of the start from a snapshot: it runs on when the wall clock is set back.
+    pub heard_monotonic: Duration,
     /// The whole prefix has been requested because the fleet's record changed; the changes that arrive meanwhile.
     relisting: Option<Vec<KvEvent>>,
 }
@@ -146,6 +148,7 @@ impl Fleet {
     fn reconnected(&mut self, cx: &mut Context) {
         self.store.lost = None;
         self.store.heard_at = Some(cx.now.wall);
+        self.store.heard_monotonic = cx.now.monotonic;
         if !self.store.connected {
             self.store.connected = true;
             cx.changes.all_peers = true;

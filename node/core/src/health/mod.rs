@@ -28,9 +28,8 @@ use crate::{
     changes::{MemberChange, MemberChangeKind},
     context::Context,
     fleet::Fleet,
-    ipcache::Sources,
+    ipcache::{Sources, v4},
     limits::GOSSIP_SETTLED,
-    services::v4,
 };
 
 /// What a check is of.

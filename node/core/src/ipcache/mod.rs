@@ -8,7 +8,7 @@ mod sources;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
 };
 
 use datapath_plan::{IpcacheValue, NodeIndex};
@@ -185,6 +185,14 @@ impl Ipcache {
             key: schema.endpoint(node, *ip).to_string(),
             reason: reason.clone(),
         })
+    }
+}
+
+/// The programs have no table for IPv6.
+pub(crate) fn v4(address: IpAddr) -> Option<Ipv4Addr> {
+    match address {
+        IpAddr::V4(address) => Some(address),
+        IpAddr::V6(_) => None,
     }
 }
 

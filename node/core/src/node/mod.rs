@@ -20,7 +20,7 @@ use crate::{
     context::Context,
     endpoints::{Allocators, Endpoints},
     facts::facts,
-    fleet::Fleet,
+    fleet::{Fleet, Own},
     health::Health,
     identities::{Identities, IdentityChange},
     ipam::{BlockEnd, Ipam},
@@ -83,7 +83,18 @@ macro_rules! allocators {
         }
     };
 }
-use {allocators, sources};
+/// Borrows the addresses that this node announces.
+macro_rules! own {
+    ($node:expr) => {
+        Own {
+            underlay: $node.routing.addresses(),
+            moves: $node.routing.moves(),
+            blocks: $node.ipam.own(),
+            gateway: $node.ipam.gateway(),
+        }
+    };
+}
+use {allocators, own, sources};
 
 impl Node {
     /// A node that has seen nothing yet; the first event must be `Started`.
@@ -153,7 +164,7 @@ impl Node {
         self.fleet.resume_due(&mut self.cx);
         self.endpoints.expire(&mut self.cx, &mut allocators!(self));
         let hears_members = self.peers.heard_early();
-        self.fleet.pursue_membership(&mut self.cx, &self.routing, &self.ipam, hears_members);
+        self.fleet.pursue_membership(&mut self.cx, own!(self), hears_members);
         self.pursue_restoration();
         let starved = self.endpoints.wait_for_address();
         let end = self.ipam.pursue(&mut self.cx, &self.fleet, starved);
@@ -175,10 +186,10 @@ impl Node {
         let cut_off = self.peers.cut_off_since();
         self.records.refresh(&mut self.cx, &self.fleet, &self.endpoints, cut_off);
         self.records.pursue(&mut self.cx, &self.fleet, &self.ipam, &self.endpoints);
-        if let Some(facts) = facts(&self.cx, &self.fleet, &self.routing, &self.ipam, &self.health) {
+        if let Some(facts) = facts(&self.cx, &self.fleet, own!(self), &self.health) {
             self.records.publish(&mut self.cx, &self.ipam, facts);
         }
-        self.snapshots.pursue(&mut self.cx, &self.fleet, &self.routing, &self.ipam, &self.identities);
+        self.snapshots.pursue(&mut self.cx, &self.fleet, own!(self), &self.identities);
         self.wake();
     }
 
@@ -198,7 +209,7 @@ impl Node {
         let gateway = self.ipam.gateway();
         while !cx.changes.nodes.is_empty() || cx.changes.base || !cx.changes.blocks.is_empty() {
             while let Some(node) = cx.changes.nodes.pop_first() {
-                self.peers.refresh_node(cx, &self.fleet, &self.routing, &node);
+                self.peers.refresh_node(cx, &self.fleet, self.routing.addresses(), &node);
             }
             if std::mem::take(&mut cx.changes.base) {
                 self.routing.refresh_base(cx, gateway);
@@ -247,7 +258,7 @@ impl Node {
         }
         self.endpoints.restore(endpoints);
         self.cx.startup.snapshot_used = true;
-        let changes = self.fleet.restore(&snapshot);
+        let changes = self.fleet.restore(self.cx.now, &snapshot);
         self.on_view_changes(changes);
         self.ipam.use_snapshot(&mut self.cx, &self.fleet);
     }

@@ -193,12 +193,7 @@ mod tests {
     fn clock_skew_names_the_widest_first() {
         let check =
             |heard: &[Heard], verdict, seen, remedy| expect(clock_skew(&with(heard)), verdict, seen, remedy);
-        check(
-            &[heard(true, 3), heard(true, -12), heard(true, None)],
-            Ok,
-            "at most 12 ms to 2",
-            "",
-        );
+        check(&[heard(true, 3), heard(true, -12), heard(true, None)], Ok, "at most 12 ms to 2", "");
         check(&[heard(true, 1_000)], Ok, "1000 ms", "");
         check(&[heard(true, 1_001)], Warn, "n2 1.0 s ahead", "set-ntp true");
         check(

@@ -1,4 +1,4 @@
-//! Backends of service ports: what stands behind them.
+//! Backends of service ports.
 
 use std::{fmt, net::IpAddr};
 
@@ -11,8 +11,8 @@ use crate::{
     row::{Change, Room, Row},
 };
 
-/// One member of one service port on this node; members of two are two backends, whatever their address. Never 0.
-/// Flows name it: a number is not given to another address and port before its entry has gone.
+/// The number of one member of one service port on this node. An endpoint that is a member of two ports is two backends.
+/// Never 0. Flows name backends by number, so a number is not reused before its entry is deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct BackendId(pub u32);
 
@@ -27,15 +27,15 @@ impl BackendId {
     pub const LAST: Self = Self(MAX_BACKENDS - 1);
 }
 
-/// What a backend may get.
+/// The flows that a backend may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum BackendState {
-    /// New flows.
+    /// New flows and known flows.
     Active,
-    /// No new flows, on the way out; those that run go on.
+    /// Known flows only: the backend is being removed.
     Terminating,
-    /// No new flows, until it is well again; those that run go on.
+    /// Known flows only, until the backend is healthy again.
     Unhealthy,
 }
 
@@ -56,25 +56,25 @@ impl BackendState {
 /// A backend in the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackendValue {
-    /// The service port that it is a member of.
+    /// The service port that the backend is a member of.
     pub service: ServiceId,
-    /// Where it is.
+    /// The backend's address.
     pub address: IpAddr,
-    /// Its port.
+    /// The backend's port.
     pub port: u16,
-    /// Its part of the flows, beside the other members' weights; 0: none.
+    /// The share of new flows, relative to the other members' weights; 0: none.
     pub weight: u16,
-    /// What it may get.
+    /// The flows that the backend may have.
     pub state: BackendState,
 }
 
 impl BackendValue {
-    /// Whether flows of the one are flows of the other.
+    /// Whether flows to one are flows to the other.
     pub(crate) fn same_place(&self, other: &Self) -> bool {
         (self.service, self.address, self.port) == (other.service, other.address, other.port)
     }
 
-    /// Whether the one gets what the other would get from a table.
+    /// Whether both have the same slots.
     pub(crate) fn same_share(&self, other: &Self) -> bool {
         self.same_place(other) && self.weight == other.weight
     }

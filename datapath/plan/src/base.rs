@@ -1,4 +1,4 @@
-//! What everything else on a node stands on: its devices and the settings that the programs are told.
+//! The base: the devices of a node and the settings of its programs, which all other tables depend on.
 
 use std::{collections::BTreeSet, fmt, net::IpAddr};
 
@@ -11,8 +11,8 @@ use crate::{
     row::{Change, Room, Row},
 };
 
-/// The devices and settings that everything else stands on: `warren_host`/`warren_net` with the gateway's
-/// address, `warren_vxlan` where there is a tunnel, the configuration map, the programs on them and on the underlay's
+/// The devices and settings that all other tables depend on: `warren_host`/`warren_net` with the gateway's address,
+/// `warren_vxlan` where there is a tunnel, the configuration map, the programs at these devices and at the underlay's
 /// interface. Exists once a node has a CIDR.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Base {
@@ -22,39 +22,39 @@ pub struct Base {
     pub tunnel_port: u16,
     /// MTU of endpoints and of routes to pods: see [`pod_mtu_bytes`].
     pub mtu_bytes: u32,
-    /// How packets get to other nodes' endpoints.
+    /// The way of packets to endpoints of other nodes.
     pub mode: Mode,
-    /// How they get to this node's.
+    /// The way of packets to endpoints of this node.
     pub host_routing: HostRouting,
-    /// The interface that leads to other nodes.
+    /// The interface towards other nodes.
     pub underlay: BaseUnderlay,
-    /// How endpoints reach what is outside the fleet; `None`: with their own addresses.
+    /// The masquerade of endpoints towards the world; `None`: they use their own addresses.
     pub masquerade: Option<Masquerade>,
 }
 
-/// How packets get from node to node.
+/// The way of packets from node to node.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
-    /// In VXLAN, with the sender's identity.
+    /// Through the tunnel, with the sender's identity.
     #[default]
     Tunnel,
-    /// As they are, by routes.
+    /// Unchanged, by routes.
     Native,
 }
 
-/// How packets get to local endpoints.
+/// The way of packets to local endpoints.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum HostRouting {
-    /// Straight, past the node's stack.
+    /// Directly, past the node's stack.
     #[default]
     Bpf,
-    /// By the node's stack, and its netfilter.
+    /// Through the node's stack and its netfilter.
     Legacy,
 }
 
-/// The underlay's interface, as the programs must know it.
+/// The properties of the underlay's interface that the programs need.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BaseUnderlay {
     /// Its index.
@@ -65,21 +65,21 @@ pub struct BaseUnderlay {
     pub mtu_bytes: u32,
 }
 
-/// What endpoints send to the world gets the node's underlay address and a port of this range.
+/// Packets of endpoints to the world get the node's underlay address and a port of this range as source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Masquerade {
     /// First port.
     pub first_port: u16,
     /// Last port.
     pub last_port: u16,
-    /// Destinations that see endpoints' own addresses: the fleet's pools, and what the operator says.
+    /// Destinations that are not masqueraded: the fleet's pools, and prefixes of the operator.
     pub exclude: BTreeSet<IpNetwork>,
 }
 
-/// What the tunnel adds to a packet: outer IPv4 (20), UDP (8), VXLAN (8), inner Ethernet (14).
+/// The bytes that the tunnel adds to a packet: outer IPv4 (20), UDP (8), VXLAN (8), inner Ethernet (14).
 const TUNNEL_OVERHEAD_BYTES: u32 = 50;
 
-/// MTU of endpoints and of routes to them: what fits into one packet of the underlay.
+/// MTU of endpoints and of routes to them: the largest packet that fits into one packet of the underlay.
 pub const fn pod_mtu_bytes(mode: Mode, underlay_mtu_bytes: u32) -> u32 {
     match mode {
         Mode::Tunnel => underlay_mtu_bytes.saturating_sub(TUNNEL_OVERHEAD_BYTES),

@@ -51,14 +51,14 @@ impl Protocol {
     }
 }
 
-/// Where a service port is reached.
+/// An address and port at which a service port is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Frontend {
-    /// The address; unspecified (0.0.0.0): every address of this node.
+    /// The address; unspecified (0.0.0.0) for every address of this node.
     pub address: IpAddr,
     /// The port.
     pub port: u16,
-    /// The protocol; that of all backends, too.
+    /// The protocol, of the frontend and of all backends.
     pub protocol: Protocol,
 }
 
@@ -68,17 +68,17 @@ impl fmt::Display for Frontend {
     }
 }
 
-/// What an address of a service is.
+/// The kind of a service's address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FrontendKind {
-    /// Of a service pool: for pods and nodes.
+    /// A virtual IP from a service pool, for endpoints and nodes.
     Virtual,
-    /// Of somebody else's network, which sends it here.
+    /// An address of an external network, which routes it to nodes.
     External,
-    /// A port of every node.
+    /// A port of every node's addresses.
     NodePort,
-    /// A port of the node of its one backend.
+    /// A port of the addresses of nodes that have a backend.
     HostPort,
 }
 
@@ -97,12 +97,12 @@ impl FrontendKind {
     }
 }
 
-/// Where a frontend leads.
+/// The service port of a frontend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FrontendValue {
     /// The service port.
     pub service: ServiceId,
-    /// What its address is.
+    /// The kind of the frontend's address.
     pub kind: FrontendKind,
 }
 

@@ -27,13 +27,13 @@ impl ServiceId {
     pub const LAST: Self = Self(MAX_SERVICES - 1);
 }
 
-/// How a backend is chosen.
+/// The choice of a backend for a new flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Algorithm {
-    /// By the flow's hash; another number of members moves most choices.
+    /// By the flow's hash. Another number of members moves most flows.
     Random,
-    /// By the flow's hash; another number of members moves few choices, and all nodes choose alike.
+    /// By the flow's hash. Another number of members moves few flows, and all nodes choose alike.
     Maglev,
 }
 
@@ -47,13 +47,13 @@ impl Algorithm {
     }
 }
 
-/// Whose address a backend sees when somebody outside comes by this node.
+/// The source address that a backend sees of an external client that came by this node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ServiceMode {
-    /// This node's: answers come back here.
+    /// This node's address: replies come back here.
     Snat,
-    /// The client's: the backend's node answers the client itself.
+    /// The client's address: the backend's node replies to the client directly.
     Dsr,
 }
 
@@ -67,19 +67,19 @@ impl ServiceMode {
     }
 }
 
-/// A service port in the kernel: its settings and its table of members.
+/// A service port in the kernel: its settings and its members.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceValue {
-    /// How a backend is chosen.
+    /// The choice of a backend for a new flow.
     pub algorithm: Algorithm,
-    /// How long a client that is silent keeps its backend; 0: not at all.
+    /// The time that a silent client keeps its backend; 0: no affinity.
     pub affinity_seconds: u32,
-    /// Whose address backends see.
+    /// The source address that backends see of external clients.
     pub mode: ServiceMode,
-    /// Where clients outside the fleet must be, as networks in ascending order; empty: anywhere.
+    /// The networks that external clients may come from, in ascending order; empty: any.
     pub source_ranges: Vec<IpNetwork>,
-    /// The backends that take new flows, without repetition, in ascending order. All of them are wanted in the
-    /// backends' table, too.
+    /// The backends that take new flows, without repetition, in ascending order. All of them are wanted in the table of
+    /// backends, too.
     pub members: Vec<BackendId>,
 }
 

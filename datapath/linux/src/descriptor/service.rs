@@ -33,7 +33,7 @@ impl KernelTable for ServiceValue {
         progress: &Progress<'_>,
     ) -> Vec<Answer> {
         let absent: BTreeSet<BackendId> = progress.failures.iter().filter_map(failed_backend).collect();
-        let mut sources = Vec::new();
+        let (mut sources, mut written) = (Vec::new(), BTreeSet::new());
         let mut answers = Vec::with_capacity(rows.len());
         for rows in rows.chunks(TABLES_AT_ONCE) {
             let draft = |(id, value): &(ServiceId, &Self)| {
@@ -45,11 +45,9 @@ impl KernelTable for ServiceValue {
             };
             let drafts: Vec<_> = rows.iter().map(draft).collect();
             sources.extend(drafts.iter().flatten().flat_map(|draft| draft.sources.iter().copied()));
-            answers.extend(write(datapath, rows, drafts));
+            answers.extend(write(datapath, rows, drafts, &mut written));
         }
         // After the entries: the programs must not find an entry without its ranges.
-        let written: BTreeSet<u32> =
-            rows.iter().zip(&answers).filter(|(_, answer)| answer.is_ok()).map(|((id, _), _)| id.0).collect();
         if let Err(error) = source_range::keep_only(&datapath.maps, &written, &sources) {
             return repeat(rows.len(), &error);
         }
@@ -145,12 +143,13 @@ fn draft(
     Ok(Draft { words, entry, sources, missing: table.missing(value) })
 }
 
-/// Writes slots and source ranges, then the entries that lead there. A port of which something is refused goes on as it
-/// is.
+/// Writes slots and source ranges, then the entries that lead there, and adds their ports to `written`. A port of which
+/// something is refused goes on as it is.
 fn write(
     datapath: &mut Datapath,
     rows: &[(ServiceId, &ServiceValue)],
     drafts: Vec<Result<Draft, DatapathError>>,
+    written: &mut BTreeSet<u32>,
 ) -> Vec<Answer> {
     let (mut blocks, mut sources) = (Vec::new(), Vec::new());
     // The draft that each of them belongs to.
@@ -176,6 +175,7 @@ fn write(
         let before = datapath.maps.services.get(&id.0)?.unwrap_or_default();
         datapath.maps.services.put(&id.0, &draft.entry)?;
         datapath.slot_tables.retire(&before);
+        written.insert(id.0);
         match draft.missing {
             None => Ok(()),
             Some(id) => Err(DatapathError::NotReady(format!("backend {id} is not there"))),

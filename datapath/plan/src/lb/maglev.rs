@@ -1,7 +1,7 @@
 //! Maglev tables (Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load Balancer", NSDI 2016, 3.4).
 //!
-//! Each member has a permutation of all slots that follows from its address and port. Turn by turn each takes the first
-//! slot of its own that is free. One member more or less so changes little of what the others have.
+//! Each member has a permutation of all slots that follows from its address and port. In turn, each member takes the first
+//! free slot of its permutation. One member more or less therefore changes few slots of the others.
 
 use std::net::IpAddr;
 
@@ -16,7 +16,7 @@ pub(super) const LARGEST: usize = 65_521;
 /// others' slots some 1.2 % move when one member goes, where 100 make it 2 %.
 const SLOTS_PER_MEMBER: usize = 200;
 
-/// Slots of a table of so many members.
+/// The number of slots of a table with this number of members.
 pub(super) const fn size(members: usize) -> usize {
     let mut index = 0;
     while index < SIZES.len() - 1 && SIZES[index] < members * SLOTS_PER_MEMBER {
@@ -25,11 +25,11 @@ pub(super) const fn size(members: usize) -> usize {
     SIZES[index]
 }
 
-/// A member's walk through all slots.
+/// A member's position in its permutation of the slots.
 struct Walk {
     next: usize,
     step: usize,
-    /// What it may take, in parts of the greatest weight.
+    /// The slots that the member may take, in parts of the greatest weight.
     credit: u32,
 }
 
@@ -44,7 +44,7 @@ pub(super) fn slots(members: &[Member]) -> Vec<BackendId> {
     let mut free = size;
     loop {
         for (member, walk) in members.iter().zip(&mut walks) {
-            // Each has a first turn, so that nobody has nothing; from then on as often as its weight says.
+            // Each member has a first turn, so that none is without slots; further turns follow its weight.
             if walk.credit >= greatest {
                 walk.credit -= greatest;
                 while slots[walk.next].is_some() {
@@ -72,7 +72,7 @@ impl Walk {
 
 fn walk(member: &Member, size: usize, greatest: u32) -> Walk {
     let hash = hash(member.address, member.port);
-    // Two numbers out of one that has twice the bits.
+    // Two 32-bit numbers from one hash.
     let (offset, step) = (hash >> 32, hash & 0xffff_ffff);
     Walk {
         next: (offset % size as u64) as usize,
@@ -81,7 +81,7 @@ fn walk(member: &Member, size: usize, greatest: u32) -> Walk {
     }
 }
 
-/// Of address and port. Never to be changed: nodes of two builds would choose differently.
+/// The hash of address and port. It must never change: nodes with different builds would choose differently.
 fn hash(address: IpAddr, port: u16) -> u64 {
     let bits = match address {
         IpAddr::V4(address) => address.to_ipv6_mapped().to_bits(),

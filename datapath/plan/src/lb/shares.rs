@@ -1,5 +1,5 @@
-//! Tables of shares: each member has as many slots as its weight, side by side. Small and quick to make; one member
-//! more or less moves most slots.
+//! Tables of shares: each member has as many adjacent slots as its weight says. Small and quick to compute; one member more
+//! or less moves most slots.
 
 use super::Member;
 use crate::BackendId;
@@ -17,7 +17,7 @@ pub(super) fn slots(members: &[Member]) -> Vec<BackendId> {
     let mut before = 0;
     for member in members {
         let after = before + reduced(member);
-        // Where the member's part of the whole begins and ends: rounded so that all parts together are the whole.
+        // Begin and end of the member's part, rounded so that the parts add up to the whole.
         let scaled = |sum: u64| if total as usize > LARGEST { sum * LARGEST as u64 / total } else { sum };
         slots.extend(std::iter::repeat_n(member.id, (scaled(after) - scaled(before)) as usize));
         before = after;

@@ -154,3 +154,20 @@ fn service_with_a_missing_backend_uses_the_others() {
         assert_eq!(services[&ServiceId(1)], service(vec![one]));
     });
 }
+
+/// The step fails for another reason, and clients of the removed range are refused all the same.
+#[test]
+fn source_ranges_narrow_although_a_backend_is_missing() {
+    let Some(stage) = Stage::new() else { return };
+    stage.block_on(async || {
+        let mut datapath = stage.open().await;
+        let ranges = ["192.0.2.0/24", "198.51.100.7/32"].map(|range| range.parse().expect("a range"));
+        let guarded = ServiceValue { source_ranges: ranges.into(), ..service(vec![]) };
+        must(&mut datapath, vec![Op::put(ServiceId(2), guarded.clone())]).await;
+        let members = vec![BackendId(9)];
+        let narrowed = ServiceValue { source_ranges: ranges[1..].into(), members, ..guarded };
+        let failures = apply(&mut datapath, vec![Op::put(ServiceId(2), narrowed)]).await.failures;
+        assert_eq!(failures[0].error.text, "backend 9 is not there");
+        assert_eq!(datapath.map_dump(map_name::SOURCES_LPM_V4).expect("rows").len(), 1);
+    });
+}

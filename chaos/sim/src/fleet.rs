@@ -17,9 +17,9 @@ use node_core::{Call, CallError, CallId, Event, Node, NodeConfig, ProbeTarget, R
 use crate::{
     agent::{Agent, Deed, Replies},
     bug::Bug,
-    check::{self, Checked, Invariant},
     config::{config, spec},
     gossip::{Gossip, INTERVAL, News},
+    invariant::{self, Checked, Invariant, Violation},
     truth::{Me, Subject, Truth},
 };
 
@@ -176,6 +176,15 @@ impl Sim {
         }
     }
 
+    /// The store as it is, decoded.
+    pub fn store_view(&self) -> FleetView {
+        let schema = self.schema();
+        let mut view = FleetView::new(schema.clone());
+        let page = self.store.list(&schema.root(), None, None, usize::MAX).expect("now is never compacted");
+        view.apply_list(page);
+        view
+    }
+
     /// As [`Sim::settle`], without a panic.
     pub(crate) fn quiet(&mut self) -> Checked {
         for _ in 0..MAX_STEPS_PER_NODE * self.agents.len() {
@@ -244,7 +253,7 @@ impl Sim {
     ///
     /// # Errors
     /// What is not as it always must be.
-    pub fn step(&mut self) -> Result<bool, check::Violation> {
+    pub fn step(&mut self) -> Result<bool, Violation> {
         let busy: Vec<usize> =
             (0..self.agents.len()).filter(|index| self.agents[*index].has_work(&self.store)).collect();
         let Some(index) = self.rng.choice(&busy).copied() else { return Ok(self.gossip_at_once()) };
@@ -327,7 +336,7 @@ impl Sim {
         }
         if self.steps.is_multiple_of(8) {
             let given_up = |number| self.truth.is_given_up(number, self.now, LAG);
-            check::one_owner_among_nodes(&self.agents, given_up)?;
+            invariant::one_owner_among_nodes(&self.agents, given_up)?;
         }
         if let Some(node) = &self.agents[index].node {
             let revision = node.revision().0;
@@ -337,7 +346,7 @@ impl Sim {
                 return Err(Invariant::Monotone.broken(text));
             }
             if self.steps.is_multiple_of(16) {
-                check::incremental_is_full(node)?;
+                invariant::incremental_is_full(node)?;
             }
         }
         Ok(())
@@ -364,7 +373,7 @@ impl Sim {
                 self.view.apply_events(&events);
                 self.view.apply_progress(now);
             }
-            _ => self.view = check::view(self),
+            _ => self.view = self.store_view(),
         }
         self.truth.learn_numbers(&self.view, self.now);
         if self.whole {
@@ -375,7 +384,7 @@ impl Sim {
                 .quarantine(&self.view, self.now, quarantine)
                 .map_err(|text| Invariant::Rest.broken(text))?;
         }
-        check::one_owner_in_store(&self.view)
+        invariant::one_owner_in_store(&self.view)
     }
 
     /// What a call means to be done.
@@ -499,7 +508,7 @@ impl Sim {
         }
         self.whole = false;
         self.truth.forget_numbers();
-        self.view = check::view(self);
+        self.view = self.store_view();
     }
 
     /// Changes a machine's underlay address.
@@ -531,7 +540,7 @@ impl Sim {
         self.agents.iter_mut().for_each(|agent| (agent.store_up, agent.store_hangs) = (true, false));
     }
 
-    fn fail(&self, violation: &check::Violation) -> ! {
+    fn fail(&self, violation: &Violation) -> ! {
         for line in self.story.iter().flatten() {
             eprintln!("{line}");
         }

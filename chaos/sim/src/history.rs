@@ -14,9 +14,9 @@ use kvstore_store::{MemState, WriteFates};
 use node_core::Call;
 
 use crate::{
-    Agent, Bug, Invariant, Log, Sim, Violation,
-    check::{self, Checked},
+    Agent, Bug, Invariant, Log, Sim, Violation, check,
     config::{config, name, spec},
+    invariant::Checked,
 };
 
 /// How long a fleet may take to converge once everything has healed: the longest retry of a step that failed is 60 s,

@@ -10,14 +10,15 @@ mod config;
 mod fleet;
 mod gossip;
 mod history;
+mod invariant;
 mod log;
 mod truth;
 
 pub use agent::{Agent, Replies, carry_out};
 pub use bug::{ALL, Bug, OF_LIVES};
-pub use check::{Invariant, Violation};
 pub use config::{added, config, name, spec};
 pub use fleet::Sim;
 pub use gossip::{Gossip, Link};
 pub use history::{Course, Failure, run};
+pub use invariant::{Invariant, Violation};
 pub use log::Log;

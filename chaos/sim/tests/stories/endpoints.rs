@@ -19,7 +19,7 @@ fn identities_are_shared_by_equal_label_sets() {
     let identities: BTreeSet<Identity> =
         calls.iter().map(|call| added(sim.replies.remove(call).expect("an answer")).1).collect();
     assert_eq!(identities.len(), 10);
-    assert_eq!(check::view(&sim).identities().len(), 10);
+    assert_eq!(sim.store_view().identities().len(), 10);
     check::converged(&sim);
 }
 
@@ -124,9 +124,9 @@ fn identity_is_collected_after_its_last_endpoint() {
     assert_eq!(added(sim.add(1, "a2", "app=a")).1, identity, "within the grace nothing moves");
     assert_eq!(sim.ask(1, Call::EndpointDelete(name("a2"))), Ok(Reply::EndpointDeleted { existed: true }));
     sim.advance(Duration::from_secs(65));
-    assert!(check::view(&sim).refs(identity).is_empty());
+    assert!(sim.store_view().refs(identity).is_empty());
     sim.advance(Duration::from_secs(2 * 900));
-    assert_eq!(check::view(&sim).identities().len(), 0);
+    assert_eq!(sim.store_view().identities().len(), 0);
 }
 
 /// The kernel is busy with another endpoint, or being observed, so that no plan has created this one yet.

@@ -131,7 +131,7 @@ fn endpoints_lost_in_a_reboot_are_removed_from_the_store() {
     added(sim.add(1, "a", "app=a"));
     sim.reboot(1);
     sim.settle();
-    assert_eq!(check::view(&sim).endpoint_count(), 0);
+    assert_eq!(sim.store_view().endpoint_count(), 0);
     check::converged(&sim);
     added(sim.add(1, "a", "app=a"));
     check::converged(&sim);

@@ -125,7 +125,7 @@ fn node_that_left_is_removed_by_the_operator_only() {
     assert_eq!(sim.ask(1, Call::NodeRemove(gone)).expect_err("gone").kind, CallErrorKind::NotFound);
     // The records of the removed node are collected after their quarantine.
     sim.advance(Duration::from_secs(3 * 900));
-    let view = check::view(&sim);
+    let view = sim.store_view();
     assert_eq!(view.cidrs().len(), 2);
     assert_eq!((view.endpoint_count(), view.identities().len()), (0, 0));
 }
@@ -160,7 +160,7 @@ fn block_without_endpoints_is_released() {
     assert_eq!(sim.ask(1, Call::CidrRelease(second.cidr)), Ok(Reply::CidrReleased(second.cidr)));
     assert_eq!(sim.node(1).status().cidrs.len(), 1);
     sim.advance(Duration::from_secs(2 * 900));
-    assert_eq!(check::view(&sim).cidrs().len(), 1, "deleted after its quarantine");
+    assert_eq!(sim.store_view().cidrs().len(), 1, "deleted after its quarantine");
     check::converged(&sim);
 }
 

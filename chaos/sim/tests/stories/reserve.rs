@@ -65,7 +65,7 @@ fn identity_used_without_the_store_is_not_collected() {
     assert_eq!(same, identity);
     assert_eq!(sim.ask(1, Call::EndpointDelete(name("a"))), Ok(Reply::EndpointDeleted { existed: true }));
     sim.advance(config(1).quarantine * 3);
-    let view = check::view(&sim);
+    let view = sim.store_view();
     assert!(view.refs(identity).is_empty(), "it has no reference");
     assert!(view.identities().contains_key(&identity), "it is there all the same");
     // A node that was silent for so long says nothing about identities any more.

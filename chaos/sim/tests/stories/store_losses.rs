@@ -68,7 +68,7 @@ fn history(seed: u64, bug: Option<Bug>) {
                 sim.agents.iter_mut().for_each(|agent| agent.store_up = true);
                 sim.settle();
                 sim.advance(Duration::from_secs(30));
-                if check::view(&sim).life().restoring {
+                if sim.store_view().life().restoring {
                     sim.advance(Duration::from_secs(200));
                 }
                 let copy = rng.choice(&copies).expect("the first one").clone();
@@ -93,7 +93,7 @@ fn history(seed: u64, bug: Option<Bug>) {
     sim.settle();
     sim.advance(Duration::from_secs(3_000));
     check::converged(&sim);
-    assert!(!check::view(&sim).life().restoring, "settled");
+    assert!(!sim.store_view().life().restoring, "settled");
     let before: Vec<_> = sim.agents.iter().map(|agent| agent.kernel.steps()).collect();
     for n in 1..=usize::from(NODES) {
         sim.restart(n);

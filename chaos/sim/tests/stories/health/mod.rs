@@ -216,7 +216,7 @@ fn drain_keeps_new_flows_from_an_endpoint() {
     sim.store_back();
     sim.advance(40 * SECOND);
     expect(&sim, &states);
-    let record = check::view(&sim).endpoint_at(b).map(|(_, entry)| entry.record.terminating);
+    let record = sim.store_view().endpoint_at(b).map(|(_, entry)| entry.record.terminating);
     assert_eq!(record, Some(true));
     check::converged(&sim);
     sim.ask(2, Call::EndpointDelete(name("w2"))).expect("deleted");

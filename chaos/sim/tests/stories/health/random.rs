@@ -7,7 +7,7 @@ use kvstore_schema::service::{FixedBackend, ServiceSpec};
 use node_core::{Call, Expected};
 
 use super::{SECOND, checked, kernel, put, wanted, web};
-use chaos_sim::{Sim, check, name, spec};
+use chaos_sim::{Sim, name, spec};
 
 /// Random events that affect backends. At the end, every node with power is reachable.
 struct Trouble {
@@ -87,7 +87,7 @@ impl Trouble {
         let dark =
             |node: &identity::NodeName| sim.dark.iter().any(|n| sim.agents[n - 1].config.node == *node);
         let sick = |ip: &IpAddr| if sim.sick.contains(ip) { Unhealthy } else { Active };
-        let view = check::view(sim);
+        let view = sim.store_view();
         let endpoints = view.endpoints().iter().flat_map(|(node, records)| {
             records.iter().map(move |(ip, entry)| match entry.record.terminating {
                 true => (*ip, Terminating),

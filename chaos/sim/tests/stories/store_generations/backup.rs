@@ -37,7 +37,7 @@ fn store_backup_with_a_higher_revision_is_detected_by_its_mark() {
             // Only new records: in the backup they look deleted.
             added(sim.add(3, "new", "app=new"));
             sim.advance(Duration::from_secs(30));
-            let (before, stored) = (kernels(&sim), content(&check::view(&sim)));
+            let (before, stored) = (kernels(&sim), content(&sim.store_view()));
             let away = seed % 2 == 0;
             if away {
                 sim.halt(3);
@@ -82,7 +82,7 @@ fn renumbered(seed: u64) -> (Sim, MemState) {
 fn identity_in_use_wins_over_an_old_backup() {
     for seed in 110..120 {
         let (mut sim, copy) = renumbered(seed);
-        let (before, stored) = (kernels(&sim), content(&check::view(&sim)));
+        let (before, stored) = (kernels(&sim), content(&sim.store_view()));
         sim.store.restore(copy);
         relist(&mut sim);
         nothing_leaves(&mut sim, &before, WHOLE);
@@ -120,7 +120,7 @@ fn identity_of_a_backup_that_is_in_use_is_adopted_by_all() {
         check::converged(&sim);
         assert_eq!(numbers(&sim), [Some(former)].into(), "one number");
         sim.advance(config(1).quarantine * 3);
-        let view = check::view(&sim);
+        let view = sim.store_view();
         assert!(later.iter().flatten().all(|number| !view.identities().contains_key(number)), "collected");
         check::converged(&sim);
     }
@@ -154,7 +154,7 @@ fn block_that_moved_since_the_backup_goes_to_its_later_owner() {
         sim.settle();
         sim.advance(WHOLE);
         let owner: BTreeMap<_, _> =
-            check::view(&sim).cidrs().iter().map(|(cidr, e)| (*cidr, e.record.node.clone())).collect();
+            sim.store_view().cidrs().iter().map(|(cidr, e)| (*cidr, e.record.node.clone())).collect();
         let block = owner.iter().find(|(cidr, _)| cidr.contains(address)).expect("claimed");
         assert_eq!(*block.1, config(3).node, "{owner:?}");
         check::converged(&sim);
@@ -166,7 +166,7 @@ fn store_generation_distinguishes_fleets() {
     // A backup of a former store generation is older, whatever its revision.
     let mut sim = fleet(99);
     let mut copy = sim.store.clone();
-    let (before, stored) = (kernels(&sim), content(&check::view(&sim)));
+    let (before, stored) = (kernels(&sim), content(&sim.store_view()));
     empty(&mut sim, 2);
     nothing_leaves(&mut sim, &before, WHOLE);
     while copy.revision() < Revision(10_000) {
@@ -176,6 +176,6 @@ fn store_generation_distinguishes_fleets() {
     relist(&mut sim);
     nothing_leaves(&mut sim, &before, WHOLE);
     is_whole(&sim, &stored);
-    let record: FleetRecord = check::view(&sim).fleet().expect("there").record.clone();
+    let record: FleetRecord = sim.store_view().fleet().expect("there").record.clone();
     assert_eq!((record.life.number, record.life.restoring), (2, false));
 }

@@ -20,7 +20,7 @@ fn node_joining_an_empty_store_waits_for_members_that_know_the_fleet() {
     sim.agent(4).store_up = true;
     nothing_leaves(&mut sim, &before, Duration::from_secs(60));
     assert_eq!(
-        check::view(&sim).fleet().map(|fleet| fleet.record.fleet_id.clone()),
+        sim.store_view().fleet().map(|fleet| fleet.record.fleet_id.clone()),
         None,
         "not its own fleet"
     );
@@ -36,7 +36,7 @@ fn node_with_an_old_snapshot_removes_nothing_before_the_others_restored() {
     for seed in 135..140 {
         let mut sim = fleet(seed);
         let before = kernels(&sim);
-        let stored = content(&check::view(&sim));
+        let stored = content(&sim.store_view());
         // The machine dies with a snapshot from before the others joined; its kernel has outlived it.
         sim.agents.iter_mut().for_each(|agent| agent.store_up = false);
         sim.gossip = false;
@@ -56,7 +56,7 @@ fn node_with_an_old_snapshot_removes_nothing_before_the_others_restored() {
         sim.agents.iter_mut().for_each(|agent| agent.store_up = true);
         nothing_leaves(&mut sim, &before, WHOLE);
         check::converged(&sim);
-        assert_eq!(content(&check::view(&sim)).len(), stored.len());
+        assert_eq!(content(&sim.store_view()).len(), stored.len());
     }
 }
 
@@ -64,7 +64,7 @@ fn node_with_an_old_snapshot_removes_nothing_before_the_others_restored() {
 fn member_that_missed_a_store_generation_may_found_the_next() {
     for seed in 130..135 {
         let mut sim = fleet(seed);
-        let (before, stored) = (kernels(&sim), content(&check::view(&sim)));
+        let (before, stored) = (kernels(&sim), content(&sim.store_view()));
         sim.agents[2].store_up = false;
         sim.settle();
         empty(&mut sim, 2);
@@ -75,10 +75,10 @@ fn member_that_missed_a_store_generation_may_found_the_next() {
         delete_all(&mut sim);
         sim.agents[2].store_up = true;
         nothing_leaves(&mut sim, &before, Duration::from_secs(20));
-        assert_eq!(check::view(&sim).life().number, 1);
+        assert_eq!(sim.store_view().life().number, 1);
         sim.agents.iter_mut().for_each(|agent| agent.store_up = true);
         nothing_leaves(&mut sim, &before, WHOLE);
-        assert_eq!(check::view(&sim).life().number, 2);
+        assert_eq!(sim.store_view().life().number, 2);
         is_whole(&sim, &stored);
     }
 }

@@ -102,7 +102,7 @@ fn nothing_leaves(sim: &mut Sim, before: &[Tables], time: Duration) {
 }
 
 fn is_whole(sim: &Sim, before: &[String]) {
-    let view = check::view(sim);
+    let view = sim.store_view();
     assert_eq!(content(&view), before);
     assert!(!view.life().restoring, "settled");
     for agent in sim.agents.iter().filter(|agent| agent.node.is_some()) {
@@ -149,7 +149,7 @@ fn restored(seed: u64, cluster: Option<u64>) -> (Sim, Vec<Tables>, Vec<String>) 
     serve(&mut sim, "stall", VirtualIp::Address(shop));
     serve(&mut sim, "mart", VirtualIp::Address("10.201.7.7".parse().expect("an address")));
     sim.settle();
-    let (before, stored) = (kernels(&sim), content(&check::view(&sim)));
+    let (before, stored) = (kernels(&sim), content(&sim.store_view()));
     if let Some(cluster) = cluster {
         let mut other = MemState::new(StoreIdentity(cluster));
         std::mem::swap(&mut other, &mut copy);

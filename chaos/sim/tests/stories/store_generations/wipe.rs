@@ -12,7 +12,7 @@ use chaos_sim::{Agent, Sim, added, check, config};
 fn store_wiped_under_a_running_fleet_is_restored() {
     for seed in 60..70 {
         let mut sim = fleet(seed);
-        let (before, stored) = (kernels(&sim), content(&check::view(&sim)));
+        let (before, stored) = (kernels(&sim), content(&sim.store_view()));
         let steps: Vec<_> = sim.agents.iter().map(|agent| agent.kernel.steps()).collect();
         empty(&mut sim, 2);
         nothing_leaves(&mut sim, &before, Duration::from_secs(5));
@@ -22,7 +22,7 @@ fn store_wiped_under_a_running_fleet_is_restored() {
         is_whole(&sim, &stored);
         let after: Vec<_> = sim.agents.iter().map(|agent| agent.kernel.steps()).collect();
         assert_eq!(steps, after, "not one step in any kernel");
-        assert_eq!(check::view(&sim).life().number, 1);
+        assert_eq!(sim.store_view().life().number, 1);
         added(sim.add(2, "later", "app=later"));
         check::converged(&sim);
     }
@@ -32,7 +32,7 @@ fn store_wiped_under_a_running_fleet_is_restored() {
 fn store_prefix_that_was_deleted_is_restored() {
     for seed in 70..75 {
         let mut sim = fleet(seed);
-        let (before, stored) = (kernels(&sim), content(&check::view(&sim)));
+        let (before, stored) = (kernels(&sim), content(&sim.store_view()));
         delete_all(&mut sim);
         nothing_leaves(&mut sim, &before, WHOLE);
         is_whole(&sim, &stored);
@@ -42,7 +42,7 @@ fn store_prefix_that_was_deleted_is_restored() {
 #[test]
 fn store_wiped_twice_is_restored() {
     let mut sim = fleet(76);
-    let (before, stored) = (kernels(&sim), content(&check::view(&sim)));
+    let (before, stored) = (kernels(&sim), content(&sim.store_view()));
     empty(&mut sim, 2);
     nothing_leaves(&mut sim, &before, Duration::from_secs(3));
     empty(&mut sim, 3);
@@ -64,7 +64,7 @@ fn store_lost_while_agents_were_down_is_restored_at_start() {
         let but_policies = |view: &FleetView| -> Vec<String> {
             content(view).into_iter().filter(|line| !line.contains("guard")).collect()
         };
-        let (before, stored) = (kernels(&sim), but_policies(&check::view(&sim)));
+        let (before, stored) = (kernels(&sim), but_policies(&sim.store_view()));
         let emptied = seed % 2 == 0;
         for n in 1..=3 {
             sim.halt(n);
@@ -79,7 +79,7 @@ fn store_lost_while_agents_were_down_is_restored_at_start() {
         }
         nothing_leaves(&mut sim, &before, WHOLE);
         check::converged(&sim);
-        let view = check::view(&sim);
+        let view = sim.store_view();
         assert_eq!(but_policies(&view), stored);
         assert_eq!(view.policies().len(), usize::from(!emptied));
     }
@@ -94,7 +94,7 @@ fn store_watch_that_resumes_is_not_a_loss() {
         sim.agents.iter_mut().for_each(Agent::break_watch);
         sim.settle();
     }
-    let view = check::view(&sim);
+    let view = sim.store_view();
     assert_eq!(view.life().number, 0);
     assert!(view.mark().is_some_and(|mark| mark.record.before.len() >= 4), "{:?}", view.mark());
     check::converged(&sim);
@@ -105,7 +105,7 @@ fn records_of_an_absent_node_are_restored_by_others() {
     for wipe in [true, false] {
         let (mut sim, stored) = if wipe {
             let sim = fleet(90);
-            let stored = content(&check::view(&sim));
+            let stored = content(&sim.store_view());
             (sim, stored)
         } else {
             let (sim, _, stored) = restored(91, None);
@@ -118,7 +118,7 @@ fn records_of_an_absent_node_are_restored_by_others() {
         let before = kernels(&sim);
         nothing_leaves(&mut sim, &before, WHOLE);
         sim.advance(config(1).quarantine * 3);
-        assert_eq!(content(&check::view(&sim)), stored, "its records too");
+        assert_eq!(content(&sim.store_view()), stored, "its records too");
         sim.restart(2);
         nothing_leaves(&mut sim, &before, WHOLE);
         is_whole(&sim, &stored);
@@ -136,13 +136,13 @@ fn partition_half_finds_its_records_restored() {
     for gossip in [true, false] {
         let mut sim = fleet(93);
         sim.gossip = gossip;
-        let stored = content(&check::view(&sim));
+        let stored = content(&sim.store_view());
         sim.agents[2].store_up = false;
         sim.settle();
         let before = kernels(&sim);
         empty(&mut sim, 2);
         nothing_leaves(&mut sim, &before, WHOLE);
-        assert_eq!(content(&check::view(&sim)), stored);
+        assert_eq!(content(&sim.store_view()), stored);
         if gossip {
             // Recorded at a revision that the partitioned half has long seen, in another store generation.
             sim.agents[0].store_up = false;
@@ -159,14 +159,14 @@ fn partition_half_finds_its_records_restored() {
         sim.gossip = true;
         nothing_leaves(&mut sim, &before, WHOLE);
         check::converged(&sim);
-        assert_eq!(content(&check::view(&sim)).len(), stored.len() + 1 + usize::from(gossip));
+        assert_eq!(content(&sim.store_view()).len(), stored.len() + 1 + usize::from(gossip));
     }
 }
 
 #[test]
 fn store_of_another_fleet_is_never_written() {
     let mut sim = fleet(95);
-    let (before, stored) = (kernels(&sim), content(&check::view(&sim)));
+    let (before, stored) = (kernels(&sim), content(&sim.store_view()));
     let mut former = sim.store.clone();
     let mut other = Sim::with(96, vec![config(9)]);
     other.settle();

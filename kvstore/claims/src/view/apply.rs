@@ -37,6 +37,11 @@ impl FleetView {
         let mut before = std::mem::take(&mut self.keys);
         // A lower revision of the same cluster: it was founded anew while this node was away.
         let replaced = self.store.is_some_and(|known| known != page.store) || page.revision < self.revision;
+        if replaced {
+            // Nothing that is remembered outlasts the list, and no record of it yields to what is remembered.
+            let remembered = std::mem::take(&mut self.remembered);
+            before.extend(remembered.into_keys().map(|key| (key, Revision(0))));
+        }
         let mut listed = BTreeMap::new();
         for kv in page.entries.into_iter().filter(|kv| root.contains(&kv.key)) {
             let known = before.remove(&kv.key);
@@ -46,13 +51,7 @@ impl FleetView {
             }
             listed.insert(kv.key, kv.mod_revision);
         }
-        before.retain(|key, _| replaced || !self.remembered.contains_key(key));
-        if replaced {
-            let over = std::mem::take(&mut self.remembered);
-            before.extend(
-                over.into_keys().filter(|key| !listed.contains_key(key)).map(|key| (key, Revision(0))),
-            );
-        }
+        before.retain(|key, _| !self.remembered.contains_key(key));
         self.resurrected.retain(|key, _| !replaced && listed.contains_key(key));
         for key in before.into_keys() {
             self.forget(&key, &mut changes);

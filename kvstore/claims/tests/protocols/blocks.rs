@@ -121,7 +121,7 @@ fn block_that_the_view_has_and_the_store_has_lost_is_not_adopted() {
     let view = bench.view();
     delete(&mut bench, "10.0.2.0/24");
     let grant = claim(&mut bench, &view).unwrap();
-    assert_eq!(grant.adopted, false);
+    assert!(!grant.adopted);
     assert_ne!(grant.cidr, cidr("10.0.2.0/24"));
 }
 

@@ -205,7 +205,7 @@ fn quarantine_runs_from_when_a_revision_was_seen_first() {
     let number = Identity::new(4711).unwrap();
     let labels: Labels = "app=web".parse().unwrap();
     let rest = |bench: &mut Bench| {
-        let id = format!(r#"{{"v":1,"labels":{{"app":"web"}},"state":"quarantined"}}"#);
+        let id = r#"{"v":1,"labels":{"app":"web"},"state":"quarantined"}"#.to_owned();
         let by_labels = format!(r#"{{"v":1,"id":{number},"labels":{{"app":"web"}}}}"#);
         let put = |key, text: String| KvOp::Put { key, value: text.into_bytes().into(), lease: None };
         let txn = Txn::new()

@@ -147,6 +147,20 @@ fn given_up_service_brings_back_the_claims_of_the_copy() {
     assert_eq!(claims, ["address 10.201.0.1", "address 10.201.0.9"]);
 }
 
+/// A list that replaces the view: remembered records that it lacks are gone, those that it has are as it says.
+#[test]
+fn remembered_records_end_with_a_list_of_another_store() {
+    let known = |path| kv(path, &claim("other", "live"), 18);
+    let mut view = beside(vec![known("cidrs/10.0.1.0-24"), known("cidrs/10.0.2.0-24")], vec![]);
+    assert_eq!(view.remembered(), 2);
+    let entries = vec![kv("cidrs/10.0.1.0-24", &claim("third", "live"), 3)];
+    let page = kvstore_schema::ListPage { store: StoreIdentity(3), ..list(entries, 30) };
+    let changes = view.apply_list(page);
+    assert_eq!(texts(&view, changes), ["Put cidrs/10.0.1.0-24", "Gone cidrs/10.0.2.0-24"]);
+    let owners: Vec<&str> = view.cidrs().values().map(|claim| claim.record.node.as_str()).collect();
+    assert_eq!((owners, view.remembered()), (vec!["third"], 0));
+}
+
 #[test]
 fn deleted_key_is_remembered_no_more() {
     let path = "cidrs/10.0.1.0-24";

@@ -207,7 +207,7 @@ fn number(path: &Path) -> Option<u64> {
 mod tests {
     use std::net::IpAddr;
 
-    use datapath_plan::{IpcacheValue, NodeIndex, Observed};
+    use datapath_plan::{IpcacheValue, NodeIndex, Observed, PlanOutcome};
     use identity::Identity;
     use ipnetwork::IpNetwork;
     use node_recorder::{Entry, Replay, read};
@@ -297,24 +297,39 @@ mod tests {
         let mut recorder = node_recorder::Recorder::new(Memory(header("test")), u64::MAX);
         let mut node = node();
         recorder.checkpoint(&node);
-        let started = Event::Started { snapshot: None, endpoints: Vec::new() };
-        let mut sizes = Vec::new();
-        for (number, event) in (0..).zip([started, audit(), audit(), Event::Observed(Ok(changed)), audit()]) {
+        let mut handle = |number: u64, event: Event| {
             let now =
                 Now { monotonic: Duration::from_secs(60 * number), wall: Duration::from_secs(60 * number) };
             let before = recorder.sink().0.len();
             recorder.before(now, &event, &node);
             let commands = node.handle(now, event);
             recorder.after(&commands, &node);
-            sizes.push(recorder.sink().0.len() - before);
+            let plan = commands.into_iter().find_map(|command| match command {
+                Command::Apply(plan) => Some(plan.generation),
+                _ => None,
+            });
+            (recorder.sink().0.len() - before, plan)
+        };
+        let started = Event::Started { snapshot: None, endpoints: Vec::new() };
+        let mut sizes = Vec::new();
+        let mut events = 0;
+        for event in [started, audit(), audit(), Event::Observed(Ok(changed)), audit()] {
+            events += 1;
+            let (size, plan) = handle(events, event);
+            sizes.push(size);
+            // The next observation must not come before the outcome.
+            if let Some(generation) = plan {
+                events += 1;
+                handle(events, Event::Applied(PlanOutcome { generation, failures: Vec::new() }));
+            }
         }
         assert!(sizes[1] > 50_000, "the first one is recorded whole: {sizes:?}");
-        assert!(sizes[2..].iter().all(|size| *size < 100), "{sizes:?}");
+        assert!(sizes[2..].iter().all(|size| *size < 200), "{sizes:?}");
         recorder.checkpoint(&node);
         let mut replay = Replay::default();
         let segment = read(&recorder.sink().0).unwrap();
         segment.entries.into_iter().for_each(|entry| drop(replay.tell(entry)));
-        assert_eq!((replay.difference, replay.events, replay.checkpoints), (None, 5, 2));
+        assert_eq!((replay.difference, replay.events, replay.checkpoints), (None, events, 2));
     }
 
     #[test]

@@ -78,7 +78,7 @@ test-scale: build ## 10,000 endpoints come and go; 100,000 are known; 10,000 ser
 	WARREN_SCALE_ENDPOINTS=10000 WARREN_SCALE_KNOWN=100000 WARREN_SCALE_SERVICES=10000 WARREN_SCALE_RATE=1000 \
 	    WARREN_SCALE_PROGRAMS=$(abspath $(TARGET_DIR))/release \
 	    cargo test --locked -p chaos-lab --test system -- --test-threads=1 --nocapture \
-	    come_and_go a_large_fleet many_services clients_outside web_servers health::
+	    endpoint_churn covers_a_large_fleet services_are_applied_in_bulk nodeport_and_external http_load health::
 
 bench: setup ## what programs and decisions cost
 	cargo bench --locked -p datapath-linux -p node-core

@@ -1,4 +1,4 @@
-//! Inputs that are worth keeping: those that a fuzzer found.
+//! Inputs worth keeping: those that a fuzzer found.
 
 use std::{
     fs, io,
@@ -7,15 +7,15 @@ use std::{
 
 use crate::Target;
 
-/// Where a target's inputs lie.
+/// The directory of a target's inputs.
 pub fn folder(target: &Target) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("corpora").join(target.name)
 }
 
-/// The inputs in a target's folder, each with its name, sorted by it. None where there is no folder.
+/// The inputs in a target's directory with their names, sorted by name. None if there is no directory.
 ///
 /// # Errors
-/// When the folder or a file cannot be read.
+/// When the directory or a file cannot be read.
 pub fn read(target: &Target) -> io::Result<Vec<(String, Vec<u8>)>> {
     let folder = folder(target);
     if !folder.exists() {

@@ -1,7 +1,7 @@
-//! Choices drawn from bytes: how a fuzzer's input becomes a sequence of events. Never ends: after the last byte
-//! come zeroes.
+//! Choices drawn from bytes: how a fuzzer's input becomes a sequence of events. It never ends: after the last byte
+//! come zeros.
 
-/// What is left of the input.
+/// The rest of the input.
 #[derive(Debug, Clone)]
 pub struct Draw<'a>(&'a [u8]);
 
@@ -23,32 +23,32 @@ impl<'a> Draw<'a> {
         *first
     }
 
-    /// One byte decides.
+    /// A choice by one byte.
     pub fn bool(&mut self) -> bool {
         self.byte() & 1 == 1
     }
 
-    /// Whether it is one of so many.
+    /// True for one in `many` byte values.
     pub fn one_in(&mut self, many: u8) -> bool {
         self.byte().is_multiple_of(many)
     }
 
-    /// A number below `bound`, which is at the most 256.
+    /// A number below `bound`, which is at most 256.
     pub fn below(&mut self, bound: usize) -> usize {
         usize::from(self.byte()) % bound.max(1)
     }
 
-    /// One of these.
+    /// One of these values.
     pub fn choose<'v, T: ?Sized>(&mut self, values: &[&'v T]) -> &'v T {
         values[self.below(values.len())]
     }
 
-    /// Eight bytes.
+    /// A number of eight bytes.
     pub fn u64(&mut self) -> u64 {
         u64::from_be_bytes(std::array::from_fn(|_| self.byte()))
     }
 
-    /// A number that is small, or at an end of its range, or any.
+    /// A number that is small, at an end of its range, or arbitrary.
     pub fn i64(&mut self) -> i64 {
         match self.byte() {
             0 => i64::MAX,
@@ -59,7 +59,7 @@ impl<'a> Draw<'a> {
         }
     }
 
-    /// At the most 255 bytes, as many as the first one says.
+    /// At most 255 bytes; the first byte is the length.
     pub fn bytes(&mut self) -> &'a [u8] {
         let length = usize::from(self.byte()).min(self.0.len());
         let (taken, rest) = self.0.split_at(length);
@@ -67,7 +67,7 @@ impl<'a> Draw<'a> {
         taken
     }
 
-    /// All that is left.
+    /// The whole rest.
     pub fn rest(&mut self) -> &'a [u8] {
         std::mem::take(&mut self.0)
     }

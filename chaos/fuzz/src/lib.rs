@@ -1,8 +1,8 @@
-//! Every decoder under arbitrary bytes, and a node under arbitrary events.
+//! Every decoder with arbitrary bytes, and a node with arbitrary events.
 //!
 //! A target is a function over bytes that panics when something is wrong. Two engines run the same targets:
-//! `tests/short.rs` a bounded number of seeded mutations, as a part of `make test`; `make fuzz` libFuzzer, guided
-//! by coverage. What either has found lies in `corpora/<target>/` and is replayed by both.
+//! `tests/short.rs` makes a bounded number of seeded mutations, as part of `make test`; `make fuzz` runs libFuzzer,
+//! guided by coverage. What either has found is in `corpora/<target>/`, and both replay it.
 
 pub mod corpus;
 pub mod draw;

@@ -15,7 +15,7 @@ use std::{
 };
 
 use chaos_fuzz::{TARGETS, Target, find};
-// What links libFuzzer's archive.
+// Links libFuzzer's archive.
 use libfuzzer_sys as _;
 
 static TARGET: OnceLock<&Target> = OnceLock::new();
@@ -31,7 +31,7 @@ unsafe extern "C" {
     fn LLVMFuzzerTestOneInput(data: *const u8, size: usize) -> c_int;
 }
 
-/// The name that `libfuzzer-sys` calls with each input.
+/// The function that `libfuzzer-sys` calls with each input.
 #[unsafe(no_mangle)]
 fn rust_fuzzer_test_input(bytes: &[u8]) -> i32 {
     (TARGET.get().expect("set before the engine runs").run)(bytes);
@@ -99,7 +99,7 @@ fn run(target: &'static Target, program: &str, rest: &[&str]) -> ExitCode {
         texts.iter().map(|text| text.as_ptr().cast_mut()).chain([std::ptr::null_mut()]).collect();
     let mut count = texts.len() as c_int;
     let mut vector = pointers.as_mut_ptr();
-    // SAFETY: `count` texts that end in zero, and a null pointer behind them; all live until the engine ends.
+    // SAFETY: `count` zero-terminated texts, followed by a null pointer; all outlive the engine.
     let code = unsafe { LLVMFuzzerRunDriver(&raw mut count, &raw mut vector, LLVMFuzzerTestOneInput) };
     ExitCode::from(u8::try_from(code).unwrap_or(1))
 }

@@ -1,15 +1,15 @@
-//! The short engine: blind mutations of known inputs, the same ones for the same seed.
+//! The short engine: blind mutations of known inputs, the same for the same seed.
 
 use fastrand::Rng;
 
-/// Inputs never grow beyond this: long ones find nothing that short ones do not, and take the time of many.
+/// Inputs never grow beyond this: long ones find nothing that short ones do not, and take much longer.
 const MAX_BYTES: usize = 4_096;
-/// Changes made to one input.
+/// Maximum number of changes to one input.
 const MAX_CHANGES: usize = 6;
-/// Bytes that mean something to somebody: ends of ranges, JSON, lengths of bincode.
+/// Bytes with a meaning for some decoder: ends of ranges, JSON, lengths of bincode.
 const TELLING: [u8; 12] = [0, 1, 0x7f, 0x80, 0xff, b'"', b'{', b'}', b'/', b'-', 251, 253];
 
-/// Changes one of the inputs in a few places. `words` are pieces of the target's language.
+/// Changes one of the inputs in a few places. `words` are tokens of the target's language.
 pub fn mutate(rng: &mut Rng, inputs: &[Vec<u8>], words: &[&str]) -> Vec<u8> {
     let mut bytes = rng.choice(inputs).cloned().unwrap_or_default();
     for _ in 0..rng.usize(1..=MAX_CHANGES) {

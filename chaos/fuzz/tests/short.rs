@@ -1,7 +1,7 @@
-//! The part of fuzzing that runs with every test: what was found before, and a bounded number of mutations.
+//! The part of fuzzing in every test run: the replay of known inputs, and a bounded number of mutations.
 //!
-//! A failure says where the input is; as a file in `corpora/<target>/` it stays a test for ever. Other mutations than
-//! last time: `WARREN_FUZZ_SEED=n`; more of them: `WARREN_FUZZ_FACTOR=n`.
+//! A failure names the input; as a file in `corpora/<target>/` it stays a test for ever. Other mutations than last
+//! time: `WARREN_FUZZ_SEED=n`; more of them: `WARREN_FUZZ_FACTOR=n`.
 
 use std::{
     fs,
@@ -24,7 +24,7 @@ fn run(target: &Target, input: &[u8], origin: &str) {
     }
 }
 
-/// Replays what is known, then mutates it.
+/// Replays the known inputs, then mutates them.
 fn short(name: &str) {
     let target = chaos_fuzz::find(name).expect("the target is there");
     let seeds = (target.seeds)();
@@ -53,7 +53,7 @@ macro_rules! targets {
         })*
 
         #[test]
-        fn every_target_is_here() {
+        fn targets_are_all_listed() {
             let here = [$(stringify!($test).replace('_', "-")),*];
             let all: Vec<_> = TARGETS.iter().map(|target| target.name).collect();
             assert_eq!(all, here);
@@ -67,7 +67,7 @@ targets! {
     snapshot sockets store_file
 }
 
-/// The engine finds what is wrong: each of these bugs is reached by mutation alone.
+/// The engine finds each of these planted bugs by mutation alone.
 #[test]
 fn planted_bugs_are_found() {
     let finds = |bug: fn(&[u8]) -> bool, inputs: &[&[u8]], words: &[&str]| {

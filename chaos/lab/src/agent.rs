@@ -1,4 +1,4 @@
-//! Starting and ending agents and etcd members, and waiting until a fleet is whole.
+//! Starting and stopping agents and etcd members, and waiting until a fleet is complete.
 
 use std::{fs, path::PathBuf, process::Command, time::Duration};
 
@@ -12,20 +12,20 @@ use crate::{
     wait::{self, Hopeless},
 };
 
-/// The agent's program.
+/// The program of an agent.
 pub(crate) const AGENT: &str = "warrend";
-/// How long a fleet may take from the last start of an agent until every agent knows every other. Ten agents
-/// with debug builds on two cores take about 10 s.
+/// How long a fleet may take from the last start of an agent until every agent knows every other one. Ten agents with
+/// debug builds on two cores take about 10 s.
 const READY_LIMIT: Duration = Duration::from_secs(90);
 /// How long an agent may take to end after SIGTERM.
 const STOP_LIMIT: Duration = Duration::from_secs(15);
 
 impl Lab {
-    /// Starts all etcd members and all agents at one moment, and waits until every agent is ready and knows
-    /// every other.
+    /// Starts all etcd members and all agents at the same moment, and waits until every agent is ready and knows
+    /// every other one.
     ///
     /// # Errors
-    /// When something does not come up; with the end of its log.
+    /// When a process does not come up; the text holds the end of its log.
     pub fn start(&self) -> Result<()> {
         for member in self.spec().etcd_names() {
             self.start_etcd(&member)?;
@@ -37,7 +37,7 @@ impl Lab {
         self.spec().node_names().try_for_each(|node| self.wait_node_ready(&node))
     }
 
-    /// Starts an etcd member with the data that it has.
+    /// Starts an etcd member on its existing data.
     ///
     /// # Errors
     /// When etcd is not installed.
@@ -59,7 +59,7 @@ impl Lab {
         self.run_on(member, command).context("is etcd installed? deploy/setup.sh installs it")
     }
 
-    /// All members with their peers' addresses, as etcd's flags name them.
+    /// All members with their peer URLs, in the form of etcd's flags.
     pub(crate) fn etcd_cluster(&self) -> String {
         let members = self.spec().etcd_names();
         let urls: Vec<String> =
@@ -67,13 +67,13 @@ impl Lab {
         urls.join(",")
     }
 
-    /// What etcd makes its cluster's id of, together with its members.
+    /// The cluster token: together with the members, it determines etcd's cluster id.
     pub(crate) fn etcd_token(&self) -> String {
         let count = fs::read_to_string(self.etcd_token_path()).unwrap_or_default();
         format!("{}{count}", self.name().as_str())
     }
 
-    /// From now on etcd's cluster has another id.
+    /// Gives etcd's cluster another id.
     pub(crate) fn change_etcd_token(&self) -> Result<()> {
         let next = fs::read_to_string(self.etcd_token_path()).unwrap_or_default() + "+";
         fs::write(self.etcd_token_path(), next).context("write etcd's token")
@@ -86,13 +86,12 @@ impl Lab {
     /// Starts a node's agent.
     ///
     /// # Errors
-    /// When it runs already, or the program cannot be started; what it says of its configuration is in its
-    /// log.
+    /// When the agent runs already, or the program cannot be started. Errors in its configuration are in its log.
     pub fn start_agent(&self, node: &str) -> Result<()> {
         self.start_agent_with(node, &[])
     }
 
-    /// Starts a node's agent with flags beside its configuration.
+    /// Starts a node's agent with flags in addition to its configuration.
     ///
     /// # Errors
     /// As [`Self::start_agent`].
@@ -100,7 +99,7 @@ impl Lab {
         self.start_agent_of(AGENT, node, flags)
     }
 
-    /// Starts a node's agent of another build: a program beside the usual one.
+    /// Starts a node's agent from another program of the same directory.
     ///
     /// # Errors
     /// As [`Self::start_agent`].
@@ -125,7 +124,7 @@ impl Lab {
         )
     }
 
-    /// What runs on a machine: its agent, or its etcd.
+    /// The processes of a machine: its agent, or its etcd.
     ///
     /// # Errors
     /// When cgroups cannot be read.
@@ -137,10 +136,10 @@ impl Lab {
         Ok(cgroup::lab_folder(self.name())?.join(machine))
     }
 
-    /// Sends a signal to what runs on a machine and waits until it has ended.
+    /// Sends a signal to the processes of a machine, and waits until they have ended.
     ///
     /// # Errors
-    /// When nothing runs there, or it does not end in time.
+    /// When the machine has no process, or one does not end in time.
     pub fn end(&self, machine: &str, signal: Signal) -> Result<()> {
         let inside = self.processes(machine)?;
         if inside.is_empty() {
@@ -155,11 +154,11 @@ impl Lab {
         })
     }
 
-    /// Waits until one agent is ready and knows every other.
+    /// Waits until an agent is ready and knows every other one.
     ///
     /// # Errors
-    /// When its process has ended, it says that it cannot go on, or it takes too long; with the end of its
-    /// log.
+    /// When the process has ended, the agent reports that it cannot go on, or it takes too long; the text holds the
+    /// end of its log.
     pub fn wait_node_ready(&self, node: &str) -> Result<()> {
         self.check_node(node)?;
         let wanted = usize::from(self.spec().nodes);
@@ -178,7 +177,7 @@ impl Lab {
             if peers + 1 < wanted {
                 bail!("hears {peers} of {} nodes by gossip", wanted - 1);
             }
-            let tunnels = ask(self.api(node).state())?.nodes.len();
+            let tunnels = ask(self.api(node).state())?.rows("nodes").len();
             if tunnels + 1 < wanted {
                 bail!("tunnels to {tunnels} of {} nodes", wanted - 1);
             }

@@ -1,4 +1,4 @@
-//! The command line's grammar.
+//! The grammar of the command line.
 
 use chaos_lab::fault::FaultCommand;
 use clap::{Parser, Subcommand, ValueEnum};
@@ -7,10 +7,10 @@ use clap::{Parser, Subcommand, ValueEnum};
 #[derive(Debug, Parser)]
 #[command(name = "warren-lab", version, arg_required_else_help = true)]
 pub struct Arguments {
-    /// The lab's name; labs of different names run side by side.
+    /// Name of the lab; labs with different names run side by side.
     #[arg(long = "name", value_name = "NAME", global = true, default_value = "lab", env = "WARREN_LAB")]
     pub lab: String,
-    /// How answers are written.
+    /// Output format.
     #[arg(short, long, global = true, value_enum, default_value_t = Output::Text)]
     pub output: Output,
     #[command(subcommand)]
@@ -25,7 +25,7 @@ pub enum Output {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Make a lab and wait until its fleet is whole.
+    /// Create a lab, and wait until its fleet is complete.
     Up {
         #[command(flatten)]
         size: Size,
@@ -33,7 +33,8 @@ pub enum Command {
         #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=26))]
         endpoints: u8,
     },
-    /// Make a lab, or take the one that stands, and show what a fleet does: pings, a TCP transfer, the ipcache, the flows. Leaves it standing.
+    /// Create a lab, or use the existing one, and show what a fleet does: pings, a TCP transfer, the ipcache, the
+    /// flows. The lab stays.
     Demo {
         #[command(flatten)]
         size: Size,
@@ -47,9 +48,9 @@ pub enum Command {
     List,
     /// Run a command on a node (`n1`), an etcd member (`e1`) or an endpoint (`n1/a`).
     Exec {
-        /// Where.
+        /// Where to run the command.
         target: String,
-        /// What.
+        /// The command.
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
@@ -69,57 +70,59 @@ pub enum Command {
         /// The machine.
         machine: String,
     },
-    /// Measure: an endpoint added, until its first ping is answered, and until every other node knows it.
+    /// Measure: from adding an endpoint to its first ping reply, and until every other node knows it.
     Latency {
         /// Endpoints to add.
         #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=200))]
         count: u32,
     },
-    /// Measure: a service's first packets and round trips, alone and beside thousands of others; the same by iptables.
+    /// Measure: a service's first packet and round trip, alone and beside thousands of others; the same with
+    /// iptables.
     Services {
-        /// The others.
+        /// Number of other services.
         #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=30_000))]
         count: u32,
-        /// How often everything is measured.
+        /// Number of rounds.
         #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=9))]
         rounds: u16,
     },
-    /// The client of `services`, run where it shall be.
+    /// The client of `services`, started where it belongs.
     #[command(hide = true)]
     ServicesClient {
         /// The service.
         to: std::net::SocketAddr,
-        /// The first port that it asks from.
+        /// First source port.
         first_port: u16,
     },
-    /// Do something to the fleet: cut, lose, delay, pause, kill, reboot, wipe. What stands is listed and can be healed; `down` takes it away too.
+    /// Inflict a fault on the fleet: cut, loss, delay, pause, kill, reboot, wipe. Active faults are listed and can be
+    /// healed; `down` heals them too.
     #[command(subcommand)]
     Fault(FaultCommand),
-    /// What a fault needs for as long as it stands; started by `fault`.
+    /// The process of an active fault; started by `fault`.
     #[command(hide = true)]
     Helper {
-        /// The fault's number.
+        /// Number of the fault.
         id: u32,
-        /// The fault, as it is listed.
+        /// The fault, as in the list.
         fault: String,
     },
-    /// Run a scenario in a lab of its own: a story of what happens to a fleet, and what must hold. Exit code 1 when it does not.
+    /// Run a scenario in its own lab: a sequence of faults, and what must hold. Exit code 1 if it does not hold.
     Run {
         /// A file, or a name in chaos/scenarios.
         scenario: String,
-        /// What chance is drawn from; a new one each time if not given.
+        /// Seed of random choices; a new one each time by default.
         #[arg(long)]
         seed: Option<u64>,
-        /// How many times as long as it says everything may take: this machine is busy.
+        /// Factor for all times of the scenario, for busy machines.
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
         patience: u32,
-        /// Leave the lab standing.
+        /// Keep the lab.
         #[arg(long)]
         keep: bool,
     },
-    /// Run an agent's log of events again, and compare what it leads to. Needs neither root nor a lab.
+    /// Replay an agent's event log, and compare the results. Needs neither root nor a lab.
     Replay(crate::replay::ReplayArguments),
-    /// Take everything of a lab away. Doing it again is no error.
+    /// Remove everything of a lab. Repeating it is no error.
     Down {
         /// All labs of this machine.
         #[arg(long)]
@@ -139,17 +142,17 @@ pub struct Size {
 
 #[derive(Debug, Subcommand)]
 pub enum EndpointCommand {
-    /// Make a network namespace and attach it.
+    /// Create a network namespace and attach it.
     Add {
         /// The node.
         node: String,
         /// The endpoint's name.
         name: String,
-        /// A label, `key=value`; more than once for more.
+        /// A label, `key=value`; can be repeated.
         #[arg(long = "label", value_name = "KEY=VALUE")]
         labels: Vec<String>,
     },
-    /// Let go of an endpoint and delete its namespace.
+    /// Detach an endpoint and delete its namespace.
     Delete {
         /// The node.
         node: String,
@@ -160,11 +163,11 @@ pub enum EndpointCommand {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum AgentAction {
-    /// SIGTERM, and wait.
+    /// Send SIGTERM, and wait.
     Stop,
-    /// SIGKILL, and wait.
+    /// Send SIGKILL, and wait.
     Kill,
-    /// Start it, and wait until it is ready.
+    /// Start the agent, and wait until it is ready.
     Start,
     /// Stop and start.
     Restart,
@@ -177,12 +180,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_grammar_is_sound() {
+    fn cli_grammar_is_sound() {
         Arguments::command().debug_assert();
     }
 
     #[test]
-    fn the_labs_name_and_an_endpoints_are_two() {
+    fn endpoint_name_does_not_shadow_the_lab_name() {
         let arguments =
             Arguments::parse_from(["warren-lab", "--name", "mine", "endpoint", "add", "n1", "web"]);
         assert_eq!(arguments.lab, "mine");

@@ -1,5 +1,5 @@
-//! One cgroup for each machine of a lab: whatever a machine started can be found and killed, also when the
-//! process that started it is gone. What `exec` runs on a node or its endpoints is in one below the node's.
+//! One cgroup for each machine of a lab: every process of a machine can be found and killed, also if its parent is
+//! gone. `exec` runs commands on a node or its endpoints in a child of the node's cgroup.
 
 use std::{
     fs,
@@ -14,7 +14,7 @@ use crate::{name::LabName, wait};
 /// How long killed processes may take to leave their cgroup: they only have to be scheduled once.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
-/// Where cgroup2 is mounted.
+/// The mount point of cgroup2.
 ///
 /// # Errors
 /// When it is not mounted.
@@ -31,7 +31,7 @@ pub fn mount_point() -> Result<PathBuf> {
         .context("cgroup2 is not mounted: run deploy/setup.sh")
 }
 
-/// The folder with a folder for each lab.
+/// The directory with the cgroups of all labs.
 ///
 /// # Errors
 /// When cgroup2 is not mounted.
@@ -39,7 +39,7 @@ pub fn labs_folder() -> Result<PathBuf> {
     Ok(mount_point()?.join("warren-lab"))
 }
 
-/// The folder of a lab's cgroups.
+/// The directory of a lab's cgroups.
 ///
 /// # Errors
 /// When cgroup2 is not mounted.
@@ -47,7 +47,7 @@ pub fn lab_folder(lab: &LabName) -> Result<PathBuf> {
     Ok(labs_folder()?.join(lab.as_str()))
 }
 
-/// Makes a machine's cgroup, or one below it, or takes the one that is there.
+/// Creates a machine's cgroup, or a child of it, if it does not exist.
 ///
 /// # Errors
 /// When the folder cannot be made.
@@ -60,16 +60,16 @@ pub fn create(lab: &LabName, machine: &str) -> Result<PathBuf> {
 /// The processes in a cgroup.
 ///
 /// # Errors
-/// When it cannot be read; a missing one has none.
+/// When the cgroup cannot be read; a missing one has no processes.
 pub fn processes(folder: &Path) -> Result<Vec<i32>> {
     numbers(folder, "cgroup.procs")
 }
 
-/// The threads in a cgroup, none if it does not exist. When a process is killed, its number may go before its last
-/// thread, and with that its files: what it had locked stays locked until then.
+/// The threads in a cgroup; none if it does not exist. A killed process may disappear before its last thread, which
+/// keeps its files open and locked.
 ///
 /// # Errors
-/// When the kernel does not say.
+/// When the cgroup cannot be read.
 pub fn threads(folder: &Path) -> Result<Vec<i32>> {
     numbers(folder, "cgroup.threads")
 }
@@ -82,8 +82,8 @@ fn numbers(folder: &Path, file: &str) -> Result<Vec<i32>> {
     }
 }
 
-/// Kills everything in a cgroup and below, waits until it is empty, and removes it; says how many processes
-/// were killed.
+/// Kills everything in a cgroup and its children, waits until it is empty, and removes it; returns the number of
+/// killed processes.
 ///
 /// # Errors
 /// When something in it does not die within [`KILL_LIMIT`].

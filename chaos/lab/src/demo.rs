@@ -1,4 +1,4 @@
-//! `warren-lab demo`: what a fleet does, shown.
+//! `warren-lab demo`: shows what a fleet does.
 
 use anyhow::{Context, Result, bail};
 use chaos_lab::{Lab, probe};

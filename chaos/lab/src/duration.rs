@@ -1,11 +1,11 @@
-//! Times as people write them.
+//! Durations in text form.
 
 use std::time::Duration;
 
-/// Reads `500ms`, `5s`, `1.5s` or `2m`.
+/// Parses `500ms`, `5s`, `1.5s` or `2m`.
 ///
 /// # Errors
-/// Says what a time looks like.
+/// When the text is not a duration; the error shows the format.
 pub fn parse(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|it: char| it.is_ascii_lowercase());
     let unit = match &text[digits.len()..] {
@@ -23,7 +23,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times() {
+    fn durations_are_parsed() {
         for (text, ms) in [("1ms", 1), ("500ms", 500), ("5s", 5_000), ("1.5s", 1_500), ("2m", 120_000)] {
             assert_eq!(parse(text), Ok(Duration::from_millis(ms)));
         }

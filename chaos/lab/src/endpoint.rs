@@ -12,9 +12,9 @@ use crate::{Lab, ask, namespace};
 /// An endpoint of a lab.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoint {
-    /// The node that it is on.
+    /// Its node.
     pub node: String,
-    /// Its name there.
+    /// Its name on the node.
     pub name: String,
     /// Its network namespace.
     pub namespace: String,
@@ -27,11 +27,11 @@ pub struct Endpoint {
 }
 
 impl Lab {
-    /// Makes a network namespace and has the node's agent attach it. When the agent refuses, the namespace
-    /// goes again.
+    /// Creates a network namespace and has the node's agent attach it. If the agent refuses, the namespace is deleted
+    /// again.
     ///
     /// # Errors
-    /// When the node or the name does not fit, or the agent refuses.
+    /// When the node or the name is invalid, or the agent refuses.
     pub fn add_endpoint(&self, node: &str, name: &str, labels: &Labels) -> Result<Endpoint> {
         self.check_node(node)?;
         let endpoint_name = EndpointName::new(name)?;
@@ -65,8 +65,7 @@ impl Lab {
         }
     }
 
-    /// Has the node's agent let go of an endpoint, and deletes its namespace. One that is not there is no
-    /// error.
+    /// Has the node's agent detach an endpoint, and deletes its namespace. Returns whether it existed.
     ///
     /// # Errors
     /// When the agent does not answer.
@@ -100,11 +99,11 @@ impl Lab {
             .collect())
     }
 
-    /// The network namespace of a machine (`n1`, `e1`, `underlay`) or of an endpoint (`n1/web`, or `web` where only one
-    /// node has it), and the node whose agent a command run there would speak to.
+    /// The network namespace of a machine (`n1`, `e1`, `underlay`) or of an endpoint (`n1/web`, or `web` if only one
+    /// node has it), and the node whose agent a command there would speak to.
     ///
     /// # Errors
-    /// When there is none, or more than one.
+    /// When no namespace matches, or more than one.
     pub fn find_namespace(&self, target: &str) -> Result<(String, Option<String>)> {
         let machine = self.name().machine_namespace(target);
         if !target.contains('.') && namespace::exists(&machine) {

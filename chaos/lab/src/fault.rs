@@ -1,8 +1,8 @@
-//! Faults: what is done to a fleet on purpose.
+//! Faults that are inflicted on a fleet on purpose.
 //!
-//! A [`Fault`] stands until it is healed; the lab's folder lists those that stand, so that any `warren-lab` can
-//! show and heal them. Inflicting one that stands already changes nothing. What happens once and cannot be
-//! healed (a wiped etcd, a rebooted node) is an act: a method of [`Lab`](crate::Lab).
+//! A [`Fault`] is active until it is healed; the lab's directory has the list of active faults, so that every
+//! `warren-lab` can show and heal them. Inflicting an active fault again changes nothing. What happens once and
+//! cannot be healed (a wiped etcd, a rebooted node) is an act: a method of [`Lab`](crate::Lab).
 
 mod acts;
 mod command;
@@ -13,25 +13,25 @@ mod network;
 mod registry;
 
 pub use command::{EtcdCommand, FaultCommand};
-pub use registry::Standing;
+pub use registry::ActiveFault;
 
 use std::{fmt, net::Ipv4Addr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-/// Two sets of machines, and which way between them is meant.
+/// Two sets of machines, and a direction.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Way {
-    /// Machines on one side.
+    /// The machines of one side.
     pub from: Vec<String>,
-    /// Machines on the other; one that is on both sides is not cut from itself.
+    /// The machines of the other side; a machine on both sides is not cut off from itself.
     pub to: Vec<String>,
-    /// Only what goes `from` -> `to`; else both ways.
+    /// Only packets from `from` to `to`; otherwise both directions.
     pub one_way: bool,
 }
 
 impl Way {
-    /// All ordered pairs that are meant.
+    /// All ordered pairs of machines.
     fn pairs(&self) -> Vec<(&str, &str)> {
         let mut pairs = Vec::new();
         for from in &self.from {
@@ -55,21 +55,21 @@ impl fmt::Display for Way {
     }
 }
 
-/// A fault that stands until it is healed.
+/// A fault that is active until it is healed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Fault {
-    /// Packets vanish without a word: between nodes a partition, to etcd a black hole.
+    /// Packets are dropped silently: between nodes a partition, to etcd a black hole.
     Cut { way: Way },
-    /// A share of the packets vanishes, in thousandths.
+    /// A share of the packets is dropped, in thousandths.
     Loss { way: Way, per_mille: u16 },
-    /// Packets arrive later, in order.
+    /// Packets are delayed, in order.
     Delay { way: Way, delay: Duration },
-    /// Cut and whole in turn, each for half of the period.
+    /// Cut and whole in turn, each for half the period.
     Flap { way: Way, period: Duration },
-    /// What runs on the machine is stopped (SIGSTOP): connections stay open, nobody answers.
+    /// The machine's processes are stopped (SIGSTOP): connections stay open, but get no response.
     Paused { machine: String },
-    /// What ran on the machine has ended.
+    /// The machine's processes have ended.
     Down { machine: String },
     /// The node has another underlay address.
     Address { node: String, address: Ipv4Addr },
@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ways() {
+    fn fault_directions_are_parsed() {
         let set = |text: &str| text.split(',').map(str::to_owned).collect::<Vec<_>>();
         for (from, to, one_way, expected) in [
             ("n1", "n2", true, "n1>n2"),

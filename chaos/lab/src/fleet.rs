@@ -1,7 +1,7 @@
-//! A lab: making it, finding it again, and where its things are.
+//! Labs: creating them, finding them again, and where their files are.
 //!
-//! The lab's folder holds its specification; everything else is found by name (namespaces, cgroups, pins,
-//! folders), so that a lab whose `up` was killed half-way is taken down like any other.
+//! A lab's directory holds its specification; everything else is found by name (namespaces, cgroups, pins,
+//! directories), so that a lab whose `up` was killed half-way is taken down like any other one.
 
 use std::{
     fs,
@@ -29,28 +29,28 @@ const BRIDGE: &str = "underlay";
 pub struct Lab {
     name: LabName,
     spec: Spec,
-    /// Told about progress, a line at a time.
+    /// Receives progress messages, one line each.
     report: fn(&str),
 }
 
 impl Lab {
-    /// Makes a lab and waits until every agent is ready and knows every other. When anything fails, what was
-    /// made is taken down again.
+    /// Creates a lab, and waits until every agent is ready and knows every other one. If anything fails, what was
+    /// created is removed again.
     ///
     /// # Errors
-    /// When the lab is up already, a program is missing, or something does not come up in time; the text
-    /// holds the end of the log concerned.
+    /// When the lab exists already, a program is missing, or a process does not come up in time; the text holds the
+    /// end of its log.
     pub fn up(name: LabName, spec: Spec, report: fn(&str)) -> Result<Self> {
         let lab = Self::make(name, spec, report)?;
         lab.bring_up(Self::start)?;
         Ok(lab)
     }
 
-    /// Makes a lab in which nothing runs yet: machines on the underlay, configurations, the gossip key. When
-    /// anything fails, what was made is taken down again.
+    /// Creates a lab in which nothing runs yet: machines on the underlay, configurations, the gossip key. If anything
+    /// fails, what was created is removed again.
     ///
     /// # Errors
-    /// When the lab is there already, or a program is missing.
+    /// When the lab exists already, or a program is missing.
     pub fn make(name: LabName, spec: Spec, report: fn(&str)) -> Result<Self> {
         spec.check()?;
         require_root()?;
@@ -70,11 +70,11 @@ impl Lab {
         Ok(lab)
     }
 
-    /// Takes a step of bringing the lab up: no other program can take it down meanwhile, and when the step
-    /// fails the lab is taken down.
+    /// Runs a step of bringing the lab up: no other program can take the lab down meanwhile, and if the step fails,
+    /// the lab is taken down.
     ///
     /// # Errors
-    /// The step's, with what could not be taken down.
+    /// The error of the step, with what could not be removed.
     pub fn bring_up(&self, step: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
         let lock = teardown::lock(&self.name)?;
         let result = step(self);
@@ -88,10 +88,10 @@ impl Lab {
         })
     }
 
-    /// Finds a lab that is up.
+    /// Opens an existing lab.
     ///
     /// # Errors
-    /// When there is none of this name.
+    /// When there is no lab with this name.
     pub fn open(name: LabName, report: fn(&str)) -> Result<Self> {
         let path = spec_path(&name);
         let text = match fs::read(&path) {
@@ -108,7 +108,7 @@ impl Lab {
         Ok(Self { name, spec, report })
     }
 
-    /// The names of all labs that left anything.
+    /// The names of all labs of which anything exists.
     ///
     /// # Errors
     /// When the folder of labs cannot be read.
@@ -131,12 +131,12 @@ impl Lab {
         &self.name
     }
 
-    /// What it is made of.
+    /// Its specification.
     pub fn spec(&self) -> &Spec {
         &self.spec
     }
 
-    /// Tells whoever made the lab how far it is.
+    /// Reports progress to the creator of the lab.
     pub(crate) fn report(&self, line: &str) {
         (self.report)(line);
     }
@@ -167,10 +167,11 @@ impl Lab {
         Ok(())
     }
 
-    /// Adds a machine to the underlay: its namespace, its cgroup, its cable. Also for outsiders (`x1`, …).
+    /// Adds a machine to the underlay: its namespace, cgroup and veth pair. Also for machines outside the fleet
+    /// (`x1`, …).
     ///
     /// # Errors
-    /// When a part of it is there already.
+    /// When a part of the machine exists already.
     pub fn add_machine(&self, machine: &str) -> Result<()> {
         interrupt::check()?;
         let inside = self.name.machine_namespace(machine);
@@ -182,7 +183,7 @@ impl Lab {
         namespace::plug(&self.name.underlay_namespace(), BRIDGE, machine, &inside, mac, &address)
     }
 
-    /// The key of the lab's gossip, made by the agent's own command.
+    /// Creates the lab's gossip key with the agent's own command.
     fn write_key(&self) -> Result<()> {
         let output = self.agent_command(AGENT).arg("keygen").arg(self.key_path()).output();
         let output = output.context("run warrend keygen")?;
@@ -192,7 +193,7 @@ impl Lab {
         Ok(())
     }
 
-    /// An agent's program, without this program's own variables: `WARREN_*` are settings of the agent.
+    /// A program of the agent, without this program's own variables: `WARREN_*` are settings of the agent.
     pub(crate) fn agent_command(&self, program: &str) -> Command {
         let mut command = Command::new(self.spec.programs.join(program));
         for (name, _) in std::env::vars_os() {
@@ -212,7 +213,7 @@ impl Lab {
         self.name.folder().join(format!("{node}.toml"))
     }
 
-    /// Where a machine's programs write what they have to say.
+    /// The log of a machine's programs.
     pub fn log_path(&self, machine: &str) -> PathBuf {
         self.name.folder().join(format!("{machine}.log"))
     }
@@ -229,7 +230,7 @@ impl Lab {
         self.name.folder().join(node).join("warren.sock")
     }
 
-    /// Where a node's maps, programs and links are pinned.
+    /// The directory of a node's pinned maps, programs and links.
     pub fn pin_path(&self, node: &str) -> PathBuf {
         self.name.pin_folder().join(node)
     }
@@ -251,15 +252,15 @@ impl Lab {
         bail!("lab {} has no node {node}; it has {}", self.name.as_str(), names.join(", "))
     }
 
-    /// A command that will run in a machine's or endpoint's namespace; on a node `warren` finds its agent.
-    /// What is still running when the lab is taken down is killed.
+    /// A command that runs in a machine's or endpoint's namespace; on a node `warren` finds its agent. Taking the lab
+    /// down kills it.
     ///
     /// # Errors
     /// When there is no such machine or endpoint.
     pub fn command(&self, target: &str, program: impl AsRef<Path>) -> Result<Command> {
         let (inside, node) = self.find_namespace(target)?;
         let mut command = Command::new(program.as_ref());
-        // Below the node's: what its programs do at sockets they do to its processes, and to no others.
+        // A child of the node's cgroup: the node's socket programs apply to its processes, and to no others.
         let group = node.as_ref().map_or_else(|| "exec".to_owned(), |node| format!("{node}/exec"));
         process::enter(&mut command, &inside, Some(&cgroup::create(&self.name, &group)?))?;
         if let Some(node) = node {

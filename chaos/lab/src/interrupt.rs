@@ -1,4 +1,5 @@
-//! Ctrl-C while a lab is brought up: noted, so that the work stops at the next step and is undone in order.
+//! Ctrl-C while a lab is brought up: the signal is recorded, so that the work stops at the next step and is undone in
+//! order.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -7,10 +8,10 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// What asks a program to end: Ctrl-C, `kill`, a closed terminal.
+/// Signals that ask a program to end: Ctrl-C, `kill`, a closed terminal.
 const SIGNALS: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
 
-/// While it lives, signals that ask this program to end are only noted. One at a time.
+/// While this value exists, signals that ask this program to end are only recorded. There is at most one.
 pub struct Catch {
     before: Vec<(Signal, SigAction)>,
 }
@@ -20,7 +21,7 @@ extern "C" fn note(_: libc::c_int) {
 }
 
 impl Catch {
-    /// Begins to note signals.
+    /// Starts recording signals.
     ///
     /// # Errors
     /// When the kernel refuses a handler.
@@ -28,7 +29,7 @@ impl Catch {
         let action = SigAction::new(SigHandler::Handler(note), SaFlags::SA_RESTART, SigSet::empty());
         let mut catch = Self { before: Vec::new() };
         for signal in SIGNALS {
-            // SAFETY: the handler only stores into an atomic, which is safe at any point of a program.
+            // SAFETY: the handler only stores into an atomic, which is async-signal-safe.
             let before = unsafe { sigaction(signal, &action) }.with_context(|| format!("catch {signal}"))?;
             catch.before.push((signal, before));
         }
@@ -39,16 +40,16 @@ impl Catch {
 impl Drop for Catch {
     fn drop(&mut self) {
         for (signal, before) in &self.before {
-            // SAFETY: this handler was in force before. It fails only for signals that cannot be caught.
+            // SAFETY: this handler was installed before. The call fails only for signals that cannot be caught.
             let _restored = unsafe { sigaction(*signal, before) };
         }
     }
 }
 
-/// Whether somebody has asked this program to end.
+/// Whether this program was asked to end.
 ///
 /// # Errors
-/// When so.
+/// When it was.
 pub fn check() -> Result<()> {
     if INTERRUPTED.load(Ordering::Relaxed) {
         bail!("interrupted");

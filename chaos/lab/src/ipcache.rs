@@ -1,4 +1,4 @@
-//! What a node's kernel has in its ipcache, read through its agent: not what the agent wants there.
+//! A node's ipcache in the kernel, read through its agent: not the agent's desired state.
 
 use std::{collections::HashMap, net::IpAddr};
 
@@ -13,7 +13,7 @@ const IPCACHE: &str = "WARREN_IPC_V4";
 /// All exact addresses with their identities.
 ///
 /// # Errors
-/// When the agent does not answer, or a row is not what it should be.
+/// When the agent does not answer, or a row is malformed.
 pub fn kernel_ipcache(api: &Client) -> Result<HashMap<IpAddr, u32>> {
     let dump = ask(api.map_dump(IPCACHE, &LimitQuery::default()))?;
     dump.rows

@@ -19,8 +19,8 @@ use serde::Serialize;
 
 /// How long one endpoint may take before the measurement gives up.
 const LIMIT: Duration = Duration::from_secs(10);
-/// How long a watcher rests between two looks: a tenth of what matters, and little load on the agents that are
-/// measured.
+/// How long a watcher pauses between two reads: a tenth of the times of interest, and little load for the measured
+/// agents.
 const LOOK_PAUSE: Duration = Duration::from_millis(2);
 
 /// Minimum, median, 99th percentile and maximum, in milliseconds.
@@ -41,7 +41,7 @@ impl Spread {
     }
 }
 
-/// Reads one node's ipcache out of its kernel again and again, and notes when each address was first there.
+/// Reads one node's ipcache from its kernel repeatedly, and records when each address first appeared.
 struct Watcher {
     node: String,
     seen: Arc<Mutex<HashMap<IpAddr, Instant>>>,
@@ -84,13 +84,13 @@ impl Watcher {
     }
 }
 
-/// Adds endpoints on the first node one after another, takes the times, deletes them again.
+/// Adds endpoints on the first node one after another, measures the times, and deletes the endpoints again.
 pub fn run(lab: &Lab, count: u32, json: bool) -> Result<String> {
     let _catch = interrupt::Catch::new()?;
     let watchers: Vec<Watcher> =
         lab.spec().node_names().skip(1).map(|node| Watcher::start(node.clone(), lab.api(&node))).collect();
     let labels = Labels::parse(["app=latency"])?;
-    // The first of its labels waits for an identity; the others are what is measured.
+    // The first endpoint of a label set waits for an identity; the others are measured.
     lab.add_endpoint("n1", "latency-warm", &labels)?;
     let (mut added, mut answered, mut known) = (Vec::new(), Vec::new(), Vec::new());
     let measured = (0..count).try_for_each(|number| {
@@ -99,7 +99,7 @@ pub fn run(lab: &Lab, count: u32, json: bool) -> Result<String> {
         let start = Instant::now();
         let endpoint = lab.add_endpoint("n1", &name, &labels)?;
         added.push(start.elapsed().as_secs_f64() * 1e3);
-        // The endpoint's own stack answers for the gateway's side: ping it from its node.
+        // The endpoint's own stack replies to the gateway: the ping comes from its node.
         probe::ping(&lab.name().machine_namespace("n1"), endpoint.address, 1)?;
         answered.push(start.elapsed().as_secs_f64() * 1e3);
         let last = watchers

@@ -1,7 +1,7 @@
-//! A fleet on one machine: real agents in network namespaces, beside a real etcd, on an underlay of their own.
+//! A fleet on one machine: real agents in network namespaces, with a real etcd, on their own underlay.
 //!
-//! Nothing is left in the machine's own namespace but the names of namespaces, and everything carries the
-//! lab's name: two labs at once never meet.
+//! The machine's own namespace has nothing but the names of namespaces, and every name contains the lab's: labs are
+//! isolated from each other.
 
 mod agent;
 pub mod cgroup;
@@ -36,7 +36,7 @@ use std::{future::Future, sync::LazyLock, time::Duration};
 use anyhow::{Context, Result, bail};
 use node_api::ClientError;
 
-/// How long an agent may take to answer: its own limits are shorter, so that only a stopped one is this late.
+/// How long an agent may take to answer: its own limits are shorter, so that only a stopped agent takes this long.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 
 static RUNTIME: LazyLock<tokio::runtime::Runtime> = LazyLock::new(|| {
@@ -50,13 +50,13 @@ static RUNTIME: LazyLock<tokio::runtime::Runtime> = LazyLock::new(|| {
 /// Runs one call of an agent's API to its end. Not for use inside an async task.
 ///
 /// # Errors
-/// What the client says, or that the agent did not answer within [`ANSWER_LIMIT`].
+/// The client's error, or that the agent did not answer within [`ANSWER_LIMIT`].
 pub fn ask<T>(call: impl Future<Output = Result<T, ClientError>>) -> Result<T> {
     let answer = RUNTIME.block_on(async { tokio::time::timeout(ANSWER_LIMIT, call).await });
     Ok(answer.with_context(|| format!("the agent did not answer within {} s", ANSWER_LIMIT.as_secs()))??)
 }
 
-/// Whether this process may make labs.
+/// Whether this process may create labs.
 ///
 /// # Errors
 /// When it may not.

@@ -1,11 +1,11 @@
-//! Sets of machines, as faults and scenarios name them.
+//! Sets of machines, as in faults and scenarios.
 
 use anyhow::{Result, bail};
 
 use crate::Spec;
 
-/// The machines of a lab that a text names: `n1`, `e2`, `nodes`, `etcd`, `all`, `majority` and `minority` (of
-/// the etcd members), or several of these with commas between. Each once, in order.
+/// Parses the names of machines: `n1`, `e2`, `nodes`, `etcd`, `all`, `majority` and `minority` (of the etcd members),
+/// or several of these separated by commas. Each machine appears once, in order.
 ///
 /// # Errors
 /// When the lab has no such machine.
@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sets() {
+    fn machine_sets_are_parsed() {
         let spec = Spec {
             nodes: 2,
             etcd: 3,

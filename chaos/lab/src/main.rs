@@ -26,7 +26,7 @@ use identity::Labels;
 use nix::sys::signal::Signal;
 use node_api::LimitQuery;
 
-/// How long new endpoints may take to be in every node's ipcache: seconds with a hundred of them.
+/// How long new endpoints may take to be in every node's ipcache: seconds for a hundred of them.
 const KNOWN_LIMIT: Duration = Duration::from_secs(20);
 
 fn main() -> ExitCode {
@@ -40,7 +40,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whoever read our output has seen enough (`warren-lab logs n1 | head`).
+/// Whether the reader of our output is gone (`warren-lab logs n1 | head`).
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
@@ -59,7 +59,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
             let lab = up(name, &size, endpoints)?;
             print(&status_text(&lab.status()?, json)?)?;
         }
-        Command::Demo { size, bytes } => demo::run(&standing_or_new(name, &size)?, bytes)?,
+        Command::Demo { size, bytes } => demo::run(&open_or_create(name, &size)?, bytes)?,
         Command::Status => print(&status_text(&open()?.status()?, json)?)?,
         Command::List => {
             let names: Vec<String> = Lab::list()?.iter().map(|name| name.as_str().to_owned()).collect();
@@ -123,12 +123,12 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Tells how far the work is: for people, beside the answer.
+/// Prints progress for people, apart from the result.
 fn progress(line: &str) {
     eprintln!("{line}");
 }
 
-/// Writes an answer.
+/// Prints a result.
 fn print(text: &str) -> Result<()> {
     let mut output = io::stdout().lock();
     output.write_all(text.as_bytes())?;
@@ -136,7 +136,7 @@ fn print(text: &str) -> Result<()> {
     Ok(())
 }
 
-/// Makes a lab with endpoints; Ctrl-C meanwhile takes down what was made.
+/// Creates a lab with endpoints; after Ctrl-C, what was created is removed.
 fn up(name: LabName, size: &Size, endpoints: u8) -> Result<Lab> {
     let _catch = interrupt::Catch::new()?;
     let lab = Lab::make(name, Spec::new(size.nodes, size.etcd)?, progress)?;
@@ -147,8 +147,8 @@ fn up(name: LabName, size: &Size, endpoints: u8) -> Result<Lab> {
     Ok(lab)
 }
 
-/// The lab as it stands, if it does: a second `make lab` shows the first one's fleet again.
-fn standing_or_new(name: LabName, size: &Size) -> Result<Lab> {
+/// The existing lab, or a new one: a second `make lab` shows the first one's fleet again.
+fn open_or_create(name: LabName, size: &Size) -> Result<Lab> {
     if !Lab::list()?.contains(&name) {
         return up(name, size, 2);
     }
@@ -158,7 +158,7 @@ fn standing_or_new(name: LabName, size: &Size) -> Result<Lab> {
     Ok(lab)
 }
 
-/// Endpoints `a`, `b`, … on every node, with labels that differ by letter, not by node.
+/// Adds endpoints `a`, `b`, … on every node, with labels that differ by letter, not by node.
 fn add_endpoints(lab: &Lab, count: u8) -> Result<()> {
     for node in lab.spec().node_names() {
         for letter in (b'a'..).take(count.into()).map(char::from) {
@@ -190,7 +190,7 @@ fn agent(lab: &Lab, action: AgentAction, node: &str) -> Result<()> {
     }
 }
 
-/// Takes labs down, and goes on past those that fail.
+/// Takes labs down, and goes on past failures.
 fn down(names: &[LabName]) -> Result<()> {
     let mut failures = Vec::new();
     for name in names {

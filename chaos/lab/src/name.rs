@@ -1,5 +1,5 @@
-//! What a lab's things are called. Every name carries the lab's, so that two labs never meet and a lab can be
-//! taken down from its name alone.
+//! Names of a lab's objects. Every name contains the lab's name, so that labs are isolated and can be taken down by
+//! name alone.
 
 use std::path::PathBuf;
 
@@ -13,10 +13,10 @@ pub const MAX_LAB_NAME_BYTES: usize = 24;
 pub struct LabName(String);
 
 impl LabName {
-    /// Checks a name: lower-case letters, digits and `-`, beginning and ending with a letter or digit.
+    /// Checks a name: lower-case letters, digits and `-`, with a letter or digit at both ends.
     ///
     /// # Errors
-    /// Says what is allowed.
+    /// When the name is invalid; the text says what is allowed.
     pub fn new(text: &str) -> Result<Self> {
         let edge = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
         let bytes = text.as_bytes();
@@ -38,8 +38,8 @@ impl LabName {
         &self.0
     }
 
-    /// The beginning of the names of all network namespaces of this lab. Two dots cannot stand in a lab's
-    /// name, so that no lab's beginning is that of another.
+    /// The prefix of the names of all network namespaces of this lab. A lab's name has no two dots in sequence, so
+    /// that no prefix is one of another lab's.
     pub fn namespace_prefix(&self) -> String {
         format!("wl.{}.", self.0)
     }
@@ -49,7 +49,7 @@ impl LabName {
         format!("{}underlay", self.namespace_prefix())
     }
 
-    /// The namespace of a machine: a node, an etcd member or an outsider.
+    /// The namespace of a machine: a node, an etcd member, or a machine outside the fleet.
     pub fn machine_namespace(&self, machine: &str) -> String {
         format!("{}{machine}", self.namespace_prefix())
     }
@@ -59,28 +59,28 @@ impl LabName {
         format!("{}{node}.{endpoint}", self.namespace_prefix())
     }
 
-    /// The folder with the lab's state, configurations, logs and sockets.
+    /// The directory of the lab's state, configurations, logs and sockets.
     pub fn folder(&self) -> PathBuf {
         labs_folder().join(&self.0)
     }
 
-    /// The folder with the etcd members' data: in memory, because Debian's etcd always syncs to disk.
+    /// The directory of the etcd members' data: in memory, as Debian's etcd always syncs to disk.
     pub fn etcd_data_folder(&self) -> PathBuf {
         PathBuf::from("/dev/shm").join(format!("warren-lab.{}", self.0))
     }
 
-    /// The folder on bpffs with the nodes' pins.
+    /// The directory on bpffs with the nodes' pins.
     pub fn pin_folder(&self) -> PathBuf {
         pins_folder().join(&self.0)
     }
 }
 
-/// The folder on bpffs with a folder for each lab.
+/// The directory on bpffs with a directory for each lab.
 pub fn pins_folder() -> PathBuf {
     PathBuf::from("/sys/fs/bpf/warren-lab")
 }
 
-/// The folder with a folder for each lab.
+/// The directory with a directory for each lab.
 pub fn labs_folder() -> PathBuf {
     PathBuf::from("/run/warren-lab")
 }
@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_that_fit() {
+    fn lab_names_are_validated() {
         for name in ["lab", "a", "lab-2", "0"] {
             assert_eq!(LabName::new(name).unwrap().as_str(), name);
         }
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn no_lab_owns_the_namespaces_of_another() {
+    fn lab_does_not_own_the_namespaces_of_another() {
         let lab = LabName::new("lab").unwrap();
         let other = LabName::new("lab-2").unwrap();
         assert!(!other.machine_namespace("n1").starts_with(&lab.namespace_prefix()));

@@ -1,4 +1,4 @@
-//! Named network namespaces and the cables between them, by `ip`: a lab's plumbing has no speed to win.
+//! Named network namespaces and the veth pairs between them, by `ip`: speed does not matter here.
 
 use std::{
     fs::File,
@@ -10,32 +10,31 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-/// Where named namespaces are.
+/// The directory of named namespaces.
 pub const NAMESPACES: &str = "/run/netns";
 
-/// The path that names a namespace.
+/// The path of a named namespace.
 pub fn path(namespace: &str) -> PathBuf {
     Path::new(NAMESPACES).join(namespace)
 }
 
-/// Whether a namespace is there.
+/// Whether a namespace exists.
 pub fn exists(namespace: &str) -> bool {
     path(namespace).exists()
 }
 
-/// Opens a namespace, to be entered by a child.
+/// Opens a namespace, for a child process to enter.
 ///
 /// # Errors
-/// When it is not there.
+/// When the namespace does not exist.
 pub fn open(namespace: &str) -> Result<File> {
     File::open(path(namespace)).with_context(|| format!("open network namespace {namespace}"))
 }
 
-/// Runs a function on a thread of its own inside a namespace. Sockets that it makes stay in that namespace,
-/// wherever they are used.
+/// Runs a function on a new thread inside a namespace. Sockets that the function creates stay in that namespace.
 ///
 /// # Errors
-/// When the namespace cannot be entered, and the function's own.
+/// When the namespace cannot be entered, and the errors of the function.
 pub fn inside<T: Send>(namespace: &str, run: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     let netns = open(namespace)?;
     thread::scope(|scope| {
@@ -48,16 +47,16 @@ pub fn inside<T: Send>(namespace: &str, run: impl FnOnce() -> Result<T> + Send) 
     })
 }
 
-/// Makes a namespace with its loopback up.
+/// Creates a namespace, with its loopback device up.
 ///
 /// # Errors
-/// When it is there already, among others.
+/// When `ip` fails, for example because the namespace exists.
 pub fn create(namespace: &str) -> Result<()> {
     ip(["netns", "add", namespace])?;
     ip(["-n", namespace, "link", "set", "lo", "up"])
 }
 
-/// Deletes a namespace and every device in it; says whether it was there.
+/// Deletes a namespace and every device in it; returns whether it existed.
 ///
 /// # Errors
 /// When `ip` cannot delete it.
@@ -69,10 +68,10 @@ pub fn delete(namespace: &str) -> Result<bool> {
     Ok(true)
 }
 
-/// The names of all namespaces that begin with a text, sorted.
+/// The names of all namespaces with a prefix, sorted.
 ///
 /// # Errors
-/// When the folder cannot be read; a missing folder is an empty list.
+/// When the directory cannot be read; a missing directory is an empty list.
 pub fn list(prefix: &str) -> Result<Vec<String>> {
     let entries = match std::fs::read_dir(NAMESPACES) {
         Ok(entries) => entries,
@@ -87,7 +86,7 @@ pub fn list(prefix: &str) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Makes a bridge that is up.
+/// Creates a bridge that is up.
 ///
 /// # Errors
 /// When `ip` fails.
@@ -108,15 +107,16 @@ pub fn create_bridge(namespace: &str, name: &str) -> Result<()> {
     ip(["-n", namespace, "link", "set", name, "up"])
 }
 
-/// What may wait in a machine for a neighbour that does not answer, as the kernel counts it: some 20 small packets.
+/// How many bytes a machine may queue for a neighbour that does not answer, as the kernel counts them: some 20 small
+/// packets.
 ///
-/// The kernel answers the echo requests of all namespaces of a processor through one socket, whose buffer holds some 150
-/// answers; with its default (212,992 bytes) one neighbour holds 280. Machines of their own have a socket each; here
-/// those that wait for one lab node would be missing to the pings of all others (`IcmpOutErrors` counts them).
+/// The kernel sends the echo replies of all namespaces of a CPU through one socket, whose buffer holds some 150
+/// replies; with the default limit (212,992 bytes) one neighbour holds 280. Real machines have a socket each; here
+/// the replies that wait for one lab node would be missing to the pings of all others (`IcmpOutErrors` counts them).
 const NEIGHBOUR_QUEUE_BYTES: u32 = 16 << 10;
 
-/// Plugs a machine into a bridge: `eth0` with an Ethernet and an IP address in the machine's namespace, a port
-/// named after the machine in the bridge's.
+/// Connects a machine to a bridge: `eth0` with an Ethernet and an IP address in the machine's namespace, and a port
+/// with the machine's name in the bridge's.
 ///
 /// # Errors
 /// When `ip` fails, or the kernel does not take a setting.
@@ -140,13 +140,13 @@ pub fn plug(
     ip(["-n", machine, "link", "set", "eth0", "up"])
 }
 
-/// Runs `ip`; what it says on its error output becomes the error.
+/// Runs `ip`; its error output becomes the error.
 ///
 /// # Errors
-/// When it is not installed or exits with something else than 0.
+/// When `ip` is not installed, or exits with a code other than 0.
 pub fn ip<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Result<()> {
     let arguments: Vec<&str> = arguments.into_iter().collect();
-    // In a process group of its own: Ctrl-C is for whoever calls it.
+    // In its own process group: Ctrl-C is for the caller.
     let output = Command::new("ip")
         .args(&arguments)
         .process_group(0)

@@ -1,9 +1,9 @@
-//! Probes: is the other side there, and does it get what was sent?
+//! Probes: traffic that shows whether the other side is reachable, and receives what was sent.
 //!
-//! Some are over when their function returns ([`ping`], [`transfer`], [`send_datagram`]). The others run beside
-//! whatever is done to the fleet: [`Ping`], [`Datagrams`], [`Streams`] and [`Connections`] are settings; `start`
-//! gives a [`Running`] probe, and [`Running::stop`] the [`Report`] of what went wrong, when, and for how long.
-//! A probe costs one thread. None of them speaks to an agent.
+//! Some end when their function returns ([`ping`], [`transfer`], [`send_datagram`]). The others run during faults:
+//! [`Ping`], [`Datagrams`], [`Streams`] and [`Connections`] are settings; `start` returns a [`Running`] probe, and
+//! [`Running::stop`] the [`Report`] of what went wrong, when, and for how long. A probe costs one thread. No probe
+//! speaks to an agent.
 
 mod connections;
 mod datagrams;

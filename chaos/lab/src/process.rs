@@ -1,6 +1,6 @@
 //! Starting programs inside a lab: in a machine's network namespace and cgroup.
 //!
-//! Only the network namespace is entered. `ip netns exec` would mount a new `/sys` and hide bpffs.
+//! Only the network namespace is entered: `ip netns exec` would mount a new `/sys` and hide bpffs.
 
 use std::{
     fs::{File, OpenOptions},
@@ -13,10 +13,10 @@ use anyhow::{Context, Result, bail};
 
 use crate::namespace;
 
-/// Makes a command's child enter a network namespace, and a cgroup if one is given.
+/// Makes a command's child process enter a network namespace, and a cgroup if one is given.
 ///
 /// # Errors
-/// When either is not there.
+/// When either does not exist.
 pub fn enter(command: &mut Command, namespace: &str, cgroup: Option<&Path>) -> Result<()> {
     let netns = namespace::open(namespace)?;
     let procs = cgroup
@@ -25,8 +25,8 @@ pub fn enter(command: &mut Command, namespace: &str, cgroup: Option<&Path>) -> R
             OpenOptions::new().write(true).open(&path).with_context(|| format!("open {}", path.display()))
         })
         .transpose()?;
-    // SAFETY: between fork and exec the closure makes only raw system calls on descriptors that it owns; it
-    // neither allocates nor locks.
+    // SAFETY: between fork and exec the closure makes only raw system calls on descriptors that it owns; it neither
+    // allocates nor locks.
     unsafe {
         command.pre_exec(move || enter_here(&netns, procs.as_ref()));
     }
@@ -41,10 +41,10 @@ fn enter_here(netns: &File, procs: Option<&File>) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Starts a program that outlives this one, its output appended to a file.
+/// Starts a program that outlives this one, and appends its output to a file.
 ///
 /// # Errors
-/// When it cannot be started. Whether it stays up is seen from its log and from what it serves.
+/// When the program cannot be started. Later failures show in its log and in what it serves.
 pub fn start_daemon(mut command: Command, namespace: &str, cgroup: &Path, log: &Path) -> Result<()> {
     let output = OpenOptions::new()
         .create(true)
@@ -59,15 +59,15 @@ pub fn start_daemon(mut command: Command, namespace: &str, cgroup: &Path, log: &
     command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
     let mut child =
         command.spawn().with_context(|| format!("start {}", command.get_program().to_string_lossy()))?;
-    // A program that ends while this one lives is a zombie until somebody waits for it.
+    // A child that ends while this program runs is a zombie until it is waited for.
     std::thread::spawn(move || child.wait());
     Ok(())
 }
 
-/// Runs a program to its end inside a namespace, and gives what it said on its standard output.
+/// Runs a program to its end inside a namespace, and returns its standard output.
 ///
 /// # Errors
-/// When it exits with something else than 0; the text holds what it said on both outputs.
+/// When the program exits with a code other than 0; the text holds both outputs.
 pub fn run(namespace: &str, program: &str, arguments: &[&str]) -> Result<String> {
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null());
@@ -81,7 +81,7 @@ pub fn run(namespace: &str, program: &str, arguments: &[&str]) -> Result<String>
     Ok(stdout)
 }
 
-/// The code that a shell would give for a program's end.
+/// The exit code that a shell would report.
 pub fn exit_code(status: ExitStatus) -> u8 {
     let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
     u8::try_from(code).unwrap_or(1)

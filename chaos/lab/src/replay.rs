@@ -1,4 +1,4 @@
-//! Running an agent's log of events again. Needs no root, and nothing of the machine that it is from.
+//! Replaying an agent's event log. Needs no root, and nothing of the machine that the log is from.
 
 use std::{
     fmt::Write as _,
@@ -10,44 +10,44 @@ use anyhow::{Context, Result, bail};
 use node_recorder::{Difference, Replay, Told, read};
 use serde::Serialize;
 
-/// Which part of a log is of interest.
+/// Which part of a log to replay.
 #[derive(Debug, clap::Args)]
 pub struct ReplayArguments {
-    /// One segment, or the folder `recorder` in an agent's state folder.
+    /// One segment, or the directory `recorder` in an agent's state directory.
     pub path: PathBuf,
     /// Stop after this many events.
     #[arg(long, value_name = "N")]
     pub until: Option<u64>,
-    /// Print this event and what it led to; with --until also those between.
+    /// Print this event and its commands; with --until also those between.
     #[arg(long, value_name = "N")]
     pub show: Option<u64>,
 }
 
-/// What came of it.
+/// The result of a replay.
 #[derive(Debug, Serialize)]
 pub struct Report {
     segments: usize,
     events: u64,
     checkpoints: u64,
-    /// Events that the log says it lacks.
+    /// Events that the log reports as missing.
     lost: u64,
     /// Events without a checkpoint before them.
     skipped: u64,
     /// Segments that end early, and where.
     damaged: Vec<String>,
-    /// Events that were to be shown.
+    /// The events to show.
     shown: Vec<String>,
-    /// The first place where the replay is not the life.
+    /// The first difference between the replay and the record.
     difference: Option<String>,
 }
 
 impl Report {
-    /// Whether everything that is there gave what it gave then.
+    /// Whether the replay equals the record everywhere.
     pub fn same(&self) -> bool {
         self.difference.is_none()
     }
 
-    /// For people.
+    /// The report as text.
     pub fn text(&self) -> String {
         let mut text = self.shown.concat();
         let lines = [
@@ -79,7 +79,7 @@ impl Report {
 /// Replays a log.
 ///
 /// # Errors
-/// What cannot be read at all.
+/// When the log cannot be read at all.
 pub fn run(arguments: &ReplayArguments) -> Result<Report> {
     let files = files(&arguments.path)?;
     let mut replay = Replay::default();
@@ -179,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_log_is_said_so() {
+    fn replay_rejects_a_file_that_is_no_log() {
         let folder = tempfile::tempdir().unwrap();
         let replay = |path: &Path| {
             let arguments = ReplayArguments { path: path.to_owned(), until: None, show: None };

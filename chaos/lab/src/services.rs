@@ -1,7 +1,8 @@
-//! `warren-lab services`: what a service costs its clients alone and beside thousands of others, and the same by iptables.
+//! `warren-lab services`: what a service costs its clients alone and beside thousands of others, and the same with
+//! iptables.
 //!
-//! All ways are measured in turn, round by round, so that a slow minute falls on all of them; what is told are the
-//! medians of each round: their median, least and greatest. Client and server share one processor.
+//! All variants are measured in turn, round by round, so that a slow minute affects all of them; the result is the
+//! median, minimum and maximum of the rounds' medians. Client and server share one CPU.
 
 mod client;
 mod rules;
@@ -29,13 +30,13 @@ use nix::{
 use rules::Routed;
 use serde::Serialize;
 
-/// What 10,000 services may take until the kernel has them.
+/// How long 10,000 services may take until the kernel has them.
 const LIMIT: Duration = Duration::from_secs(120);
-/// Where the server listens.
+/// The port of the server.
 const SERVER_PORT: u16 = 7_000;
-/// The service that is asked, of both kinds.
+/// The measured service, of both kinds.
 const FRONTEND: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(198, 18, 0, 1)), 80);
-/// The first port that a client asks from. None is used twice: it would belong to a flow that is known.
+/// The first source port of a client. No port is used twice: it would belong to a known flow.
 const FIRST_PORT: u16 = 10_000;
 /// Endpoints of this measurement.
 const ENDPOINTS: [&str; 2] = ["bench-client", "bench-server"];
@@ -43,13 +44,13 @@ const ENDPOINTS: [&str; 2] = ["bench-client", "bench-server"];
 /// Everything that was measured.
 #[derive(Debug, Serialize)]
 struct Measurement {
-    /// Which iptables there is.
+    /// The version of iptables.
     iptables: String,
     rounds: u16,
     rows: Vec<Row>,
 }
 
-/// One way to a service, beside so many others.
+/// One variant of a service, beside a number of others.
 #[derive(Debug, Serialize)]
 struct Row {
     way: &'static str,
@@ -74,7 +75,7 @@ impl Spread {
     }
 }
 
-/// Measures, and takes away what it made.
+/// Measures, and removes what it created.
 pub fn run(lab: &Lab, count: u32, rounds: u16, json: bool) -> Result<String> {
     let _catch = interrupt::Catch::new()?;
     stay_on_one_processor()?;
@@ -137,11 +138,11 @@ fn text(measurement: &Measurement) -> Result<String> {
     Ok(text)
 }
 
-/// A client and a server of one node, and the services' manifests.
+/// A client and a server on one node, and the manifests of the services.
 struct Services<'a> {
     lab: &'a Lab,
     client: Endpoint,
-    /// Services that were there before.
+    /// Services that existed before.
     before: usize,
     one: PathBuf,
     many: PathBuf,
@@ -166,7 +167,7 @@ impl<'a> Services<'a> {
         Ok(services)
     }
 
-    /// Runs `warren` on a manifest, and waits until the kernel has as many services.
+    /// Runs `warren` on a manifest, and waits until the kernel has this many services.
     fn warren(&self, verb: &str, file: &Path, expected: u32) -> Result<()> {
         let output = self.lab.command("n1", "warren")?.args([verb, "-f"]).arg(file).output()?;
         ensure!(output.status.success(), "warren {verb}: {}", String::from_utf8_lossy(&output.stderr).trim());
@@ -180,7 +181,7 @@ impl<'a> Services<'a> {
         })
     }
 
-    /// Its sockets are nobody's, and so its packets are translated.
+    /// A client whose sockets are not translated, so that its packets are.
     fn client_outside_the_cgroup(&self) -> Result<Command> {
         let mut command = Command::new(program()?);
         process::enter(&mut command, &self.client.namespace, None)?;
@@ -216,7 +217,7 @@ fn program() -> Result<PathBuf> {
     std::env::current_exe().context("find this program")
 }
 
-/// Processes that this one starts stay there too: what they wait for is each other and not the scheduler.
+/// Keeps this thread and the processes that it starts on one CPU: they wait for each other and not for the scheduler.
 fn stay_on_one_processor() -> Result<()> {
     let us = Pid::from_raw(0);
     let allowed = sched_getaffinity(us).context("read this process's processors")?;
@@ -230,7 +231,7 @@ fn stay_on_one_processor() -> Result<()> {
     sched_setaffinity(us, &one).context("stay on one processor")
 }
 
-/// Answers everybody with what they say, by UDP and TCP, until this program ends.
+/// Echoes over UDP and TCP until this program ends.
 fn echo(inside: &str) -> Result<()> {
     let address = ("0.0.0.0", SERVER_PORT);
     let (datagrams, listener) =
@@ -238,7 +239,7 @@ fn echo(inside: &str) -> Result<()> {
     thread::spawn(move || {
         let mut buffer = [0; 16];
         while let Ok((length, peer)) = datagrams.recv_from(&mut buffer) {
-            // Whoever asked may have gone.
+            // The client may be gone.
             drop(datagrams.send_to(&buffer[..length], peer));
         }
     });

@@ -1,37 +1,37 @@
-//! What a lab is made of: how many of what, and its addresses.
+//! The specification of a lab: numbers of machines, and their addresses.
 
 use std::{net::Ipv4Addr, path::PathBuf};
 
 use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 
-/// Nodes at the most: their last address byte begins at 1.
+/// Maximum number of nodes: their last address byte starts at 1.
 pub const MAX_NODES: u8 = 100;
-/// etcd members at the most: more than seven help nobody.
+/// Maximum number of etcd members: more than seven are of no use.
 pub const MAX_ETCD: u8 = 7;
 
-/// How a lab is to be.
+/// The specification of a lab.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spec {
     /// Nodes, `n1`, `n2`, ….
     pub nodes: u8,
-    /// etcd members, `e1`, `e2`, …. With none, each node has a store of its own in memory.
+    /// etcd members, `e1`, `e2`, …. With none, each node has its own store in memory.
     pub etcd: u8,
     /// Pools of pod CIDRs.
     pub pools: Vec<String>,
     /// Prefix length of a node's blocks.
     pub block_prefix_v4: u8,
-    /// The folder with `warrend` and `warren`.
+    /// The directory of `warrend` and `warren`.
     pub programs: PathBuf,
-    /// Flags of every agent, beside its configuration.
+    /// Flags of every agent, in addition to its configuration.
     pub agent_flags: Vec<String>,
 }
 
 impl Spec {
-    /// The lab of `make lab`: programs beside the one that runs.
+    /// The lab of `make lab`: with the programs beside the running one.
     ///
     /// # Errors
-    /// When `warrend` is not where it should be.
+    /// When `warrend` is not there.
     pub fn new(nodes: u8, etcd: u8) -> Result<Self> {
         Ok(Self {
             nodes,
@@ -46,7 +46,7 @@ impl Spec {
     /// Checks the numbers.
     ///
     /// # Errors
-    /// Says which one is out of range.
+    /// When a number is out of range; the text names it.
     pub fn check(&self) -> Result<()> {
         if self.nodes == 0 || self.nodes > MAX_NODES {
             bail!("{} nodes: a lab has 1 to {MAX_NODES}", self.nodes);
@@ -74,7 +74,7 @@ impl Spec {
         (1..=self.etcd).map(|number| format!("e{number}"))
     }
 
-    /// The clients' addresses of all etcd members.
+    /// The client URLs of all etcd members.
     pub fn etcd_endpoints(&self) -> Vec<String> {
         self.etcd_names().map(|name| format!("http://{}:2379", underlay_address(&name))).collect()
     }
@@ -83,7 +83,7 @@ impl Spec {
 /// The underlay's prefix length.
 pub const UNDERLAY_PREFIX: u8 = 16;
 
-/// A machine's underlay address: `n3` is 172.30.1.3, `e2` 172.30.2.2, `x1` (an outsider) 172.30.3.1.
+/// A machine's underlay address: `n3` has 172.30.1.3, `e2` 172.30.2.2, `x1` (outside the fleet) 172.30.3.1.
 pub fn underlay_address(machine: &str) -> Ipv4Addr {
     let (kind, number) = machine.split_at(1);
     let third = match kind {
@@ -94,13 +94,13 @@ pub fn underlay_address(machine: &str) -> Ipv4Addr {
     Ipv4Addr::new(172, 30, third, number.parse().expect("machines are named by a letter and a number"))
 }
 
-/// A machine's Ethernet address there: the same after a reboot, as with real machines.
+/// A machine's Ethernet address on the underlay: a reboot keeps it, as with real machines.
 pub fn underlay_mac(address: Ipv4Addr) -> [u8; 6] {
     let [a, b, c, d] = address.octets();
     [2, 0, a, b, c, d]
 }
 
-/// Where `warrend` and `warren` are: beside this program, or one folder up for a test.
+/// The directory of `warrend` and `warren`: that of this program, or for a test the parent.
 fn programs_folder() -> Result<PathBuf> {
     let program = std::env::current_exe()?;
     for folder in program.ancestors().skip(1).take(2) {

@@ -1,4 +1,4 @@
-//! How the machines of a lab are.
+//! The state of a lab's machines.
 
 use std::path::PathBuf;
 
@@ -20,7 +20,7 @@ pub struct MachineStatus {
     pub processes: Vec<i32>,
     /// The agent's socket (nodes).
     pub socket: Option<PathBuf>,
-    /// What is wrong with it; nothing for a machine in order.
+    /// What is wrong with the machine, if anything.
     pub problem: Option<String>,
 }
 
@@ -36,7 +36,7 @@ pub struct LabStatus {
 }
 
 impl Lab {
-    /// How each machine is, and which endpoints there are.
+    /// The state of each machine, and all endpoints.
     ///
     /// # Errors
     /// When cgroups cannot be read; an agent that does not answer is a problem of its machine.
@@ -72,7 +72,7 @@ impl Lab {
         Ok(LabStatus { name: self.name().as_str().to_owned(), machines, endpoints })
     }
 
-    /// The endpoints of a node, or why it is not in order.
+    /// The endpoints of a node, or what is wrong with it.
     fn node_endpoints(&self, node: &str) -> Result<Vec<Endpoint>, String> {
         let status = ask(self.api(node).status()).map_err(|error| format!("{error:#}"))?;
         match status.halted {

@@ -1,4 +1,4 @@
-//! Taking a lab away, by its name alone, whatever state it is in.
+//! Taking a lab down by its name alone, whatever state it is in.
 
 use std::{
     fs::{self, File},
@@ -19,11 +19,10 @@ use crate::{
     namespace, wait,
 };
 
-/// How long a lock may still be held by children that a killed `up` was about to start: they close it as soon
-/// as they run.
+/// How long children that a killed `up` was about to start may hold a lock: they close it as soon as they run.
 const LOCK_LIMIT: Duration = Duration::from_secs(2);
 
-/// Locks a lab for whoever brings it up or takes it down, for as long as the result lives.
+/// Locks a lab for bringing it up or taking it down, as long as the result lives.
 ///
 /// # Errors
 /// When another program holds the lock, or there is no such lab.
@@ -44,8 +43,8 @@ pub(crate) fn lock(name: &LabName) -> Result<Flock<File>> {
     }
 }
 
-/// Takes everything of a lab away by its name alone, and goes on past what fails. Says what it removed. Doing
-/// it again removes nothing more.
+/// Removes everything of a lab by its name alone, and goes on past failures. Returns what was removed; repeating it
+/// removes nothing more.
 ///
 /// # Errors
 /// With everything that could not be removed.
@@ -62,7 +61,7 @@ pub fn take_down(name: &LabName) -> Result<Vec<String>> {
     note("network namespaces", delete_namespaces(&name.namespace_prefix()));
     note("folder of pins", remove_folder(&name.pin_folder()));
     note("folder of etcd data", remove_folder(&name.etcd_data_folder()));
-    // The lab's own folder goes last, and only when nothing is left that its name would have to find.
+    // The lab's own directory goes last, and only when nothing is left that must be found by the lab's name.
     if failures.is_empty() {
         match remove_folder(&name.folder()) {
             Ok(0) => {}
@@ -71,7 +70,7 @@ pub fn take_down(name: &LabName) -> Result<Vec<String>> {
         }
     }
     for shared in [Ok(labs_folder()), Ok(pins_folder()), cgroup::labs_folder()].into_iter().flatten() {
-        // Goes with the last lab; until then it is not empty.
+        // The directory goes with the last lab; until then it is not empty.
         let _still_used = fs::remove_dir(shared);
     }
     if failures.is_empty() { Ok(removed) } else { bail!("lab {}: {}", name.as_str(), failures.join("; ")) }

@@ -9,24 +9,24 @@ use anyhow::{Result, bail};
 
 use crate::interrupt;
 
-/// How long to rest between two looks at a condition: short beside what is waited for (processes, elections),
-/// long beside what a look costs.
+/// The pause between two checks of a condition: short beside what is waited for (processes, elections), long beside
+/// the cost of a check.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Why a condition will never hold: waiting for it ends at once.
+/// A condition will never hold: waiting for it ends at once, with this reason.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Hopeless(pub String);
 
-/// Rests between two looks.
+/// Pauses between two checks.
 pub fn pause() {
     thread::sleep(PAUSE);
 }
 
-/// Looks until the condition gives a value, or the time is over, or a look says [`Hopeless`].
+/// Checks a condition until it gives a value, the time is over, or a check fails with [`Hopeless`].
 ///
 /// # Errors
-/// Names what was waited for, and what the last look said.
+/// Names the condition, and the last check's error.
 pub fn until<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Result<T>) -> Result<T> {
     let deadline = Instant::now() + limit;
     loop {
@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waiting_ends_with_a_value_with_the_time_or_without_hope() {
+    fn wait_ends_with_a_value_a_timeout_or_an_error() {
         let mut looks = 0;
         let third = until("the third look", Duration::from_secs(60), || {
             looks += 1;

@@ -1,11 +1,11 @@
-//! Random histories of fleets, and the proof that their checkers find what they are for.
+//! Random histories of fleets, and the proof that the checkers find planted bugs.
 
 use std::{ops::Range, time::Duration};
 
 use chaos_sim::{ALL, Course, Log, Sim, added, run};
 use node_recorder::{Replay, read};
 
-/// One seed from the environment, or these.
+/// One seed from the environment, or the default range.
 fn seeds(usual: Range<u64>) -> Range<u64> {
     let number = |name| std::env::var(name).ok().and_then(|text: String| text.parse().ok());
     match (number("WARREN_SEED"), number("WARREN_SIM_SEEDS")) {
@@ -17,7 +17,7 @@ fn seeds(usual: Range<u64>) -> Range<u64> {
 
 /// `WARREN_SEED=n` runs one seed alone, `WARREN_SIM_SEEDS=n` the first n.
 #[test]
-fn any_history_converges() {
+fn history_converges() {
     let mut courses: Vec<Course> = Vec::new();
     for seed in seeds(0..60) {
         match run(seed, None) {
@@ -35,9 +35,9 @@ fn any_history_converges() {
     println!("{} histories of {nodes} nodes, {lasted:?} in all; converged within {slowest:?}", courses.len());
 }
 
-/// A life with endpoints and restarts: its log replays, to the last command; one bit of it that fell over is found.
+/// A history with endpoints and restarts: its log replays to the last command, and a flipped bit is found.
 #[test]
-fn a_log_replays_and_a_flipped_bit_is_found() {
+fn log_replays_and_a_flipped_bit_is_found() {
     let mut sim = Sim::new(2, 1);
     sim.agent(1).log = Some(Log::new(1));
     sim.restart(1);
@@ -57,7 +57,7 @@ fn a_log_replays_and_a_flipped_bit_is_found() {
         let mut replay = Replay::default();
         let segment = read(bytes).map_err(|error| error.to_string())?;
         segment.entries.into_iter().for_each(|entry| drop(replay.tell(entry)));
-        // With checkpoints: a cut may fall between the first one and the event behind it.
+        // With checkpoints: the log may end between the first checkpoint and the event after it.
         Ok::<_, String>((replay.events + replay.checkpoints, segment.damaged_at, replay.difference))
     };
     let bytes = &segments[1];
@@ -67,7 +67,7 @@ fn a_log_replays_and_a_flipped_bit_is_found() {
         let mut flipped = bytes.clone();
         flipped[index] ^= 1 << (index % 8);
         match replay(&flipped) {
-            // In the header only the text of the version may differ, which no record depends on.
+            // In the header only the text of the version may differ: no record depends on it.
             Ok((events, damaged, difference)) => {
                 assert_eq!(difference, None);
                 assert!(
@@ -77,7 +77,7 @@ fn a_log_replays_and_a_flipped_bit_is_found() {
             }
             Err(error) => assert!(index < 9, "{error}"),
         }
-        // And a crash leaves what was whole before it.
+        // A crash leaves the records that were complete before it.
         let (events, damaged, difference) = replay(&bytes[..index.max(14)]).expect("a begin");
         assert!(events < whole && difference.is_none() && (damaged.is_some() || events > 0 || index < 14));
     }

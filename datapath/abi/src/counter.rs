@@ -10,7 +10,7 @@ macro_rules! drop_reasons {
         pub enum DropReason { $($(#[$doc])* $name = $number,)+ }
 
         impl DropReason {
-            /// All of them.
+            /// All reasons.
             pub const ALL: &'static [Self] = &[$(Self::$name),+];
 
             /// The reason of a number.
@@ -29,7 +29,7 @@ macro_rules! drop_reasons {
 drop_reasons! {
     /// Headers are cut short, or their lengths contradict one another.
     Malformed = 1, "malformed";
-    /// Neither IPv4 nor ARP.
+    /// The packet is neither IPv4 nor ARP.
     UnsupportedProtocol = 2, "unsupported-protocol";
     /// A workload sent from an address that is not its own.
     SourceSpoofed = 3, "source-spoofed";
@@ -45,11 +45,11 @@ drop_reasons! {
     UnknownDestination = 8, "unknown-destination";
     /// The destination's node has no entry in the nodes map.
     NoTunnelEndpoint = 9, "no-tunnel-endpoint";
-    /// Time to live used up.
+    /// The TTL is used up.
     TtlExceeded = 10, "ttl-exceeded";
     /// The flow table took no entry.
     FlowTableFull = 11, "flow-table-full";
-    /// An ARP request for something else than the gateway, or a malformed one.
+    /// An ARP request for something else than the gateway, or a malformed request.
     ArpRefused = 12, "arp-refused";
     /// The interface is not known as an endpoint's.
     UnknownEndpoint = 13, "unknown-endpoint";
@@ -57,25 +57,25 @@ drop_reasons! {
     NotConfigured = 14, "not-configured";
     /// A helper of the kernel failed.
     HelperFailed = 15, "helper-failed";
-    /// A fragment whose flow cannot be told.
+    /// A fragment whose flow is not known.
     Fragment = 16, "fragment";
     /// Sender's Ethernet address is not the endpoint's own.
     SourceMac = 17, "source-mac";
-    /// Comes to a port of the masquerade, and no flow is known that has it.
+    /// The packet would have to be translated, and no flow says how.
     NoTranslation = 18, "no-translation";
     /// No port is free to masquerade one more flow to this destination.
     MasqueradePorts = 19, "masquerade-ports";
-    /// Of a protocol that masquerade cannot translate.
+    /// The protocol cannot be translated.
     MasqueradeProtocol = 20, "masquerade-protocol";
-    /// Longer than the way onwards carries, and not to be cut into fragments.
+    /// The packet is longer than the way onwards carries, and must not be fragmented.
     TooBig = 21, "too-big";
-    /// Comes from the underlay with the address of a workload that cannot have sent it from there.
+    /// A packet from the underlay with the address of a workload that cannot have sent it from there.
     UnderlaySource = 22, "underlay-source";
-    /// To a service that has no backend for it, or through one that is gone.
+    /// The service has no backend for the packet, or the backend is gone.
     NoBackend = 23, "no-backend";
-    /// To a service whose source ranges the client is not in.
+    /// The client is not in the service's source ranges.
     ServiceSource = 24, "service-source";
-    /// From a network that nothing is taken from.
+    /// The source is in a network whose packets are refused.
     DroppedNetwork = 25, "dropped-network";
 }
 
@@ -90,7 +90,7 @@ pub enum Direction {
 }
 
 impl Direction {
-    /// Both.
+    /// Both directions.
     pub const ALL: &'static [Self] = &[Self::Egress, Self::Ingress];
 
     /// The word used in metrics, events and on the command line.
@@ -102,7 +102,7 @@ impl Direction {
     }
 }
 
-/// In the place of a reason: packets that went on before the stack. They are among those that went on, too.
+/// In the place of a reason: packets that XDP forwarded. They are counted among the forwarded packets, too.
 pub const COUNTED_BY_XDP: u8 = 254;
 
 /// Slots of the counter map: reason 0 (forwarded) to 253 for each direction, [`COUNTED_BY_XDP`], and 255: events

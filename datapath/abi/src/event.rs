@@ -1,4 +1,4 @@
-//! What the programs report through the ring buffer.
+//! Events that the programs report through the ring buffer.
 
 use crate::{V6, abi_bytes};
 
@@ -8,7 +8,7 @@ use crate::{V6, abi_bytes};
 pub enum EventKind {
     /// The first packet of a flow.
     FlowNew = 1,
-    /// A flow ended: TCP closed or reset. Flows that go silent end in user space.
+    /// A flow ended: TCP closed or reset. User space ends silent flows.
     FlowEnd = 2,
     /// A packet was dropped.
     Drop = 3,

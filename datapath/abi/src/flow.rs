@@ -40,7 +40,7 @@ impl<A: Copy> FlowKey<A> {
     }
 }
 
-/// What is done with a packet ([`FlowEntry::action`]).
+/// What is done with packets of a direction ([`FlowEntry::action`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum FlowAction {
@@ -70,8 +70,8 @@ impl FlowAction {
     }
 }
 
-/// Where packets of a direction must come from ([`FlowEntry::source_kind`]): a known flow spares the
-/// lookups of the source check, not the check.
+/// Where packets of a direction must come from ([`FlowEntry::source_kind`]). A known flow spares the lookups of the source
+/// check, not the check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum SourceKind {
@@ -133,8 +133,8 @@ impl PolicyVerdict {
 
 /// One direction of a flow.
 ///
-/// A direction may be rewritten: the key is of the packet as it comes, and the key of the other direction is
-/// the reverse of the packet as it goes on ([`FlowEntry::reverse_key`]).
+/// Packets of a direction may be translated: the key is that of a packet as it comes, and the key of the other direction is the
+/// reverse of the packet as it goes on ([`FlowEntry::reverse_key`]).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FlowEntry<A = V4> {
@@ -144,12 +144,12 @@ pub struct FlowEntry<A = V4> {
     pub bytes: u64,
     /// When the flow began: `CLOCK_MONOTONIC_COARSE` (`bpf_ktime_get_coarse_ns`), nanoseconds.
     pub created_ns: u64,
-    /// When the last packet of this direction came, same clock; equal to `created_ns` while none has come.
+    /// When the last packet of this direction came, by the same clock; `created_ns` before the first packet.
     pub last_seen_ns: u64,
-    /// What a later build might add: moves all that follows.
+    /// What a later build might add: it moves everything that follows.
     #[cfg(feature = "next-layout")]
     pub next: u64,
-    /// Sum of the epochs of both shards when it was decided; another sum now means: decide again.
+    /// Sum of the epochs of both shards at the decision; another sum now means that the flow has to be decided again.
     pub epoch: u32,
     /// Interface or node index that packets must come from.
     pub source: u32,
@@ -177,15 +177,14 @@ pub struct FlowEntry<A = V4> {
     pub src_mac: MacBytes,
     /// New source address, with [`flow_flags::REWRITE_SRC`]; else zero.
     pub rewrite_src: A,
-    /// New destination address, with [`flow_flags::REWRITE_DST`]; without it where a service's backend is that answers
-    /// its client itself, else zero.
+    /// New destination address, with [`flow_flags::REWRITE_DST`]. Without that flag: the address of the backend that answers its
+    /// client itself (direct server return), else zero.
     pub rewrite_dst: A,
     /// New source port (as in [`FlowKey`]), with [`flow_flags::REWRITE_SRC`]; else zero.
     pub rewrite_src_port_be: [u8; 2],
-    /// New destination port, or that backend's, likewise.
+    /// New destination port, or the port of that backend, likewise.
     pub rewrite_dst_port_be: [u8; 2],
-    /// The number of the backend that was chosen for the flow, in both halves; 0: it is no service's;
-    /// [`crate::BACKEND_ELSEWHERE`].
+    /// The number of the flow's backend, in both entries; 0: the flow goes to no service; [`crate::BACKEND_ELSEWHERE`].
     pub backend: u32,
 }
 
@@ -203,7 +202,7 @@ impl<A: Copy> FlowEntry<A> {
         self.flags & BOTH == BOTH
     }
 
-    /// The key of a packet with the key `key` after it was rewritten.
+    /// The key of a packet after translation; `key` is this entry's own.
     #[must_use]
     #[inline(always)]
     pub const fn rewritten(&self, key: &FlowKey<A>) -> FlowKey<A> {
@@ -243,7 +242,7 @@ pub struct FragmentKey<A> {
     pub pad: u8,
 }
 
-/// The ports of a datagram, which only its first fragment has; as in [`FlowKey`].
+/// The ports of a datagram, which only the first fragment has; as in [`FlowKey`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FragmentPorts {

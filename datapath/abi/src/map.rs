@@ -41,12 +41,12 @@ pub mod map_name {
     pub const SLOTS: &str = "WARREN_SLOTS";
     /// Array: backend number -> [`crate::BackendEntry`].
     pub const BACKENDS_V4: &str = "WARREN_BACK_V4";
-    /// LPM trie: [`crate::Source`] -> u32 (1): where clients outside may be, of services with source ranges.
+    /// LPM trie: [`crate::Source`] -> u32 (1): source ranges of services for external clients.
     pub const SOURCES_LPM_V4: &str = "WARREN_SRC_V4";
     /// LRU hash: [`crate::AffinityKey`] -> [`crate::AffinityEntry`]. The programs' own.
     pub const AFFINITY: &str = "WARREN_AFFINITY";
-    /// Array of u64: a bit for each port at which a frontend is or was ([`crate::service_port_bit`]). What comes from
-    /// outside to other ports is asked nothing more.
+    /// Array of u64: a bit for each port at which a frontend is or was ([`crate::service_port_bit`]). Packets from the underlay
+    /// to other ports are not looked at any further.
     pub const SERVICE_PORTS: &str = "WARREN_PORTS";
     /// Hash: cookie of a network namespace (u64) -> [`crate::NamespaceEntry`].
     pub const NAMESPACES: &str = "WARREN_NETNS";
@@ -54,7 +54,7 @@ pub mod map_name {
     pub const SOCKETS_V4: &str = "WARREN_SOCK_V4";
     /// LPM trie: IPv4 prefix -> u32 (1): destinations that are not masqueraded.
     pub const UNMASQUERADED_LPM_V4: &str = "WARREN_UNMASQ_V4";
-    /// LPM trie: IPv4 prefix -> u32 (1): sources that nothing is taken from before the stack.
+    /// LPM trie: IPv4 prefix -> u32 (1): sources whose packets XDP drops.
     pub const DROPPED_LPM_V4: &str = "WARREN_DROP_V4";
     /// Array of u32: the epoch of each shard.
     pub const EPOCHS: &str = "WARREN_EPOCHS";
@@ -65,12 +65,11 @@ pub mod map_name {
     /// Per-CPU array of [`super::Budget`], by [`super::BUDGET_EVENTS`] and [`super::BUDGET_ERRORS`]: the
     /// programs' own, of no use to user space.
     pub const BUDGETS: &str = "WARREN_BUDGETS";
-    /// Per-CPU array of one: what a program run knows of its packet and decides, the stack being small. The
-    /// programs' own.
+    /// Per-CPU array of one: the packet context, what a program run knows of its packet and decides. The programs' own.
     pub const SCRATCH: &str = "WARREN_SCRATCH";
 }
 
-/// Local endpoints at the most. A node with more than this many workloads is two nodes.
+/// Local endpoints at the most. A machine with more workloads than this should be two nodes.
 pub const MAX_ENDPOINTS: u32 = 16_384;
 /// Exact addresses in the ipcache (Cilium: 512,000).
 pub const MAX_IPCACHE: u32 = 524_288;
@@ -84,7 +83,7 @@ pub const MAX_FLOWS: u32 = 524_288;
 pub const MAX_FRAGMENTS: u32 = 8_192;
 /// Prefixes that are not masqueraded: the fleet's pools, and some settings.
 pub const MAX_UNMASQUERADED: u32 = 1_024;
-/// Prefixes that nothing is taken from: a list that people keep.
+/// Prefixes whose packets XDP drops: a list that people keep.
 pub const MAX_DROPPED: u32 = 16_384;
 /// Bytes of the event ring: a power of two and of pages.
 pub const EVENT_RING_BYTES: u32 = 1 << 20;
@@ -96,8 +95,8 @@ pub const NODE_NONE: u32 = 0;
 /// Index of this node.
 pub const NODE_SELF: u32 = 1;
 
-/// Drop events that a CPU reports in [`BUDGET_WINDOW_NS`] at the most: forged packets must not drown the node
-/// in reports of themselves. What exceeds it is in the counters, and counted as lost events.
+/// Drop events that a CPU reports in [`BUDGET_WINDOW_NS`] at the most: forged packets must not flood the node with reports.
+/// Further drops are in the counters, and counted as lost events.
 pub const EVENTS_PER_WINDOW: u32 = 256;
 /// ICMP errors that a CPU sends in [`BUDGET_WINDOW_NS`] at the most: Linux's own limit, 1,000 per second
 /// (`icmp_msgs_per_sec`).
@@ -111,13 +110,13 @@ pub const BUDGET_ERRORS: u32 = 1;
 
 /// Inner destination of every tunnel packet, on every node: the receiver rewrites it.
 pub const TUNNEL_DST_MAC: MacBytes = *b"\x02WRN\x00\x01";
-/// Inner source of every tunnel packet: tells nobody anything about the sender's devices.
+/// Inner source of every tunnel packet: reveals nothing about the sender's devices.
 pub const TUNNEL_SRC_MAC: MacBytes = *b"\x02WRN\x00\x00";
 
-/// How inner Ethernet addresses begin that name a backend, for direct server return: the destination goes on with its
-/// address, the source with its port. Unicast and locally administered, as the other two.
+/// Beginning of an inner Ethernet destination that names a backend, for direct server return: the backend's address follows.
+/// Unicast and locally administered, as the other two.
 pub const DIRECT_DST_MARK: [u8; 2] = *b"\x02D";
-/// See [`DIRECT_DST_MARK`].
+/// Beginning of the inner Ethernet source with [`DIRECT_DST_MARK`]: the backend's port follows.
 pub const DIRECT_SRC_MARK: [u8; 4] = *b"\x02DSR";
 
 /// The epoch shard of an address (Fibonacci hashing of its words).
@@ -127,25 +126,25 @@ pub const fn epoch_shard_v4(address: V4) -> u32 {
 
 /// Bits of [`NodeConfig::flags`].
 pub mod node_flags {
-    /// No tunnel: pods' packets travel as they are, by the routes.
+    /// No tunnel (native routing): packets between endpoints travel unchanged, by the routes.
     pub const NATIVE: u32 = 1 << 0;
-    /// Packets to local endpoints go by the node's stack, and its netfilter sees them.
+    /// Packets to local endpoints go by the node's stack, so that its netfilter sees them.
     pub const LEGACY_HOST_ROUTING: u32 = 1 << 1;
     /// What endpoints send to the world gets the node's underlay address as source.
     pub const MASQUERADE: u32 = 1 << 2;
 }
 
-/// What a program must know of its node. One entry.
+/// The node's configuration. One entry.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NodeConfig {
-    /// [`crate::ABI_VERSION`] of whoever wrote it.
+    /// [`crate::ABI_VERSION`] of the build that wrote the entry.
     pub abi_version: u32,
     /// [`node_flags`].
     pub flags: u32,
     /// `warren_host`, in the node's namespace.
     pub host_ifindex: u32,
-    /// `warren_net`, its peer: what is sent out there arrives at the node's stack through `warren_host`.
+    /// `warren_net`, the peer of `warren_host`: packets sent out there arrive at the node's stack through `warren_host`.
     pub net_ifindex: u32,
     /// `warren_vxlan`; 0 where there is no tunnel.
     pub vxlan_ifindex: u32,
@@ -155,7 +154,7 @@ pub struct NodeConfig {
     pub gateway_v4: V4,
     /// The node's address on the underlay interface: what masqueraded flows come from. Zero where there is none.
     pub underlay_v4: V4,
-    /// MTU of endpoints and of routes to them, bytes from the IP header on. 0: not known, nothing is too big.
+    /// MTU of endpoints and of routes to them, bytes from the IP header on. 0: unknown, no packet is too big.
     pub pod_mtu_bytes: u32,
     /// MTU of the underlay interface, likewise.
     pub underlay_mtu_bytes: u32,
@@ -188,7 +187,7 @@ pub struct EndpointEntry {
     pub host_mac: MacBytes,
 }
 
-/// Whose an address is, and behind which node.
+/// Identity of an address, and the node that the address is behind.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct IpcacheEntry {

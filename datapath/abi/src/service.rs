@@ -1,4 +1,4 @@
-//! Services: where they are reached, their settings, their tables of slots, and what stands behind them.
+//! Services: frontends, settings, tables of slots, and backends.
 //!
 //! What user space owes the programs:
 //! - A backend's entry is written before the table that names it, a table before the service's entry that names it, that
@@ -24,7 +24,7 @@ pub const MAX_FRONTENDS: u32 = 131_072;
 pub const MAX_SLOT_BLOCKS: u32 = 262_144;
 /// Prefixes of all services' source ranges.
 pub const MAX_SOURCES: u32 = 65_536;
-/// Clients that keep their backends, of all services: 5 MB.
+/// Affinities of clients to backends, of all services: 5 MB.
 pub const MAX_AFFINITIES: u32 = 65_536;
 /// Slots of a block: with its key and the kernel's own words it takes 512 bytes, which is what the kernel allocates.
 pub const BLOCK_SLOTS: u32 = 112;
@@ -43,7 +43,7 @@ pub struct FrontendKey<A> {
     pub pad: u8,
 }
 
-/// Where a frontend leads.
+/// The service port that a frontend leads to.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FrontendEntry {
@@ -53,11 +53,11 @@ pub struct FrontendEntry {
     pub kind: u32,
 }
 
-/// What a frontend's address is.
+/// Kinds of frontends.
 pub mod frontend_kind {
-    /// Of a service pool.
+    /// Its address is a virtual IP, of a service pool.
     pub const VIRTUAL: u32 = 0;
-    /// Of somebody else's network.
+    /// Its address belongs to somebody else's network.
     pub const EXTERNAL: u32 = 1;
     /// A port of every node.
     pub const NODE_PORT: u32 = 2;
@@ -67,13 +67,13 @@ pub mod frontend_kind {
 
 /// Bits of [`ServiceEntry::flags`].
 pub mod service_flags {
-    /// There is such a service port.
+    /// The service port exists.
     pub const PRESENT: u32 = 1 << 0;
-    /// Its table is Maglev's.
+    /// The table was computed by Maglev's algorithm.
     pub const MAGLEV: u32 = 1 << 1;
-    /// Backends answer clients outside themselves.
+    /// Backends answer external clients themselves (direct server return).
     pub const DSR: u32 = 1 << 2;
-    /// Clients outside must be of its source ranges.
+    /// External clients must be in the source ranges.
     pub const SOURCES: u32 = 1 << 3;
 }
 
@@ -122,14 +122,14 @@ pub struct SlotBlock {
     pub slots: [u32; BLOCK_SLOTS as usize],
 }
 
-/// Stands for a backend's number in a flow whose backend another node has chosen, which numbers them otherwise.
+/// In the place of a backend's number: another node, with numbers of its own, has chosen the flow's backend.
 pub const BACKEND_ELSEWHERE: u32 = u32::MAX;
 
 /// Bits of [`BackendEntry::flags`].
 pub mod backend_flags {
-    /// On the way out.
+    /// The backend gets no new flows, and will be removed.
     pub const TERMINATING: u8 = 1 << 0;
-    /// Not well.
+    /// The backend's health check fails, or its node is dead.
     pub const UNHEALTHY: u8 = 1 << 1;
 }
 
@@ -151,7 +151,7 @@ pub struct BackendEntry<A> {
     pub pad: [u8; 3],
 }
 
-/// Where clients of a service may be, with [`crate::LpmKey`]: the bits of the service's number count, too.
+/// A source range of a service, with [`crate::LpmKey`]: the bits of the service's number count as a part of the prefix.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Source<A> {
@@ -164,11 +164,11 @@ pub struct Source<A> {
 /// Bits of [`Source::service`] in a prefix.
 pub const SOURCE_SERVICE_BITS: u32 = 32;
 
-/// A client of a service with affinity.
+/// Key of an affinity: a client of a service.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AffinityKey {
-    /// Its IPv4 address as a number; or, with the top bit set, what tells its network namespace from others.
+    /// The client's IPv4 address as a number.
     pub client: u64,
     /// The service port's number.
     pub service: u32,
@@ -176,11 +176,11 @@ pub struct AffinityKey {
     pub pad: u32,
 }
 
-/// What it got.
+/// Affinity of a client to a backend.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AffinityEntry {
-    /// When it last began a flow, `CLOCK_MONOTONIC_COARSE`.
+    /// When the client last opened a flow, `CLOCK_MONOTONIC_COARSE`.
     pub last_seen_ns: u64,
     /// The backend's number.
     pub backend: u32,

@@ -1,4 +1,4 @@
-//! Services at the socket: whose network namespaces there are, and what sockets were translated from.
+//! Services at the socket: network namespaces and their owners, and what sockets were translated from.
 //!
 //! Written by the programs, but for the namespaces. What user space owes them: a namespace is there as long as its
 //! endpoint is. What they owe user space: an entry of a socket is written **before** the backend is looked at for the
@@ -6,11 +6,11 @@
 
 use crate::{V4, abi_bytes};
 
-/// Sockets that go to services at the same time, those that are connected once, others once or twice. A node with
-/// more of them forgets the least used.
+/// Entries of sockets that go to services: one of a connected socket, two of an unconnected one. A node with more of them
+/// forgets the least recently used.
 pub const MAX_SOCKETS: u32 = 65_536;
 
-/// Whose a network namespace is ([`NamespaceEntry::kind`]).
+/// Owners of network namespaces ([`NamespaceEntry::kind`]).
 pub mod namespace_kind {
     /// The node's own.
     pub const NODE: u32 = 1;
@@ -18,7 +18,7 @@ pub mod namespace_kind {
     pub const ENDPOINT: u32 = 2;
 }
 
-/// A network namespace whose sockets are translated; its key is the kernel's cookie of it.
+/// A network namespace whose sockets are translated, by the kernel's cookie of the namespace.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NamespaceEntry {
@@ -26,29 +26,29 @@ pub struct NamespaceEntry {
     pub kind: u32,
     /// The endpoint's number; 0 for the node's own.
     pub endpoint: u32,
-    /// Inode of the namespace, by which user space finds it again.
+    /// Inode of the namespace, by which user space recognises it.
     pub inode: u32,
     /// The endpoint's address; zero for the node's own.
     pub address_v4: V4,
 }
 
-/// What is known of a socket ([`SocketKey::kind`]).
+/// Kinds of socket entries ([`SocketKey::kind`]).
 pub mod socket_kind {
-    /// Under the backend that it goes to: the frontend that its owner named.
+    /// By the backend that the socket goes to: the frontend that its owner named.
     pub const BACKEND: u8 = 0;
-    /// Under the frontend that its owner names with each datagram: the backend that they go to.
+    /// By the frontend that the owner names with each datagram: the backend that the datagrams go to.
     pub const FRONTEND: u8 = 1;
 }
 
-/// A socket and one of those whom it speaks to.
+/// A socket and a remote address.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SocketKey<A> {
-    /// The kernel's cookie of the socket; never used again.
+    /// The kernel's cookie of the socket, which is never reused.
     pub cookie: u64,
-    /// The other's address.
+    /// The remote address.
     pub address: A,
-    /// Its port, network byte order.
+    /// The remote port, network byte order.
     pub port_be: [u8; 2],
     /// [`socket_kind`].
     pub kind: u8,
@@ -56,7 +56,7 @@ pub struct SocketKey<A> {
     pub pad: u8,
 }
 
-/// Who that is to the socket's owner, or to the network.
+/// The address that stands for the remote one: to the socket's owner, or to the network.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SocketEntry<A> {

@@ -1,6 +1,9 @@
 //! What a program run knows of its packet.
 
-use core::ops::{Deref, DerefMut};
+use core::{
+    cell::UnsafeCell,
+    ops::{Deref, DerefMut},
+};
 
 use aya_ebpf::{
     bindings::__sk_buff,
@@ -23,7 +26,8 @@ static CONTEXTS: PerCpuArray<PacketContext, 1> = PerCpuArray::new();
 /// The packet of this program run: the kernel's, and what is known of it.
 pub struct Packet {
     skb: *mut __sk_buff,
-    context: *mut PacketContext,
+    // A reference, and no pointer: the compiler then knows that words in it are aligned, and loads them whole.
+    context: &'static mut PacketContext,
 }
 
 /// What is known of the packet. Filled in step by step; a drop is reported with all of it.
@@ -121,7 +125,7 @@ pub struct PacketContext {
     /// The packet's IP header as it came.
     ip: Ipv4,
     /// Both entries, as decided.
-    pair: FlowPair,
+    pair: UnsafeCell<FlowPair>,
 }
 
 /// By which proof the sender is known, of the direction that is evaluated.
@@ -215,16 +219,14 @@ impl Deref for Packet {
 
     #[inline(always)]
     fn deref(&self) -> &PacketContext {
-        // SAFETY: a live map value of which there is this one handle. Zeros and whatever an earlier run has left are valid.
-        unsafe { &*self.context }
+        self.context
     }
 }
 
 impl DerefMut for Packet {
     #[inline(always)]
     fn deref_mut(&mut self) -> &mut PacketContext {
-        // SAFETY: as in `deref`.
-        unsafe { &mut *self.context }
+        self.context
     }
 }
 
@@ -232,9 +234,11 @@ impl Packet {
     /// Nothing is known yet. `None`: never, but the verifier cannot know.
     #[inline(always)]
     pub fn new(context: &TcContext, direction: Direction) -> Option<Self> {
-        let mut packet = Self { skb: context.skb.skb, context: CONTEXTS.get_ptr_mut(0)? };
-        packet.reset(direction);
-        Some(packet)
+        // SAFETY: a live map value of this CPU's own, of which there is this one handle. Zeros and whatever an earlier run has
+        // left are valid.
+        let known: &'static mut PacketContext = unsafe { &mut *CONTEXTS.get_ptr_mut(0)? };
+        known.reset(direction);
+        Some(Self { skb: context.skb.skb, context: known })
     }
 
     /// Runs a step of the pipeline as a BPF function of its own.
@@ -265,15 +269,15 @@ impl Packet {
     /// The IP header as the packet came with it.
     #[inline(always)]
     pub fn ip(&self) -> &'static Ipv4 {
+        let ip: *const Ipv4 = &self.context.ip;
         // SAFETY: a live map value; the header is written once a run, by `set_ip`, before it is read.
-        unsafe { &(*self.context).ip }
+        unsafe { &*ip }
     }
 
     /// Keeps the IP header.
     #[inline(always)]
     pub fn set_ip(&mut self, ip: Ipv4) -> &'static Ipv4 {
-        // SAFETY: a live map value, not yet read in this run.
-        unsafe { (*self.context).ip = ip };
+        self.context.ip = ip;
         self.ip()
     }
 
@@ -281,7 +285,7 @@ impl Packet {
     #[inline(always)]
     pub fn pair(&self) -> &'static mut FlowPair {
         // SAFETY: this CPU's own, and each decision is used by one caller at a time.
-        unsafe { &mut (*self.context).pair }
+        unsafe { &mut *self.context.pair.get() }
     }
 
     /// The kernel's packet, for helpers.

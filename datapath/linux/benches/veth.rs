@@ -24,7 +24,10 @@ use aya::{
     programs::{TestRunAttrs, TestRunOptions, Xdp, XdpMode as Attach},
 };
 use datapath_linux::{LinuxConfig, XdpConfig, XdpMode};
-use datapath_plan::{Algorithm, BackendId, BackendState, BackendValue, Base, BaseUnderlay, Entry, Frontend, FrontendKind, FrontendValue, Op, Protocol, ServiceId, ServiceMode, ServiceValue, Single};
+use datapath_plan::{
+    Algorithm, BackendId, BackendState, BackendValue, Base, BaseUnderlay, Entry, Frontend, FrontendKind,
+    FrontendValue, Op, Protocol, ServiceId, ServiceMode, ServiceValue, Single,
+};
 use nix::{
     sched::{CpuSet, sched_setaffinity},
     unistd::Pid,
@@ -95,7 +98,7 @@ fn main() {
         }
     });
 
-    let xdp = |mode| Some(XdpConfig { mode, refused: Vec::new() });
+    let xdp = |mode| Some(XdpConfig { mode, dropped: Vec::new() });
     let ways = [
         ("routed only", routing, None, (BACKEND, BACKEND_PORT)),
         ("iptables", translating, None, (FRONTEND, PORT)),

@@ -291,7 +291,7 @@ pub(crate) fn cgroup_link(link: BorrowedFd<'_>) -> io::Result<CgroupLink> {
     Ok(CgroupLink { program_id: info.prog_id, cgroup_id })
 }
 
-/// What the kernel says of a link before the stack of a device.
+/// An XDP link, as the kernel describes it.
 pub(crate) struct DeviceLink {
     pub program_id: u32,
     /// 0 when the device has gone.
@@ -308,7 +308,7 @@ pub(crate) fn device_link(link: BorrowedFd<'_>) -> io::Result<DeviceLink> {
     Ok(DeviceLink { program_id: info.prog_id, ifindex })
 }
 
-/// Attaches a program before the stack of a device (`flags`: by whom); it works there as long as the link or a pin of it
+/// Attaches an XDP program to a device (`flags`: driver or kernel); it stays attached as long as the link or a pin of it
 /// lives.
 pub(crate) fn create_device_link(program: BorrowedFd<'_>, ifindex: u32, flags: u32) -> io::Result<OwnedFd> {
     let mut attributes = attributes();

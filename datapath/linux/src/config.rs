@@ -1,4 +1,4 @@
-//! What the datapath must be told.
+//! The settings of the datapath.
 
 use std::{
     net::IpAddr,
@@ -7,25 +7,25 @@ use std::{
 
 use ipnetwork::Ipv4Network;
 
-/// The number that marks routes as ours (`ip route show proto 112`). In the range that iproute2 leaves to
-/// administrators' daemons, not taken in its rt_protos.
+/// The protocol number that marks routes as ours (`ip route show proto 112`). In the range that iproute2 leaves to
+/// administrators' daemons, and not assigned in its rt_protos.
 pub const WARREN_ROUTE_PROTOCOL: u8 = 112;
 
-/// Where an agent pins its maps, links and programs, unless told otherwise.
+/// The default folder of an agent's pinned maps, links and programs.
 pub const DEFAULT_PIN_ROOT: &str = "/sys/fs/bpf/warren";
 
 /// The datapath's settings. One per agent, fixed for its life.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LinuxConfig {
-    /// A folder on a BPF file system that is this agent's alone; made if it is not there.
+    /// A folder on a BPF file system for this agent alone; created if it does not exist.
     pub pin_root: PathBuf,
-    /// The protocol number of our routes; others' are never touched.
+    /// The protocol number of our routes. Routes with other numbers are never touched.
     pub route_protocol: u8,
-    /// Services at the socket; `None`: only packet by packet.
+    /// Translation of services at the socket; `None`: services are translated packet by packet only.
     pub sockets: Option<SocketConfig>,
-    /// Known flows before the stack; `None`: all of them by classifiers.
+    /// Forwarding of known flows by XDP; `None`: the classifiers forward all packets.
     pub xdp: Option<XdpConfig>,
-    /// Attach by clsact also where the kernel has TCX: for tests of what older kernels get.
+    /// Attaches by clsact also where the kernel has TCX: for tests of the path that older kernels take.
     pub force_clsact: bool,
 }
 
@@ -42,54 +42,55 @@ impl Default for LinuxConfig {
 }
 
 impl LinuxConfig {
-    /// The defaults with another folder for pins.
+    /// The default settings with another folder for pins.
     pub fn at(pin_root: impl AsRef<Path>) -> Self {
         Self { pin_root: pin_root.as_ref().into(), ..Self::default() }
     }
 
     /// The networks whose packets are dropped by XDP.
     pub(crate) fn dropped_networks(&self) -> &[Ipv4Network] {
-        self.xdp.as_ref().map_or(&[], |xdp| &xdp.refused)
+        self.xdp.as_ref().map_or(&[], |xdp| &xdp.dropped)
     }
 }
 
-/// How services are translated at the socket.
+/// The translation of services at the socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SocketConfig {
-    /// A folder of a cgroup2: the processes in it and below it, in the node's and the endpoints' network namespaces.
+    /// A folder of a cgroup2. Sockets of processes in it and below are translated, in the network namespaces of the node
+    /// and its endpoints.
     pub cgroup: PathBuf,
-    /// Whether TCP connections to a backend that is gone are reset, as UDP sockets are ended.
+    /// Resets TCP connections to a deleted backend, too. UDP sockets are always ended.
     pub ends_tcp: bool,
 }
 
-/// What is done on the underlay's interface before the stack.
+/// XDP on the underlay's interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct XdpConfig {
-    /// By whom.
+    /// The place where the program runs.
     pub mode: XdpMode,
-    /// Sources that nothing is taken from.
-    pub refused: Vec<Ipv4Network>,
+    /// Networks whose packets are dropped.
+    pub dropped: Vec<Ipv4Network>,
 }
 
-/// Who runs the program before the stack.
+/// The place where the XDP program runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum XdpMode {
-    /// The device's driver, before the kernel makes a packet of a frame.
+    /// In the device's driver, before an skb is allocated.
     Native,
-    /// The kernel, for any driver: correct, and not much faster than classifiers.
+    /// In the kernel, for any driver: correct, and not much faster than classifiers.
     Generic,
 }
 
-/// Which of the node's addresses other nodes send tunnel packets to.
+/// The choice of the node address that other nodes send tunnel packets to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum UnderlayChoice {
-    /// The address by which the node would reach one of these (etcd, peers), else that of the default route.
+    /// The source address towards etcd or a peer, else towards the default route.
     #[default]
     Automatic,
-    /// As [`Self::Automatic`], with addresses to be reached.
+    /// As [`Self::Automatic`], towards these addresses.
     Towards(Vec<IpAddr>),
     /// The first address of an interface.
     Interface(String),
-    /// This one.
+    /// This address.
     Address(IpAddr),
 }

@@ -8,12 +8,12 @@ use crate::{
     bpf::Present,
     config::LinuxConfig,
     counters::Counters,
-    descriptor::{endpoint::EndpointKeys, set_networks, slots::SlotTables},
+    descriptor::{Maps, endpoint::EndpointKeys, set_networks, slots::SlotTables},
     error::DatapathError,
     events::{self, Events},
     handover::{self, FlowHandover},
     hook::{AttachMode, Hooks},
-    maps::{self, Adoption, Loaded, Maps},
+    maps::{self, Adoption, Loaded},
     netlink::Netlink,
     pins::Pins,
     sockets::Sockets,
@@ -34,7 +34,7 @@ pub struct Datapath {
     pub(crate) slot_tables: SlotTables,
     pub(crate) endpoint_keys: EndpointKeys,
     pub(crate) sockets: Sockets,
-    /// The interface that took no program before the stack when it was last asked.
+    /// The interface that refused the XDP program when it was last attached.
     pub(crate) without_xdp: Option<u32>,
     events: Option<events::Ring>,
 }

@@ -1,5 +1,5 @@
-//! The devices that a node has once: `warren_host`/`warren_net` and `warren_vxlan`. How ours are told from
-//! other people's.
+//! The devices that a node has once: `warren_host`/`warren_net` and `warren_vxlan`. How our devices are told from those of
+//! other owners.
 
 use datapath_plan::{Base, EndpointId, Mac, Mode};
 use rtnetlink::{
@@ -13,26 +13,26 @@ use crate::{
     sysctl,
 };
 
-/// The node's end of the pair through which its stack and its endpoints meet; has the gateway's address.
+/// The end of the pair on the side of the node's stack, with the gateway's address.
 pub const HOST_DEVICE: &str = "warren_host";
-/// The other end: what is sent out here arrives at the stack by [`HOST_DEVICE`].
+/// The other end: packets sent out of it arrive at the stack by [`HOST_DEVICE`].
 pub const NET_DEVICE: &str = "warren_net";
 /// The tunnel.
 pub const VXLAN_DEVICE: &str = "warren_vxlan";
-/// Endpoints' devices are this and their number.
+/// The prefix of endpoints' devices; the endpoint's number follows.
 pub const ENDPOINT_PREFIX: &str = "wrn";
 
-/// The device group of everything of ours (`ip link show group …`). A group is given in the same message that
-/// makes a device, where an alias needs a second one: no crash leaves a device of ours unmarked.
+/// The device group of all our devices (`ip link show group …`). The message that makes a device sets its group, where an
+/// alias needs a second message: no crash leaves a device of ours unmarked.
 pub const GROUP: u32 = 0x0077_726e;
 
 impl Link {
-    /// Whether we made it.
+    /// Whether the device is ours.
     pub(crate) fn is_ours(&self) -> bool {
         self.group == GROUP
     }
 
-    /// The endpoint whose device it is.
+    /// The endpoint that the device belongs to.
     pub(crate) fn endpoint(&self) -> Option<EndpointId> {
         endpoint_of(&self.name).filter(|_| self.is_ours())
     }
@@ -96,7 +96,7 @@ pub(crate) async fn prepare_base(netlink: &Netlink, base: &Base) -> Result<BaseD
     for name in names(base.mode).iter().copied() {
         let link = netlink.expect_link(name).await?;
         sysctl::prepare_device(name)?;
-        // The pair does without ARP: the programs write the addresses.
+        // The pair needs no ARP: the programs write the addresses.
         let noarp = name != VXLAN_DEVICE;
         if !link.up || link.mtu_bytes != base.mtu_bytes || (noarp && !link.noarp) {
             netlink
@@ -122,7 +122,7 @@ pub(crate) async fn prepare_base(netlink: &Netlink, base: &Base) -> Result<BaseD
     })
 }
 
-/// Takes the tunnel away where there is none any more.
+/// Deletes the tunnel's device.
 pub(crate) async fn remove_vxlan(netlink: &Netlink) -> Result<(), DatapathError> {
     match netlink.link(VXLAN_DEVICE).await? {
         Some(link) if link.is_ours() => netlink.delete(&link).await,
@@ -138,7 +138,7 @@ async fn prepare_pair(netlink: &Netlink, base: &Base) -> Result<(), DatapathErro
     }
     match (&host, &net) {
         (Some(host), Some(net)) if host.peer == net.index && net.peer == host.index => return Ok(()),
-        // The pair is half somewhere else: made again.
+        // One end is elsewhere: the pair is made again.
         (Some(link), _) | (_, Some(link)) => netlink.delete(link).await?,
         (None, None) => {}
     }
@@ -164,7 +164,7 @@ async fn prepare_vxlan(netlink: &Netlink, base: &Base) -> Result<(), DatapathErr
         if link.kind == "vxlan" && link.external && link.port == base.tunnel_port {
             return Ok(());
         }
-        // A port cannot be changed.
+        // The kernel cannot change a device's port.
         netlink.delete(&link).await?;
     }
     let message = LinkVxlan::new(VXLAN_DEVICE, 0)
@@ -188,7 +188,7 @@ async fn prepare_vxlan(netlink: &Netlink, base: &Base) -> Result<(), DatapathErr
     }
 }
 
-/// An address of our own making: unicast, locally administered.
+/// A random address: unicast, locally administered.
 fn random_mac() -> Mac {
     let mut bytes: [u8; 6] = rand::random();
     bytes[0] = (bytes[0] & 0xfe) | 0x02;

@@ -17,11 +17,11 @@ use rtnetlink::{
 };
 
 use crate::{
+    descriptor::Maps,
     descriptor::{endpoint::EndpointKeys, v4},
     device::{check_ours, endpoint_device, veth},
     error::DatapathError,
     hook::Hooks,
-    maps::Maps,
     namespace::{self, Namespace},
     netlink::{Link, Netlink},
     route,

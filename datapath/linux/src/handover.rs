@@ -14,10 +14,11 @@ use datapath_abi::{ABI_VERSION, FlowEntry, NodeConfig, map_name};
 
 use crate::{
     bpf::{self, Present},
+    descriptor::Maps,
     error::DatapathError,
     flows::now_ns,
     layout::{Conversion, Shape},
-    maps::{Maps, Predecessor, TRANSIENT_MAPS},
+    maps::{Predecessor, TRANSIENT_MAPS},
     rows::{BATCH_ENTRIES, Rows},
     table,
 };

@@ -20,9 +20,9 @@ use nix::net::if_::if_nametoindex;
 
 use crate::{
     bpf, cgroup, clsact,
+    descriptor::MAPS,
     device::{ENDPOINT_PREFIX, HOST_DEVICE, VXLAN_DEVICE},
     error::DatapathError,
-    maps::MAPS,
     netlink::{Link, Netlink},
     object::{self, Program},
     pins,

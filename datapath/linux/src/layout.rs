@@ -6,8 +6,8 @@ use std::{collections::BTreeMap, io, os::fd::BorrowedFd};
 use crate::{
     bpf,
     btf::{Btf, BtfError, Field},
+    descriptor::MAPS,
     error::DatapathError,
-    maps::MAPS,
     object,
 };
 
@@ -254,7 +254,7 @@ mod tests {
 
     /// The toolchain describes what it compiled: without that, no later build could read this one's maps.
     #[test]
-    fn every_map_that_is_handed_over_tells_its_fields() {
+    fn map_that_is_handed_over_describes_its_fields() {
         let shapes = wanted().expect("the object's own maps");
         for (name, shape) in &shapes {
             let transient = TRANSIENT_MAPS.contains(name);

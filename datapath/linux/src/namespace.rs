@@ -1,27 +1,41 @@
-//! Network namespaces: opening one by path, and talking netlink inside it without entering it for longer
-//! than it takes to open a socket.
+//! Network namespaces: opening one by path, and netlink inside it without entering it for longer than it takes to open a
+//! socket.
 
 use std::{
-    fs::File,
+    fs::{File, OpenOptions},
     io,
     mem::size_of,
     os::{
         fd::{AsRawFd, FromRawFd, IntoRawFd},
-        unix::fs::MetadataExt,
+        unix::fs::{MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
+    sync::{
+        atomic::{AtomicUsize, Ordering},
+        mpsc::sync_channel,
+    },
     thread,
+    time::Duration,
 };
 
 use nix::{
     sched::{CloneFlags, setns},
-    sys::socket::{AddressFamily, SockFlag, SockType, socket},
+    sys::{
+        socket::{AddressFamily, SockFlag, SockType, socket},
+        statfs::{NSFS_MAGIC, fstatfs},
+    },
 };
 use rtnetlink::sys::{Socket, TokioSocket, protocols::NETLINK_ROUTE};
 
 use crate::{error::DatapathError, netlink::Netlink};
 
-/// The calling thread's.
+/// How long opening a path may take. A path on a file system that hangs would take for ever.
+const OPEN_WITHIN: Duration = Duration::from_secs(2);
+/// The most paths whose opening has not ended yet, each with a thread.
+const MAX_OPENING: usize = 8;
+static OPENING: AtomicUsize = AtomicUsize::new(0);
+
+/// The namespace of the calling thread.
 const OWN: &str = "/proc/thread-self/ns/net";
 /// `asm-generic/socket.h`, since Linux 5.14; not in libc for all systems.
 const SO_NETNS_COOKIE: libc::c_int = 71;
@@ -35,6 +49,35 @@ pub(crate) fn paths() -> Vec<PathBuf> {
     let is_process = |name: &str| name.bytes().all(|byte| byte.is_ascii_digit());
     let processes = entries("/proc").filter(|entry| entry.file_name().to_str().is_some_and(is_process));
     named.chain(processes.map(|entry| entry.path().join("ns/net"))).collect()
+}
+
+/// Opens a namespace's file on a thread of its own, with a deadline.
+fn open_within(path: &Path) -> io::Result<File> {
+    if OPENING.fetch_add(1, Ordering::Relaxed) >= MAX_OPENING {
+        OPENING.fetch_sub(1, Ordering::Relaxed);
+        return Err(io::Error::other("opening other paths hangs"));
+    }
+    let (result, opened) = sync_channel(1);
+    let path = path.to_owned();
+    thread::spawn(move || {
+        let file = open_nsfs(&path);
+        OPENING.fetch_sub(1, Ordering::Relaxed);
+        // The caller may have stopped waiting.
+        let _ = result.send(file);
+    });
+    opened.recv_timeout(OPEN_WITHIN).unwrap_or_else(|_| {
+        Err(io::Error::new(io::ErrorKind::TimedOut, format!("cannot be opened within {OPEN_WITHIN:?}")))
+    })
+}
+
+/// Opens a file of nsfs and no other: opening a FIFO blocks, and opening a device may do anything.
+fn open_nsfs(path: &Path) -> io::Result<File> {
+    // With O_PATH the file itself is not opened.
+    let handle = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path)?;
+    if fstatfs(&handle)?.filesystem_type() != NSFS_MAGIC {
+        return Err(io::Error::other("is no network namespace"));
+    }
+    File::open(format!("/proc/self/fd/{}", handle.as_raw_fd()))
 }
 
 /// What tells a network namespace from all others of this boot.
@@ -86,7 +129,7 @@ impl Namespace {
     /// [`DatapathError::Conflict`] if it is the node's own.
     pub(crate) fn open(path: &Path) -> Result<Self, DatapathError> {
         let gone = |reason: String| DatapathError::NamespaceGone { path: path.into(), reason };
-        let file = File::open(path).map_err(|error| gone(error.to_string()))?;
+        let file = open_within(path).map_err(|error| gone(error.to_string()))?;
         // SAFETY: NS_GET_NSTYPE (ioctl_ns(2)) takes no argument and only reads the descriptor.
         let kind = unsafe { ns_get_nstype(file.as_raw_fd()) };
         if kind != Ok(libc::CLONE_NEWNET) {
@@ -137,5 +180,30 @@ impl Namespace {
         let socket = self.enter(|| Socket::new(NETLINK_ROUTE)).map_err(fail)?;
         // SAFETY: the descriptor is a netlink socket that nobody else owns.
         Netlink::over(unsafe { TokioSocket::from_raw_fd(socket.into_raw_fd()) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::{sys::stat::Mode, unistd::mkfifo};
+
+    use super::*;
+
+    #[test]
+    fn namespace_path_of_another_kind_of_file_is_refused() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let fifo = folder.path().join("fifo");
+        mkfifo(&fifo, Mode::S_IRWXU).expect("a FIFO");
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&fifo, &link).expect("a link");
+        for path in
+            [fifo.as_path(), &link, folder.path(), Path::new("/dev/zero"), Path::new("/proc/self/ns/pid")]
+        {
+            let error = Namespace::open(path).expect_err("no network namespace").to_string();
+            assert!(error.contains("is no network namespace"), "{error}");
+        }
+        let error = Namespace::open(&folder.path().join("gone")).expect_err("nothing there").to_string();
+        assert!(error.contains("No such file"), "{error}");
+        assert!(matches!(Namespace::open(Path::new(OWN)), Err(DatapathError::Conflict(_))));
     }
 }

@@ -50,7 +50,7 @@ impl Program {
     }
 }
 
-/// The name of the program in [`OBJECT`] that works before the stack, on the underlay interface.
+/// The name of the XDP program in [`OBJECT`].
 pub const XDP_PROGRAM: &str = "xdp_entry";
 
 /// A program at sockets in [`OBJECT`]; it belongs to a cgroup and not to a device.
@@ -106,7 +106,7 @@ pub fn load_socket(program: &mut aya::programs::Program) -> Result<(), ProgramEr
     })
 }
 
-/// As [`load`], for the program before the stack.
+/// As [`load`], for the XDP program.
 ///
 /// # Errors
 /// As [`Xdp::load`].

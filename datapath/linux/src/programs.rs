@@ -56,9 +56,9 @@ impl Datapath {
         let mut programs: Vec<ProgramInfo> = devices.into_iter().map(info).collect();
         if let Some(XdpConfig { mode, .. }) = self.config.xdp {
             let links = self.netlink.links().await?;
-            let works = links.iter().filter(|link| {
-                link.index == underlay && self.hooks.is_before_stack(&link.name, link.index, mode)
-            });
+            let works = links
+                .iter()
+                .filter(|link| link.index == underlay && self.hooks.has_xdp(&link.name, link.index, mode));
             programs.push(ProgramInfo {
                 name: XDP_PROGRAM.to_owned(),
                 hook: mode.hook(),

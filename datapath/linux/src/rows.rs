@@ -1,6 +1,7 @@
-//! A map of the kernel as rows of bytes: reading it whole, and writes of which one bad entry takes down no other.
+//! A map of the kernel as rows of bytes: whole reads, and batched writes in which an entry that fails does not fail the
+//! others.
 //!
-//! For those who know a map's sizes only when they meet it; [`crate::table::Table`] adds the types.
+//! For maps whose sizes are known at run time only; [`crate::table::Table`] adds the types.
 
 use std::{
     io,
@@ -26,7 +27,7 @@ pub(crate) struct Rows {
 }
 
 impl Rows {
-    /// Takes a map whose sizes, as the kernel tells them, are these.
+    /// A map with the sizes that the kernel reports.
     pub(crate) const fn new(name: &'static str, fd: OwnedFd, key_bytes: usize, value_bytes: usize) -> Self {
         Self { name, fd, key_bytes, value_bytes }
     }
@@ -46,7 +47,7 @@ impl Rows {
         self.fd.as_fd()
     }
 
-    /// Reads the value of a key into `value`, which has a value's size. False if there is none.
+    /// Reads the value of a key into `value`, which has the size of values. False if the key has no entry.
     pub(crate) fn get(&self, key: &[u8], value: &mut [u8]) -> Result<bool, DatapathError> {
         assert_eq!((key.len(), value.len()), (self.key_bytes, self.value_bytes), "{}", self.name);
         // SAFETY: key and value have the map's sizes.
@@ -66,7 +67,7 @@ impl Rows {
         }
     }
 
-    /// Deletes an entry; one that is not there counts as deleted.
+    /// Deletes an entry; an entry that is not there counts as deleted.
     pub(crate) fn delete(&self, key: &[u8]) -> Result<(), DatapathError> {
         assert_eq!(key.len(), self.key_bytes, "{}", self.name);
         // SAFETY: the key has the map's size.
@@ -76,8 +77,8 @@ impl Rows {
         }
     }
 
-    /// Writes entries in batches; keys and values lie one after the other. What a batch refuses is tried by
-    /// itself, so that the answer names exactly the entries that failed, by their place.
+    /// Writes entries in batches; keys and values lie one after the other. An entry that fails a batch is written by itself, so
+    /// that the answer names exactly the entries that failed, by their place.
     pub(crate) fn put_all(
         &self,
         keys: &[u8],
@@ -101,7 +102,7 @@ impl Rows {
         )
     }
 
-    /// Deletes entries in batches; those that are not there count as deleted. Failures as in [`Self::put_all`].
+    /// Deletes entries in batches; entries that are not there count as deleted. Failures as in [`Self::put_all`].
     pub(crate) fn delete_all(&self, keys: &[u8]) -> Vec<(usize, DatapathError)> {
         let key_bytes = self.key_bytes;
         let len = keys.len() / key_bytes;
@@ -128,7 +129,7 @@ impl Rows {
             let count = (len - index).min(BATCH_ENTRIES as usize);
             let done = batch(index, count as u32);
             index += (done.count as usize).min(count);
-            // The one that stopped the batch is tried alone; then the rest goes on in batches.
+            // The entry that stopped the batch is tried alone; the rest goes on in batches.
             if done.error.is_some() && index < len {
                 if let Err(error) = single(index) {
                     failures.push((index, error));

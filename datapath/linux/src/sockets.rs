@@ -1,5 +1,5 @@
-//! Services at the socket, as far as user space is needed: whose network namespaces there are, and the end of sockets
-//! whose backend is gone.
+//! Service translation at the socket, the part in user space: the network namespaces of endpoints, and ending sockets whose
+//! backend is gone.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -14,32 +14,32 @@ use datapath_plan::{EndpointId, Op, TableKey};
 
 use crate::{
     config::SocketConfig,
+    descriptor::Maps,
     descriptor::{Answer, first_failure},
     error::DatapathError,
     hook::Hooks,
-    maps::Maps,
     namespace::{self, Mark, Namespace},
     object::SocketProgram,
     sock_diag,
 };
 
-/// What the node does for sockets. One per datapath.
+/// The state of socket translation. One per datapath.
 #[derive(Debug)]
 pub(crate) struct Sockets {
-    /// Where the programs are at work; `None`: nowhere, and services are translated packet by packet.
+    /// The cgroup that the programs are attached to; `None`: services are translated packet by packet.
     pub cgroup: Option<PathBuf>,
     ends_tcp: bool,
-    /// Cookies of the endpoints' namespaces, as in the map.
+    /// Cookies of the endpoints' namespaces, as they are in the map.
     namespaces: BTreeMap<EndpointId, u64>,
-    /// Backends may have gone since sockets were last looked at.
+    /// Backends may have gone since the last search for orphaned sockets.
     is_due: bool,
 }
 
-type Note = (SocketKey<V4>, SocketEntry<V4>);
+type SocketRow = (SocketKey<V4>, SocketEntry<V4>);
 
 impl Sockets {
-    /// Puts the programs to work where they are wanted, or takes them off. What keeps them from working is a warning:
-    /// the path of packets does the same.
+    /// Attaches the programs where they are configured, or detaches them. A failure is only a warning, since services are
+    /// translated packet by packet then.
     pub(crate) fn open(
         config: Option<&SocketConfig>,
         hooks: &mut Hooks,
@@ -51,7 +51,7 @@ impl Sockets {
             namespace_kind::ENDPOINT => drop(namespaces.insert(EndpointId(entry.endpoint), *cookie)),
             _ => former.push(*cookie),
         })?;
-        // The node's own stays while it is wanted: sockets are translated all the time.
+        // The entry of the node's own namespace stays while it is wanted, so that translation does not pause.
         let own = config.and_then(|_| namespace::own_mark().ok()).map(|mark| mark.cookie);
         former.retain(|cookie| Some(*cookie) != own);
         first_failure(maps.namespaces.delete_all(&former))?;
@@ -62,14 +62,14 @@ impl Sockets {
             is_due: true,
         };
         match config {
-            Some(_) => sockets.mend(hooks, maps),
+            Some(_) => sockets.repair(hooks, maps),
             None => hooks.detach_sockets()?,
         }
         Ok(sockets)
     }
 
-    /// Puts to work what is not at work. If that fails, it is given up until the agent's next start.
-    pub(crate) fn mend(&mut self, hooks: &mut Hooks, maps: &Maps) {
+    /// Attaches programs that are not attached. After a failure socket translation is off until the agent's next start.
+    pub(crate) fn repair(&mut self, hooks: &mut Hooks, maps: &Maps) {
         let Some(cgroup) = &self.cgroup else { return };
         let mut put = || {
             let Mark { cookie, inode } = namespace::own_mark()?;
@@ -86,7 +86,7 @@ impl Sockets {
         }
     }
 
-    /// What is not as it was made.
+    /// What another process has changed.
     pub(crate) fn damage(&self, hooks: &Hooks, maps: &Maps) -> Result<Vec<String>, DatapathError> {
         let Some(cgroup) = &self.cgroup else { return Ok(Vec::new()) };
         let mut damage = Vec::new();
@@ -101,13 +101,13 @@ impl Sockets {
         Ok(damage)
     }
 
-    /// Endpoints whose namespace was known, and is not in the map any more.
+    /// Endpoints whose namespace is not in the map any more.
     pub(crate) fn lost(&self, maps: &Maps) -> Result<BTreeSet<EndpointId>, DatapathError> {
         let there: HashSet<u64> = maps.namespaces.dump()?.into_iter().map(|(cookie, _)| cookie).collect();
         Ok(self.namespaces.iter().filter(|(_, cookie)| !there.contains(cookie)).map(|(id, _)| *id).collect())
     }
 
-    /// From now on the sockets in an endpoint's namespace are translated.
+    /// Enables translation of the sockets in an endpoint's namespace.
     pub(crate) fn put(
         &mut self,
         maps: &Maps,
@@ -119,7 +119,7 @@ impl Sockets {
         let Mark { cookie, inode } = match namespace.mark() {
             Ok(mark) => mark,
             Err(error) => {
-                // As before Linux 5.14.
+                // Linux before 5.14.
                 tracing::debug!(%id, error = error.chain(), "an endpoint's namespace has no cookie");
                 return Ok(());
             }
@@ -138,7 +138,7 @@ impl Sockets {
         Ok(())
     }
 
-    /// From now on they are not.
+    /// Disables translation of the sockets in an endpoint's namespace.
     pub(crate) fn forget(&mut self, maps: &Maps, id: EndpointId) -> Answer {
         if let Some(cookie) = self.namespaces.get(&id) {
             maps.namespaces.delete(cookie)?;
@@ -147,8 +147,8 @@ impl Sockets {
         Ok(())
     }
 
-    /// Ends the sockets whose backend has gone, if any may have since the last time: of UDP, whose owners would not
-    /// notice; of TCP where that is wanted. What they are known by goes with them.
+    /// Ends the sockets whose backend is gone, if a backend may have gone since the last call: UDP sockets, whose owners would
+    /// not notice, and TCP sockets where that is configured. Their map entries are deleted too.
     pub(crate) fn end_orphans(&mut self, maps: &Maps, ops: &[Op]) {
         let is_of_backend = |key| matches!(key, TableKey::Backend(_));
         self.is_due |= ops.iter().filter_map(TableKey::of).any(is_of_backend);
@@ -157,13 +157,15 @@ impl Sockets {
         }
         match self.orphans(maps).and_then(|orphans| self.end(maps, &orphans)) {
             Ok(()) => self.is_due = false,
-            // With the next plan again.
-            Err(error) => tracing::warn!(error = error.chain(), "sockets of backends that are gone go on"),
+            // Tried again with the next plan.
+            Err(error) => {
+                tracing::warn!(error = error.chain(), "sockets of backends that are gone cannot be ended")
+            }
         }
     }
 
-    /// What is known of sockets that go where no backend is any more, and that are to end.
-    fn orphans(&self, maps: &Maps) -> Result<Vec<Note>, DatapathError> {
+    /// The entries of sockets that are to end, since their backend is gone.
+    fn orphans(&self, maps: &Maps) -> Result<Vec<SocketRow>, DatapathError> {
         let mut orphans = Vec::new();
         for (key, entry) in maps.sockets_v4.dump()? {
             if i32::from(entry.protocol) == libc::IPPROTO_TCP && !self.ends_tcp {
@@ -181,7 +183,7 @@ impl Sockets {
         Ok(orphans)
     }
 
-    fn end(&self, maps: &Maps, orphans: &[Note]) -> Answer {
+    fn end(&self, maps: &Maps, orphans: &[SocketRow]) -> Answer {
         let mut sockets: BTreeMap<(u64, u8), HashSet<u64>> = BTreeMap::new();
         for (key, entry) in orphans.iter().filter(|(key, _)| key.kind == socket_kind::BACKEND) {
             sockets.entry((entry.namespace, entry.protocol)).or_default().insert(key.cookie);
@@ -201,7 +203,7 @@ impl Sockets {
     }
 }
 
-/// Ends sockets in the namespace with a cookie; `None` if it has gone, or no path leads there.
+/// Ends sockets in the namespace with a cookie; `None` if the namespace is gone, or no path leads to it.
 fn end_in(
     maps: &Maps,
     cookie: u64,
@@ -216,14 +218,14 @@ fn end_in(
         let there =
             |path: &PathBuf| fs::metadata(path).is_ok_and(|found| found.ino() == u64::from(entry.inode));
         let Some(path) = namespace::paths().into_iter().find(there) else { return Ok(None) };
-        // One that went in this moment has no sockets.
+        // A namespace that went meanwhile has no sockets.
         let Ok(namespace) = Namespace::open(&path) else { return Ok(None) };
         namespace.enter(end)
     };
     match ended {
         Ok(ended) => Ok(Some(ended)),
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EOPNOTSUPP)) => {
-            tracing::warn!(%error, protocol, "this kernel ends no sockets (modprobe udp_diag): clients of backends that are gone notice by themselves");
+            tracing::warn!(%error, protocol, "this kernel cannot end sockets (modprobe udp_diag); clients of backends that are gone must notice by themselves");
             Ok(Some(0))
         }
         Err(source) => Err(failed(source)),

@@ -1,30 +1,30 @@
-//! Who uses the hooks of our devices: our programs, and anybody else's, who may see packets before us.
+//! What is attached at the hooks of Warren's devices: Warren's programs, and those of others, which may see packets first.
 
 use aya::programs::{SchedClassifier, TcAttachType};
 use serde::Serialize;
 
 use crate::{clsact, datapath::Datapath, error::DatapathError, hook::AttachMode, netlink::Link};
 
-/// Something at a hook of a device.
+/// A program or filter at a hook of a device.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct HookUser {
     /// The device.
     pub device: String,
-    /// `ingress` or `egress`, as the device sees it.
+    /// `ingress` or `egress`, from the view of the device.
     pub direction: &'static str,
     /// How it is attached: `tcx` or `tc` (a filter).
     pub hook: &'static str,
-    /// The program's name, as short as the kernel keeps it; of a filter without a program its kind.
+    /// The program's name, cut off as in the kernel; for a filter without a program its kind.
     pub name: String,
-    /// The kernel's number of the program; `None` for a filter without one.
+    /// The program's id; `None` for a filter without a program.
     pub program_id: Option<u32>,
-    /// Whether it is a program that this agent has loaded.
+    /// Whether this agent has loaded the program.
     pub ours: bool,
 }
 
 impl Datapath {
-    /// What is at the hooks of our devices and of those named, in the order in which it runs: TCX before
-    /// filters. Four questions to the kernel for each device; a device that goes meanwhile is left out.
+    /// All programs and filters at the hooks of Warren's devices and of the named ones, in the order in which they run: TCX
+    /// before filters. Takes four system calls for each device; a device that goes meanwhile is left out.
     ///
     /// # Errors
     /// [`DatapathError::Netlink`] or [`DatapathError::Program`] if the kernel refuses to answer.

@@ -1,8 +1,8 @@
-//! The program before the stack: attached to the underlay's interface by a link that is pinned, adopted and replaced in
-//! place, as those of classifiers are; and the networks that it refuses.
+//! The XDP program: attached to the underlay's interface by a pinned link, which is adopted and replaced in place like
+//! the links of classifiers.
 //!
-//! What keeps it from working is a warning: packets then take the path of classifiers, which answers the same. Only
-//! networks are then not refused.
+//! A program that cannot be attached is a warning: packets then take the path of the classifiers, with the same outcome,
+//! except that no network is dropped.
 
 use std::{
     io,
@@ -24,7 +24,7 @@ use crate::{
     pins,
 };
 
-/// Before the device's name in that of a link's pin.
+/// The prefix of a pin's name; the device's name follows.
 const fn pin_prefix(mode: XdpMode) -> &'static str {
     match mode {
         XdpMode::Native => "xdp-native-",
@@ -35,7 +35,7 @@ const fn pin_prefix(mode: XdpMode) -> &'static str {
 impl XdpMode {
     const ALL: [Self; 2] = [Self::Native, Self::Generic];
 
-    /// As programs' hooks are called in listings.
+    /// The name of the hook in listings.
     pub(crate) const fn hook(self) -> &'static str {
         match self {
             Self::Native => "xdp native",
@@ -52,40 +52,40 @@ impl XdpMode {
     }
 }
 
-/// Whether a pin among the links is that of the program before the stack.
+/// Whether a pinned link is that of the XDP program.
 pub(crate) fn is_pin(name: &str) -> bool {
     XdpMode::ALL.iter().any(|mode| name.starts_with(pin_prefix(*mode))) && LinkPin::parse(name).is_none()
 }
 
 impl Datapath {
-    /// Puts the program to work on the underlay's interface, where it is wanted and can be.
-    pub(crate) fn put_before_stack(&mut self, underlay: &Link) {
+    /// Attaches the program to the underlay's interface, where the configuration wants it and the device can run it.
+    pub(crate) fn attach_xdp_to_underlay(&mut self, underlay: &Link) {
         let Some(XdpConfig { mode, .. }) = self.config.xdp else { return };
         let device = &underlay.name;
         self.without_xdp = None;
         if let Err(error) = self.hooks.attach_xdp(device, underlay.index, mode) {
-            tracing::warn!(device, error = error.chain(), "nothing is done before the stack");
+            tracing::warn!(device, error = error.chain(), "XDP is not used");
             self.without_xdp = Some(underlay.index);
         } else if mode == XdpMode::Native && underlay.kind == "veth" {
             tracing::warn!(
                 device,
-                "a veth loses what is carried before the stack, unless its other end runs an XDP program too: set \
+                "a veth loses packets that XDP sends, unless its other end runs an XDP program, too: set \
                  datapath.xdp = \"generic\""
             );
         }
     }
 
-    /// What is not as it was made, or wanted now and not before. Who cannot is not asked at each look.
-    pub(crate) fn missing_before_stack(&self, underlay: &Link) -> Option<String> {
+    /// A program that should be attached and is not. A device that cannot run the program is not reported.
+    pub(crate) fn missing_xdp(&self, underlay: &Link) -> Option<String> {
         let mode = self.config.xdp.as_ref()?.mode;
-        let works = self.hooks.is_before_stack(&underlay.name, underlay.index, mode)
+        let works = self.hooks.has_xdp(&underlay.name, underlay.index, mode)
             || self.without_xdp == Some(underlay.index);
         (!works).then(|| format!("{}: program {XDP_PROGRAM} is not attached", underlay.name))
     }
 }
 
 impl Hooks {
-    /// Loads the program and gives it to an earlier agent's links of that mode, in place; takes other links away.
+    /// Loads the program and replaces the program of an earlier agent's links of that mode in place; removes other links.
     pub(crate) fn adopt_xdp(&mut self, config: Option<&XdpConfig>) -> Answer {
         let wanted = config.map(|config| pin_prefix(config.mode));
         for name in self.xdp_pins()? {
@@ -101,38 +101,37 @@ impl Hooks {
             let path = self.pins.links().join(name);
             let link = bpf::pinned(&path).map_err(|error| fail("adopt the link of", error))?;
             if let Err(error) = bpf::update_link(link.as_fd(), self.xdp_fd()?) {
-                // Its device has gone.
-                tracing::debug!(pin = %path.display(), %error, "a link before the stack is made anew");
+                // The link's device has gone.
+                tracing::debug!(pin = %path.display(), %error, "an XDP link is made anew");
                 pins::remove(&path)?;
             }
         }
         Ok(())
     }
 
-    /// Puts the program to work before the stack of a device, and takes it off every other one. Repeating it changes
-    /// nothing.
+    /// Attaches the program to a device, and detaches it from every other device. Repeating it changes nothing.
     ///
     /// # Errors
-    /// [`DatapathError::Conflict`] where somebody else's program is; [`DatapathError::Unsupported`] where the driver
-    /// cannot; both say what to do.
+    /// [`DatapathError::Conflict`] where another owner's program is attached; [`DatapathError::Unsupported`] where the driver
+    /// cannot run the program; both say what to do.
     pub(crate) fn attach_xdp(&mut self, device: &str, ifindex: u32, mode: XdpMode) -> Answer {
         let name = format!("{}{device}", pin_prefix(mode));
         let path = self.pins.links().join(&name);
         for other in self.xdp_pins()?.iter().filter(|other| **other != name) {
             end(&self.pins.links().join(other))?;
         }
-        if self.is_before_stack(device, ifindex, mode) {
+        if self.has_xdp(device, ifindex, mode) {
             return Ok(());
         }
-        // Of a device that had this name.
+        // The pin of an earlier device with this name.
         end(&path)?;
         let link = bpf::create_device_link(self.xdp_fd()?, ifindex, mode.flags());
         let link = link.map_err(|error| refusal(device, mode, error))?;
         bpf::pin(link.as_fd(), &path).map_err(|error| fail("pin the link of", error))
     }
 
-    /// Whether our present program works before the stack of a device.
-    pub(crate) fn is_before_stack(&self, device: &str, ifindex: u32, mode: XdpMode) -> bool {
+    /// Whether our present program is attached to a device.
+    pub(crate) fn has_xdp(&self, device: &str, ifindex: u32, mode: XdpMode) -> bool {
         let asked = || -> Option<bool> {
             let own = self.ebpf.program(XDP_PROGRAM)?.info().ok()?.id();
             let path: PathBuf = self.pins.links().join(format!("{}{device}", pin_prefix(mode)));
@@ -159,14 +158,14 @@ impl Hooks {
     }
 }
 
-/// Ends a link and takes its pin away. Without the pin alone the kernel ends it later, and a link of the other mode that is
-/// made until then is refused.
+/// Detaches a link and removes its pin. When only the pin is removed, the kernel detaches the link later, and refuses a link
+/// of the other mode until then.
 fn end(path: &Path) -> Answer {
     if let Ok(link) = bpf::pinned(path)
         && let Err(error) = bpf::detach_link(link.as_fd())
     {
-        // It ends with its pin.
-        tracing::debug!(pin = %path.display(), %error, "a link before the stack ends later");
+        // The link ends with its pin.
+        tracing::debug!(pin = %path.display(), %error, "an XDP link ends later");
     }
     pins::remove(path)
 }

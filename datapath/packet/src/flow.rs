@@ -122,9 +122,23 @@ pub struct EpochSnapshot {
     pub dst_shard: u16,
 }
 
+impl EpochSnapshot {
+    /// The same, of the opposite direction.
+    #[inline(always)]
+    #[must_use]
+    pub const fn reverse(&self) -> Self {
+        Self {
+            src_epoch: self.dst_epoch,
+            dst_epoch: self.src_epoch,
+            src_shard: self.dst_shard,
+            dst_shard: self.src_shard,
+        }
+    }
+}
+
 /// Both entries of a flow.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FlowPair {
     /// Of the direction of the flow's first packet.
     pub original: FlowEntry,
@@ -133,23 +147,21 @@ pub struct FlowPair {
 }
 
 impl FlowPair {
-    /// A new flow whose original direction goes from one end to the other, without packets yet.
+    /// Makes the pair that of a new flow whose original direction goes from one end to the other, without packets yet. (Written
+    /// in place: a pair that is returned goes over the program's stack.)
     #[inline(always)]
-    pub fn between(
+    pub fn set(
+        &mut self,
         from: &FlowEnd,
         to: &FlowEnd,
         epochs: &EpochSnapshot,
         verdict: PolicyVerdict,
         now_ns: u64,
-    ) -> Self {
-        let epoch = epochs.src_epoch.wrapping_add(epochs.dst_epoch);
-        let mut original = entry(from, to, epoch, now_ns);
-        let mut reply = entry(to, from, epoch, now_ns);
-        original.flags = verdict.flags();
-        reply.flags = verdict.flags() | flow_flags::REPLY;
-        (original.src_shard, original.dst_shard) = (epochs.src_shard, epochs.dst_shard);
-        (reply.src_shard, reply.dst_shard) = (epochs.dst_shard, epochs.src_shard);
-        Self { original, reply }
+    ) {
+        set_entry(&mut self.original, from, to, epochs, now_ns);
+        self.original.flags = verdict.flags();
+        set_entry(&mut self.reply, to, from, &epochs.reverse(), now_ns);
+        self.reply.flags = verdict.flags() | flow_flags::REPLY;
     }
 
     /// Source NAT: packets of the original direction, whose key is `key`, get another source. Replies come to that
@@ -189,23 +201,25 @@ impl FlowPair {
 /// Bits of [`FlowEntry::flags`] that a decision sets. The others are the flow's history.
 const DECIDED: u8 = flow_flags::REWRITE_SRC | flow_flags::REWRITE_DST | flow_flags::POLICY_VERDICT;
 
-/// One direction, but for its shards and flags.
+/// One direction, but for its flags.
 #[inline(always)]
-fn entry(from: &FlowEnd, to: &FlowEnd, epoch: u32, now_ns: u64) -> FlowEntry {
-    FlowEntry {
+fn set_entry(entry: &mut FlowEntry, from: &FlowEnd, to: &FlowEnd, epochs: &EpochSnapshot, now_ns: u64) {
+    *entry = FlowEntry {
         created_ns: now_ns,
         last_seen_ns: now_ns,
-        epoch,
+        epoch: epochs.src_epoch.wrapping_add(epochs.dst_epoch),
         source: from.source,
         target: to.target,
         src_identity: from.identity,
         dst_identity: to.identity,
+        src_shard: epochs.src_shard,
+        dst_shard: epochs.dst_shard,
         action: to.action,
         source_kind: from.source_kind,
         dst_mac: to.dst_mac,
         src_mac: to.src_mac,
         ..FlowEntry::default()
-    }
+    };
 }
 
 /// Makes a new decision about a known flow its continuation: counts, times, TCP flags and which direction was original
@@ -275,7 +289,9 @@ mod tests {
     const EPOCHS: EpochSnapshot = EpochSnapshot { src_epoch: 1, dst_epoch: 2, src_shard: 11, dst_shard: 12 };
 
     fn between(to: &FlowEnd) -> FlowPair {
-        FlowPair::between(&FlowEnd::endpoint(&ENDPOINT), to, &EPOCHS, PolicyVerdict::Allow, 1_000)
+        let mut pair = FlowPair::default();
+        pair.set(&FlowEnd::endpoint(&ENDPOINT), to, &EPOCHS, PolicyVerdict::Allow, 1_000);
+        pair
     }
 
     fn to_node() -> FlowPair {

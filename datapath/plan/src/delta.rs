@@ -4,14 +4,14 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{EndpointId, Observed, Op, TableKey, Tables};
+use crate::{EndpointId, Entry, Observed, TableKey, Tables};
 
 /// How an observation differs from the tables that the reconciler believed the kernel to hold. Unlike
 /// [`Difference`](crate::Difference), a delta is exact: expected tables and delta give the observation back.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ObservedDelta {
     /// Entries that are new or have another value.
-    puts: Vec<Op>,
+    puts: Vec<Entry>,
     /// Entries that are gone.
     removed: Vec<TableKey>,
     broken: Vec<String>,
@@ -33,7 +33,7 @@ impl ObservedDelta {
             for key in tables.keys() {
                 match tables.get(&key) {
                     Some(entry) if expected.get(&key).as_ref() != Some(&entry) => {
-                        delta.puts.push(Op::Put(entry));
+                        delta.puts.push(entry);
                     }
                     _ => {}
                 }
@@ -46,7 +46,7 @@ impl ObservedDelta {
     /// The observation.
     pub fn apply(self, expected: &Tables) -> Observed {
         let mut tables = expected.clone();
-        self.puts.iter().for_each(|op| tables.apply(op));
+        self.puts.into_iter().for_each(|entry| tables.put(entry));
         self.removed.iter().for_each(|key| tables.remove(key));
         let devices = self.endpoint_devices.unwrap_or_else(|| tables.endpoints.keys().copied().collect());
         Observed { tables, broken: self.broken, endpoint_devices: devices }

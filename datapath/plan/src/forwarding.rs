@@ -5,7 +5,7 @@ use std::{fmt, net::IpAddr, path::PathBuf};
 use datapath_abi::{MAX_ENDPOINTS, MAX_IPCACHE, MAX_IPCACHE_LPM, MAX_NODES};
 use identity::Identity;
 use ipnetwork::IpNetwork;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::{
     Prune,
@@ -44,9 +44,18 @@ impl fmt::Display for NodeIndex {
     }
 }
 
-/// An Ethernet address.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+/// An Ethernet address. Serialized as text where people read it, for `/v1/state`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
 pub struct Mac(pub [u8; 6]);
+
+impl Serialize for Mac {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match serializer.is_human_readable() {
+            true => serializer.collect_str(self),
+            false => serializer.serialize_newtype_struct("Mac", &self.0),
+        }
+    }
+}
 
 impl fmt::Display for Mac {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,8 +1,4 @@
-//! The list of kernel tables, and everything that follows from the list alone: keys, entries, and the tables
-//! themselves.
-//!
-//! A table is one line of [`kernel_tables!`] and one [`crate::Row`] implementation. No other code names the tables one
-//! by one: whoever needs "all tables" (this module, the reconciler, `datapath-linux`) expands the list.
+//! What follows from the list of kernel tables alone: keys, entries, and the tables themselves.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,35 +8,6 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{Op, Row};
-
-/// Expands `callback!` with its arguments in parentheses, followed by one line for each kernel table:
-/// `Variant field [container] key => row;`.
-///
-/// The order is that of a plan: an entry depends only on entries of earlier tables, so puts go down the list and
-/// removals up.
-#[macro_export]
-macro_rules! kernel_tables {
-    ($callback:ident!($($arguments:tt)*)) => {
-        $callback! { ($($arguments)*)
-            /// The devices and settings of this node. There is at most one.
-            Base base [Option] $crate::Single => $crate::Base;
-            /// Nodes of the fleet by their local index, with the inverse by underlay address.
-            Node nodes [BTreeMap] $crate::NodeIndex => $crate::NodeValue;
-            /// Identity and node of addresses (/32, /128: the hash map) and prefixes (the LPM trie), without host bits.
-            Ipcache ipcache [BTreeMap] ::ipnetwork::IpNetwork => $crate::IpcacheValue;
-            /// Routes to pod CIDRs and service pools.
-            Route routes [BTreeMap] ::ipnetwork::IpNetwork => $crate::RouteValue;
-            /// Endpoints of this node.
-            Endpoint endpoints [BTreeMap] $crate::EndpointId => $crate::EndpointValue;
-            /// Backends of service ports.
-            Backend backends [BTreeMap] $crate::BackendId => $crate::BackendValue;
-            /// Service ports.
-            Service services [BTreeMap] $crate::ServiceId => $crate::ServiceValue;
-            /// Addresses and ports at which service ports are reached.
-            Frontend frontends [BTreeMap] $crate::Frontend => $crate::FrontendValue;
-        }
-    };
-}
 
 /// The key of a table with at most one row. It is displayed as nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -181,7 +148,7 @@ macro_rules! define {
     (@table Option $Key:ty, $Row:ty) => { Option<$Row> };
     (@table BTreeMap $Key:ty, $Row:ty) => { BTreeMap<$Key, $Row> };
 }
-kernel_tables!(define!());
+crate::kernel_tables!(define!());
 
 /// Evaluates an expression for the row type `$R` of a key, with the key bound to `$key`.
 macro_rules! by_row_type {
@@ -294,7 +261,7 @@ impl Tables {
 macro_rules! on_entries {
     (() $(#[doc = $doc:literal] $Variant:ident $field:ident [$Table:ident] $Key:ty => $Row:ty;)+) => {
         impl Tables {
-            fn put(&mut self, entry: Entry) {
+            pub(crate) fn put(&mut self, entry: Entry) {
                 match entry {
                     $(Entry::$Variant(key, row) => self.set(key, Some(row)),)+
                 }
@@ -311,4 +278,4 @@ macro_rules! on_entries {
         }
     };
 }
-kernel_tables!(on_entries!());
+crate::kernel_tables!(on_entries!());

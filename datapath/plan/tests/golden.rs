@@ -95,12 +95,12 @@ fn settled() -> (Reconciler, FakeDatapath) {
 }
 
 #[test]
-fn everything_is_made_before_what_stands_on_it() {
+fn plan_makes_before_what_depends_on_it() {
     settled();
 }
 
 #[test]
-fn all_settings_of_the_base_and_of_routes_are_shown() {
+fn plan_text_shows_all_settings_of_base_and_routes() {
     let (mut reconciler, mut kernel) = settled();
     let exclude = [net("10.0.0.0/16"), net("172.16.0.0/12")].into();
     let masquerade = Some(Masquerade { first_port: 61_000, last_port: 65_535, exclude });
@@ -124,7 +124,7 @@ fn all_settings_of_the_base_and_of_routes_are_shown() {
 }
 
 #[test]
-fn epochs_that_could_not_be_raised_are_tried_again_with_pauses() {
+fn epoch_bump_that_failed_is_retried_with_pauses() {
     let (mut reconciler, mut kernel) = settled();
     reconciler.set(net("10.0.2.0/24"), cached(0, 3));
     let error = OpError { kind: OpErrorKind::Transient, text: "no".into() };
@@ -145,7 +145,7 @@ fn epochs_that_could_not_be_raised_are_tried_again_with_pauses() {
 }
 
 #[test]
-fn another_mtu_is_done_to_every_endpoint_after_the_base() {
+fn mtu_change_puts_every_endpoint_after_the_base() {
     let (mut reconciler, mut kernel) = settled();
     reconciler.set(Single, Some(Base { mtu_bytes: 1350, ..base() }));
     check(
@@ -164,7 +164,7 @@ fn another_mtu_is_done_to_every_endpoint_after_the_base() {
 }
 
 #[test]
-fn removals_go_downwards_after_the_puts() {
+fn removals_go_in_reverse_after_the_puts() {
     let (mut reconciler, mut kernel) = settled();
     reconciler.set::<NodeValue>(NodeIndex(2), None);
     reconciler.set::<IpcacheValue>(net("10.0.2.0/24"), None);
@@ -189,7 +189,7 @@ fn removals_go_downwards_after_the_puts() {
 }
 
 #[test]
-fn one_address_changes_one_entry_and_its_epoch() {
+fn address_change_is_one_entry_and_its_epoch() {
     let (mut reconciler, mut kernel) = settled();
     reconciler.set(net("10.0.2.7/32"), cached(301, 2));
     check(
@@ -201,7 +201,7 @@ fn one_address_changes_one_entry_and_its_epoch() {
 }
 
 #[test]
-fn a_wish_taken_back_before_the_plan_is_no_step() {
+fn change_taken_back_before_the_plan_is_no_step() {
     let (mut reconciler, mut kernel) = settled();
     reconciler.set(net("10.0.2.7/32"), cached(301, 2));
     reconciler.set::<IpcacheValue>(net("10.0.2.7/32"), None);
@@ -209,7 +209,7 @@ fn a_wish_taken_back_before_the_plan_is_no_step() {
 }
 
 #[test]
-fn a_node_that_takes_over_an_underlay_address_waits_for_its_removal() {
+fn node_that_takes_over_an_underlay_address_waits_for_its_removal() {
     let (mut reconciler, mut kernel) = settled();
     reconciler.set::<NodeValue>(NodeIndex(2), None);
     reconciler.set(NodeIndex(3), node("192.0.2.2"));
@@ -217,7 +217,7 @@ fn a_node_that_takes_over_an_underlay_address_waits_for_its_removal() {
 }
 
 #[test]
-fn what_changes_while_a_plan_is_in_flight_waits_for_the_next() {
+fn change_during_a_plan_waits_for_the_next_plan() {
     let (mut reconciler, mut kernel) = settled();
     reconciler.set(net("10.0.2.7/32"), cached(301, 2));
     let plan = reconciler.plan(T0).expect("a plan");
@@ -229,7 +229,7 @@ fn what_changes_while_a_plan_is_in_flight_waits_for_the_next() {
 }
 
 #[test]
-fn a_failed_step_is_tried_again_alone_and_later() {
+fn step_that_failed_is_retried_alone_and_later() {
     let (mut reconciler, mut kernel) = settled();
     let bad = net("10.0.2.7/32");
     kernel.fail(TableKey::Ipcache(bad), OpErrorKind::Transient);
@@ -251,7 +251,7 @@ fn a_failed_step_is_tried_again_alone_and_later() {
 }
 
 #[test]
-fn an_endpoint_that_failed_and_is_given_up_is_removed_in_case_it_is_there_in_part() {
+fn endpoint_that_failed_is_removed_in_case_it_is_there_in_part() {
     let (mut reconciler, mut kernel) = settled();
     let key = TableKey::Endpoint(EndpointId(2));
     kernel.fail(key, OpErrorKind::Conflict);
@@ -266,7 +266,7 @@ fn an_endpoint_that_failed_and_is_given_up_is_removed_in_case_it_is_there_in_par
 }
 
 #[test]
-fn what_nobody_wants_stays_until_its_source_is_complete() {
+fn pruning_waits_until_the_source_is_complete() {
     let (_, kernel) = settled();
     let mut restarted = Reconciler::default();
     let (plan, differences) = restarted.plan_full(T0, kernel.observe(), Prune::NONE);
@@ -291,7 +291,7 @@ fn what_nobody_wants_stays_until_its_source_is_complete() {
 }
 
 #[test]
-fn what_was_kept_goes_when_it_is_removed_by_name() {
+fn pruning_does_not_keep_what_is_removed_by_name() {
     let (_, mut kernel) = settled();
     let mut restarted = Reconciler::default();
     restarted.plan_full(T0, kernel.observe(), Prune::NONE);
@@ -300,7 +300,7 @@ fn what_was_kept_goes_when_it_is_removed_by_name() {
 }
 
 #[test]
-fn an_audit_finds_and_repairs_damage() {
+fn audit_finds_and_repairs_damage() {
     let (mut reconciler, mut kernel) = settled();
     kernel.damage(&TableKey::Ipcache(net("10.0.1.2/32")));
     kernel.plant(&Op::Put(Entry::Route(net("10.0.9.0/24"), route().expect("a route"))));
@@ -319,7 +319,7 @@ fn an_audit_finds_and_repairs_damage() {
 }
 
 #[test]
-fn an_endpoint_there_in_part_is_removed_when_nobody_wants_it() {
+fn endpoint_there_in_part_is_removed_when_nobody_wants_it() {
     let (mut reconciler, kernel) = settled();
     let mut observed = kernel.observe();
     observed.endpoint_devices.push(EndpointId(9));
@@ -331,7 +331,7 @@ fn an_endpoint_there_in_part_is_removed_when_nobody_wants_it() {
 }
 
 #[test]
-fn a_full_table_is_an_answer_and_its_other_entries_go_on() {
+fn full_table_is_reported_and_its_other_entries_are_made() {
     let mut reconciler = Reconciler::new(Limits::default().with("ipcache (addresses)", 2));
     let mut kernel = FakeDatapath::new();
     for host in 1..=3 {
@@ -357,7 +357,7 @@ fn a_full_table_is_an_answer_and_its_other_entries_go_on() {
 
 /// Flows to the node hold the Ethernet address of its device, which is another one when that is made anew.
 #[test]
-fn a_base_that_is_made_again_has_all_flows_decided_again() {
+fn base_made_again_bumps_all_epochs() {
     let (mut reconciler, mut kernel) = settled();
     kernel.damage(&TableKey::BASE);
     reconciler.adopt(kernel.observe(), Prune::ALL);

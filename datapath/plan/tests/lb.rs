@@ -40,7 +40,7 @@ fn check_shares(algorithm: Algorithm, weights: &[u16], tolerance: f64) {
 }
 
 #[test]
-fn each_member_has_its_share() {
+fn slots_give_each_member_its_share() {
     for weights in [&[1][..], &[1, 1], &[1, 2, 3], &[7, 7, 7, 7, 7], &[100, 300], &[0, 1, 2]] {
         check_shares(Random, weights, 0.0);
         check_shares(Maglev, weights, 0.02);
@@ -52,7 +52,7 @@ fn each_member_has_its_share() {
 }
 
 #[test]
-fn sizes_follow_the_number_of_members() {
+fn slot_table_sizes_follow_the_number_of_members() {
     let size = |algorithm, count| slots(algorithm, &members(&vec![5; count])).len();
     for (count, expected) in
         [(0, 0), (1, 251), (2, 1_021), (5, 1_021), (6, 4_093), (81, 16_381), (82, MAX_SLOTS)]
@@ -80,7 +80,7 @@ fn moved(count: usize, gone: usize) -> f64 {
 /// Published of others: 0.55 % of 100 members and 0.98 % of 400 in a table of 65,537 slots, 1.3 % of 100 in one of
 /// 16,381. Here 0.59 and 0.96, and 1.27 of 81. Which one goes matters as much: of 100 from 0.54 to 0.66 %.
 #[test]
-fn one_member_less_moves_few_flows_of_the_others() {
+fn maglev_moves_few_slots_of_others_when_a_member_goes() {
     for (count, limit) in [(81, 0.013), (100, 0.006), (400, 0.0098)] {
         let moved: Vec<f64> = (0..count).step_by(count / 10).map(|gone| moved(count, gone)).collect();
         let mean = moved.iter().sum::<f64>() / moved.len() as f64;
@@ -98,7 +98,7 @@ fn one_member_less_moves_few_flows_of_the_others() {
 
 /// Written down once: another build must choose the same.
 #[test]
-fn the_table_is_the_same_in_every_build() {
+fn maglev_table_is_the_same_in_every_build() {
     let table = slots(Maglev, &members(&[1, 2]));
     let first: Vec<u32> = table.iter().take(16).map(|id| id.0).collect();
     assert_eq!(first, [2, 2, 2, 2, 1, 2, 1, 2, 2, 2, 2, 2, 1, 2, 2, 1]);
@@ -109,7 +109,7 @@ proptest! {
 
     /// Order and numbers are a node's own: neither may show.
     #[test]
-    fn all_nodes_choose_alike(
+    fn slots_are_the_same_on_all_nodes(
         weights in proptest::collection::vec(0..9u16, 0..40),
         seed in any::<u64>(),
     ) {

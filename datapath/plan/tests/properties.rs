@@ -191,7 +191,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_history_ends_as_wanted(steps in proptest::collection::vec(step(), 0..60)) {
+    fn reconciler_ends_as_wanted_after_any_history(steps in proptest::collection::vec(step(), 0..60)) {
         let mut now = Duration::ZERO;
         let mut reconciler = Reconciler::default();
         let mut kernel = FakeDatapath::new();
@@ -284,7 +284,7 @@ proptest! {
     }
 
     #[test]
-    fn incremental_equals_full(sets in proptest::collection::vec((key(), proptest::option::of(0..3u8)), 0..60)) {
+    fn reconciler_incremental_equals_full(sets in proptest::collection::vec((key(), proptest::option::of(0..3u8)), 0..60)) {
         let now = Duration::ZERO;
         let (mut kernel, mut reconciler) = (FakeDatapath::new(), Reconciler::default());
         for (key, variant) in &sets {

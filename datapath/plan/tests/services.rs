@@ -3,8 +3,10 @@
 use std::{net::IpAddr, time::Duration};
 
 use datapath_plan::{
-    Algorithm, BackendId, BackendState, BackendValue, FakeDatapath, Frontend, FrontendKind, FrontendValue,
-    Limits, PlanError, Protocol, Prune, Reconciler, ServiceId, ServiceMode, ServiceValue,
+    Algorithm, BackendId, BackendState, BackendValue, FIRST_RETRY, FakeDatapath, Frontend, FrontendKind,
+    FrontendValue, Limits, OpErrorKind, PlanError, Protocol, Prune, Reconciler, ServiceId, ServiceMode,
+    ServiceValue, TableKey,
+    lb::{Member, slots},
 };
 
 const T0: Duration = Duration::ZERO;
@@ -69,7 +71,7 @@ fn settled() -> (Reconciler, FakeDatapath) {
 }
 
 #[test]
-fn a_frontend_comes_last_and_goes_first() {
+fn frontend_is_put_last_and_deleted_first() {
     let (mut reconciler, mut kernel) = settled();
     reconciler.set::<BackendValue>(BackendId(1), None);
     reconciler.set::<BackendValue>(BackendId(2), None);
@@ -89,7 +91,7 @@ fn a_frontend_comes_last_and_goes_first() {
 }
 
 #[test]
-fn a_backend_that_goes_is_first_taken_out_of_the_table() {
+fn backend_leaves_the_slots_before_it_is_deleted() {
     let (mut reconciler, mut kernel) = settled();
     reconciler.set::<BackendValue>(BackendId(2), None);
     reconciler.set(WEB, service(&[1]));
@@ -102,7 +104,7 @@ fn a_backend_that_goes_is_first_taken_out_of_the_table() {
 
 /// Whoever may not come any more must not go on either.
 #[test]
-fn narrower_source_ranges_decide_all_flows_again() {
+fn source_ranges_that_narrow_bump_all_epochs() {
     let (mut reconciler, mut kernel) = settled();
     let ranges = |ranges: &[&str]| {
         let source_ranges = ranges.iter().map(|range| range.parse().expect("a range")).collect();
@@ -120,7 +122,7 @@ fn narrower_source_ranges_decide_all_flows_again() {
 
 /// Its flows go on: nothing is decided again.
 #[test]
-fn a_backend_on_the_way_out_disturbs_no_flow() {
+fn backend_that_terminates_bumps_no_epoch() {
     let (mut reconciler, mut kernel) = settled();
     let state = BackendState::Terminating;
     reconciler.set(BackendId(2), Some(BackendValue { state, ..backend("10.0.2.2") }));
@@ -136,7 +138,7 @@ fn a_backend_on_the_way_out_disturbs_no_flow() {
 }
 
 #[test]
-fn another_weight_or_address_makes_the_table_again() {
+fn backend_weight_or_address_puts_its_service_again() {
     let (mut reconciler, mut kernel) = settled();
     reconciler.set(BackendId(2), Some(BackendValue { weight: 3, ..backend("10.0.2.2") }));
     check(
@@ -161,7 +163,7 @@ fn another_weight_or_address_makes_the_table_again() {
 
 /// A member without a backend is a failed step; the other members work, and it is made up for at once.
 #[test]
-fn a_member_that_is_missing_is_added_when_it_comes() {
+fn member_without_backend_is_added_when_the_backend_comes() {
     let (mut reconciler, mut kernel) = settled();
     reconciler.set(WEB, service(&[1, 2, 3]));
     check(&mut reconciler, &mut kernel, &["put services 1: maglev snat members 1 2 3"]);
@@ -180,8 +182,39 @@ fn a_member_that_is_missing_is_added_when_it_comes() {
     assert_eq!(kernel.tables().services[&WEB].members.len(), 3);
 }
 
+/// The kernel is not asked: a plan says from which backends slots follow, as they are when its steps are carried out.
 #[test]
-fn services_stay_until_all_of_them_are_known() {
+fn slot_table_of_a_plan_has_the_backends_as_they_will_be() {
+    let (mut reconciler, _) = settled();
+    reconciler.set(BackendId(2), Some(BackendValue { weight: 3, ..backend("10.0.2.9") }));
+    reconciler.set(WEB, service(&[1, 2, 3]));
+    let plan = reconciler.plan(T0).expect("a plan");
+    let table = &plan.slot_tables[&WEB];
+    let member = |id, address, weight| Member { id: BackendId(id), address: ip(address), port: 8080, weight };
+    assert_eq!(table.members(), [member(1, "10.0.1.2", 1), member(2, "10.0.2.9", 3)]);
+    assert_eq!(table.slots(), slots(Algorithm::Maglev, table.members()));
+    assert_eq!(table.missing(&service(&[1, 2, 3]).expect("a service")), Some(BackendId(3)));
+}
+
+#[test]
+fn slot_table_leaves_out_a_backend_whose_own_step_failed() {
+    let (mut reconciler, mut kernel) = settled();
+    kernel.fail(TableKey::Backend(BackendId(3)), OpErrorKind::Transient);
+    reconciler.set(BackendId(3), Some(backend("10.0.3.2")));
+    reconciler.set(WEB, service(&[1, 2, 3]));
+    let put = [
+        "put backends 3: service 1 address 10.0.3.2 port 8080 weight 1 active",
+        "put services 1: maglev snat members 1 2 3",
+    ];
+    check(&mut reconciler, &mut kernel, &put);
+    assert_eq!(kernel.tables().services[&WEB].members, [BackendId(1), BackendId(2)]);
+    kernel.heal(&TableKey::Backend(BackendId(3)));
+    assert_eq!(steps(&mut reconciler, &mut kernel, FIRST_RETRY), put);
+    assert_eq!(kernel.tables().services[&WEB].members.len(), 3);
+}
+
+#[test]
+fn services_are_not_pruned_before_all_are_known() {
     let (_, kernel) = settled();
     let mut restarted = Reconciler::default();
     let (plan, differences) =
@@ -194,7 +227,7 @@ fn services_stay_until_all_of_them_are_known() {
 }
 
 #[test]
-fn full_tables_are_an_answer() {
+fn full_service_tables_are_reported() {
     let limits = Limits::default().with("backends", 1).with("services", 0).with("frontends", 0);
     let mut reconciler = Reconciler::new(limits);
     let mut kernel = FakeDatapath::new();

@@ -7,9 +7,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Folders without source: git's own, and cargo's output.
-const NO_SOURCE: [&str; 2] = [".git", "target"];
-
 /// The repository's top folder, determined when the tests run: a target directory that several checkouts share may contain
 /// tests that were compiled in another checkout.
 pub fn root() -> PathBuf {
@@ -29,7 +26,8 @@ pub fn files() -> Vec<PathBuf> {
             let path = entry.path();
             let file_type = entry.file_type().expect("a listed entry has a type");
             if file_type.is_dir() {
-                if !NO_SOURCE.iter().any(|name| entry.file_name() == *name) {
+                // Cargo marks its output folders. Their name is no criterion: chaos-fuzz has a module `target`.
+                if entry.file_name() != ".git" && !path.join("CACHEDIR.TAG").exists() {
                     folders.push(path);
                 }
             } else if file_type.is_file() {

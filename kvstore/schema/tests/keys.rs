@@ -46,6 +46,11 @@ fn key_has_one_text() {
     ] {
         check(schema.service_claim(&claim), text, ParsedKey::ServiceClaim(claim));
     }
+    for (text, parsed) in
+        [("policies/web", ParsedKey::Policy("web".to_owned())), ("keyring", ParsedKey::Keyring)]
+    {
+        assert_eq!(schema.parse(&Key::from_raw(format!("/warren/v1/prod/{text}"))), Ok(parsed));
+    }
     assert!(schema.frontends_of(ip).contains(&schema.service_claim(&frontend)));
 }
 

@@ -208,10 +208,7 @@ impl Page {
             &metric::DROPPED_BYTES,
             dropped.iter().map(|(series, count)| (series.clone(), count.bytes)),
         );
-        self.counters(
-            &metric::BEFORE_STACK,
-            early.iter().map(|(series, count)| (series.clone(), count.packets)),
-        );
+        self.counters(&metric::XDP, early.iter().map(|(series, count)| (series.clone(), count.packets)));
         self.counters(
             &metric::FORWARDED,
             forwarded.iter().map(|(series, count)| (series.clone(), count.packets)),
@@ -344,7 +341,7 @@ mod tests {
         for line in [
             "warren_dropped_packets_total{reason=\"source-spoofed\",direction=\"egress\"} 3",
             "warren_forwarded_bytes_total{direction=\"ingress\"} 900",
-            "warren_before_stack_packets_total{direction=\"ingress\"} 2",
+            "warren_xdp_packets_total{direction=\"ingress\"} 2",
             "warren_events_lost_total{where=\"kernel\"} 4",
             "warren_map_entries{map=\"WARREN_IPC_V4\"} 7.0",
             "warren_gossip_datagrams_total{outcome=\"bad-tag\"} 5",

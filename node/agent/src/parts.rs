@@ -3,11 +3,11 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use datapath_linux::{SocketConfig, Underlay, UnderlayChoice, XdpConfig, XdpMode, cgroup_root};
-use datapath_plan::{HostRouting, Masquerade, Mode};
+use datapath_plan::Masquerade;
 use ipnetwork::IpNetwork;
 use kvstore_etcd::EtcdStore;
 use kvstore_store::Store;
-use node_core::{DatapathConfig, NativeRoutes, NodeConfig, SavedEndpoint, Snapshot};
+use node_core::{DatapathConfig, NodeConfig, SavedEndpoint, Snapshot};
 use node_gossip::{Gossip, GossipConfig, Keyring};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -15,10 +15,7 @@ use tracing::warn;
 
 use crate::{
     check,
-    config::{
-        Config, DatapathSection, HostRoutingKind, MasqueradeSection, NativeRoutesKind, RoutingMode,
-        StoreKind, XdpKind,
-    },
+    config::{Config, DatapathSection, MasqueradeSection, StoreKind, XdpKind},
     endpoints::{self, EndpointKeeper},
     machine::Machine,
     recorder::Recorder,
@@ -82,7 +79,7 @@ pub fn xdp(section: &DatapathSection) -> Option<XdpConfig> {
         IpNetwork::V4(network) => Some(*network),
         IpNetwork::V6(_) => None,
     };
-    Some(XdpConfig { mode, refused: section.drop_cidrs.iter().filter_map(ipv4).collect() })
+    Some(XdpConfig { mode, dropped: section.drop_cidrs.iter().filter_map(ipv4).collect() })
 }
 
 /// The store, and its tasks.
@@ -187,18 +184,9 @@ fn datapath_config(config: &Config) -> DatapathConfig {
     let DatapathSection { mode, host_routing, native_routes, mtu_bytes, drop_cidrs, .. } = &config.datapath;
     let MasqueradeSection { enabled, ports, exclude } = &config.masquerade;
     DatapathConfig {
-        mode: match mode {
-            RoutingMode::Tunnel => Mode::Tunnel,
-            RoutingMode::Native => Mode::Native,
-        },
-        host_routing: match host_routing {
-            HostRoutingKind::Bpf => HostRouting::Bpf,
-            HostRoutingKind::Legacy => HostRouting::Legacy,
-        },
-        native_routes: match native_routes {
-            NativeRoutesKind::Direct => NativeRoutes::Direct,
-            NativeRoutesKind::External => NativeRoutes::External,
-        },
+        mode: *mode,
+        host_routing: *host_routing,
+        native_routes: *native_routes,
         pod_mtu_bytes: mtu_bytes.map(u32::from),
         masquerade: enabled.then(|| Masquerade {
             first_port: ports.first,

@@ -52,4 +52,13 @@ mod tests {
         check(true, !(1 << 12), true, &["CAP_NET_ADMIN"]);
         check(true, 0, false, &["CAP_NET_ADMIN", "CAP_SYS_ADMIN", "CAP_BPF", "CONFIG_DEBUG_INFO_BTF"]);
     }
+
+    #[test]
+    fn preflight_capabilities_are_those_that_the_unit_grants() {
+        let unit = include_str!("../../../deploy/warrend.service");
+        let granted = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).unwrap();
+        for Capability { name, .. } in node_api::CAPABILITIES {
+            assert!(granted.split(' ').any(|capability| capability == name), "{name}");
+        }
+    }
 }

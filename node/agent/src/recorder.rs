@@ -205,6 +205,11 @@ fn number(path: &Path) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
+    use datapath_plan::{IpcacheValue, NodeIndex, Observed};
+    use identity::Identity;
+    use ipnetwork::IpNetwork;
     use node_recorder::{Entry, Replay, read};
 
     use super::*;
@@ -261,6 +266,55 @@ mod tests {
         assert!((1..=16 << 10).contains(&sizes), "{sizes}");
         let replay = replayed(folder.path());
         assert!(replay.checkpoints > 2 && replay.events > 100 && replay.events < 2_000, "{}", replay.events);
+    }
+
+    #[derive(Default)]
+    struct Memory(Vec<u8>);
+
+    impl Sink for Memory {
+        fn take(&mut self, frame: Vec<u8>) -> bool {
+            self.0.extend(frame);
+            true
+        }
+
+        fn has_room(&self) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn recorder_takes_a_few_bytes_for_an_audit_that_finds_nothing_new() {
+        let mut observed = Observed { broken: vec!["base".to_owned()], ..Observed::default() };
+        for number in 0..10_000_u32 {
+            let address = IpNetwork::from(IpAddr::from((10 << 24 | number).to_be_bytes()));
+            let value = IpcacheValue { identity: Identity::UNKNOWN, node: NodeIndex(7) };
+            observed.tables.ipcache.insert(address, value);
+        }
+        let audit = || Event::Observed(Ok(observed.clone()));
+        let mut changed = observed.clone();
+        changed.tables.ipcache.pop_first();
+
+        let mut recorder = node_recorder::Recorder::new(Memory(header("test")), u64::MAX);
+        let mut node = node();
+        recorder.checkpoint(&node);
+        let started = Event::Started { snapshot: None, endpoints: Vec::new() };
+        let mut sizes = Vec::new();
+        for (number, event) in (0..).zip([started, audit(), audit(), Event::Observed(Ok(changed)), audit()]) {
+            let now =
+                Now { monotonic: Duration::from_secs(60 * number), wall: Duration::from_secs(60 * number) };
+            let before = recorder.sink().0.len();
+            recorder.before(now, &event, &node);
+            let commands = node.handle(now, event);
+            recorder.after(&commands, &node);
+            sizes.push(recorder.sink().0.len() - before);
+        }
+        assert!(sizes[1] > 50_000, "the first one is recorded whole: {sizes:?}");
+        assert!(sizes[2..].iter().all(|size| *size < 100), "{sizes:?}");
+        recorder.checkpoint(&node);
+        let mut replay = Replay::default();
+        let segment = read(&recorder.sink().0).unwrap();
+        segment.entries.into_iter().for_each(|entry| drop(replay.tell(entry)));
+        assert_eq!((replay.difference, replay.events, replay.checkpoints), (None, 5, 2));
     }
 
     #[test]

@@ -24,8 +24,8 @@ use crate::{
     parts::{self, Tasks, spawn, spawn_until},
     preflight,
     shell::{
-        Clock, Core, CoreLoop, EventHub, EventSources, Kernel, LeaseKeeper, Outlets, Prober, StoreCalls,
-        UnderlayKeeper, UnderlayState, collector, follow, pump,
+        Clock, Core, CoreLoop, EventHub, EventSources, Kernel, KernelProgress, LeaseKeeper, Outlets, Prober,
+        StoreCalls, UnderlayKeeper, UnderlayState, collector, follow, pump,
     },
 };
 
@@ -111,6 +111,7 @@ struct Parts {
     tasks: Tasks,
     requests: TaskTracker,
     core: Core,
+    progress: KernelProgress,
 }
 
 impl Parts {
@@ -160,7 +161,7 @@ impl Parts {
         let sources = EventSources { reports: kernel.events, ended };
         let pumped = pump(sources, core.clone(), hub.clone(), metrics.clone());
         spawn_until(&stop, &mut tasks, "event pump", async { Ok(pumped.await?) });
-        let gone = kernel.gone;
+        let (gone, progress) = (kernel.gone, kernel.progress);
         spawn(&mut tasks, "kernel", async {
             // Nothing is ever sent; the end of the thread drops the sender.
             drop(gone.await);
@@ -221,12 +222,12 @@ impl Parts {
             node.run().await;
             Ok(())
         });
-        Ok((Self { tasks, requests, core }, socket_path))
+        Ok((Self { tasks, requests, core, progress }, socket_path))
     }
 
     /// Runs until stopped. A part that ends before is a bug, and ends the agent.
     async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
-        let watchdog = watch_over(self.core.clone());
+        let watchdog = watch_over(self.core.clone(), self.progress.clone());
         let mut watchdog = pin!(watchdog);
         let early = tokio::select! {
             // The stop first: a part that ends because of it has not failed.
@@ -260,13 +261,16 @@ impl Parts {
     }
 }
 
-/// Tells systemd's watchdog that the node answers. Never ends: an agent that is stuck is restarted by systemd.
-async fn watch_over(core: Core) {
+/// Notifies systemd's watchdog while the node answers and the kernel's thread makes progress. Never ends: systemd restarts
+/// an agent that is stuck.
+async fn watch_over(core: Core, progress: KernelProgress) {
     let Some(timeout) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
     let mut ticks = tokio::time::interval(timeout / 2);
     loop {
         ticks.tick().await;
-        if core.read(|_| ()).await.is_ok() {
+        if progress.is_stuck() {
+            error!("kernel thread is stuck; the watchdog is not notified");
+        } else if core.read(|_| ()).await.is_ok() {
             notify(&[NotifyState::Watchdog]);
         }
     }

@@ -30,9 +30,7 @@ pub use needs::{CAPABILITIES, Capability};
 pub use node_observe::{EventFilter, FlowEvent, PartyFilter, Protocol, Verdict};
 pub use query::{DiffQuery, FlowQuery, LimitQuery, ObserveQuery, RevisionQuery};
 pub use service::{BackendState, Service, ServiceBackend, ServicePortStatus, ServicePut, ServiceWritten};
-pub use state::{
-    BaseRow, EndpointRow, IpcacheRow, MasqueradeRow, NodeRow, ObserveLine, RouteRow, State, StateDiff,
-};
+pub use state::{BaseRow, MasqueradeRow, ObserveLine, State, StateDiff, StateRow, StateTable};
 pub use status::{
     ApplyStatus, AuditStatus, CidrStatus, EtcdMember, GossipStatus, Halted, LastError, MapFill, PassedOver,
     PeerStatus, ProgramStatus, Status, StoreStatus, UnderlayStatus, Version, Warning,

@@ -1,17 +1,57 @@
 //! The desired state of the kernel, its difference from the observed state, and the lines of the event stream.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use ipnetwork::IpNetwork;
 use node_observe::FlowEvent;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// The base: devices and settings that all other tables depend on.
+/// The answer to `GET /v1/state`: the desired state, every table in the order in which plans make them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct State {
+    /// The tables, also those without rows.
+    pub tables: Vec<StateTable>,
+}
+
+/// A table of the kernel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StateTable {
+    /// The table's name, as in plans, differences and metrics.
+    pub name: String,
+    /// Its rows, sorted by key.
+    pub rows: Vec<StateRow>,
+}
+
+/// A row of a table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StateRow {
+    /// The key in words; empty where a table has one row at the most.
+    pub key: String,
+    /// The row in words, as in plans and differences.
+    pub text: String,
+    /// The row's fields.
+    pub fields: BTreeMap<String, serde_json::Value>,
+}
+
+impl State {
+    /// The rows of a table.
+    pub fn rows(&self, table: &str) -> &[StateRow] {
+        self.tables.iter().find(|it| it.name == table).map_or(&[], |it| &it.rows)
+    }
+
+    /// The base; `None` until the node has a pod CIDR, and where its row cannot be understood.
+    pub fn base(&self) -> Option<BaseRow> {
+        let [row] = self.rows("base") else { return None };
+        let fields = row.fields.clone().into_iter().collect();
+        serde_json::from_value(serde_json::Value::Object(fields)).ok()
+    }
+}
+
+/// The fields of the row of the table `base`: the devices and settings that everything else depends on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BaseRow {
     /// The node's own address in the pod network.
-    #[schema(value_type = String)]
     pub gateway: IpAddr,
     /// UDP port of the tunnel.
     pub tunnel_port: u16,
@@ -26,89 +66,14 @@ pub struct BaseRow {
 }
 
 /// The settings of masquerade.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MasqueradeRow {
-    /// The node's underlay address.
-    #[schema(value_type = String)]
-    pub address: IpAddr,
     /// The first port of the range.
     pub first_port: u16,
     /// The last port of the range.
     pub last_port: u16,
     /// Destinations that are not masqueraded.
-    #[schema(value_type = Vec<String>)]
     pub exclude: Vec<IpNetwork>,
-}
-
-/// An entry of the nodes map.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct NodeRow {
-    /// The node's index.
-    pub index: u32,
-    /// The node's end of the tunnel.
-    #[schema(value_type = String)]
-    pub underlay: IpAddr,
-}
-
-/// An entry of the ipcache.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct IpcacheRow {
-    /// Address or prefix.
-    #[schema(value_type = String)]
-    pub prefix: IpNetwork,
-    /// Identity.
-    #[schema(value_type = u32)]
-    pub identity: identity::Identity,
-    /// Node index: 0 none, 1 this node.
-    pub node: u32,
-}
-
-/// A route to a pod CIDR or to a service pool.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct RouteRow {
-    /// The destination.
-    #[schema(value_type = String)]
-    pub destination: IpNetwork,
-    /// The next hop; `null` for a route to `warren_host`.
-    #[schema(value_type = Option<String>)]
-    pub via: Option<IpAddr>,
-    /// The preferred source.
-    #[schema(value_type = String)]
-    pub source: IpAddr,
-    /// The route's MTU.
-    pub mtu_bytes: u32,
-}
-
-/// A local endpoint.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct EndpointRow {
-    /// The endpoint's id.
-    pub id: u32,
-    /// The endpoint's address.
-    #[schema(value_type = String)]
-    pub address: IpAddr,
-    /// The endpoint's identity.
-    #[schema(value_type = u32)]
-    pub identity: identity::Identity,
-    /// The MAC address on the workload's side.
-    pub mac: String,
-    /// The MAC address on the host side.
-    pub host_mac: String,
-}
-
-/// `GET /v1/state`: the desired state, sorted.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct State {
-    /// The base; `null` until the node has a pod CIDR.
-    pub base: Option<BaseRow>,
-    /// Nodes.
-    pub nodes: Vec<NodeRow>,
-    /// The ipcache.
-    pub ipcache: Vec<IpcacheRow>,
-    /// Routes.
-    pub routes: Vec<RouteRow>,
-    /// Local endpoints.
-    pub endpoints: Vec<EndpointRow>,
 }
 
 /// The answer to `POST /v1/state/diff`: the differences between desired and observed state.

@@ -12,6 +12,9 @@ use ipnetwork::IpNetwork;
 use node_api::{KindName, PartyFilter, Protocol, Verdict};
 use node_observe::EventKind;
 
+#[cfg(test)]
+mod tests;
+
 /// The default of `--timeout`: several times the longest that an agent takes to answer any request (10 s, for an endpoint that
 /// waits for its identity or address).
 const DEFAULT_TIMEOUT_SECONDS: u64 = 60;
@@ -24,7 +27,7 @@ const DEFAULT_TIMEOUT_SECONDS: u64 = 60;
 #[command(name = "warren", version, arg_required_else_help = true)]
 pub struct Arguments {
     /// The agent's socket.
-    #[arg(long, global = true, env = "WARREN_SOCKET", default_value = node_api::DEFAULT_SOCKET)]
+    #[arg(long, global = true, env = "WARREN_SOCKET", hide_env_values = true, default_value = node_api::DEFAULT_SOCKET)]
     pub socket: PathBuf,
     /// The format of answers.
     #[arg(short, long, global = true, value_enum, default_value_t = Output::Table)]

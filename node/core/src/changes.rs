@@ -11,7 +11,8 @@ use identity::{NodeName, ServiceName};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-/// All changes that are not yet drained. One per node; empty between events once the kernel has been read.
+/// All changes that are not yet drained. One per node. Between events only those of the snapshot remain, once the kernel has
+/// been read.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Changes {
     /// Gateway, MTU or underlay: `Routing` computes the base again.

@@ -3,7 +3,7 @@
 
 use datapath_plan::{Limits, Reconciler};
 use identity::{LabelFilter, Labels};
-use kvstore_claims::{ClaimError, Machine, Protocol, Step};
+use kvstore_claims::{ClaimError, FleetView, Machine, Protocol, Step};
 use kvstore_schema::{KvOutcome, KvRequest};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -11,7 +11,6 @@ use std::time::Duration;
 use crate::{
     CallError, CallErrorKind, CallId, Command, Counters, ErrorView, KvId, NodeConfig, Now, Reply,
     changes::Changes,
-    fleet::Fleet,
     requests::{Requests, Task, unanswered},
 };
 
@@ -137,23 +136,27 @@ impl Context {
         self.command(Command::Kv(id, request));
     }
 
-    /// Has a task's request sent again after a while.
-    pub(crate) fn ask_later(&mut self, after: Duration, task: Task) {
-        self.requests.wait(self.now.monotonic + after, task);
+    /// Has a request sent after a while.
+    pub(crate) fn ask_later(&mut self, after: Duration, request: KvRequest, task: Task) {
+        self.requests.wait(self.now.monotonic + after, request, task);
     }
 
     /// Hands an answer to a claim protocol. `None`: the protocol goes on, as the task that `again` makes of it.
     pub(crate) fn step<P: Protocol>(
         &mut self,
-        fleet: &Fleet,
+        view: &FleetView,
         mut machine: Machine<P>,
         outcome: KvOutcome,
         again: impl FnOnce(Machine<P>) -> Task,
     ) -> Option<Result<P::Output, ClaimError>> {
         let draw = self.rng.u64(..);
-        match machine.on_outcome(outcome, fleet.view(), draw) {
+        match machine.on_outcome(outcome, view, draw) {
             Step::Ask(request) => self.ask(request, again(machine)),
-            Step::Wait { after, .. } => self.ask_later(after, again(machine)),
+            Step::Wait { after, .. } => {
+                if let Step::Ask(request) = machine.resume() {
+                    self.ask_later(after, request, again(machine));
+                }
+            }
             Step::Done(output) => return Some(Ok(output)),
             Step::Failed(error) => return Some(Err(error)),
         }
@@ -163,7 +166,7 @@ impl Context {
     /// The same for a protocol that serves a call: if the store does not answer, the caller is told and may try again.
     pub(crate) fn step_of_call<P: Protocol>(
         &mut self,
-        fleet: &Fleet,
+        view: &FleetView,
         call: CallId,
         machine: Machine<P>,
         outcome: KvOutcome,
@@ -173,6 +176,30 @@ impl Context {
             self.refuse(call, CallErrorKind::Unavailable, text);
             return None;
         }
-        self.step(fleet, machine, outcome, |machine| task(call, machine))
+        self.step(view, machine, outcome, |machine| task(call, machine))
+    }
+
+    /// Forgets all requests, since the store that they were sent to has lost its content. Callers are told.
+    pub(crate) fn abandon_requests(&mut self) {
+        for task in self.requests.take_all() {
+            let calls = match task {
+                Task::PutServices(together, _) => together.iter().map(|write| write.call).collect(),
+                Task::ReleaseBlock(_, Some(call), _)
+                | Task::PutService(call, _)
+                | Task::DeleteService(call, _)
+                | Task::RemoveNode(_, call) => vec![call],
+                _ => Vec::new(),
+            };
+            self.refuse_abandoned(calls);
+        }
+    }
+
+    /// Tells callers that their request was abandoned.
+    pub(crate) fn refuse_abandoned(&mut self, calls: Vec<CallId>) {
+        for call in calls {
+            let text =
+                "the store was emptied or restored meanwhile; check the state, then try again".to_owned();
+            self.refuse(call, CallErrorKind::Unavailable, text);
+        }
     }
 }

@@ -148,18 +148,8 @@ impl Records {
         self.last_sequence += 1;
         self.version += 1;
         self.removed.remove(&ip);
-        let change = PendingEndpoint {
-            ip,
-            identity: record.identity,
-            labels_digest: record.labels_digest,
-            labels: record.labels,
-            name: record.name,
-            terminating: record.terminating,
-            op,
-            sequence: self.last_sequence,
-            recorded: None,
-        };
-        self.pending.insert(ip, change);
+        let change = change(ip, op, &record);
+        self.pending.insert(ip, PendingEndpoint { sequence: self.last_sequence, ..change });
     }
 
     /// The store has the right record, or rightly none.
@@ -199,19 +189,8 @@ impl Records {
         let unseen = |recorded: i64| ClaimEpoch { life, revision: Revision(recorded) } > since;
         let records = fleet.records(fleet.node());
         let there = records.filter(|(_, entry)| unseen(entry.modified.0)).map(|(ip, entry)| {
-            let EndpointRecord { name, identity, labels_digest, labels, terminating, .. } =
-                entry.record.as_ref().clone();
-            PendingEndpoint {
-                ip,
-                identity,
-                labels_digest,
-                labels,
-                name,
-                terminating,
-                op: PendingOp::Added,
-                sequence: 0,
-                recorded: Some(entry.modified.0),
-            }
+            let recorded = Some(entry.modified.0);
+            PendingEndpoint { recorded, ..change(ip, PendingOp::Added, &entry.record) }
         });
         let gone = self.removed.values().filter(|change| change.recorded.is_some_and(unseen)).cloned();
         // A newer change is pending.
@@ -344,6 +323,21 @@ fn wanted(endpoints: &Endpoints, ip: IpAddr) -> Wanted {
             })
         }
         _ => Wanted::Undecided,
+    }
+}
+
+/// A change of an endpoint, for gossip.
+fn change(ip: IpAddr, op: PendingOp, record: &EndpointRecord) -> PendingEndpoint {
+    PendingEndpoint {
+        ip,
+        identity: record.identity,
+        labels_digest: record.labels_digest.clone(),
+        labels: record.labels.clone(),
+        name: record.name.clone(),
+        terminating: record.terminating,
+        op,
+        sequence: 0,
+        recorded: None,
     }
 }
 

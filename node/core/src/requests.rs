@@ -2,16 +2,16 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use identity::{LabelDigest, NodeName};
+use identity::{LabelDigest, NodeName, ServiceName};
 use ipnetwork::IpNetwork;
 use kvstore_claims::{
-    CidrClaim, CidrRelease, EndpointWrites, FleetJoin, IdentityAcquire, IdentityRelease, Machine,
+    CidrClaim, CidrRelease, EndpointWrites, Expected, FleetJoin, IdentityAcquire, IdentityRelease, Machine,
     NodeRegistration, ServiceBatch, ServiceRemoval, ServiceWrite,
 };
-use kvstore_schema::{KvFailure, KvOutcome};
+use kvstore_schema::{KvFailure, KvOutcome, KvRequest, service::ServiceSpec};
 use serde::{Deserialize, Serialize};
 
-use crate::{CallErrorKind, CallId, KvId, context::Context, services::Write};
+use crate::{CallId, KvId};
 
 /// What an answer is for. A claim protocol is carried along until it ends.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -37,12 +37,23 @@ pub(crate) enum Task {
     RemoveNode(NodeName, CallId),
 }
 
+/// A service that a caller wants written.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Write {
+    pub call: CallId,
+    pub name: ServiceName,
+    /// Valid and normalised.
+    pub spec: ServiceSpec,
+    pub expected: Expected,
+}
+
 /// All requests. Bounded: one of each kind, except two per label set in use and one per call.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Requests {
     last: u64,
     in_flight: BTreeMap<KvId, Task>,
-    waiting: BTreeMap<(Duration, u64), Task>,
+    /// By the time at which they are to be sent.
+    waiting: BTreeMap<(Duration, u64), (KvRequest, Task)>,
 }
 
 impl Requests {
@@ -61,10 +72,10 @@ impl Requests {
         id
     }
 
-    /// Keeps a task whose request is to be sent again at a time.
-    pub(crate) fn wait(&mut self, at: Duration, task: Task) {
+    /// Keeps a request that is to be sent at a time.
+    pub(crate) fn wait(&mut self, at: Duration, request: KvRequest, task: Task) {
         let key = (at, self.next());
-        self.waiting.insert(key, task);
+        self.waiting.insert(key, (request, task));
     }
 
     /// The task that an answer is for; `None` if the request was abandoned.
@@ -72,48 +83,26 @@ impl Requests {
         self.in_flight.remove(&id)
     }
 
-    /// A task that has waited until `now`.
-    pub(crate) fn take_due(&mut self, now: Duration) -> Option<Task> {
+    /// A request that has waited until `now`.
+    pub(crate) fn take_due(&mut self, now: Duration) -> Option<(KvRequest, Task)> {
         let entry = self.waiting.first_entry().filter(|entry| entry.key().0 <= now)?;
         Some(entry.remove())
     }
 
-    /// All tasks that wait to be sent again.
-    pub(crate) fn take_waiting(&mut self) -> Vec<Task> {
+    /// All requests that wait to be sent.
+    pub(crate) fn take_waiting(&mut self) -> Vec<(KvRequest, Task)> {
         std::mem::take(&mut self.waiting).into_values().collect()
+    }
+
+    /// All tasks, whether their requests are in flight or wait.
+    pub(crate) fn take_all(&mut self) -> Vec<Task> {
+        let waiting = self.take_waiting().into_iter().map(|(_, task)| task);
+        std::mem::take(&mut self.in_flight).into_values().chain(waiting).collect()
     }
 
     fn next(&mut self) -> u64 {
         self.last += 1;
         self.last
-    }
-}
-
-impl Context {
-    /// Forgets all requests, since the store that they were sent to has lost its content. Callers are told.
-    pub(crate) fn abandon_requests(&mut self) {
-        let asked = std::mem::take(&mut self.requests.in_flight).into_values();
-        let tasks: Vec<Task> = asked.chain(self.requests.take_waiting()).collect();
-        for task in tasks {
-            let calls = match task {
-                Task::PutServices(together, _) => together.iter().map(Write::call).collect(),
-                Task::ReleaseBlock(_, Some(call), _)
-                | Task::PutService(call, _)
-                | Task::DeleteService(call, _)
-                | Task::RemoveNode(_, call) => vec![call],
-                _ => Vec::new(),
-            };
-            self.refuse_abandoned(calls);
-        }
-    }
-
-    /// Tells callers that their request was abandoned.
-    pub(crate) fn refuse_abandoned(&mut self, calls: Vec<CallId>) {
-        for call in calls {
-            let text =
-                "the store was emptied or restored meanwhile; check the state, then try again".to_owned();
-            self.refuse(call, CallErrorKind::Unavailable, text);
-        }
     }
 }
 

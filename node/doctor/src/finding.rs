@@ -1,76 +1,76 @@
-//! What a check has to say.
+//! The results of checks.
 
 use serde::Serialize;
 
-/// How good a thing is.
+/// The verdict of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
-    /// As it should be.
+    /// Nothing is wrong.
     Ok,
-    /// Works, but something is lost, slow, or about to go wrong.
+    /// The node works, but something is lost, slow, or about to fail.
     Warn,
-    /// Something does not work because of it.
+    /// Something does not work.
     Fail,
-    /// Could not be learnt.
+    /// The check could not be made.
     Unknown,
 }
 
-/// The outcome of one check. Invariant: whatever is not [`Verdict::Ok`] has a remedy.
+/// The result of one check. Invariant: a finding other than [`Verdict::Ok`] has a remedy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// The check's name: `kebab-case`, the same in every release.
+    /// The check's name: `kebab-case`, stable across releases.
     pub check: &'static str,
-    /// How good.
+    /// The verdict.
     pub verdict: Verdict,
-    /// What was seen, in one line.
+    /// The observation, in one line.
     pub seen: String,
-    /// What to type or to change, in one line.
+    /// The remedy, in one line: a command or a change of configuration.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub remedy: Option<String>,
 }
 
 impl Finding {
-    /// Nothing to do.
+    /// A finding without a remedy.
     pub fn ok(check: &'static str, seen: impl Into<String>) -> Self {
         Self { check, verdict: Verdict::Ok, seen: seen.into(), remedy: None }
     }
 
-    /// Works, with a reservation.
+    /// A finding that the node works, with a reservation.
     pub fn warn(check: &'static str, seen: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { verdict: Verdict::Warn, remedy: Some(remedy.into()), ..Self::ok(check, seen) }
     }
 
-    /// Does not work.
+    /// A finding that something does not work.
     pub fn fail(check: &'static str, seen: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { verdict: Verdict::Fail, remedy: Some(remedy.into()), ..Self::ok(check, seen) }
     }
 
-    /// Not learnt; the remedy says how it can be.
+    /// A finding that the check could not be made; the remedy says how it can be.
     pub fn unknown(check: &'static str, seen: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { verdict: Verdict::Unknown, remedy: Some(remedy.into()), ..Self::ok(check, seen) }
     }
 }
 
-/// How many findings there are of each verdict.
+/// The number of findings of each verdict.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
-    /// As they should be.
+    /// [`Verdict::Ok`]
     pub ok: usize,
-    /// Reservations.
+    /// [`Verdict::Warn`]
     pub warn: usize,
-    /// Failures.
+    /// [`Verdict::Fail`]
     pub fail: usize,
-    /// Not learnt.
+    /// [`Verdict::Unknown`]
     pub unknown: usize,
 }
 
 /// All findings of one examination.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Report {
-    /// How many of each verdict.
+    /// The number of findings of each verdict.
     pub counts: Counts,
-    /// One for each check: the machine's first, then the agent's.
+    /// One finding for each check: those of the machine, then those of the agent.
     pub findings: Vec<Finding>,
 }
 

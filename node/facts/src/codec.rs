@@ -1,12 +1,12 @@
-//! Facts as gossip carries them: a few ASCII keys with versioned JSON values.
+//! The encoding of facts in gossip: a few ASCII keys with versioned JSON values.
 //!
-//! Few, because gossip's cost grows with nodes times keys; each well below 65,400 bytes, because
-//! chitchat accepts a longer value, never sends it, and silently blocks every later key of the node.
+//! Few keys, because gossip's cost grows with nodes times keys; each value well below 65,400 bytes, because chitchat
+//! accepts a longer one, never sends it, and silently blocks every later key of the node.
 //!
-//! Facts are one value (`facts`); pending endpoints are split over `pending/<n>`, and backends that are not well
-//! are in `unwell`. A reader may see some keys newer than others, so every chunk carries the digest of the whole
-//! set that it belongs to, and `facts`, written last, names that digest: chunks of another set mean "not all here
-//! yet", never "an endpoint has left" or "all are well".
+//! Facts are one value (`facts`); pending endpoints are split over `pending/<n>`, and unhealthy backends are in
+//! `unwell`. A reader may see some keys newer than others, so every chunk carries the digest of the whole set that it
+//! belongs to, and `facts`, written last, names that digest: chunks of another set mean "not complete yet", never "an
+//! endpoint has left" or "all backends are healthy".
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -16,15 +16,15 @@ use crate::{
     unwell::{UNWELL_KEY, UnwellValue, pack, unpack},
 };
 
-/// The version that this code writes and the only one that it reads.
+/// The version that this code writes, and the only one that it reads.
 pub const FACTS_VERSION: u32 = 1;
 /// The key of everything but pending endpoints.
 pub const FACTS_KEY: &str = "facts";
-/// The most bytes a value may have: a key and a value over about 65,400 never leave the node (FACTS).
+/// Maximum bytes of a value: a key and a value of more than about 65,400 bytes never leave the node (FACTS).
 pub const MAX_VALUE_BYTES: usize = 60_000;
-/// The most bytes of entries in one chunk, so that two chunks fit one datagram even uncompressed.
+/// Maximum bytes of entries in one chunk, so that two chunks fit one datagram even uncompressed.
 pub const PENDING_CHUNK_BYTES: usize = 32 * 1024;
-/// The most chunks: at about 300 bytes an entry some 1,700 unconfirmed changes, six times a full /24.
+/// Maximum number of chunks: at about 300 bytes an entry some 1,700 unconfirmed changes, six times a full /24.
 pub const MAX_PENDING_CHUNKS: usize = 16;
 
 /// The key of a chunk of pending endpoints.
@@ -32,19 +32,19 @@ pub fn pending_key(chunk: usize) -> String {
     format!("pending/{chunk}")
 }
 
-/// Why facts cannot be written, or a node's values cannot be read.
+/// Why facts cannot be encoded, or a node's values cannot be decoded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FactsError {
-    /// The node has said nothing yet.
+    /// The node has published nothing yet.
     #[error("no {FACTS_KEY} value")]
     Absent,
-    /// Some values have arrived and others not yet; what was read before still stands.
+    /// Some values have arrived and others not yet; the facts read before stay valid.
     #[error("value {0} has not arrived yet")]
     Incomplete(String),
     /// Written by a version of Warren that this one does not know.
     #[error("facts version {0} is not known to this agent (it reads {FACTS_VERSION}): upgrade the agent")]
     Version(u32),
-    /// Longer than [`MAX_VALUE_BYTES`]; written, it would block the node's later values.
+    /// Longer than [`MAX_VALUE_BYTES`]; it would block the node's later values.
     #[error("value {key} of {bytes} bytes, at most {MAX_VALUE_BYTES} are allowed")]
     TooLong {
         /// The key.
@@ -55,7 +55,7 @@ pub enum FactsError {
     /// More than [`MAX_PENDING_CHUNKS`].
     #[error("{0} chunks of pending endpoints, at most {MAX_PENDING_CHUNKS} are allowed")]
     TooManyPending(usize),
-    /// One pending endpoint that fills a chunk alone.
+    /// One pending endpoint is longer than a chunk.
     #[error("pending endpoint {ip} takes {bytes} bytes, at most {PENDING_CHUNK_BYTES} are allowed")]
     EntryTooLong {
         /// Its address.
@@ -63,12 +63,12 @@ pub enum FactsError {
         /// Its length.
         bytes: usize,
     },
-    /// No JSON, or not of the facts' shape.
+    /// Not JSON, or not of the facts' shape.
     #[error("value {key} does not decode: {reason}")]
     Malformed {
         /// The key.
         key: String,
-        /// The parser's complaint.
+        /// The parser's error.
         reason: String,
     },
     /// Well-formed, but against a rule.
@@ -81,16 +81,16 @@ pub enum FactsError {
 pub struct RejectedValue {
     /// The key that holds it.
     pub key: String,
-    /// What is wrong.
+    /// What is invalid.
     pub reason: String,
 }
 
 /// Facts, and what had to be left out of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decoded {
-    /// What holds.
+    /// The valid facts.
     pub facts: NodeFacts,
-    /// What does not.
+    /// The rejected parts.
     pub rejected: Vec<RejectedValue>,
 }
 
@@ -99,7 +99,7 @@ struct FactsValue<'a> {
     v: u32,
     pending_set: &'a str,
     pending_chunks: usize,
-    /// Empty: all are well.
+    /// Empty: all backends are healthy.
     unwell_set: &'a str,
     #[serde(flatten)]
     facts: &'a NodeFacts,
@@ -121,7 +121,7 @@ struct ChunkValue {
     entries: Vec<serde_json::Value>,
 }
 
-/// Writes facts as keys and values, in the order in which they are to be published: `facts` last.
+/// Encodes facts as keys and values, in the order in which they must be published: `facts` last.
 ///
 /// Pure and stable: equal facts give equal values, so unchanged ones need not be sent again.
 ///
@@ -177,7 +177,7 @@ pub fn encode(facts: &NodeFacts) -> Result<Vec<(String, String)>, FactsError> {
     }
 }
 
-/// Of 64 bits: enough to tell one publication of a node from the next.
+/// 64 bits: enough to distinguish one publication of a node from the next.
 fn short_digest(hash: Sha256) -> String {
     hex::encode(&hash.finalize()[..8])
 }
@@ -186,14 +186,13 @@ fn to_json<T: Serialize>(value: &T) -> String {
     serde_json::to_string(value).expect("facts hold only maps with text keys, texts and numbers")
 }
 
-/// Reads the values of one node; `get` gives the value of a key.
+/// Decodes the values of one node; `get` returns the value of a key.
 ///
-/// A bad entry or chunk of pending endpoints is left out and named in [`Decoded::rejected`]; the rest
-/// stands.
+/// An invalid entry or chunk of pending endpoints is left out and named in [`Decoded::rejected`]; the rest is valid.
 ///
 /// # Errors
-/// [`FactsError::Absent`] and [`FactsError::Incomplete`] mean "later"; everything else that the node's
-/// facts as a whole are not to be believed.
+/// [`FactsError::Absent`] and [`FactsError::Incomplete`] mean "later"; every other error means that the node's facts
+/// as a whole are invalid.
 pub fn decode<'a>(get: impl Fn(&str) -> Option<&'a str>) -> Result<Decoded, FactsError> {
     let text = get(FACTS_KEY).ok_or(FactsError::Absent)?;
     let head: FactsHead = parse(FACTS_KEY, text)?;

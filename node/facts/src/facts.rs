@@ -1,4 +1,4 @@
-//! The facts themselves, and the rules that their types cannot hold.
+//! The facts, and the rules that their types cannot express.
 
 use std::net::IpAddr;
 
@@ -6,77 +6,78 @@ use identity::{EndpointName, Identity, LabelDigest, Labels, NodeName, ServiceNam
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-/// The most underlay addresses of a node: a few uplinks in both families.
+/// Maximum number of underlay addresses of a node: a few uplinks in both families.
 pub const MAX_UNDERLAY: usize = 16;
-/// The most pod CIDRs of a node. With about 60 bytes each they stay far below one gossip value.
+/// Maximum number of pod CIDRs of a node. With about 60 bytes each they stay far below one gossip value.
 pub const MAX_CIDRS: usize = 256;
-/// The longest reason of a degraded node, in bytes.
+/// Maximum length of the reason of a degraded node, in bytes.
 pub const MAX_REASON_BYTES: usize = 256;
-/// The longest fleet id, in bytes (it is 32 hexadecimal digits; room for other forms).
+/// Maximum length of a fleet id, in bytes (it is 32 hexadecimal digits; room for other forms).
 pub const MAX_FLEET_ID_BYTES: usize = 64;
 
-/// The most backends that a node tells of as not well: with the longest names they fill nine tenths of one gossip value.
+/// Maximum number of unhealthy backends of a node: with the longest names they fill nine tenths of one gossip value.
 pub const MAX_UNWELL: usize = 320;
-/// The longest reason why a backend is not well, in bytes.
+/// Maximum length of the reason why a backend is unhealthy, in bytes.
 pub const MAX_WHY_BYTES: usize = 32;
 
-/// Everything a node tells of itself. One per node, owned by it, replaced as a whole; lives as long as
+/// Everything that a node publishes about itself. One per node, owned by it, replaced as a whole; lives as long as
 /// gossip remembers the node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeFacts {
-    /// The fleet's random id; empty while the node has not yet learnt it from etcd.
+    /// The fleet's random id; empty while the node has not learnt it from etcd.
     pub fleet_id: String,
-    /// Who says so.
+    /// The node that publishes the facts.
     pub node: NodeName,
     /// Start time of the agent in ms since the epoch; rises with each start.
     pub incarnation: u64,
-    /// Where its tunnel packets come from and go to; the first one of a family is preferred.
+    /// The node's addresses for tunnel packets; the first one of a family is preferred.
     pub underlay: Vec<IpAddr>,
-    /// How often its agent has changed them since its start: what says more is newer.
+    /// How often the agent has changed them since its start: the higher number is newer.
     pub moves: u64,
-    /// Its own address in the pod network.
+    /// The node's own address in the pod network.
     pub gateway: Option<IpAddr>,
-    /// The pod CIDRs that it claims.
+    /// The pod CIDRs that the node has claimed.
     pub cidrs: Vec<CidrFact>,
-    /// The generation of desired state that its kernel has.
+    /// The generation of the desired state in the node's kernel.
     pub applied_generation: u64,
-    /// How it feels.
+    /// The node's health.
     pub health: NodeHealth,
-    /// The life of the store that `recorded_revision` is one of: revisions begin again with each.
+    /// The life (generation) of the store to which `recorded_revision` belongs: revisions begin again with each.
     #[serde(default)]
     pub recorded_life: u64,
-    /// At this revision of the store, what the node has changed and does not tell as `pending` is in its records:
-    /// who has not seen as much of the store yet goes on with what was told before.
+    /// At this revision of the store, the node's records contain all its changes that are not in `pending`: a reader
+    /// that has not seen this revision keeps the facts received before.
     pub recorded_revision: i64,
-    /// It does not hear the store now: all that it knows of it is of `recorded_revision` and before.
+    /// The node does not hear the store now: everything that it knows of the store is of `recorded_revision` or
+    /// before.
     #[serde(default)]
     pub cut_off: bool,
-    /// Endpoint changes that etcd has not confirmed yet, in the order of `sequence`. A confirmed one
-    /// leaves, so that this stays small whatever the fleet's size; but while a peer is cut off, the newest of those
-    /// that it cannot have seen are told behind the others.
+    /// Endpoint changes that etcd has not confirmed yet, in the order of `sequence`. A confirmed one is removed, so
+    /// that this stays small whatever the fleet's size; but while a peer is cut off from the store, the newest of
+    /// those that it cannot have seen follow the others.
     #[serde(default)]
     pub pending: Vec<PendingEndpoint>,
-    /// Backends of services that it has checked and found not to be well: its own endpoints, and what it was chosen to
-    /// check outside the fleet. What is well is told by nobody.
+    /// Unhealthy backends of services, as checked by this node: its own endpoints, and the backends outside the fleet
+    /// that it was chosen to check. Healthy backends are not listed.
     #[serde(default)]
     pub unwell: Vec<Unwell>,
 }
 
-/// One backend that is not well.
+/// One unhealthy backend.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Unwell {
-    /// The service whose check says so.
+    /// The service whose health check failed.
     pub service: ServiceName,
     /// The backend.
     pub address: IpAddr,
-    /// The port that was asked.
+    /// The checked port.
     pub port: u16,
-    /// What it answered, in words; at most [`MAX_WHY_BYTES`].
+    /// The result of the check in words; at most [`MAX_WHY_BYTES`].
     pub why: String,
 }
 
 impl Unwell {
-    /// A reason that fits: cut, and without what takes several bytes in the gossip value.
+    /// A reason that fits: truncated, and without characters that take several bytes in the gossip value.
     pub fn reason(text: &str) -> String {
         let text = &text[..text.floor_char_boundary(MAX_WHY_BYTES)];
         let plain = |c: char| if c.is_control() || matches!(c, '"' | '\\') { '?' } else { c };
@@ -88,34 +89,34 @@ impl Unwell {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Liveness {
-    /// They come.
+    /// Heartbeats arrive.
     Alive,
-    /// None for some rounds: time to ask.
+    /// No heartbeat for some rounds: the agent must probe the node.
     Silent,
-    /// None for longer than chance explains.
+    /// No heartbeat for longer than chance explains.
     Dead,
 }
 
-/// A pod CIDR with its claim's epoch: of two facts on one CIDR the higher life, then the higher epoch wins.
+/// A pod CIDR with its claim's epoch: of two facts on one CIDR the higher life wins, then the higher epoch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CidrFact {
     /// The CIDR, without host bits.
     pub cidr: IpNetwork,
-    /// In which life of the store it was claimed: revisions begin again with each.
+    /// The life (generation) of the store in which it was claimed: revisions begin again with each.
     #[serde(default)]
     pub life: u64,
-    /// The create revision that its claim had in etcd then.
+    /// The create revision of its claim in etcd.
     pub epoch: i64,
 }
 
-/// A node's own opinion of its health.
+/// A node's own view of its health.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum NodeHealth {
-    /// Nothing to complain of.
+    /// Everything works.
     #[default]
     Ok,
-    /// It works, with something missing.
+    /// The node works, with something missing.
     Degraded {
         /// What is missing; at most [`MAX_REASON_BYTES`].
         reason: String,
@@ -123,43 +124,44 @@ pub enum NodeHealth {
 }
 
 impl NodeHealth {
-    /// A degraded node; a long reason is cut so that it never keeps facts from being told.
+    /// A degraded node; a long reason is truncated, so that it never prevents publication.
     pub fn degraded(reason: &str) -> Self {
         Self::Degraded { reason: reason[..reason.floor_char_boundary(MAX_REASON_BYTES)].to_owned() }
     }
 }
 
-/// What happened to an endpoint.
+/// The kind of an endpoint change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PendingOp {
-    /// It is there, with these labels.
+    /// The endpoint exists, with these labels.
     Added,
-    /// It is gone.
+    /// The endpoint is deleted.
     Removed,
 }
 
 /// One endpoint change that etcd has not confirmed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PendingEndpoint {
-    /// Its address, inside one of the node's CIDRs.
+    /// The endpoint's address, inside one of the node's CIDRs.
     pub ip: IpAddr,
-    /// Its identity: one of the fleet's, or [`Identity::INIT`] while its labels have no number.
+    /// The endpoint's identity: one of the fleet's, or [`Identity::INIT`] while its labels have no identity.
     pub identity: Identity,
-    /// The digest of the labels that count.
+    /// The digest of the identity-relevant labels.
     pub labels_digest: LabelDigest,
-    /// All its labels.
+    /// All labels of the endpoint.
     pub labels: Labels,
-    /// Its name on the node.
+    /// The endpoint's name on the node.
     pub name: EndpointName,
-    /// It is on its way out: as a backend it takes no new flows.
+    /// The endpoint is being drained: as a backend it takes no new flows.
     #[serde(default)]
     pub terminating: bool,
     /// Added or removed.
     pub op: PendingOp,
     /// Counts the node's endpoint changes: a later change of one address has a higher number. 0: etcd has it.
     pub sequence: u64,
-    /// The revision of the store, in the life of `recorded_life`, that has it: who has seen as much knows better.
+    /// The revision of the store, in the life of `recorded_life`, that contains the change: a reader that has seen
+    /// this revision ignores the entry.
     #[serde(default)]
     pub recorded: Option<i64>,
 }
@@ -177,7 +179,7 @@ impl NodeFacts {
     /// Checks everything but `pending`, whose entries are checked one by one.
     ///
     /// # Errors
-    /// The first rule broken.
+    /// The first broken rule.
     pub fn validate(&self) -> Result<(), InvalidFacts> {
         ensure(self.fleet_id.len() <= MAX_FLEET_ID_BYTES, || {
             format!("fleet id of {} bytes, at most {MAX_FLEET_ID_BYTES} are allowed", self.fleet_id.len())
@@ -218,10 +220,10 @@ impl NodeFacts {
 }
 
 impl PendingEndpoint {
-    /// Checks one entry against the node that tells it: no node may speak of addresses outside its CIDRs.
+    /// Checks one entry against its node: no node may publish addresses outside its CIDRs.
     ///
     /// # Errors
-    /// The first rule broken; the node's other entries are not concerned.
+    /// The first broken rule; the node's other entries are not affected.
     pub fn validate(&self, node: &NodeFacts) -> Result<(), InvalidFacts> {
         ensure(node.cidrs.iter().any(|fact| fact.cidr.contains(self.ip)), || {
             format!("{} is outside the CIDRs of {}", self.ip, node.node)

@@ -1,10 +1,10 @@
-//! What nodes tell each other by gossip: typed facts and their codec.
+//! What nodes publish by gossip: typed facts and their codec.
 //!
-//! Facts are claims of a fleet member about itself: gossip's key proves membership, not identity, so
-//! whoever reads them checks them against what etcd has confirmed.
+//! Facts are claims of a fleet member about itself: gossip's key proves membership, not identity, so readers check
+//! them against what etcd has confirmed.
 //!
-//! Invariant: pure. `node-gossip` carries these values over the network, `node-core` decides on them;
-//! neither knows the other.
+//! Invariant: pure. `node-gossip` carries these values over the network, `node-core` decides on them; neither knows
+//! the other.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 

@@ -1,4 +1,4 @@
-//! What a node tells of backends that are not well, packed into one gossip value: by service, as it names many once.
+//! The unhealthy backends of a node, packed into one gossip value: grouped by service, as a node lists many of one.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Unwell, codec::FACTS_VERSION};
 
-/// The key of the value. It is there while something is not well.
+/// The key of the value, which exists while a backend is unhealthy.
 pub const UNWELL_KEY: &str = "unwell";
 
 type Services = BTreeMap<ServiceName, Vec<(IpAddr, u16, String)>>;
@@ -15,12 +15,13 @@ type Services = BTreeMap<ServiceName, Vec<(IpAddr, u16, String)>>;
 #[derive(Serialize, Deserialize)]
 pub(crate) struct UnwellValue {
     pub v: u32,
-    /// The digest of the services' text, by which the `facts` that belong to it name it.
+    /// The digest of the services' text, by which the matching `facts` name it.
     pub set: String,
     services: Services,
 }
 
-/// Packs; `digest` is that of a text. Stable: equal backends in equal order give an equal value.
+/// Packs the backends; `digest` computes the digest of a text. Stable: equal backends in equal order give an equal
+/// value.
 pub(crate) fn pack(unwell: &[Unwell], digest: impl Fn(&str) -> String) -> UnwellValue {
     let mut services = Services::new();
     for Unwell { service, address, port, why } in unwell {
@@ -30,7 +31,7 @@ pub(crate) fn pack(unwell: &[Unwell], digest: impl Fn(&str) -> String) -> Unwell
     UnwellValue { v: FACTS_VERSION, set: digest(&text), services }
 }
 
-/// Unpacks, by service.
+/// Unpacks the backends, by service.
 pub(crate) fn unpack(value: UnwellValue) -> Vec<Unwell> {
     let backends = |(service, backends): (ServiceName, Vec<(IpAddr, u16, String)>)| {
         let backend = move |(address, port, why)| Unwell { service: service.clone(), address, port, why };

@@ -1,4 +1,4 @@
-//! Facts survive their codec; what is bad is rejected alone, and what has not arrived is waited for.
+//! The facts survive their codec; invalid parts are rejected alone, and missing parts are waited for.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -59,7 +59,7 @@ fn read(values: &Values) -> Result<Decoded, FactsError> {
     decode(|key| values.get(key).map(String::as_str))
 }
 
-/// Replaces a text in one value; fails when it is not there, so that no test edits nothing.
+/// Replaces a text in one value; fails if it is absent, so that no test edits nothing.
 fn edit(values: &mut Values, key: &str, from: &str, to: &str) {
     let value = values.get_mut(key).expect("key is there");
     assert!(value.contains(from), "{from} not in {value}");
@@ -75,7 +75,7 @@ fn facts_survive_the_codec() {
 }
 
 #[test]
-fn the_facts_value_is_written_last_and_every_value_is_ascii_keyed_and_short() {
+fn facts_value_is_written_last_and_values_are_ascii_keyed_and_short() {
     let written = encode(&facts(1_000)).unwrap();
     assert!(written.len() > 3, "a thousand entries take several chunks");
     assert_eq!(written.last().unwrap().0, FACTS_KEY);
@@ -86,7 +86,7 @@ fn the_facts_value_is_written_last_and_every_value_is_ascii_keyed_and_short() {
 }
 
 #[test]
-fn equal_facts_give_equal_values_and_pending_changes_touch_no_other_set() {
+fn facts_that_are_equal_have_equal_values() {
     assert_eq!(values(&facts(3)), values(&facts(3)));
     let (before, after) = (values(&facts(3)), values(&NodeFacts { applied_generation: 43, ..facts(3) }));
     assert_eq!(before[&pending_key(0)], after[&pending_key(0)]);
@@ -94,7 +94,7 @@ fn equal_facts_give_equal_values_and_pending_changes_touch_no_other_set() {
 }
 
 #[test]
-fn one_bad_entry_is_rejected_alone() {
+fn facts_entry_that_is_invalid_is_rejected_alone() {
     let mut values = values(&facts(3));
     edit(&mut values, "pending/0", "10.0.0.1\"", "192.168.0.1\"");
     let decoded = read(&values).unwrap();
@@ -105,7 +105,7 @@ fn one_bad_entry_is_rejected_alone() {
 }
 
 #[test]
-fn one_bad_chunk_is_rejected_alone() {
+fn facts_chunk_that_is_invalid_is_rejected_alone() {
     let whole = facts(1_000);
     let mut values = values(&whole);
     values.insert(pending_key(1), "{".to_owned());
@@ -116,7 +116,7 @@ fn one_bad_chunk_is_rejected_alone() {
 }
 
 #[test]
-fn values_of_two_publications_are_incomplete_not_a_departure() {
+fn facts_of_two_publications_are_incomplete_not_a_departure() {
     let mut torn = values(&facts(3));
     torn.insert(pending_key(0), values(&facts(2))[&pending_key(0)].clone());
     assert_eq!(read(&torn), Err(FactsError::Incomplete(pending_key(0))));
@@ -127,14 +127,14 @@ fn values_of_two_publications_are_incomplete_not_a_departure() {
 }
 
 #[test]
-fn left_over_chunks_are_not_read() {
+fn facts_ignore_chunks_beyond_the_count() {
     let mut values = values(&facts(0));
     values.insert(pending_key(0), "left from before".to_owned());
     assert_eq!(read(&values), Ok(Decoded { facts: facts(0), rejected: vec![] }));
 }
 
 #[test]
-fn what_is_not_well_is_told_with_the_facts_that_it_belongs_to() {
+fn unhealthy_backends_belong_to_one_publication() {
     let sick = NodeFacts {
         unwell: vec![unwell("db", 1, "status 503"), unwell("web", 1, "refused"), unwell("web", 2, "refused")],
         ..facts(0)
@@ -159,7 +159,7 @@ fn what_is_not_well_is_told_with_the_facts_that_it_belongs_to() {
 }
 
 #[test]
-fn the_most_that_is_not_well_fits_one_value() {
+fn unhealthy_backends_at_the_limit_fit_one_value() {
     let name = |n: usize| format!("{n:0>63}").parse().unwrap();
     let address = "2001:db8:ffff:ffff:ffff:ffff:ffff:ffff".parse().unwrap();
     let entry = |n| Unwell { service: name(n), address, port: 65_535, why: "x".repeat(MAX_WHY_BYTES) };
@@ -170,7 +170,7 @@ fn the_most_that_is_not_well_fits_one_value() {
 }
 
 #[test]
-fn a_reason_is_made_to_fit() {
+fn unhealthy_reason_is_truncated_to_fit() {
     for (given, fits) in [
         ("connection refused", "connection refused"),
         ("a \"b\" \\ \n", "a ?b? ? ?"),
@@ -183,14 +183,14 @@ fn a_reason_is_made_to_fit() {
 }
 
 #[test]
-fn another_version_is_rejected() {
+fn facts_of_another_version_are_rejected() {
     let mut values = values(&facts(0));
     edit(&mut values, FACTS_KEY, "\"v\":1", "\"v\":2");
     assert_eq!(read(&values), Err(FactsError::Version(2)));
 }
 
 #[test]
-fn hostile_sizes_are_rejected_on_both_sides() {
+fn facts_of_hostile_sizes_are_rejected_on_both_sides() {
     assert!(matches!(encode(&facts(60_000)), Err(FactsError::TooManyPending(n)) if n > MAX_PENDING_CHUNKS));
 
     let mut long = values(&facts(0));
@@ -203,7 +203,7 @@ fn hostile_sizes_are_rejected_on_both_sides() {
 }
 
 #[test]
-fn rules_hold_on_both_sides() {
+fn facts_rules_hold_on_both_sides() {
     let check = |change: &dyn Fn(&mut NodeFacts), complaint: &str| {
         let mut broken = facts(0);
         change(&mut broken);
@@ -227,7 +227,7 @@ fn rules_hold_on_both_sides() {
 }
 
 #[test]
-fn a_long_reason_is_cut_at_a_character() {
+fn unhealthy_reason_is_truncated_at_a_character() {
     let NodeHealth::Degraded { reason } = NodeHealth::degraded(&"é".repeat(MAX_REASON_BYTES)) else {
         panic!("degraded")
     };
@@ -235,10 +235,10 @@ fn a_long_reason_is_cut_at_a_character() {
 }
 
 proptest! {
-    /// Whatever a member sends, reading it ends in a value or an error, never in a panic, and the
-    /// facts that come out keep every rule.
+    /// Whatever a member sends, decoding it ends in a value or an error, never in a panic, and the resulting facts
+    /// keep every rule.
     #[test]
-    fn any_text_is_read_safely(cut in 0usize..2_000, junk in ".{0,40}", chunk in ".{0,60}") {
+    fn facts_decoder_accepts_any_text_safely(cut in 0usize..2_000, junk in ".{0,40}", chunk in ".{0,60}") {
         let mut values = values(&facts(4));
         for (key, insert) in [(FACTS_KEY.to_owned(), &junk), (pending_key(0), &chunk)] {
             let value = values.get_mut(&key).unwrap();

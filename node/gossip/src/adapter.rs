@@ -1,4 +1,4 @@
-//! Our words in chitchat's: its configuration, and its state as sightings.
+//! Conversion to chitchat's types: its configuration, and its state as sightings.
 
 use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
@@ -10,7 +10,7 @@ use crate::{
     table::{PeerTable, Sighting},
 };
 
-/// Who gossips, and how.
+/// The identity and timing of this node's gossip.
 pub(crate) struct Membership {
     pub fleet: FleetName,
     pub node: NodeName,
@@ -30,7 +30,7 @@ pub(crate) fn chitchat_config(membership: &Membership, generation: u64) -> Chitc
         seed_nodes: seeds.clone(),
         failure_detector_config: FailureDetectorConfig {
             phi_threshold: PHI_THRESHOLD,
-            // Its default of 5 s delays the detection of a young node's death.
+            // chitchat's default of 5 s would delay the detection of a young node's death.
             initial_interval: *interval,
             max_interval: *interval * 10,
             dead_node_grace_period: DEAD_NODE_GRACE,
@@ -43,8 +43,8 @@ pub(crate) fn chitchat_config(membership: &Membership, generation: u64) -> Chitc
     }
 }
 
-/// Every incarnation of other nodes that chitchat knows; values are copied only where they are news, as
-/// chitchat's mutex is held meanwhile.
+/// Every incarnation of other nodes that chitchat knows; values are copied only if they are new, as chitchat's mutex
+/// is held meanwhile.
 pub(crate) fn sightings(chitchat: &Chitchat, table: &PeerTable) -> Vec<Sighting> {
     let alive: BTreeSet<&ChitchatId> = chitchat.live_nodes().collect();
     let sighting = |(id, state): (&ChitchatId, &chitchat::NodeState)| {

@@ -1,4 +1,4 @@
-//! What gossip is told at its start, and the numbers behind its liveness.
+//! The configuration of gossip, and the constants of its liveness.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -10,50 +10,50 @@ use crate::{GossipError, Keyring};
 pub const DEFAULT_INTERVAL: Duration = Duration::from_secs(1);
 /// Faster rounds only burn CPU.
 pub const MIN_INTERVAL: Duration = Duration::from_millis(10);
-/// Slower rounds see a death after minutes.
+/// With slower rounds, a death is noticed after minutes.
 pub const MAX_INTERVAL: Duration = Duration::from_secs(60);
-/// Suspicion at which chitchat calls a node dead. 8, its default, takes 11-15 s; 4.5 takes 5-7 s
-/// without many false alarms at 5 % loss (FACTS).
+/// Suspicion (phi) at which chitchat considers a node dead. 8, its default, takes 11-15 s; 4.5 takes 5-7 s without
+/// many false alarms at 5 % loss (FACTS).
 pub const PHI_THRESHOLD: f64 = 4.5;
-/// However suspicious chitchat is, a node is not called dead before so many silent intervals: in a
-/// small fleet heartbeats come several times an interval, and phi alone would trip over one late round.
+/// Whatever its phi, a node is not considered dead before this many silent intervals: in a small fleet heartbeats
+/// arrive several times an interval, and one late round would be enough for phi.
 pub const MIN_SILENT_INTERVALS: u32 = 5;
-/// Intervals without a new heartbeat after which a node counts as silent. In a fleet of a thousand they come every second,
-/// and one in a hundred takes two (FACTS): more would cost the time in which a death is to be known, less the agent's
-/// questions to nodes that live.
+/// Intervals without a new heartbeat after which a node counts as silent. In a fleet of a thousand, heartbeats arrive
+/// every second, and one in a hundred takes two (FACTS): a larger value would delay the detection of a death, a
+/// smaller one would make the agent probe nodes that are alive.
 pub const SILENT_AFTER_INTERVALS: f64 = 2.5;
 /// How long a dead incarnation is remembered. chitchat counts it in every digest for half of this
 /// (24 h by default), and above about 2,570 entries a handshake panics.
 pub const DEAD_NODE_GRACE: Duration = Duration::from_secs(5 * 60);
-/// How long a deleted key is remembered. A peer cut off for longer gets the node's whole state again.
+/// How long a deleted key is remembered. A peer that was cut off for longer gets the node's whole state again.
 pub const TOMBSTONE_GRACE: Duration = Duration::from_secs(60 * 60);
-/// The most seeds from configuration, and the most peers named by etcd: chitchat's own limit of nodes.
+/// Maximum number of seeds in the configuration, and of peers from etcd: chitchat's own limit of nodes.
 pub const MAX_PEERS: usize = 2_500;
-/// Events waiting for the agent. More are coalesced, by node and kind.
+/// Queue of events for the agent. Further events are coalesced by node and kind.
 pub const EVENT_QUEUE: usize = 64;
 
-/// Everything gossip needs. One per agent.
+/// The configuration of gossip. One per agent.
 #[derive(Debug, Clone)]
 pub struct GossipConfig {
-    /// The fleet; datagrams of others are dropped.
+    /// The fleet; datagrams of other fleets are dropped.
     pub fleet: FleetName,
-    /// The fleet's random id, if known yet; facts with another one are rejected. Later facts of our own
-    /// replace it.
+    /// The fleet's random id, if already known; facts with another one are rejected. Later facts of this node replace
+    /// it.
     pub fleet_id: Option<String>,
     /// This node.
     pub node: NodeName,
-    /// Start time in ms since the epoch, higher than any this node ever gossiped with: a value used
-    /// before diverges silently and for ever. See [`crate::Gossip::incarnation`].
+    /// Start time in ms since the epoch, higher than any value that this node ever used: a repeated value makes peers
+    /// diverge silently and for ever. See [`crate::Gossip::incarnation`].
     pub incarnation: u64,
     /// The address and UDP port to bind; port 0 takes a free one.
     pub bind: SocketAddr,
-    /// Where peers reach this node; port 0 means the port that was bound.
+    /// The address that peers use for this node; port 0 means the bound port.
     pub advertise: SocketAddr,
-    /// `host:port` of nodes to begin with, our own among them or not. Names are resolved each minute.
+    /// `host:port` of the first contacts, with or without this node. Names are resolved each minute.
     pub seeds: Vec<String>,
     /// Time between rounds.
     pub interval: Duration,
-    /// The keys of the fleet. There is no gossip without one.
+    /// The keys of the fleet. Gossip requires one.
     pub keyring: Keyring,
 }
 
@@ -61,7 +61,7 @@ impl GossipConfig {
     /// Checks all fields.
     ///
     /// # Errors
-    /// [`GossipError::Config`] with every mistake, not only the first.
+    /// [`GossipError::Config`] with all errors, not only the first.
     pub fn validate(&self) -> Result<(), GossipError> {
         let mut mistakes = Vec::new();
         if self.incarnation == 0 {
@@ -97,7 +97,7 @@ impl GossipConfig {
     }
 }
 
-/// Whether a seed has the form that the resolver takes. What it resolves to is found out later.
+/// Whether a seed has the form that the resolver accepts. The name is resolved later.
 fn is_host_and_port(seed: &str) -> bool {
     if seed.parse::<SocketAddr>().is_ok_and(|address| address.port() != 0) {
         return true;

@@ -1,4 +1,4 @@
-//! Why gossip cannot start, or cannot say something; each text says what to do.
+//! Why gossip cannot start or cannot publish; each text names the remedy.
 
 use std::{io, net::SocketAddr};
 
@@ -7,7 +7,7 @@ use node_facts::FactsError;
 /// Why gossip cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum GossipError {
-    /// The configuration contradicts itself; all mistakes at once.
+    /// The configuration is invalid; all errors at once.
     #[error("gossip configuration: {}", .0.join("; "))]
     Config(Vec<String>),
     /// The address is not one of this machine's.
@@ -15,25 +15,25 @@ pub enum GossipError {
         "gossip cannot bind {0}: the address is not on this machine (see `ip address`); correct the gossip bind address, or use 0.0.0.0"
     )]
     NotLocal(SocketAddr),
-    /// Somebody has the port.
+    /// The port is in use.
     #[error("gossip cannot bind {0}: the port is in use (see `ss -lunp`); is another agent running?")]
     InUse(SocketAddr),
-    /// The port is not for everybody.
+    /// The port is privileged.
     #[error("gossip cannot bind {0}: not permitted; run as root or use a port above 1023")]
     NotPermitted(SocketAddr),
-    /// Any other reason of the kernel's.
+    /// Any other error of the kernel.
     #[error("gossip cannot bind {address}")]
     Bind {
         /// The address.
         address: SocketAddr,
-        /// The kernel's reason.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
-    /// The loopback sockets between chitchat and the seal do not work.
+    /// The loopback sockets between chitchat and the sealed transport do not work.
     #[error("gossip needs the loopback device of its network namespace: `ip link set lo up`")]
     Loopback(#[source] io::Error),
-    /// The operating system gives no randomness for nonces.
+    /// The operating system provides no randomness for nonces.
     #[error("no randomness for gossip: {0}")]
     Random(String),
 }
@@ -49,18 +49,18 @@ impl GossipError {
     }
 }
 
-/// Why facts were not published; what was published before still stands.
+/// Why facts were not published; the facts published before stay.
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
-    /// They break a rule or a limit.
+    /// The facts break a rule or a limit.
     #[error(transparent)]
     Facts(#[from] FactsError),
-    /// They speak of another node than the one that gossips: peers would reject them.
+    /// The facts name another node than this one: peers would reject them.
     #[error("facts of node {given} cannot be published by node {own}")]
     OtherNode {
-        /// Whose facts were given.
+        /// The node in the facts.
         given: identity::NodeName,
-        /// Who gossips.
+        /// This node.
         own: identity::NodeName,
     },
 }

@@ -1,33 +1,33 @@
-//! What gossip reports to the agent.
+//! The events that gossip reports to the agent.
 
 use std::sync::Arc;
 
 use identity::NodeName;
 use node_facts::{Liveness, NodeFacts};
 
-/// News about another node. Levels, not edges: a reader who was slow sees the latest of each kind and
+/// News about another node. Events describe states, not transitions: a slow reader gets the latest of each kind and
 /// node, not every step in between.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum GossipEvent {
-    /// What a node says of itself now; replaces everything it said before.
+    /// A node's current facts, which replace all earlier ones.
     Facts {
         /// The node.
         node: NodeName,
-        /// Its facts; `facts.node == node` holds.
+        /// The facts; `facts.node == node` holds.
         facts: Arc<NodeFacts>,
     },
-    /// Whether a node seems alive.
+    /// The liveness of a node.
     Live {
         /// The node.
         node: NodeName,
-        /// Whether heartbeats arrive, of any of its incarnations: a restart is no death.
+        /// Whether heartbeats of any of its incarnations arrive: a restart is no death.
         liveness: Liveness,
     },
-    /// Something a node says does not hold; what else it says is not concerned.
+    /// A part of a node's facts is invalid; the rest is not affected.
     Rejected {
-        /// The node in whose name it was said; the text as received, since it may be no valid name.
+        /// The node in whose name it was sent; the text as received, which may not be a valid name.
         node: String,
-        /// What was wrong.
+        /// What is invalid.
         reason: String,
     },
 }

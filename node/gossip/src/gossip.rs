@@ -1,4 +1,4 @@
-//! The handle the agent holds.
+//! The agent's handle.
 
 use std::{
     collections::BTreeSet,
@@ -34,10 +34,10 @@ use crate::{
     wire::{DrawSession, Opener, Sealer},
 };
 
-/// A running gossiper. One per agent; gossip ends when it is shut down or dropped.
+/// A running gossiper. One per agent; gossip stops when the handle is shut down or dropped.
 pub struct Gossip {
     node: NodeName,
-    place: watch::Sender<SocketAddr>,
+    own_address: watch::Sender<SocketAddr>,
     link: Arc<Link>,
     table: Arc<Mutex<PeerTable>>,
     generation: Arc<AtomicU64>,
@@ -49,11 +49,11 @@ pub struct Gossip {
 impl Gossip {
     /// Binds the socket and starts gossiping, without facts until [`Gossip::set_facts`].
     ///
-    /// The receiver gets what is new about other nodes. It may be read slowly: events are coalesced by
-    /// node and kind. When it is dropped, gossip goes on for the others' sake.
+    /// The receiver gets the news about other nodes. It may be read slowly: events are coalesced by node and kind. If
+    /// it is dropped, gossip continues for the benefit of the others.
     ///
     /// # Errors
-    /// A wrong configuration, or an address or port that cannot be had; the text says what to do.
+    /// An invalid configuration, or an address or port that cannot be bound; the text names the remedy.
     pub async fn start(config: GossipConfig) -> Result<(Self, mpsc::Receiver<GossipEvent>), GossipError> {
         config.validate()?;
         let bind_error = |source| GossipError::bind(config.bind, source);
@@ -75,7 +75,7 @@ impl Gossip {
         let fleet_id = config.fleet_id.unwrap_or_default();
         let (published, published_rx) =
             watch::channel(Published { fleet_id: fleet_id.clone(), values: Arc::new(Vec::new()) });
-        let (place, place_rx) = watch::channel(advertise);
+        let (own_address, address_rx) = watch::channel(advertise);
         let (wanted, wanted_rx) = watch::channel(BTreeSet::new());
         let (events, events_rx) = mpsc::channel(EVENT_QUEUE);
         let table = Arc::new(Mutex::new(PeerTable::new(config.node.clone(), fleet_id, config.interval)));
@@ -88,12 +88,12 @@ impl Gossip {
             seeds: config.seeds,
             interval: config.interval,
         };
-        let ends = Ends { published: published_rx, wanted: wanted_rx, place: place_rx, events };
+        let ends = Ends { published: published_rx, wanted: wanted_rx, address: address_rx, events };
         let supervisor =
             Supervisor::new(membership, link.clone(), relay, table.clone(), generation.clone(), ends);
         let gossip = Self {
             node: config.node,
-            place,
+            own_address,
             link,
             table,
             generation,
@@ -104,12 +104,11 @@ impl Gossip {
         Ok((gossip, events_rx))
     }
 
-    /// Says this of our node from now on, also after a restart of the chitchat task. Only values that
-    /// changed are sent; publishing equal facts again costs nothing.
+    /// Publishes these facts of this node from now on, also after a restart of the chitchat task. Only changed values
+    /// are sent; publishing equal facts again costs nothing.
     ///
     /// # Errors
-    /// When the facts break a rule or a limit, or are another node's: then what was published before
-    /// still stands.
+    /// When the facts break a rule or a limit, or are another node's: the facts published before stay.
     pub fn set_facts(&self, facts: &NodeFacts) -> Result<(), PublishError> {
         if facts.node != self.node {
             return Err(PublishError::OtherNode { given: facts.node.clone(), own: self.node.clone() });
@@ -124,7 +123,7 @@ impl Gossip {
         Ok(())
     }
 
-    /// Gossips with this address too, each round until a live peer is there. Adding it twice changes
+    /// Adds a peer: gossip contacts the address each round until a live peer is there. Adding it twice changes
     /// nothing. Seeds are fixed at the start; this is for peers found later, through etcd.
     pub fn add_peer(&self, address: SocketAddr) {
         self.wanted.send_if_modified(|wanted| {
@@ -136,18 +135,18 @@ impl Gossip {
         });
     }
 
-    /// No longer gossips with this address while nobody living is there; seeds stay.
+    /// Stops contacting this address while no live peer is there; seeds stay.
     pub fn forget_peer(&self, address: SocketAddr) {
         self.wanted.send_if_modified(|wanted| wanted.remove(&address));
     }
 
-    /// This node has another address now: binds it, and gossips from there under a new generation, as after a start.
-    /// What was published and who was named stays. Repeating it changes nothing.
+    /// Gives this node another address: binds it, and gossips from there under a new generation, as after a start.
+    /// Facts and peers stay. Repeating it changes nothing.
     ///
     /// # Errors
-    /// [`GossipError`] if the address or port cannot be had (yet): then gossip goes on where it was.
+    /// [`GossipError`] if the address or port cannot be bound (yet): gossip continues at the old address.
     pub async fn move_to(&self, address: SocketAddr) -> Result<(), GossipError> {
-        if *self.place.borrow() == address {
+        if *self.own_address.borrow() == address {
             return Ok(());
         }
         let bind_error = |source| GossipError::bind(address, source);
@@ -155,11 +154,11 @@ impl Gossip {
         let bound = socket.local_addr().map_err(bind_error)?;
         *lock(&self.link.socket) = Arc::new(socket);
         info!(node = %self.node, address = %bound, "gossip moves");
-        self.place.send_replace(bound);
+        self.own_address.send_replace(bound);
         Ok(())
     }
 
-    /// All other nodes that gossip remembers, by name.
+    /// All other known nodes, by name.
     pub fn peers(&self) -> Vec<PeerStatus> {
         lock(&self.table).status(Instant::now())
     }
@@ -169,15 +168,15 @@ impl Gossip {
         self.link.counters.snapshot()
     }
 
-    /// The ids of the installed keys, that of the one in use first.
+    /// The ids of the installed keys, the primary one first.
     pub fn key_ids(&self) -> Vec<KeyId> {
         lock(&self.link.keyring).ids()
     }
 
-    /// Changes the keyring, for the next datagram on: `gossip.update_keyring(|ring| ring.install(key))`.
+    /// Changes the keyring, effective with the next datagram: `gossip.update_keyring(|ring| ring.install(key))`.
     ///
     /// # Errors
-    /// What `change` says; the keyring is as it was then.
+    /// The error of `change`; the keyring is unchanged then.
     pub fn update_keyring(
         &self,
         change: impl FnOnce(&mut Keyring) -> Result<(), KeyringError>,
@@ -189,23 +188,22 @@ impl Gossip {
         Ok(())
     }
 
-    /// Where peers reach this node, with the port that was bound.
+    /// The address that peers use for this node, with the bound port.
     pub fn address(&self) -> SocketAddr {
-        *self.place.borrow()
+        *self.own_address.borrow()
     }
 
-    /// The generation under which this node gossips: the configured incarnation, or a higher one after
-    /// a restart of the chitchat task or a move. The next start of the agent must use a higher one still; the
-    /// time in ms does, unless the clock was set back.
+    /// The generation of this node's gossip: the configured incarnation, or a higher one after a restart of the
+    /// chitchat task or a change of address. The next start of the agent must use a higher one; the time in ms is
+    /// higher, unless the clock was set back.
     pub fn incarnation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// Stops gossiping and frees the port. Peers see this node fall silent; nothing tells them that it
-    /// meant to.
+    /// Stops gossiping and frees the port. Peers see this node fall silent, without an announcement.
     pub async fn shutdown(self) {
-        drop((self.published, self.wanted, self.place));
-        // The supervisor ends when its channels close; a panic of its own has been printed already.
+        drop((self.published, self.wanted, self.own_address));
+        // The supervisor ends when its channels close; a panic of its own was printed already.
         let _ = self.task.await;
     }
 }

@@ -1,6 +1,6 @@
 //! Events that the agent has not read yet: the newest of each node and kind.
 //!
-//! A slow reader therefore never blocks gossip, and what waits is bounded by the number of nodes.
+//! A slow reader therefore never blocks gossip, and the queue is bounded by the number of nodes.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -12,10 +12,10 @@ use node_facts::{Liveness, NodeFacts};
 
 use crate::GossipEvent;
 
-/// Complaints kept; more at once come from a member that floods, and the first ones name it.
+/// Maximum number of rejections kept; more at once come from a member that floods, and the first ones name it.
 const MAX_REJECTED: usize = 256;
 
-/// One kind of news of one node.
+/// One kind of news about one node.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Slot {
     Facts(NodeName),
@@ -23,7 +23,7 @@ enum Slot {
     Rejected(String),
 }
 
-/// The events waiting, oldest slot first. One per supervisor.
+/// The queued events, oldest slot first. One per supervisor.
 #[derive(Debug, Default)]
 pub(crate) struct Inbox {
     order: VecDeque<Slot>,
@@ -33,7 +33,7 @@ pub(crate) struct Inbox {
 }
 
 impl Inbox {
-    /// Adds an event; whether it replaced or dropped one that nobody had read.
+    /// Adds an event; returns whether it replaced or dropped an unread one.
     pub fn push(&mut self, event: GossipEvent) -> bool {
         let (slot, replaced) = match event {
             GossipEvent::Facts { node, facts } => {
@@ -58,7 +58,7 @@ impl Inbox {
         replaced
     }
 
-    /// Takes the oldest.
+    /// Takes the oldest event.
     pub fn pop(&mut self) -> Option<GossipEvent> {
         let event = match self.order.pop_front()? {
             Slot::Facts(node) => {
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_of_each_node_and_kind_is_kept_in_order() {
+    fn inbox_keeps_the_newest_of_each_node_and_kind_in_order() {
         let mut inbox = Inbox::default();
         let pushed = [
             live("a", Liveness::Alive),
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn complaints_are_bounded() {
+    fn inbox_bounds_rejections() {
         let mut inbox = Inbox::default();
         for number in 0..2 * MAX_REJECTED {
             inbox.push(rejected(&format!("n{number}"), "flood"));

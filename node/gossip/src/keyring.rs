@@ -1,8 +1,7 @@
-//! The keys that make a node a member: parsed from a root-only file, rotated without a gap.
+//! The keys of the fleet's members: loaded from a root-only file, rotated without a gap.
 //!
-//! A datagram is sealed with the primary key and opened with whichever key it names. Rotation is
-//! therefore three steps, each finished on every node before the next one: install the new key, use
-//! it, remove the old one.
+//! A datagram is sealed with the primary key and opened with the key that it names. Rotation therefore has three
+//! steps, each completed on every node before the next one: install the new key, use it, remove the old one.
 
 use std::{fmt, os::unix::fs::MetadataExt, path::Path, path::PathBuf};
 
@@ -13,12 +12,12 @@ use zeroize::Zeroizing;
 
 /// Bytes of a key: AES-256.
 pub const KEY_BYTES: usize = 32;
-/// The most keys in a ring: a rotation needs two, one that was interrupted three.
+/// Maximum number of keys in a ring: a rotation needs two, an interrupted one three.
 pub const MAX_KEYS: usize = 8;
-/// The longest key file that is read: [`MAX_KEYS`] lines of 64 digits and room for comments.
+/// Maximum length of a key file: [`MAX_KEYS`] lines of 64 digits and room for comments.
 const MAX_FILE_BYTES: u64 = 16 * 1024;
 
-/// Names a key on the wire without betraying it: the start of a digest of the key.
+/// Names a key on the wire without revealing it: the start of a digest of the key.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KeyId(pub [u8; 4]);
 
@@ -34,17 +33,17 @@ impl fmt::Debug for KeyId {
     }
 }
 
-/// One key. `Debug` shows its id only; its bytes are wiped from memory when it goes.
+/// One key. `Debug` shows its id only; its bytes are wiped from memory when dropped.
 #[derive(Clone)]
 pub struct GossipKey {
     id: KeyId,
     bytes: Zeroizing<[u8; KEY_BYTES]>,
-    /// The expanded key, made once: expanding it costs more than sealing a small datagram.
+    /// The expanded key, computed once: expanding it costs more than sealing a small datagram.
     cipher: Aes256Gcm,
 }
 
 impl GossipKey {
-    /// Takes 32 secret bytes.
+    /// A key from 32 secret bytes.
     pub fn new(bytes: Zeroizing<[u8; KEY_BYTES]>) -> Self {
         let mut hash = Sha256::new();
         hash.update(b"warren gossip key id\0");
@@ -58,7 +57,7 @@ impl GossipKey {
     /// Draws a new key from the operating system.
     ///
     /// # Errors
-    /// When the operating system gives no randomness.
+    /// When the operating system provides no randomness.
     pub fn generate() -> Result<Self, KeyringError> {
         let mut bytes = Zeroizing::new([0; KEY_BYTES]);
         getrandom::fill(bytes.as_mut_slice()).map_err(|error| KeyringError::Random(error.to_string()))?;
@@ -68,7 +67,7 @@ impl GossipKey {
     /// Parses 64 hexadecimal digits or 44 characters of base64.
     ///
     /// # Errors
-    /// [`KeyringError::Malformed`]; the text itself is not repeated, since it may be a secret.
+    /// [`KeyringError::Malformed`]; it does not contain the text, which may be a secret.
     pub fn parse(text: &str) -> Result<Self, KeyringError> {
         let decoded = Zeroizing::new(if text.len() == 2 * KEY_BYTES {
             hex::decode(text).ok()
@@ -100,7 +99,7 @@ impl fmt::Debug for GossipKey {
     }
 }
 
-/// Why keys cannot be had or changed.
+/// Why keys cannot be loaded or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyringError {
     /// The key file cannot be read.
@@ -126,7 +125,7 @@ pub enum KeyringError {
         /// Its permission bits.
         mode: u32,
     },
-    /// The key file belongs to somebody else.
+    /// The key file belongs to another user.
     #[error("gossip key file {} belongs to user {uid}, who could replace it: `chown root {}`", path.display(), path.display())]
     Owner {
         /// The file.
@@ -134,7 +133,7 @@ pub enum KeyringError {
         /// Its owner.
         uid: u32,
     },
-    /// Far longer than a key file is.
+    /// The file is far longer than a key file.
     #[error("gossip key file {} has {bytes} bytes, at most {MAX_FILE_BYTES} are read", path.display())]
     TooLong {
         /// The file.
@@ -147,9 +146,9 @@ pub enum KeyringError {
     Line {
         /// The file.
         path: PathBuf,
-        /// The line, from 1.
+        /// The line; the first is 1.
         line: usize,
-        /// What is wrong with it.
+        /// The error in the line.
         #[source]
         source: Box<KeyringError>,
     },
@@ -164,28 +163,28 @@ pub enum KeyringError {
     /// More than [`MAX_KEYS`].
     #[error("more than {MAX_KEYS} gossip keys: remove those no longer used")]
     TooMany,
-    /// Two different keys with one id: one chance in four thousand million.
+    /// Two different keys with the same id: one chance in four thousand million.
     #[error("gossip key {0} has the id of another key in the ring: generate a new one")]
     SameId(KeyId),
-    /// No key of that id.
+    /// No key with this id.
     #[error("no gossip key {0} is installed: install it on every node before using it")]
     Unknown(KeyId),
-    /// The key is the one in use.
+    /// The key is the primary one.
     #[error("gossip key {0} is in use: use another one on every node before removing it")]
     InUse(KeyId),
-    /// The operating system gives no randomness.
+    /// The operating system provides no randomness.
     #[error("no randomness for a gossip key: {0}")]
     Random(String),
 }
 
-/// The keys of a node: the first is the one in use. Never empty; ids are unique in it.
+/// The keys of a node: the first is the primary one. Never empty; ids are unique.
 #[derive(Debug, Clone)]
 pub struct Keyring {
     keys: Vec<GossipKey>,
 }
 
 impl Keyring {
-    /// A ring of one key, in use.
+    /// A ring of one key.
     pub fn new(key: GossipKey) -> Self {
         Self { keys: vec![key] }
     }
@@ -193,19 +192,19 @@ impl Keyring {
     /// A ring of one new random key.
     ///
     /// # Errors
-    /// When the operating system gives no randomness.
+    /// When the operating system provides no randomness.
     pub fn generate() -> Result<Self, KeyringError> {
         GossipKey::generate().map(Self::new)
     }
 
-    /// Reads a key file: one key a line, the first one in use; `#` begins a comment.
+    /// Loads a key file: one key a line, the primary one first; `#` begins a comment.
     ///
     /// # Errors
     /// Also when others than root (or the agent's own user) can read or replace the file.
     pub fn load(path: &Path) -> Result<Self, KeyringError> {
         use std::io::Read;
         let read_error = |source| KeyringError::Read { path: path.to_owned(), source };
-        // Permissions are those of the open file, so that nobody can swap it in between.
+        // The permissions are those of the open file, so that nobody can replace it in between.
         let mut file = std::fs::File::open(path).map_err(read_error)?;
         let metadata = file.metadata().map_err(read_error)?;
         let mode = metadata.mode() & 0o7777;
@@ -243,7 +242,7 @@ impl Keyring {
         ring.ok_or(KeyringError::Empty)
     }
 
-    /// Adds a key that opens datagrams and does not seal any yet. Installing it twice changes nothing.
+    /// Adds a key that opens datagrams but does not seal any yet. Installing it twice changes nothing.
     ///
     /// # Errors
     /// [`KeyringError::TooMany`], [`KeyringError::SameId`].
@@ -258,7 +257,7 @@ impl Keyring {
         Ok(())
     }
 
-    /// Seals with this key from now on. Using it twice changes nothing.
+    /// Makes a key the primary one: it seals from now on. Repeating it changes nothing.
     ///
     /// # Errors
     /// [`KeyringError::Unknown`].
@@ -268,10 +267,10 @@ impl Keyring {
         Ok(())
     }
 
-    /// Opens no datagram of this key any more. Removing it twice changes nothing.
+    /// Removes a key: its datagrams are refused from now on. Repeating it changes nothing.
     ///
     /// # Errors
-    /// [`KeyringError::InUse`] for the key in use.
+    /// [`KeyringError::InUse`] for the primary key.
     pub fn remove(&mut self, id: KeyId) -> Result<(), KeyringError> {
         if self.primary().id == id {
             return Err(KeyringError::InUse(id));
@@ -280,17 +279,17 @@ impl Keyring {
         Ok(())
     }
 
-    /// The key in use.
+    /// The primary key.
     pub fn primary(&self) -> &GossipKey {
         &self.keys[0]
     }
 
-    /// A key by its id.
+    /// The key with an id.
     pub fn get(&self, id: KeyId) -> Option<&GossipKey> {
         self.keys.iter().find(|key| key.id == id)
     }
 
-    /// All ids, that of the key in use first.
+    /// All ids, the primary key's first.
     pub fn ids(&self) -> Vec<KeyId> {
         self.keys.iter().map(|key| key.id).collect()
     }

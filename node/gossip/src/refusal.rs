@@ -1,25 +1,25 @@
-//! Why datagrams are dropped: one word for wire, counters, metrics and status.
+//! Why datagrams are dropped: one name for wire, counters, metrics and status.
 
 use std::fmt;
 
-/// Why a datagram was dropped. Nothing of it was handed on.
+/// Why a datagram was dropped. Nothing of it was passed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Refusal {
     /// Shorter than header and tag.
     TooShort,
     /// Longer than a UDP datagram can be.
     Oversized,
-    /// Not of this protocol, or of another version of it.
+    /// Another protocol, or another version of it.
     NotOurs,
-    /// Another fleet's.
+    /// Of another fleet.
     WrongFleet,
     /// Sealed with a key that is not installed.
     UnknownKey,
-    /// Sent longer ago, or further in the future, than clocks may differ.
+    /// Sent too long ago or too far in the future: outside the tolerated clock skew.
     Stale,
-    /// Seen before, sealed by ourselves, or so old that it may have been.
+    /// Seen before, sealed by ourselves, or so old that it may have been seen.
     Replay,
-    /// Forged or damaged: the tag does not fit.
+    /// Forged or damaged: the tag does not match.
     BadTag,
     /// The second half of a message whose first half did not arrive.
     LostHalf,

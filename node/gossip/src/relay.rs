@@ -1,13 +1,12 @@
 //! The private pair of loopback sockets between chitchat's codec and the sealed transport.
 //!
-//! chitchat's messages can be turned into bytes, and bytes into messages, by its own UDP socket only.
-//! So that socket is given a partner of ours (`tap`) on loopback: what chitchat sends comes out of the
-//! tap to be sealed, and what was opened goes in through the tap to be parsed.
+//! Only chitchat's own UDP socket can encode and decode its messages. It therefore gets a partner of ours (`tap`) on
+//! loopback: what chitchat sends comes out of the tap to be sealed, and what was opened goes in through the tap to be
+//! decoded.
 //!
-//! Both ends are connected to each other, so the kernel drops what any other process of this machine
-//! sends to them: chitchat's parser must not be reachable around the seal. chitchat does not hand out
-//! its socket's descriptor; it is found by its address, which no other socket of this
-//! process has.
+//! The two sockets are connected to each other, so the kernel drops what any other process of this machine sends to
+//! them: chitchat's parser must not be reachable around the seal. chitchat does not hand out its socket's descriptor;
+//! it is found by its address, which no other socket of this process has.
 
 use std::{
     io,
@@ -31,10 +30,10 @@ use crate::wire::MAX_DATAGRAM_BYTES;
 /// Loopback delivers before `send` returns; a second without the datagram means that it was dropped.
 const LOOPBACK_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// chitchat's `BadCluster` message, the shortest there is: magic number, protocol version 0, type 3.
-/// Sent behind every message as a mark: when it comes out of the codec, the message before it has come
-/// out too or was not parsable. A peer's own `BadCluster` carries nothing that the fleet in the seal
-/// does not, and is not handed on, so the mark is unambiguous.
+/// chitchat's `BadCluster` message, the shortest there is: magic number, protocol version 0, type 3. It is sent
+/// behind every message as a mark: when it comes out of the codec, the message before it has come out too, or could
+/// not be parsed. A peer's own `BadCluster` contains nothing that the fleet in the seal does not, and is not passed
+/// on, so the mark is unambiguous.
 const MARK: [u8; 4] = [0x53, 0xb0, 0, 3];
 
 /// Whether a message is a `BadCluster`, of either protocol version.
@@ -42,7 +41,7 @@ pub(crate) fn is_mark(message: &[u8]) -> bool {
     message.len() == MARK.len() && message[..2] == MARK[..2] && message[3] == MARK[3]
 }
 
-/// The pair. One per run of the chitchat task.
+/// The pair of sockets. One per run of the chitchat task.
 pub(crate) struct Relay {
     codec: Box<dyn Socket>,
     tap: UdpSocket,
@@ -51,8 +50,8 @@ pub(crate) struct Relay {
     buffer: Box<[u8; MAX_DATAGRAM_BYTES]>,
 }
 
-/// How far the message in hand has come; kept across cancellation, so that it is neither lost nor
-/// taken for the next one.
+/// The progress of the message in hand; kept across cancellation, so that the message is neither lost nor confused
+/// with the next one.
 enum Stage {
     Idle,
     Send(Vec<u8>),
@@ -60,18 +59,18 @@ enum Stage {
     Parse { parsed: bool },
 }
 
-/// What came of a message.
+/// The result of parsing a message.
 pub(crate) enum Parsed {
     /// The message.
     Message(RecvOutcome),
-    /// It was no message.
+    /// The bytes were no message.
     Unparsable,
-    /// There is none in hand (any more).
+    /// No message is in hand (any more).
     Nothing,
 }
 
 impl Relay {
-    /// Opens and ties the pair.
+    /// Opens and connects the pair.
     pub async fn open() -> io::Result<Self> {
         let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let tap = UdpSocket::bind(loopback).await?;
@@ -91,7 +90,7 @@ impl Relay {
         }
     }
 
-    /// Turns a message of chitchat's into bytes.
+    /// Encodes a message of chitchat's.
     pub async fn encode(&mut self, envelope: ChitchatEnvelope) -> anyhow::Result<&[u8]> {
         self.codec.send(self.tap_address, envelope).await?;
         let received = tokio::time::timeout(LOOPBACK_TIMEOUT, self.tap.recv(&mut self.buffer[..])).await;
@@ -105,7 +104,7 @@ impl Relay {
         self.stage = Stage::Send(message);
     }
 
-    /// Brings the message in hand one step on. May be cancelled at any time and called again.
+    /// Advances the message in hand by one step. May be cancelled at any time and called again.
     pub async fn parse(&mut self) -> io::Result<Parsed> {
         loop {
             match &self.stage {
@@ -140,8 +139,8 @@ fn to_nix(address: SocketAddr) -> io::Result<SockaddrIn> {
     }
 }
 
-/// A loopback address that no other socket of this process has: 127.0.0.0/8 is local as a whole, and
-/// these 24 bits are random.
+/// A loopback address that no other socket of this process has: all of 127.0.0.0/8 is local, and these 24 bits are
+/// random.
 fn private_loopback() -> io::Result<SocketAddr> {
     let mut bits = [0_u8; 3];
     getrandom::fill(&mut bits).map_err(io::Error::other)?;
@@ -153,7 +152,7 @@ fn find_socket(address: SocketAddr) -> io::Result<RawFd> {
     for entry in std::fs::read_dir("/proc/self/fd")? {
         let name = entry?.file_name();
         let Some(descriptor) = name.to_str().and_then(|name| name.parse::<RawFd>().ok()) else { continue };
-        // Descriptors that are no IPv4 socket, or were closed meanwhile, answer with an error.
+        // Descriptors that are no IPv4 socket, or were closed meanwhile, return an error.
         let bound = getsockname::<SockaddrIn>(descriptor);
         if bound.is_ok_and(|bound| SocketAddr::V4(SocketAddrV4::from(bound)) == address) {
             return Ok(descriptor);
@@ -162,7 +161,7 @@ fn find_socket(address: SocketAddr) -> io::Result<RawFd> {
     Err(io::Error::new(io::ErrorKind::NotFound, "chitchat's socket is not among our descriptors"))
 }
 
-/// Drops what anybody sent between binding and connecting.
+/// Drops what was sent between binding and connecting.
 fn discard_queued(descriptor: RawFd) -> io::Result<()> {
     let mut scratch = [0; 1];
     loop {
@@ -196,7 +195,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn messages_pass_and_junk_does_not_block_them() {
+    async fn relay_passes_messages_and_survives_junk() {
         let mut relay = Relay::open().await.unwrap();
         for _ in 0..3 {
             assert_eq!(parse_all(&mut relay, syn()).await, (1, 0));
@@ -207,11 +206,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn strangers_on_this_machine_reach_neither_end() {
+    async fn relay_ignores_other_local_senders() {
         let mut relay = Relay::open().await.unwrap();
         let stranger = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         for address in [relay.codec.local_addr().unwrap(), relay.tap_address] {
-            // The kernel may answer a send with the ICMP error of the one before.
+            // The kernel may report the ICMP error of an earlier send.
             for _ in 0..3 {
                 let _ = stranger.send_to(&syn(), address).await;
             }
@@ -221,7 +220,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn cancellation_loses_nothing() {
+    async fn relay_cancellation_loses_nothing() {
         let mut relay = Relay::open().await.unwrap();
         relay.take(syn());
         let mut messages = 0;

@@ -1,18 +1,17 @@
 //! Refuses datagrams that were seen before, in bounded memory, for ever.
 //!
-//! Every sender session (one random id per process and counter run) has a sliding window over its
-//! counter. A session may be forgotten once its newest datagram is older than the clock tolerance,
-//! since every datagram of it is then refused for its age. When the table is full before that, the
-//! session that has been silent longest goes, and a floor rises to its newest time: a session that is
-//! not known may only speak from above the floor.
+//! Every sender session (one random id per process and run of its counter) has a sliding window over its counter. A
+//! session may be forgotten once its newest datagram is older than the clock tolerance, since every datagram of it is
+//! then refused for its age. If the table is full before that, the session that has been silent longest is evicted,
+//! and a floor rises to its newest time: datagrams of unknown sessions must be newer than the floor.
 
 use std::collections::HashMap;
 
-/// Counters remembered per session. A sender's counter is shared by all its peers; at 1,000 nodes and
-/// six datagrams an interval this still tolerates datagrams that are minutes late.
+/// Counters remembered per session. A sender's counter is shared by all its peers; at 1,000 nodes and six datagrams
+/// an interval this still tolerates datagrams that are minutes late.
 pub const WINDOW: u32 = 2048;
-/// Sessions remembered: four incarnations of every node of the largest fleet chitchat carries. At
-/// about 300 bytes each some 3 MB at most.
+/// Maximum number of sessions: four incarnations of every node of the largest fleet that chitchat supports. At about
+/// 300 bytes each some 3 MB at most.
 pub const MAX_SESSIONS: usize = 10_000;
 
 const WORDS: usize = (WINDOW / 64) as usize;
@@ -25,7 +24,7 @@ pub struct SessionId(pub [u8; 8]);
 struct Window {
     highest: u32,
     newest_ms: u64,
-    /// Bit `c % WINDOW` is set when counter `c` in `(highest - WINDOW, highest]` was seen.
+    /// Bit `c % WINDOW` is set if counter `c` in `(highest - WINDOW, highest]` was seen.
     seen: [u64; WORDS],
 }
 
@@ -65,7 +64,7 @@ impl Window {
     }
 }
 
-/// All sessions heard of lately. One per opener.
+/// All recent sessions. One per opener.
 #[derive(Debug)]
 pub struct ReplayGuard {
     sessions: HashMap<SessionId, Window>,
@@ -80,13 +79,13 @@ impl Default for ReplayGuard {
 }
 
 impl ReplayGuard {
-    /// A guard that remembers at most so many sessions.
+    /// A guard that remembers at most this many sessions.
     pub fn with_capacity(max_sessions: usize) -> Self {
         Self { sessions: HashMap::new(), max_sessions: max_sessions.max(1), floor_ms: 0 }
     }
 
-    /// Whether this datagram has not been seen. Changes nothing, so that a forged one leaves no trace:
-    /// ask before opening it, [`ReplayGuard::mark`] after.
+    /// Whether this datagram has not been seen. Changes nothing, so that a forged datagram leaves no trace: call it
+    /// before opening the datagram, and [`ReplayGuard::mark`] after.
     pub fn is_fresh(&self, session: SessionId, counter: u32, sent_ms: u64) -> bool {
         match self.sessions.get(&session) {
             Some(window) => window.is_fresh(counter),
@@ -94,7 +93,7 @@ impl ReplayGuard {
         }
     }
 
-    /// Remembers a datagram that was authentic. `horizon_ms` is the oldest send time still accepted.
+    /// Remembers an authentic datagram. `horizon_ms` is the oldest send time that is still accepted.
     pub fn mark(&mut self, session: SessionId, counter: u32, sent_ms: u64, horizon_ms: u64) {
         if !self.sessions.contains_key(&session) && self.sessions.len() >= self.max_sessions {
             self.make_room(horizon_ms);
@@ -123,7 +122,7 @@ mod tests {
         SessionId(number.to_be_bytes())
     }
 
-    /// Marks when fresh, as the opener does; says whether it was.
+    /// Marks a fresh datagram, as the opener does; returns whether it was fresh.
     fn offer(guard: &mut ReplayGuard, number: u64, counter: u32, sent_ms: u64) -> bool {
         let fresh = guard.is_fresh(session(number), counter, sent_ms);
         if fresh {
@@ -133,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn each_counter_passes_once_in_any_order() {
+    fn replay_window_accepts_each_counter_once_in_any_order() {
         let mut guard = ReplayGuard::default();
         let order = [5, 1, 3, 2, 4, 900, 899, 2_500, 2_499, 1_000];
         for counter in order {
@@ -145,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn what_left_the_window_never_passes() {
+    fn replay_window_refuses_counters_below_it() {
         let mut guard = ReplayGuard::default();
         assert!(offer(&mut guard, 1, 10 + WINDOW, 10));
         assert!(!offer(&mut guard, 1, 10, 10), "just outside");
@@ -154,9 +153,9 @@ mod tests {
         assert!(!offer(&mut guard, 1, 11, 10));
     }
 
-    /// The window against the plainest model: a set of all counters seen.
+    /// Compares the window with the simplest model: a set of all counters seen.
     #[test]
-    fn window_agrees_with_a_set() {
+    fn replay_window_equals_a_set() {
         let mut guard = ReplayGuard::default();
         let mut seen = std::collections::HashSet::new();
         let mut state = 0x9e37_79b9_u32;
@@ -172,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_forgotten_session_cannot_be_replayed() {
+    fn session_that_was_evicted_cannot_be_replayed() {
         let mut guard = ReplayGuard::with_capacity(3);
         for number in 1..=4 {
             assert!(offer(&mut guard, number, 1, 100 + number));
@@ -183,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn sessions_past_the_horizon_go_first() {
+    fn sessions_past_the_horizon_are_evicted_first() {
         let mut guard = ReplayGuard::with_capacity(2);
         assert!(offer(&mut guard, 1, 1, 100));
         assert!(offer(&mut guard, 2, 1, 900));

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::Refusal;
 
-/// The counters as they were at one moment. All rise from the start of the process.
+/// The counters at one moment. All rise from the start of the process.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct GossipStats {
     /// Datagrams received, of any kind.
@@ -15,28 +15,28 @@ pub struct GossipStats {
     pub datagrams_out: u64,
     /// Their bytes.
     pub bytes_out: u64,
-    /// Datagrams that the kernel would not send: no route, device down, filtered.
+    /// Datagrams that the kernel refused to send: no route, device down, filtered.
     pub send_failed: u64,
-    /// Messages opened and handed to chitchat. No other byte reaches it.
+    /// Messages opened and passed to chitchat. No other byte reaches it.
     pub opened: u64,
     /// Datagrams dropped, by reason; every reason is listed.
     pub refused: Vec<(Refusal, u64)>,
-    /// Opened messages that chitchat could not parse: a member speaks another version.
+    /// Opened messages that chitchat could not parse: a member has another version.
     pub unparsed: u64,
-    /// Times the chitchat task ended and was started again.
+    /// Restarts of the chitchat task.
     pub restarts: u64,
-    /// Events that replaced an older one of the same node and kind which nobody had read.
+    /// Events that replaced an unread older one of the same node and kind.
     pub events_coalesced: u64,
 }
 
 impl GossipStats {
-    /// How many datagrams were dropped for a reason.
+    /// The number of datagrams dropped for a reason.
     pub fn refused_for(&self, reason: Refusal) -> u64 {
         self.refused.iter().find(|(other, _)| *other == reason).map_or(0, |(_, count)| *count)
     }
 }
 
-/// The live counters. Shared by transport and supervisor; each is a plain sum, so relaxed order does.
+/// The live counters. Shared by transport and supervisor; each is a plain sum, so relaxed order suffices.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     pub datagrams_in: AtomicU64,

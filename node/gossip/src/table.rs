@@ -15,19 +15,19 @@ use crate::{
     config::{MIN_SILENT_INTERVALS, SILENT_AFTER_INTERVALS},
 };
 
-/// One incarnation of a node, as chitchat knows it now.
+/// One incarnation of a node, as chitchat knows it.
 #[derive(Debug, Clone)]
 pub(crate) struct Sighting {
-    /// As gossiped: perhaps no valid name.
+    /// As received, possibly not a valid name.
     pub name: Arc<str>,
     pub generation: u64,
     pub address: SocketAddr,
-    /// chitchat's opinion.
+    /// chitchat's verdict.
     pub alive: bool,
     pub heartbeat: u64,
     /// Rises with every key written.
     pub version: u64,
-    /// Keys and values; `None` when [`PeerTable::is_current`] said that they are known.
+    /// Keys and values; `None` if [`PeerTable::is_current`] says that they are known.
     pub values: Option<BTreeMap<String, String>>,
 }
 
@@ -36,11 +36,11 @@ pub(crate) struct Sighting {
 pub struct PeerStatus {
     /// The node.
     pub node: NodeName,
-    /// The incarnation heard of last: start time of its gossip in ms since the epoch.
+    /// The newest incarnation: start time of its gossip in ms since the epoch.
     pub incarnation: u64,
-    /// Where it gossips.
+    /// The address of its gossip.
     pub address: SocketAddr,
-    /// Whether it seems alive.
+    /// Whether heartbeats arrive.
     pub alive: bool,
     /// Time since its last new heartbeat, direct or through others.
     pub silent_for: Duration,
@@ -48,33 +48,34 @@ pub struct PeerStatus {
 
 #[derive(Debug)]
 struct Peer {
-    /// `None` when the name is not valid.
+    /// `None` if the name is invalid.
     node: Option<NodeName>,
     generation: u64,
     address: SocketAddr,
     heartbeat: u64,
     heard: Instant,
-    /// As reported; `None` while there was nothing to report.
+    /// As reported; `None` while nothing was reported.
     liveness: Option<Liveness>,
-    /// Generation and version of the values read last.
+    /// Generation and version of the values that were read last.
     read: Option<(u64, u64)>,
     facts: Option<Arc<NodeFacts>>,
 }
 
-/// All other nodes, by name. One per supervisor; outlives restarts of the chitchat task, so that such a
-/// restart is no news about anybody.
+/// All other nodes, by name. One per supervisor; outlives restarts of the chitchat task, so that such a restart is no
+/// news about other nodes.
 pub(crate) struct PeerTable {
     own: NodeName,
     own_generation: u64,
     fleet_id: String,
-    /// How long without a heartbeat a node counts as silent, and may count as dead.
+    /// The time without a heartbeat after which a node counts as silent, and the one after which it may count as
+    /// dead.
     silent: Duration,
     dead: Duration,
     peers: BTreeMap<Arc<str>, Peer>,
 }
 
 impl PeerTable {
-    /// An empty table of the node `own`; `interval` is that of the rounds.
+    /// An empty table of the node `own`; `interval` is the interval of the rounds.
     pub fn new(own: NodeName, fleet_id: String, interval: Duration) -> Self {
         Self {
             own,
@@ -86,12 +87,12 @@ impl PeerTable {
         }
     }
 
-    /// Tells the table under which generation this node gossips now.
+    /// Sets the generation of this node's gossip.
     pub fn set_own_generation(&mut self, generation: u64) {
         self.own_generation = generation;
     }
 
-    /// Tells the table our fleet's id. Facts are judged by it when they are read next.
+    /// Sets the fleet's id. Facts are compared with it when they are read next.
     pub fn set_fleet_id(&mut self, fleet_id: &str) {
         if self.fleet_id != fleet_id {
             fleet_id.clone_into(&mut self.fleet_id);
@@ -101,19 +102,19 @@ impl PeerTable {
         }
     }
 
-    /// Whether the values of this version were read already.
+    /// Whether the values of this version were already read.
     pub fn is_current(&self, name: &str, generation: u64, version: u64) -> bool {
         self.peers.get(name).is_some_and(|peer| peer.read == Some((generation, version)))
     }
 
-    /// Compares what chitchat knows with what was reported; gives the difference.
+    /// Compares chitchat's state with what was reported, and returns the difference.
     pub fn observe(&mut self, now: Instant, sightings: Vec<Sighting>) -> Vec<GossipEvent> {
         let mut events = Vec::new();
         let mut alive_names: BTreeMap<Arc<str>, bool> = BTreeMap::new();
         let mut newest: BTreeMap<Arc<str>, Sighting> = BTreeMap::new();
         for sighting in sightings {
-            // A node that restarts has two incarnations for a while: it lives if either does, and
-            // speaks through the newer one.
+            // A node that restarts has two incarnations for a while: it is alive if either is, and the facts are
+            // those of the newer one.
             *alive_names.entry(sighting.name.clone()).or_default() |= sighting.alive;
             match newest.get(&sighting.name) {
                 Some(other) if other.generation >= sighting.generation => {}
@@ -133,7 +134,7 @@ impl PeerTable {
     fn observe_node(&mut self, now: Instant, sighting: Sighting, alive: bool, events: &mut Vec<GossipEvent>) {
         let Sighting { name, generation, address, heartbeat, version, values, .. } = sighting;
         let own = &*name == self.own.as_str();
-        // Our own former incarnations linger until their grace period is over.
+        // Our own former incarnations stay until their grace period is over.
         if own && generation <= self.own_generation {
             return;
         }
@@ -157,7 +158,7 @@ impl PeerTable {
             let verdict = match (alive, peer.liveness) {
                 (false, _) if quiet >= self.dead => Some(Liveness::Dead),
                 (_, Some(Liveness::Alive)) if quiet >= self.silent => Some(Liveness::Silent),
-                // Somebody's death is not taken back on one word of somebody else.
+                // A reported death is not taken back for a single heartbeat that was relayed by another node.
                 (false, Some(Liveness::Silent)) if quiet < self.silent => Some(Liveness::Alive),
                 (true, Some(Liveness::Silent | Liveness::Dead)) if quiet >= self.silent => None,
                 (true, _) => Some(Liveness::Alive),
@@ -182,10 +183,10 @@ impl PeerTable {
             return reject(reason);
         };
         match decode(|key| values.get(key).map(String::as_str)) {
-            // More is on its way, and raises the version when it arrives.
+            // The rest is on its way, and raises the version when it arrives.
             Err(FactsError::Absent | FactsError::Incomplete(_)) => {}
             Err(error) => reject(error.to_string()),
-            // The key proves that a member says it, not which one: at least it must be consistent.
+            // The key proves that the sender is a member, not which one: the facts must at least be consistent.
             Ok(decoded) if decoded.facts.node != *node => {
                 reject(format!("facts of {} under the name of {node}", decoded.facts.node));
             }
@@ -211,7 +212,7 @@ impl PeerTable {
         }
     }
 
-    /// Who has fallen silent since it was looked last: cheap, to be asked several times a round.
+    /// The nodes that fell silent since the last call: cheap enough for several calls a round.
     pub fn silences(&mut self, now: Instant) -> Vec<GossipEvent> {
         let mut events = Vec::new();
         for peer in self.peers.values_mut() {
@@ -225,8 +226,8 @@ impl PeerTable {
         events
     }
 
-    /// Lets go of nodes that chitchat has forgotten: after their grace period, or because its task was
-    /// restarted. The latter come back within two rounds, so they are given the time to.
+    /// Removes nodes that chitchat has forgotten: after their grace period, or because its task was restarted. In the
+    /// latter case they come back within two rounds, and get the time for it.
     fn bury(&mut self, now: Instant, known: &BTreeMap<Arc<str>, bool>, events: &mut Vec<GossipEvent>) {
         let dead = self.dead;
         self.peers.retain(|name, peer| {

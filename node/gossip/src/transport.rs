@@ -1,8 +1,8 @@
-//! chitchat's transport over the sealed wire: every datagram is sealed going out and opened coming in.
+//! chitchat's transport over the sealed wire: every outgoing datagram is sealed, and every incoming one is opened.
 //!
-//! What does not open is counted and dropped here. The network socket, the sealer's counter and the
-//! replay windows outlive the chitchat task: a restart of the task keeps the port and every promise
-//! about nonces and replay. The last two outlive a change of the node's address too.
+//! Datagrams that do not open are counted and dropped here. The network socket, the sealer's counter and the replay
+//! windows outlive the chitchat task: a restart of the task keeps the port and every guarantee about nonces and
+//! replay. The latter two also outlive a change of the node's address.
 
 use std::{
     io,
@@ -28,7 +28,7 @@ use crate::{
 
 /// What all runs of the chitchat task share.
 pub(crate) struct Link {
-    /// Another one after each change of this node's address.
+    /// Replaced with each change of this node's address.
     pub socket: Mutex<Arc<UdpSocket>>,
     pub sealer: Mutex<Sealer>,
     pub opener: Mutex<Opener>,
@@ -36,8 +36,8 @@ pub(crate) struct Link {
     pub counters: Counters,
 }
 
-/// A panic elsewhere (chitchat's task can be made to panic by a member) leaves these values whole:
-/// nothing of ours panics while it holds them.
+/// A panic elsewhere (a member can make chitchat's task panic) leaves these values consistent: our code does not
+/// panic while it holds them.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -80,8 +80,8 @@ impl Link {
         lock(&self.socket).clone()
     }
 
-    /// Sends what the kernel takes. An unreachable peer is nothing that chitchat could mend: it is
-    /// counted, and the round goes on.
+    /// Sends a datagram, if the kernel accepts it. chitchat could not do anything about an unreachable peer: the
+    /// failure is counted, and the round continues.
     async fn send(&self, to: SocketAddr, datagram: &[u8]) {
         match self.socket().send_to(datagram, to).await {
             Ok(bytes) => {
@@ -99,7 +99,7 @@ impl Link {
 /// Opens [`SealedSocket`]s over one link.
 pub(crate) struct SealedTransport {
     link: Arc<Link>,
-    /// The relay that the start has tried already.
+    /// The relay that was tested at the start.
     first: Mutex<Option<Relay>>,
 }
 
@@ -111,7 +111,7 @@ impl SealedTransport {
 
 #[async_trait]
 impl Transport for SealedTransport {
-    /// `listen_addr` is not used: the link's socket is bound already.
+    /// `listen_addr` is not used: the link's socket is already bound.
     async fn open(&self, _listen_addr: SocketAddr) -> anyhow::Result<Box<dyn Socket>> {
         let first = lock(&self.first).take();
         let relay = match first {
@@ -131,11 +131,11 @@ impl Transport for SealedTransport {
 struct SealedSocket {
     link: Arc<Link>,
     relay: Relay,
-    /// Who sent the message that is in the relay.
+    /// The sender of the message in the relay.
     peer: Option<SocketAddr>,
-    /// Why chitchat's task must be started anew. chitchat shrugs off what `send` returns.
+    /// Why chitchat's task must be restarted. chitchat ignores the result of `send`.
     failure: Option<anyhow::Error>,
-    /// One byte longer than the longest datagram, so that nothing is cut silently.
+    /// One byte longer than the longest datagram, so that nothing is truncated silently.
     buffer: Box<[u8]>,
 }
 
@@ -146,12 +146,12 @@ impl Socket for SealedSocket {
     }
 
     async fn send(&mut self, to: SocketAddr, envelope: ChitchatEnvelope) -> anyhow::Result<SendOutcome> {
-        // A former incarnation of this node counts as one that may come back, and chitchat greets it.
+        // A former incarnation of this node counts as one that may come back, and chitchat contacts it.
         if to == self.local_addr()? {
             return Ok(SendOutcome { num_bytes_sent: 0 });
         }
-        // A message that does not fit a datagram is a digest of too many nodes: no handshake could be
-        // begun any more, and gossip would be silent without an error. Starting anew forgets them.
+        // A message that does not fit a datagram is a digest of too many nodes: no handshake could begin any more,
+        // and gossip would be silent without an error. A restart forgets these nodes.
         let message = match self.relay.encode(envelope).await {
             Ok(message) => message,
             Err(error) => {
@@ -167,8 +167,8 @@ impl Socket for SealedSocket {
         Ok(SendOutcome { num_bytes_sent })
     }
 
-    /// Cancelled by chitchat whenever a round or a command is due: the message in hand stays in the
-    /// relay, and is finished before the next datagram is read.
+    /// Cancelled by chitchat whenever a round or a command is due: the message in hand stays in the relay, and is
+    /// finished before the next datagram is read.
     async fn recv(&mut self) -> anyhow::Result<RecvOutcome> {
         loop {
             if let Some(failure) = self.failure.take() {
@@ -190,7 +190,7 @@ impl Socket for SealedSocket {
                 }
                 Err(error) => return Err(error.into()),
             };
-            // No await between receiving and taking: cancellation cannot come between.
+            // There is no await between receiving and taking: cancellation cannot come between.
             if let Some(message) = self.link.open(&self.buffer[..length]) {
                 self.relay.take(message);
                 self.peer = Some(peer);
@@ -199,7 +199,7 @@ impl Socket for SealedSocket {
     }
 }
 
-/// Errors of the network that say nothing about the socket.
+/// Network errors that say nothing about the socket.
 fn is_transient(error: &io::Error) -> bool {
     use io::ErrorKind::{
         ConnectionRefused, ConnectionReset, HostUnreachable, Interrupted, NetworkDown, NetworkUnreachable,

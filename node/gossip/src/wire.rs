@@ -34,20 +34,20 @@ use crate::{
 pub const HEADER_BYTES: usize = 32;
 /// Bytes of AES-GCM's tag, after the message.
 pub const TAG_BYTES: usize = 16;
-/// The most bytes of a UDP datagram over IPv4; chitchat's messages may have as many.
+/// Maximum bytes of a UDP datagram over IPv4, and of chitchat's messages.
 pub const MAX_DATAGRAM_BYTES: usize = 65_507;
-/// The most bytes of a message in one datagram.
+/// Maximum bytes of a message in one datagram.
 pub const MAX_PART_BYTES: usize = MAX_DATAGRAM_BYTES - HEADER_BYTES - TAG_BYTES;
-/// How far a sender's clock may be from ours. Generous, so that bad clocks do not part the fleet; it
-/// bounds how long sessions must be remembered against replay.
+/// Tolerated clock skew of a sender. Generous, so that bad clocks do not partition the fleet; it bounds how long
+/// sessions must be remembered against replay.
 pub const MAX_CLOCK_SKEW_MS: u64 = 10 * 60 * 1000;
-/// First halves that wait for their second: the halves follow each other at once.
+/// First halves that wait for their second half: halves are sent directly after each other.
 const MAX_HALVES: usize = 16;
 
 const MAGIC: [u8; 2] = *b"WG";
 const VERSION: u8 = 1;
 
-/// Which part of a message a datagram holds.
+/// The part of a message that a datagram contains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
     Whole = 0,
@@ -103,8 +103,8 @@ impl Header {
     }
 }
 
-/// What ties a datagram to its fleet: the name as associated data, and a digest of it in the header so
-/// that a neighbour fleet's traffic can be told from forgery.
+/// What binds a datagram to its fleet: the name as associated data, and its digest in the header, so that another
+/// fleet's traffic can be distinguished from forgery.
 #[derive(Debug, Clone)]
 struct FleetBinding {
     name: FleetName,
@@ -126,7 +126,7 @@ fn nonce(header: &[u8; HEADER_BYTES]) -> Nonce<aes_gcm::aead::consts::U12> {
     Nonce::from(std::array::from_fn::<u8, 12, _>(|index| header[20 + index]))
 }
 
-/// Draws session ids: [`SessionId`]s that no other process ever draws.
+/// Draws session ids that no other process ever draws.
 pub type DrawSession = Box<dyn FnMut() -> SessionId + Send>;
 
 /// Seals messages. One per process and socket; owns the process's session and counter.
@@ -138,14 +138,14 @@ pub struct Sealer {
 }
 
 impl Sealer {
-    /// A sealer for a fleet; `draw_session` must give 64 random bits at each call.
+    /// A sealer for a fleet; `draw_session` must return 64 random bits at each call.
     pub fn new(fleet: FleetName, mut draw_session: DrawSession) -> Self {
         let session = draw_session();
         Self { fleet: FleetBinding::new(fleet), session, counter: 0, draw_session }
     }
 
-    /// Seals a message with the keyring's primary key, into one datagram or, when it is longer than
-    /// [`MAX_PART_BYTES`], into two. `now_ms` is the time in ms since the epoch.
+    /// Seals a message with the keyring's primary key, into one datagram or, if it is longer than [`MAX_PART_BYTES`],
+    /// into two. `now_ms` is the time in ms since the epoch.
     pub fn seal(&mut self, keyring: &Keyring, now_ms: u64, message: &[u8]) -> Vec<Vec<u8>> {
         if message.len() <= MAX_PART_BYTES {
             return vec![self.seal_part(keyring, now_ms, Part::Whole, message)];
@@ -215,13 +215,13 @@ impl Opener {
         Self { fleet: FleetBinding::new(fleet), replay: ReplayGuard::default(), halves: VecDeque::new() }
     }
 
-    /// Opens a datagram. `None` is the first half of a message, kept until its second arrives.
+    /// Opens a datagram. `None` is the first half of a message, kept until its second half arrives.
     ///
-    /// Pure but for what this opener remembers, and it remembers authentic datagrams only: bytes from
-    /// anywhere may be given (fuzzing does). `now_ms` is the time in ms since the epoch.
+    /// Pure, except for what this opener remembers, and it remembers authentic datagrams only: arbitrary bytes may be
+    /// given (fuzzing does). `now_ms` is the time in ms since the epoch.
     ///
     /// # Errors
-    /// The first reason found; the datagram is to be dropped.
+    /// The first reason found; the datagram must be dropped.
     pub fn open(
         &mut self,
         keyring: &Keyring,

@@ -25,7 +25,7 @@ fn pending(number: u8) -> PendingEndpoint {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn facts_reach_everybody_and_so_do_their_changes() {
+async fn facts_and_their_changes_reach_every_node() {
     let members = fleet(4).await;
     for (index, member) in members.iter().enumerate() {
         member.gossip.set_facts(&facts(&format!("n{index}"), 1)).unwrap();
@@ -40,7 +40,7 @@ async fn facts_reach_everybody_and_so_do_their_changes() {
     members[2].gossip.set_facts(&changed).unwrap();
     until("several chunks of pending endpoints", || all_know(&changed, 2)).await;
 
-    // Confirmed entries leave: chunks are deleted, of which chitchat tells nobody.
+    // Confirmed entries are removed: chunks are deleted, which chitchat does not report.
     let confirmed = facts("n2", 3);
     members[2].gossip.set_facts(&confirmed).unwrap();
     until("no pending endpoints", || all_know(&confirmed, 2)).await;
@@ -53,9 +53,9 @@ async fn facts_reach_everybody_and_so_do_their_changes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_death_is_seen_and_a_new_incarnation_replaces_the_old() {
+async fn node_death_is_seen_and_a_new_incarnation_replaces_it() {
     let members = fleet(2).await;
-    // At a host where nobody else takes its port while it is dead.
+    // An address whose port no other process takes while the node is dead.
     let at = |address: SocketAddr| GossipConfig {
         bind: address,
         advertise: address,
@@ -81,18 +81,18 @@ async fn a_death_is_seen_and_a_new_incarnation_replaces_the_old() {
     assert_eq!(names, ["n1", "n2"], "one entry a node, whatever its incarnations");
     assert_eq!(peers[1].incarnation, reborn.gossip.incarnation());
     assert_eq!(peers[1].address, reborn.address());
-    // Its former incarnation, which may come back for all that is known, is itself.
+    // Its former incarnation counts as one that may come back, but it is the node itself.
     until("rounds to go by", || reborn.gossip.stats().opened >= 100).await;
     assert_eq!(reborn.gossip.stats().refused_for(Refusal::Replay), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_that_gets_another_address_is_found_there() {
+async fn node_address_change_is_followed() {
     let members = fleet(3).await;
     for (index, member) in members.iter().enumerate() {
         member.gossip.set_facts(&facts(&format!("n{index}"), 1)).unwrap();
     }
-    // The others have only this one as their seed, and it has none: it must find them.
+    // The others have only this node as their seed, and it has none: it must find them.
     let (moved, others) = members.split_first().unwrap();
     let incarnation = moved.gossip.incarnation();
     for host in ["127.0.0.2", "127.0.0.3"] {
@@ -121,7 +121,7 @@ async fn a_node_that_gets_another_address_is_found_there() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_peer_named_later_is_greeted_until_it_is_there() {
+async fn peer_added_later_is_contacted_until_it_answers() {
     let alone = Member::start(config("n0", &[])).await;
     // Nobody listens yet: the address is taken by a socket that does not answer.
     let placeholder = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -137,7 +137,7 @@ async fn a_peer_named_later_is_greeted_until_it_is_there() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn facts_that_could_block_later_ones_are_refused() {
+async fn facts_that_could_block_later_ones_are_rejected() {
     let members = fleet(2).await;
     members[0].gossip.set_facts(&facts("n0", 1)).unwrap();
     let mut endless = facts("n0", 2);
@@ -151,7 +151,7 @@ async fn facts_that_could_block_later_ones_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reader_that_never_reads_stops_nobody() {
+async fn event_reader_that_never_reads_blocks_no_peer() {
     let busy = Member::start(config("n0", &[])).await;
     let (deaf, unread) = node_gossip::Gossip::start(config("n1", &[busy.address()])).await.unwrap();
     until("seen", || busy.sees("n1", true)).await;
@@ -169,7 +169,7 @@ async fn a_reader_that_never_reads_stops_nobody() {
 }
 
 #[tokio::test]
-async fn bind_errors_say_what_to_do() {
+async fn bind_error_names_the_remedy() {
     let first = Member::start(config("n0", &[])).await;
     let start = async |bind: std::net::SocketAddr| {
         let config = node_gossip::GossipConfig { bind, ..config("n1", &[]) };
@@ -183,7 +183,7 @@ async fn bind_errors_say_what_to_do() {
 }
 
 #[tokio::test]
-async fn all_mistakes_of_a_configuration_are_told_at_once() {
+async fn configuration_errors_are_reported_together() {
     let mut wrong = config("n0", &[]);
     wrong.incarnation = 0;
     wrong.advertise = "0.0.0.0:1".parse().unwrap();
@@ -196,7 +196,7 @@ async fn all_mistakes_of_a_configuration_are_told_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_fleet_of_another_id_is_rejected() {
+async fn fleet_with_another_id_is_rejected() {
     let mut ours = config("n0", &[]);
     ours.fleet_id = Some("f0".to_owned());
     let ours = Member::start(ours).await;
@@ -206,25 +206,25 @@ async fn a_fleet_of_another_id_is_rejected() {
         || ours.heard().rejected.iter().any(|(node, reason)| node == "n1" && reason.contains("fleet id f1"));
     until("rejected", rejected).await;
     assert!(!ours.knows(&facts("n1", 1)));
-    // Once we learn that f1 is our fleet, what was rejected is read again.
+    // Once we learn that f1 is our fleet, the rejected facts are read again.
     ours.gossip.set_facts(&facts("n0", 1)).unwrap();
     until("accepted", || ours.knows(&facts("n1", 1))).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_machines_of_one_name_are_told_apart() {
+async fn node_name_used_by_two_machines_is_detected() {
     let first = Member::start(config("n0", &[])).await;
     let second = Member::start(config("n0", &[first.address()])).await;
     second.gossip.set_facts(&facts("n0", 1)).unwrap();
     let complaint =
         || first.heard().rejected.iter().any(|(_, reason)| reason.contains("under this node's name"));
     until("complaint", complaint).await;
-    assert!(first.heard().facts.is_empty(), "nobody speaks for us");
+    assert!(first.heard().facts.is_empty(), "facts in our name are ignored");
 }
 
-/// A network namespace of its own, whose loopback device is down as in every new one.
+/// A new network namespace, in which the loopback device is down.
 #[test]
-fn a_namespace_without_loopback_is_named() {
+fn loopback_device_that_is_down_is_reported() {
     let outcome = std::thread::spawn(|| {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).ok()?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -1,4 +1,4 @@
-//! Who has no key gets nothing in: strangers, forgers, recorders; and what a member can break heals.
+//! Nothing gets in without a key: strangers, forgers, recorders; and the damage that a member can do heals.
 
 mod common;
 
@@ -19,7 +19,7 @@ fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64
 }
 
-/// A sealer of key 1, as a member that misbehaves would have it.
+/// A sealer of key 1, as a misbehaving member has it.
 fn rogue_sealer(fleet: &str) -> Sealer {
     let session = SessionId(now_ms().to_le_bytes());
     Sealer::new(FleetName::new(fleet).unwrap(), Box::new(move || session))
@@ -44,7 +44,7 @@ fn syn(entries: &[(ChitchatId, [u64; 3])]) -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_the_key_nobody_joins() {
+async fn join_requires_the_key() {
     let member = Member::start(config("n0", &[])).await;
     let mut stranger = config("n1", &[member.address()]);
     stranger.keyring = Keyring::new(key(2));
@@ -61,7 +61,7 @@ async fn without_the_key_nobody_joins() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn keys_rotate_without_a_gap() {
+async fn key_rotation_has_no_gap() {
     let members = fleet(3).await;
     let drained = async |what: &str| {
         let before: Vec<u64> = members.iter().map(|member| member.gossip.stats().opened).collect();
@@ -77,7 +77,7 @@ async fn keys_rotate_without_a_gap() {
     for (step, change) in steps {
         for member in &members {
             member.gossip.update_keyring(change).unwrap();
-            // Nodes rotate at different times: the fleet lives with the mixture.
+            // Nodes rotate at different times: the fleet works with the mixture.
             drained(step).await;
         }
     }
@@ -116,7 +116,7 @@ async fn forged_datagrams_never_reach_the_parser() {
     for datagram in &forged {
         attacker.send_to(datagram, member.address()).unwrap();
         sent += 1;
-        // The socket's queue is short: wait for each one, so that none is lost before it is judged.
+        // The socket's queue is short: wait for each datagram, so that none is lost before it is counted.
         until("received", || member.gossip.stats().datagrams_in == sent).await;
     }
     let refused = || member.gossip.stats().refused.iter().map(|(_, count)| count).sum::<u64>();
@@ -140,9 +140,9 @@ async fn forged_datagrams_never_reach_the_parser() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_recorded_datagram_passes_at_most_once() {
-    // The victim learns the sender's address from the datagram; once its first round is over, it does not
-    // talk to it for a minute.
+async fn datagram_that_was_recorded_passes_at_most_once() {
+    // The victim learns the sender's address from the datagram; after its first round it does not contact that
+    // address for a minute.
     let seed = outsider();
     let victim = GossipConfig { interval: MAX_INTERVAL, ..config("n0", &[seed.local_addr().unwrap()]) };
     let victim = Member::start(victim).await;
@@ -164,13 +164,13 @@ async fn a_recorded_datagram_passes_at_most_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_member_that_crashes_the_task_does_not_stop_gossip() {
-    // Whoever hears of the made-up nodes takes long for each round.
+async fn gossip_survives_a_member_that_crashes_the_task() {
+    // Nodes that hear of the fake nodes take long for each round.
     let members = fleet_at(2, 10 * common::INTERVAL).await;
     members[0].gossip.set_facts(&facts("n0", 1)).unwrap();
     let incarnation = members[0].gossip.incarnation();
-    // Thousands of made-up nodes in the digest leave no room for a delta, so the handshake
-    // panics (FACTS), or make the digest itself too long to send.
+    // Thousands of fake nodes in the digest leave no room for a delta, so the handshake panics (FACTS), or make the
+    // digest itself too long to send.
     let (rogue, ring) = (outsider(), Keyring::new(key(1)));
     let mut sealer = rogue_sealer("alpha");
     let mut number = 1_u64;
@@ -180,7 +180,8 @@ async fn a_member_that_crashes_the_task_does_not_stop_gossip() {
     };
     let crashed = || members[0].gossip.stats().restarts > 0;
     while !crashed() {
-        // As many as one message holds, and two at once: more than it takes, before the other member hears of them.
+        // As many as one message holds, and two at once: more than the task can handle, before the other member hears
+        // of them.
         for _ in 0..2 {
             let mut entry = || {
                 let id = ChitchatId::new("x", noise(), ([192, 0, 2, 1], 9).into());
@@ -203,7 +204,7 @@ async fn a_member_that_crashes_the_task_does_not_stop_gossip() {
 }
 
 #[test]
-fn key_files_are_root_only_and_mistakes_are_named() {
+fn key_file_must_be_root_only_and_valid() {
     use std::os::unix::fs::PermissionsExt;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("gossip.key");
@@ -239,7 +240,7 @@ fn key_files_are_root_only_and_mistakes_are_named() {
 }
 
 #[test]
-fn keys_do_not_show_in_logs() {
+fn keys_are_not_logged() {
     let ring = Keyring::generate().unwrap();
     let text = ring.primary().to_text();
     let shown = format!("{ring:?} {:?}", config("n0", &[]));
@@ -249,7 +250,7 @@ fn keys_do_not_show_in_logs() {
 }
 
 #[test]
-fn a_keyring_never_loses_the_key_in_use() {
+fn keyring_never_loses_the_key_in_use() {
     let mut ring = Keyring::new(key(1));
     assert!(ring.use_key(key(2).id()).is_err());
     assert!(ring.remove(key(1).id()).is_err());

@@ -1,4 +1,4 @@
-//! Flow events as people and programs read them, from the bytes that the kernel reports.
+//! Flow events, decoded from the bytes that the programs report.
 
 use std::{
     fmt,
@@ -10,29 +10,29 @@ use identity::{EndpointName, Identity, Labels, NodeName};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// What happened.
+/// The kind of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum EventKind {
-    /// The first packet of a flow was let through.
+    /// The first packet of a flow was forwarded.
     FlowNew,
-    /// A flow ended, or went silent.
+    /// A flow ended, or was idle for too long.
     FlowEnd,
     /// A packet was dropped.
     Drop,
 }
 
-/// What became of the packet.
+/// The verdict on the packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
-    /// It went on.
+    /// The packet was forwarded.
     Forwarded,
-    /// It did not.
+    /// The packet was dropped.
     Dropped,
 }
 
-/// An IP protocol: by name where it has a common one, else by number.
+/// An IP protocol, written as a name if it is a common one, and as a number otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(try_from = "String", into = "String")]
 #[schema(value_type = String, example = "tcp")]
@@ -54,7 +54,7 @@ impl std::str::FromStr for Protocol {
     fn from_str(text: &str) -> Result<Self, String> {
         let by_name = PROTOCOL_NAMES.iter().find(|(_, name)| *name == text).map(|(number, _)| *number);
         by_name.or_else(|| text.parse().ok()).map(Self).ok_or_else(|| {
-            format!("{text:?} is no protocol: use tcp, udp, icmp, sctp or a number from 0 to 255")
+            format!("{text:?} is not a protocol: use tcp, udp, icmp, sctp or a number from 0 to 255")
         })
     }
 }
@@ -72,20 +72,20 @@ impl From<Protocol> for String {
     }
 }
 
-/// One side of a flow. Address and identity come from the kernel; the rest the agent adds where it knows.
+/// One side of a flow. Address and identity come from the kernel; the agent adds the rest, as far as it is known.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Party {
-    /// Its address; missing when the packet was neither IPv4 nor IPv6.
+    /// The address; missing if the packet was neither IPv4 nor IPv6.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub address: Option<IpAddr>,
-    /// Its port; the identifier on the asking side of an ICMP echo; 0 where there is none.
+    /// The port; for the sender of an ICMP echo request the identifier; 0 without ports.
     pub port: u16,
-    /// Its identity, 0 for unknown.
+    /// The identity; 0 for unknown.
     #[schema(value_type = u32)]
     pub identity: Identity,
-    /// Its identity's labels.
+    /// The labels of the identity.
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     #[schema(value_type = std::collections::BTreeMap<String, String>)]
     pub labels: Labels,
@@ -93,14 +93,14 @@ pub struct Party {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub endpoint: Option<EndpointName>,
-    /// The node that it is on.
+    /// The endpoint's node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub node: Option<NodeName>,
 }
 
 impl Party {
-    /// One of which no name is known.
+    /// A party without names.
     pub fn bare(address: Option<IpAddr>, port: u16, identity: Identity) -> Self {
         Self { address, port, identity, labels: Labels::default(), endpoint: None, node: None }
     }
@@ -130,13 +130,13 @@ impl fmt::Display for Party {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FlowEvent {
-    /// When, in microseconds since 1970.
+    /// The time, in microseconds since 1970.
     pub unix_us: u64,
-    /// What happened.
+    /// The kind of the event.
     pub kind: EventKind,
-    /// What became of the packet.
+    /// The verdict on the packet.
     pub verdict: Verdict,
-    /// `egress` or `ingress`, seen from the endpoint.
+    /// `egress` or `ingress`, relative to the endpoint.
     pub direction: String,
     /// The sender.
     pub source: Party,
@@ -150,42 +150,42 @@ pub struct FlowEvent {
     /// Where the packet went: `local`, `tunnel`, `host`, `stack`, `underlay`; missing for a drop.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub action: Option<String>,
-    /// Why it was dropped: the key of a reason.
+    /// The key of the drop reason.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drop_reason: Option<String>,
-    /// Node that a tunnel packet came from.
+    /// The outer source address of a tunnel packet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub tunnel_source: Option<Ipv4Addr>,
-    /// Interface where the program ran.
+    /// The interface at which the program ran.
     pub ifindex: u32,
-    /// Packets of the flow so far, both directions; 0 unless it ended.
+    /// Packets of the flow in both directions; 0 unless the flow ended.
     pub packets: u64,
-    /// Bytes of the flow so far, both directions; of the packet for a drop.
+    /// Bytes of the flow in both directions; for a drop, of the packet.
     pub bytes: u64,
 }
 
-/// The difference between the kernel's clock and the calendar.
+/// The offset between the kernel's clock and UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BootTime {
-    /// Microseconds since 1970 at which `bpf_ktime_get_ns` was 0.
+    /// The time at which `bpf_ktime_get_ns` was 0, in microseconds since 1970.
     pub unix_us: u64,
 }
 
-/// Why a report of the kernel is no event.
+/// Why a report of the programs cannot be decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
-    /// A kind that this version does not know.
+    /// The kind is not known to this version.
     #[error("unknown kind of event {0}")]
     Kind(u8),
-    /// A drop with a reason that this version does not know.
+    /// The drop reason is not known to this version.
     #[error("unknown drop reason {0}")]
     Reason(u8),
-    /// A direction that there is not.
+    /// The direction is not valid.
     #[error("unknown direction {0}")]
     Direction(u8),
-    /// A number that is no identity.
-    #[error("{0} is no identity")]
+    /// The number is not an identity.
+    #[error("{0} is not an identity")]
     Identity(u32),
 }
 
@@ -193,7 +193,7 @@ impl FlowEvent {
     /// Decodes a report of the programs.
     ///
     /// # Errors
-    /// When a number in it means nothing to this version: programs of another version are attached.
+    /// If a number in the report is not known to this version, as programs of another version are attached.
     pub fn decode(event: &datapath_abi::Event, boot: BootTime) -> Result<Self, DecodeError> {
         let kind = match event.kind {
             1 => EventKind::FlowNew,
@@ -266,7 +266,7 @@ fn address(family: u8, bytes: [u8; 16]) -> Option<IpAddr> {
     }
 }
 
-/// The word for a `FlowAction`; `None` for 0 and for numbers that there are not.
+/// The word for a `FlowAction`; `None` for 0 and for unknown numbers.
 fn action_key(action: u8) -> Option<&'static str> {
     use datapath_abi::FlowAction as Action;
     Action::from_number(action).map(|action| match action {
@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn a_drop_reads_well() {
+    fn event_of_a_drop_is_decoded_and_printed() {
         let event = FlowEvent::decode(&report(), BootTime { unix_us: 1_000 }).unwrap();
         assert_eq!(
             event.to_string(),
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_of_another_version_are_errors() {
+    fn event_numbers_of_another_version_are_errors() {
         let check = |change: fn(&mut datapath_abi::Event), expected: DecodeError| {
             let mut event = report();
             change(&mut event);
@@ -347,14 +347,14 @@ mod tests {
     }
 
     #[test]
-    fn a_packet_without_addresses_has_none() {
+    fn event_of_a_packet_without_addresses() {
         let event = datapath_abi::Event { family: 0, ..report() };
         let event = FlowEvent::decode(&event, BootTime { unix_us: 0 }).unwrap();
         assert_eq!((event.source.address, event.destination.address), (None, None));
     }
 
     #[test]
-    fn protocols_by_name_and_number() {
+    fn protocol_by_name_and_number() {
         assert_eq!("tcp".parse::<Protocol>().unwrap(), Protocol(6));
         assert_eq!("47".parse::<Protocol>().unwrap().to_string(), "47");
         assert!("tpc".parse::<Protocol>().unwrap_err().contains("use tcp"));

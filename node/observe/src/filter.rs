@@ -1,4 +1,4 @@
-//! Which events somebody wants to see: the same filters in the agent, on the wire and on the command line.
+//! Filters on events, used by the agent, on the wire, and on the command line.
 
 use std::{fmt, net::IpAddr, str::FromStr};
 
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{EventKind, FlowEvent, Party, Protocol, Verdict};
 
-/// One side of a flow: `10.1.2.3`, `10.1.0.0/16`, `identity:300`, `host` (a reserved identity's name),
+/// A filter on one side of a flow: `10.1.2.3`, `10.1.0.0/16`, `identity:300`, `host` (a reserved identity's name),
 /// `app=web` (a label), `web-1` or `endpoint:web-1`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -21,17 +21,17 @@ pub enum PartyFilter {
     Label {
         /// The label's key.
         key: String,
-        /// The value that it must have.
+        /// The value that the label must have.
         value: String,
     },
     /// By the endpoint's name.
     Endpoint(EndpointName),
 }
 
-/// Why a text is no filter.
+/// The text is not a filter.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} is no filter: use an address, a prefix, identity:NUMBER, a reserved identity's name, KEY=VALUE or an endpoint's name"
+    "{0:?} is not a filter: use an address, a prefix, identity:NUMBER, a reserved identity's name, KEY=VALUE or an endpoint's name"
 )]
 pub struct FilterError(pub String);
 
@@ -100,7 +100,7 @@ impl PartyFilter {
     }
 }
 
-/// All that is set must hold; nothing set lets everything through.
+/// A filter on events: all conditions that are set must hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EventFilter {
@@ -128,7 +128,7 @@ pub struct EventFilter {
 }
 
 impl EventFilter {
-    /// Whether an event is wanted.
+    /// Whether an event passes the filter.
     pub fn matches(&self, event: &FlowEvent) -> bool {
         self.matches_flow(&event.source, &event.destination, event.protocol)
             && self.verdict.is_none_or(|verdict| verdict == event.verdict)
@@ -136,7 +136,7 @@ impl EventFilter {
             && self.reason.as_deref().is_none_or(|reason| event.drop_reason.as_deref() == Some(reason))
     }
 
-    /// Whether the filter asks for labels or endpoints: things that no kernel knows.
+    /// Whether the filter concerns labels or endpoints, which only the agent knows.
     pub fn needs_names(&self) -> bool {
         let named =
             |filter: &PartyFilter| matches!(filter, PartyFilter::Label { .. } | PartyFilter::Endpoint(_));
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_that_is_set_must_hold() {
+    fn filter_conditions_must_all_hold() {
         let check = |filter: EventFilter, expected: bool| assert_eq!(filter.matches(&event()), expected);
         check(EventFilter::default(), true);
         check(EventFilter { port: Some(80), ..Default::default() }, true);
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_round_trip_and_bad_ones_say_what_to_use() {
+    fn filter_texts_round_trip_and_errors_name_valid_forms() {
         for text in ["10.0.0.1/32", "10.0.0.0/8", "identity:300", "app=web", "endpoint:web-1"] {
             assert_eq!(text.parse::<PartyFilter>().unwrap().to_string(), text);
         }

@@ -1,8 +1,7 @@
-//! What a node shows of itself: flow events decoded, filters on them, what each drop reason means, and the
-//! names of all metrics.
+//! Observability: decoding and filtering of flow events, the meanings of drop reasons, and the schema of metrics.
 //!
-//! Invariant: pure. The agent adds the names that only it knows (labels, endpoints); the command line uses
-//! the same filters and the same words.
+//! Invariant: pure. The agent adds what only it knows to events (labels, endpoints). Agent and command line share the filters and
+//! the texts.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 

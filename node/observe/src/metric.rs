@@ -1,27 +1,26 @@
-//! The names of all metrics: the only place where a metric is named. The agent registers what is here and
-//! nothing else; the reference page is made from it.
+//! The schema of all metrics. The agent registers exactly these; `docs/METRICS.md` is generated from it.
 
-/// How a metric's value moves.
+/// The kind of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MetricKind {
-    /// Only up.
+    /// Increases only.
     Counter,
-    /// Up and down.
+    /// Increases and decreases.
     Gauge,
-    /// Observations in buckets.
+    /// Counts observations in buckets.
     Histogram,
 }
 
 /// One metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Metric {
-    /// The name as registered; a counter's gets `_total` appended in the exposition.
+    /// The name. The exposition appends `_total` to that of a counter.
     pub name: &'static str,
-    /// How it moves.
+    /// The kind.
     pub kind: MetricKind,
-    /// What it means, unit included.
+    /// The meaning, with the unit.
     pub help: &'static str,
-    /// Its labels.
+    /// The labels.
     pub labels: &'static [&'static str],
 }
 
@@ -34,7 +33,7 @@ macro_rules! metrics {
             labels: &[$($label),*],
         };)+
 
-        /// All of them.
+        /// All metrics.
         pub const ALL: &[Metric] = &[$($constant),+];
     };
 }
@@ -46,34 +45,34 @@ metrics! {
     DROPPED_BYTES = Counter "warren_dropped_bytes" ["reason", "direction"] "Bytes of dropped packets";
     FORWARDED = Counter "warren_forwarded_packets" ["direction"] "Packets forwarded by the programs";
     FORWARDED_BYTES = Counter "warren_forwarded_bytes" ["direction"] "Bytes of forwarded packets";
-    BEFORE_STACK = Counter "warren_before_stack_packets" ["direction"] "Of the forwarded packets those that the program before the stack carried (datapath.xdp)";
-    EVENTS_LOST = Counter "warren_events_lost" ["where"] "Flow events lost: ring full, queue full, or not decodable";
+    XDP = Counter "warren_xdp_packets" ["direction"] "Packets forwarded by the XDP program (datapath.xdp), which warren_forwarded_packets includes";
+    EVENTS_LOST = Counter "warren_events_lost" ["where"] "Flow events lost: ring full, queue full, or undecodable";
     ENDPOINTS = Gauge "warren_endpoints" [] "Endpoints of this node";
-    NODES = Gauge "warren_nodes" [] "Nodes of the fleet that this one knows";
-    IDENTITIES = Gauge "warren_identities" [] "Identities of the fleet that this node knows";
-    IPCACHE = Gauge "warren_ipcache_entries" [] "Entries wanted in the ipcache";
+    NODES = Gauge "warren_nodes" [] "Nodes of the fleet known to this node";
+    IDENTITIES = Gauge "warren_identities" [] "Identities of the fleet known to this node";
+    IPCACHE = Gauge "warren_ipcache_entries" [] "Desired entries of the ipcache";
     MAP_ENTRIES = Gauge "warren_map_entries" ["map"] "Entries of a map in the kernel";
-    MAP_CAPACITY = Gauge "warren_map_capacity" ["map"] "Entries that a map can hold";
+    MAP_CAPACITY = Gauge "warren_map_capacity" ["map"] "Capacity of a map in entries";
     HANDLE_SECONDS = Histogram "warren_handle_seconds" [] "Time to decide on one event, in seconds";
-    APPLY_SECONDS = Histogram "warren_apply_seconds" [] "Time to carry out one plan, in seconds";
-    APPLY_OPS = Counter "warren_apply_steps" [] "Steps of plans carried out";
+    APPLY_SECONDS = Histogram "warren_apply_seconds" [] "Time to apply one plan, in seconds";
+    APPLY_OPS = Counter "warren_apply_steps" [] "Steps of plans applied";
     APPLY_FAILURES = Counter "warren_apply_failures" ["kind"] "Steps of plans that failed";
-    OBSERVE_SECONDS = Histogram "warren_observe_seconds" [] "Time to read the kernel whole, in seconds";
-    AUDIT_REPAIRED = Counter "warren_audit_repaired" ["table"] "Differences between kernel and intent that audits found";
+    OBSERVE_SECONDS = Histogram "warren_observe_seconds" [] "Time to read the whole observed state, in seconds";
+    AUDIT_REPAIRED = Counter "warren_audit_repaired" ["table"] "Differences between desired and observed state found by audits";
     KV_REQUESTS = Counter "warren_kv_requests" ["outcome"] "Requests to the store";
     KV_SECONDS = Histogram "warren_kv_seconds" [] "Time of a request to the store, in seconds";
     KV_CONNECTED = Gauge "warren_kv_connected" [] "1 while the watch on the store runs";
-    KV_REVISION = Gauge "warren_kv_revision" [] "Revision up to which everything is known";
-    KV_SILENCE = Gauge "warren_kv_watch_age_seconds" [] "Seconds since the watch last said anything";
-    KV_RESYNCS = Counter "warren_kv_resyncs" [] "Times that the whole prefix was listed";
-    KV_REJECTED = Gauge "warren_kv_rejected_records" [] "Records of the store that are not believed";
-    LEASE_HELD = Gauge "warren_lease_held" [] "1 while this node's sign of life is on a lease";
-    LEASE_LOST = Counter "warren_lease_lost" [] "Leases lost and made again";
-    GOSSIP_PEERS = Gauge "warren_gossip_peers" ["state"] "Nodes seen by gossip";
-    GOSSIP_DATAGRAMS = Counter "warren_gossip_datagrams" ["outcome"] "Datagrams of gossip: sent, accepted, or refused and why";
+    KV_REVISION = Gauge "warren_kv_revision" [] "Revision up to which this node knows the store";
+    KV_SILENCE = Gauge "warren_kv_watch_age_seconds" [] "Seconds since the last message of the watch";
+    KV_RESYNCS = Counter "warren_kv_resyncs" [] "Number of listings of the whole prefix";
+    KV_REJECTED = Gauge "warren_kv_rejected_records" [] "Records of the store that were rejected";
+    LEASE_HELD = Gauge "warren_lease_held" [] "1 while this node's liveness key has a lease";
+    LEASE_LOST = Counter "warren_lease_lost" [] "Leases lost and granted again";
+    GOSSIP_PEERS = Gauge "warren_gossip_peers" ["state"] "Nodes known to gossip";
+    GOSSIP_DATAGRAMS = Counter "warren_gossip_datagrams" ["outcome"] "Datagrams of gossip: sent, accepted, or rejected by reason";
     GOSSIP_RESTARTS = Counter "warren_gossip_restarts" [] "Restarts of the gossip task";
-    HEALTH_PROBES = Counter "warren_health_probes" ["of", "answer"] "Questions to backends and to silent nodes, by their answer";
-    FLOWS_COLLECTED = Counter "warren_flows_collected" [] "Flow entries deleted because they went silent or closed";
+    HEALTH_PROBES = Counter "warren_health_probes" ["of", "answer"] "Health checks of backends and probes of silent nodes, by result";
+    FLOWS_COLLECTED = Counter "warren_flows_collected" [] "Flow entries deleted because the flow was idle or closed";
 }
 
 #[cfg(test)]
@@ -81,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_follow_the_rules() {
+    fn metric_names_follow_the_conventions() {
         let mut seen = std::collections::BTreeSet::new();
         for metric in ALL {
             let name = metric.name;

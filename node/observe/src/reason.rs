@@ -1,120 +1,115 @@
-//! What each drop reason means, and what to do about it: the one place for these texts.
+//! The meaning and the remedy of each drop reason.
 
 use datapath_abi::DropReason;
 
-/// A drop reason for people.
+/// The explanation of a drop reason, for human readers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Advice {
     /// What happened, in half a line.
     pub meaning: &'static str,
-    /// What to look at, or to do.
+    /// What to check, or to do.
     pub remedy: &'static str,
 }
 
-/// The meaning of a reason.
+/// The explanation of a reason.
 pub const fn advice(reason: DropReason) -> Advice {
     let (meaning, remedy) = match reason {
         DropReason::Malformed => (
-            "headers are cut short or contradict one another",
+            "headers are truncated or contradictory",
             "capture the packet at its source; a broken sender or an attack",
         ),
         DropReason::UnsupportedProtocol => {
-            ("neither IPv4 nor ARP", "endpoints have IPv4 only; turn IPv6 off in the workload if it tries it")
+            ("neither IPv4 nor ARP", "endpoints have IPv4 only; disable IPv6 in the workload")
         }
         DropReason::SourceSpoofed => (
             "a workload sent from an address that is not its own",
-            "the workload may only use the address it was given: see `warren endpoint get NAME`",
+            "the workload may use only its own address: see `warren endpoint get NAME`",
         ),
         DropReason::TunnelPort => (
             "a workload sent to the tunnel port of a node",
-            "workloads must not forge tunnel packets; if another service uses this port, change fleet.tunnel_port",
+            "workloads must not forge tunnel packets; if another application uses the port, change fleet.tunnel_port",
         ),
         DropReason::UnknownNode => (
-            "a tunnel packet from an address that is no node of the fleet",
+            "a tunnel packet from an address that no node of the fleet has",
             "compare the outer address with `warren node list`; a node that changed its address, or a forgery",
         ),
         DropReason::InnerSource => (
-            "a tunnel packet whose inner source is not behind the node that sent it",
+            "a tunnel packet whose inner source does not belong to the sending node",
             "compare `warren ip list` on both nodes; a stale claim on the sender, or a forgery",
         ),
         DropReason::ForgedIdentity => {
-            ("a tunnel packet with an identity that no node may send", "look at the sending node; a forgery")
+            ("a tunnel packet with an identity that no node may send", "check the sending node; a forgery")
         }
         DropReason::UnknownDestination => (
             "no endpoint here has the destination address",
-            "the endpoint was deleted or never was: see `warren endpoint list` on this node",
+            "the endpoint was deleted or never existed: see `warren endpoint list` on this node",
         ),
         DropReason::NoTunnelEndpoint => (
-            "the destination's node has no underlay address here",
+            "the underlay address of the destination's node is not known",
             "see `warren node list` and `warren state diff`; the node may just have been removed",
         ),
-        DropReason::TtlExceeded => {
-            ("time to live used up", "a routing loop, or a trace of the route by somebody")
-        }
+        DropReason::TtlExceeded => ("the time to live has expired", "a routing loop, or a traceroute"),
         DropReason::FlowTableFull => (
-            "the flow table took no entry",
+            "the flow table accepted no entry",
             "see `warren map list`; a port scan, or more flows than the table holds",
         ),
         DropReason::ArpRefused => (
-            "an ARP request for something else than the gateway, or a malformed one",
-            "the workload must route everything through its gateway: look at its addresses and routes",
+            "an ARP request for another address than the gateway, or a malformed one",
+            "the workload must route all packets through its gateway: check its addresses and routes",
         ),
         DropReason::UnknownEndpoint => (
-            "the interface is not known as an endpoint's",
-            "`warren state diff` repairs it; seen for moments while an endpoint comes or goes",
+            "the interface does not belong to an endpoint",
+            "`warren state diff --repair`; occurs briefly while an endpoint is added or deleted",
         ),
         DropReason::NotConfigured => (
             "the configuration map is empty or of another version",
-            "the agent has not finished its start, or another version's programs are attached: see `warren status`",
+            "the agent is starting, or programs of another version are attached: see `warren status`",
         ),
-        DropReason::HelperFailed => {
-            ("a helper of the kernel failed", "look at the kernel's log; memory may be short")
+        DropReason::HelperFailed => ("a BPF helper failed", "check the kernel log; memory may be short"),
+        DropReason::Fragment => {
+            ("a fragment whose flow is not known", "lower the sender's packet size below the endpoint's MTU")
         }
-        DropReason::Fragment => (
-            "a fragment whose flow cannot be told",
-            "lower the sender's packet size below the endpoint's MTU",
-        ),
         DropReason::SourceMac => (
-            "a workload sent from an Ethernet address that is not its own",
-            "the workload must not change its interface's Ethernet address or bridge others onto it",
+            "a workload sent from a MAC address that is not its own",
+            "the workload must not change its interface's MAC address, nor bridge other devices to it",
         ),
         DropReason::NoTranslation => (
-            "comes to a port of the masquerade, and no flow is known that has it",
-            "late answers to flows that are over; many: the flow table is too small (see `warren map list`), or a port scan",
+            "to a port of the masquerade range that no known flow uses",
+            "late replies of ended flows; if many, the flow table is too small (see `warren map list`), or a port scan",
         ),
         DropReason::MasqueradePorts => (
-            "no port is free to masquerade one more flow to this destination",
+            "no masquerade port is free for a new flow to the destination",
             "close idle connections to it, widen masquerade.ports, or exclude the destination from masquerade",
         ),
         DropReason::MasqueradeProtocol => (
-            "of a protocol that masquerade cannot translate",
-            "masquerade translates TCP, UDP and ICMP echo; for others exclude the destination (masquerade.exclude) and route the endpoints' addresses",
+            "masquerade does not support the protocol",
+            "masquerade supports TCP, UDP and ICMP echo; for others, exclude the destination (masquerade.exclude) and route the endpoints' addresses",
         ),
         DropReason::TooBig => (
-            "longer than the way onwards carries, and not to be cut into fragments",
-            "the sender was told by ICMP: if it goes on, its MTU was raised by hand, or something drops ICMP",
+            "larger than the next MTU, and not to be fragmented",
+            "the sender got an ICMP error; if it continues, its MTU was set by hand, or ICMP is dropped on the way",
         ),
         DropReason::UnderlaySource => (
-            "comes from the underlay with the address of a workload that cannot have sent it from there",
-            "a forgery; or a node that routes natively in a fleet with a tunnel: see `warren status` on both",
+            "from the underlay, with the source address of a workload that cannot have sent it there",
+            "a forgery, or a node in native mode in a fleet with a tunnel: see `warren status` on both",
         ),
         DropReason::NoBackend => (
-            "to a service that has no backend for it, or through one that is gone",
-            "the client was refused: start endpoints with the labels that the service selects, or mend its selector",
+            "to a service without backends, or to a backend that was removed",
+            "the client was rejected: start endpoints with the labels that the service selects, or correct its selector",
         ),
         DropReason::ServiceSource => (
-            "from a client outside that is in none of the service's source ranges",
-            "add the client's range to the service's sourceRanges, if it is to be let in",
+            "from an external client outside the service's source ranges",
+            "add the client's range to the service's sourceRanges, if it is to be allowed",
         ),
         DropReason::DroppedNetwork => (
-            "from a network that this node takes nothing from",
-            "take the network out of datapath.drop_cidrs and restart warrend, if it is to be let in",
+            "from a network in datapath.drop_cidrs",
+            "remove the network from datapath.drop_cidrs and restart warrend, if it is to be allowed",
         ),
     };
     Advice { meaning, remedy }
 }
 
-/// The meaning of a reason by its key, as events and metrics carry it.
+/// The explanation of a reason, by its key in events and metrics.
 pub fn advice_for_key(key: &str) -> Option<Advice> {
     DropReason::ALL.iter().find(|reason| reason.key() == key).map(|&reason| advice(reason))
 }
@@ -124,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_reason_has_texts_of_its_own() {
+    fn drop_reason_texts_are_distinct() {
         let mut seen = std::collections::BTreeSet::new();
         for &reason in DropReason::ALL {
             let Advice { meaning, remedy } = advice(reason);

@@ -1,32 +1,32 @@
-//! bincode as all our files have it: standard configuration, a limit, and not a byte left over.
+//! bincode with the standard configuration and a limit; every byte of the input must be used.
 
 use bincode::config::Config;
 use serde::{Serialize, de::DeserializeOwned};
 
-/// Longer is neither written nor read: 100,000 endpoints take 3 MB in a snapshot and 40 MB in a checkpoint. Without a
-/// limit a hostile length could ask for all memory there is.
+/// The longest value that is written or read: 100,000 endpoints take 40 MB in a checkpoint. Without a limit a hostile length
+/// could demand all memory.
 pub const MAX_BYTES: usize = 512 << 20;
 
-/// Why bytes are no value.
+/// Why a value cannot be decoded or encoded.
 #[derive(Debug, thiserror::Error)]
 pub enum CodecError {
-    /// They are something else, or of another version.
+    /// The bytes are no value of the type.
     #[error("decode it: {0}")]
     Decode(#[from] bincode::error::DecodeError),
-    /// Its encoding failed; a bug of ours.
+    /// The encoding failed, which is a bug.
     #[error("encode it: {0}")]
     Encode(#[from] bincode::error::EncodeError),
-    /// A value, and then more.
+    /// Bytes follow the value.
     #[error("{0} bytes are left over")]
     LeftOver(usize),
 }
 
-/// The configuration.
+/// The configuration of bincode.
 pub fn config() -> impl Config {
     bincode::config::standard().with_limit::<MAX_BYTES>()
 }
 
-/// A value's bytes.
+/// Encodes a value.
 ///
 /// # Errors
 /// [`CodecError::Encode`]
@@ -34,7 +34,7 @@ pub fn encode(value: &impl Serialize) -> Result<Vec<u8>, CodecError> {
     Ok(bincode::serde::encode_to_vec(value, config())?)
 }
 
-/// The value that these bytes are, all of them.
+/// Decodes a value, which must use all bytes.
 ///
 /// # Errors
 /// [`CodecError::Decode`], [`CodecError::LeftOver`]
@@ -43,7 +43,7 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
     if used == bytes.len() { Ok(value) } else { Err(CodecError::LeftOver(bytes.len() - used)) }
 }
 
-/// CRC-32C of a value's bytes, without making them.
+/// CRC-32C of a value's encoding, which is never in memory whole.
 ///
 /// # Errors
 /// [`CodecError::Encode`]

@@ -1,4 +1,4 @@
-//! The agent's own files: configuration, snapshot, and what is kept of endpoints.
+//! The agent's own files: configuration, snapshot, and endpoint files.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::{Target, handle::node_config, sample};
 
-/// The configuration file. What is taken is shown by `check` and read again as the same.
+/// The configuration file. An accepted one is shown by `check` and read back as equal.
 pub const CONFIG: Target = Target {
     name: "config",
     run: configuration,
@@ -61,8 +61,8 @@ fn configuration_seeds() -> Vec<Vec<u8>> {
     vec![whole.into_bytes(), small.as_bytes().to_vec()]
 }
 
-/// The snapshot's file (first byte even), or what lies under a right checksum (odd). What is taken is written back
-/// and read as the same, and a node starts with it.
+/// The snapshot's file (first byte even), or the content under a correct checksum (odd). An accepted one is written
+/// and read back as equal, and a node starts with it.
 pub const SNAPSHOT: Target = Target {
     name: "snapshot",
     run: snapshot_file,
@@ -81,7 +81,7 @@ fn snapshot_seeds() -> Vec<Vec<u8>> {
     seeds(snapshot::FORM, &sample::snapshot())
 }
 
-/// What is kept of an endpoint, in the same two ways.
+/// An endpoint file, in the same two ways.
 pub const ENDPOINT_FILE: Target = Target {
     name: "endpoint-file",
     run: endpoint_file,
@@ -100,7 +100,7 @@ fn endpoint_seeds() -> Vec<Vec<u8>> {
     seeds(endpoints::FORM, &sample::saved_endpoint())
 }
 
-/// What a file holds, if anything.
+/// The content of a file, if it is valid.
 fn sealed<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(
     form: Form,
     bytes: &[u8],
@@ -118,7 +118,7 @@ fn seeds(form: Form, sample: &impl Serialize) -> Vec<Vec<u8>> {
     vec![[&[0], &file[..]].concat(), [&[1], &file[HEADER_BYTES..]].concat()]
 }
 
-/// A node takes them, or not; either way it starts, on an empty kernel.
+/// A node accepts them or not; either way it starts, on an empty kernel.
 fn start(snapshot: Option<Box<Snapshot>>, endpoints: Vec<SavedEndpoint>) {
     let mut node = Node::new(node_config());
     let mut kernel = FakeDatapath::new();

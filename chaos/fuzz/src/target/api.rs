@@ -1,4 +1,4 @@
-//! What callers of the local API send: bodies and query parameters, as the agent takes them.
+//! Input of callers of the local API: bodies and query parameters, as the agent decodes them.
 
 use axum::{extract::Query, http::Uri};
 use node_api::{
@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 
 use super::{Target, sample};
 
-/// A body or a query; the first byte says of which request. What is taken is written back and read as the same.
+/// A body or a query; the first byte selects the request. An accepted one is written and read back as equal.
 pub const API: Target = Target {
     name: "api",
     run: request,
@@ -94,7 +94,7 @@ fn seeds() -> Vec<Vec<u8>> {
     .into()
 }
 
-/// A file of manifests. What is taken is written back and read as the same.
+/// A file of manifests. An accepted one is written and read back as equal.
 pub const MANIFEST: Target = Target {
     name: "manifest",
     run: manifest,

@@ -1,4 +1,4 @@
-//! What comes over the network from anybody, and from a member.
+//! Input from the network: from anybody, and from a member.
 
 use std::collections::BTreeMap;
 
@@ -15,8 +15,8 @@ use crate::draw::Draw;
 
 const NOW_MS: u64 = 1_800_000_000_000;
 
-/// Datagrams: raw ones, real ones, real ones damaged, each perhaps again. What was sealed opens once and as it
-/// was; what was changed never opens.
+/// Datagrams: raw ones, real ones, damaged ones, some of them twice. A sealed one opens once and unchanged; a changed
+/// one never opens.
 pub const GOSSIP: Target =
     Target { name: "gossip", run: datagrams, seeds: datagram_seeds, words: &["WG"], rounds: 2_000 };
 
@@ -37,7 +37,7 @@ fn datagrams(bytes: &[u8]) {
             return;
         }
         match draw.byte() % 4 {
-            // The real one among the seeds opens, changed ones do not: the tag says so, not this target.
+            // The real datagram among the seeds opens, changed ones do not: the tag decides, not this target.
             0 => drop(opener.open(&keyring, NOW_MS, draw.bytes())),
             1 => {
                 let message = draw.bytes();
@@ -57,7 +57,7 @@ fn datagrams(bytes: &[u8]) {
                 assert!(opener.open(&keyring, NOW_MS, &datagram).is_err(), "opened what was changed");
             }
             _ => {
-                // Halves of a long message, in any order; the clock of the receiver is off.
+                // Halves of a long message, in any order; the receiver's clock is off.
                 let message = [draw.bytes(), &[0; 65_480]].concat();
                 let skew_ms = draw.u64();
                 for datagram in sealer.seal(&keyring, NOW_MS, &message).iter().rev() {
@@ -105,7 +105,7 @@ fn facts(bytes: &[u8]) {
     let values: BTreeMap<String, &str> = names.zip(text.split(SEPARATOR)).collect();
     let Ok(decoded) = decode(|key| values.get(key).copied()) else { return };
     assert!(decoded.facts.validate().is_ok(), "took what is not valid");
-    // What was taken can be told on, unless it is too long for it.
+    // Accepted facts can be encoded again, unless they are too long.
     let again = match encode(&decoded.facts) {
         Ok(again) => again.into_iter().collect::<BTreeMap<_, _>>(),
         Err(FactsError::TooLong { .. } | FactsError::EntryTooLong { .. } | FactsError::TooManyPending(_)) => {
@@ -128,7 +128,7 @@ fn facts_seeds() -> Vec<Vec<u8>> {
     vec![values(sample::facts()), values(quiet)]
 }
 
-/// A line of a key file. Whatever is taken is written back as a key that is the same.
+/// A line of a key file. An accepted one is written back as an equal key.
 pub const KEY_FILE: Target =
     Target { name: "key-file", run: key_line, seeds: key_seeds, words: &["="], rounds: 5_000 };
 

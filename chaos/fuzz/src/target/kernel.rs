@@ -1,4 +1,4 @@
-//! What the kernel says, and what crosses it: events, map values, netlink, packets.
+//! Input from the kernel: events, map values, netlink, packets.
 
 use std::mem::MaybeUninit;
 
@@ -12,7 +12,7 @@ use node_observe::{BootTime, FlowEvent};
 
 use super::Target;
 
-/// An item of the event ring, to the line that people read.
+/// A record of the event ring, up to the printed line.
 pub const EVENT: Target = Target { name: "event", run: event, seeds: event_seeds, words: &[], rounds: 3_000 };
 
 fn event(bytes: &[u8]) {
@@ -25,7 +25,7 @@ fn event(bytes: &[u8]) {
 
 fn bytes_of(event: &datapath_abi::Event) -> Vec<u8> {
     let pointer = std::ptr::from_ref(event).cast::<u8>();
-    // SAFETY: `Event` is `AbiBytes`: no padding, so that all its bytes are initialised.
+    // SAFETY: `Event` is `AbiBytes`: it has no padding, so all its bytes are initialised.
     unsafe { std::slice::from_raw_parts(pointer, size_of::<datapath_abi::Event>()) }.to_vec()
 }
 
@@ -63,7 +63,7 @@ pub const KERNEL_VALUES: Target = Target {
     rounds: 3_000,
 };
 
-/// Messages of netlink, one behind the other.
+/// Netlink messages, one after the other.
 pub const NETLINK: Target = Target {
     name: "netlink",
     run: |bytes| {
@@ -74,7 +74,7 @@ pub const NETLINK: Target = Target {
     rounds: 5_000,
 };
 
-/// Sockets, as the kernel names them to whom it asks.
+/// Sockets, as sock_diag describes them.
 pub const SOCKETS: Target = Target {
     name: "sockets",
     run: |bytes| {
@@ -85,7 +85,7 @@ pub const SOCKETS: Target = Target {
     rounds: 5_000,
 };
 
-/// Headers, as the programs read them.
+/// Packet headers, as the programs read them.
 pub const PACKET: Target = Target {
     name: "packet",
     run: packet,
@@ -99,7 +99,7 @@ fn header<T: Wire>(rest: &mut &[u8]) -> Option<T> {
     let (bytes, behind) = rest.split_at_checked(size_of::<T>())?;
     *rest = behind;
     let mut value = MaybeUninit::<T>::uninit();
-    // SAFETY: both have the size of a `T`, and every bit pattern is one (`Wire`).
+    // SAFETY: both have the size of a `T`, and every bit pattern is a valid `T` (`Wire`).
     unsafe {
         std::ptr::copy_nonoverlapping(bytes.as_ptr(), value.as_mut_ptr().cast(), bytes.len());
         Some(value.assume_init())

@@ -1,10 +1,10 @@
-//! Names, labels, patterns and selectors: the texts of which everything else is made.
+//! Names, labels, patterns and selectors.
 
 use identity::{Identity, LabelPattern, Labels, Selector, check_name};
 
 use super::Target;
 
-/// The first byte says what the rest is. What is taken is written back and read as the same.
+/// The first byte selects the kind. An accepted text is written and read back as equal.
 pub const LABEL: Target = Target {
     name: "label",
     run,

@@ -9,21 +9,21 @@ mod label;
 mod sample;
 mod store;
 
-/// One decoder, or what stands for it.
+/// One decoder, or a function that stands for it.
 pub struct Target {
-    /// As `make fuzz TARGET=` and the folder of its corpus name it.
+    /// The name in `make fuzz TARGET=`, and of the corpus directory.
     pub name: &'static str,
-    /// Panics when something is wrong. Bytes from anywhere.
+    /// Panics when something is wrong. The bytes may come from anywhere.
     pub run: fn(&[u8]),
-    /// Real inputs, made by the code of today: where mutation begins.
+    /// Real inputs, encoded by the current code: where mutation begins.
     pub seeds: fn() -> Vec<Vec<u8>>,
-    /// Pieces of the target's language.
+    /// Tokens of the target's language.
     pub words: &'static [&'static str],
-    /// Mutations in the short run: as many as take about a second in a debug build.
+    /// Mutations of the short run: as many as take about a second in a debug build.
     pub rounds: u32,
 }
 
-/// All of them, by name.
+/// All targets, by name.
 pub const TARGETS: &[Target] = &[
     api::API,
     agent::CONFIG,
@@ -45,7 +45,7 @@ pub const TARGETS: &[Target] = &[
     store::STORE_FILE,
 ];
 
-/// The target of a name.
+/// The target with a name.
 pub fn find(name: &str) -> Option<&'static Target> {
     TARGETS.iter().find(|target| target.name == name)
 }

@@ -1,4 +1,4 @@
-//! Real values, as the code of today makes them.
+//! Real values, encoded by the current code.
 
 use datapath_plan::{Attachment, EndpointId, Mac};
 use identity::{EndpointName, Identity, Labels, NodeName};
@@ -175,7 +175,7 @@ pub fn saved_endpoint() -> SavedEndpoint {
     }
 }
 
-/// What node `n1` on machine `machine-1` leaves behind of the fleet.
+/// What node `n1` on machine `machine-1` saves of the fleet.
 pub fn snapshot() -> Snapshot {
     let saved = |name: &str, last: u8| SavedNode {
         name: node(name),

@@ -1,4 +1,4 @@
-//! What is read from etcd, and from the file of a fleet of one node.
+//! Input from etcd, and from the store file of a single node.
 
 use identity::FleetName;
 use kvstore_schema::{
@@ -14,7 +14,7 @@ use kvstore_store::MemState;
 
 use super::{Target, sample};
 
-/// A key under the fleet's prefix. What is taken apart goes together to the same key.
+/// A key under the fleet's prefix. A parsed key is formatted to the same text.
 pub const RECORD_KEY: Target = Target {
     name: "record-key",
     run: key,
@@ -78,7 +78,7 @@ fn key_seeds() -> Vec<Vec<u8>> {
     texts.into_iter().chain(more).chain([labels.as_str()]).map(|text| text.as_bytes().to_vec()).collect()
 }
 
-/// The value of a record; the first byte says of which kind. What is taken is written back and read as the same.
+/// The value of a record; the first byte selects the kind. An accepted one is written and read back as equal.
 pub const RECORD_VALUE: Target = Target {
     name: "record-value",
     run: value,
@@ -141,7 +141,7 @@ fn value_seeds() -> Vec<Vec<u8>> {
     values.iter().zip(b'0'..).map(|(value, kind)| [&[kind], &value[..]].concat()).collect()
 }
 
-/// The listing in the file of a fleet of one node: a store that holds it lists it again.
+/// The listing in the store file of a single node: a store loaded from it lists the same.
 pub const STORE_FILE: Target = Target {
     name: "store-file",
     run: store_file,

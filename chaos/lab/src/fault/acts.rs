@@ -1,4 +1,4 @@
-//! What happens to a node once and is not undone.
+//! What happens to a node once and cannot be undone.
 
 use std::fs;
 
@@ -8,11 +8,10 @@ use crate::{Lab, namespace};
 
 impl Lab {
     /// Reboots a node: agent, programs, maps, devices, routes and the workloads' namespaces are gone, the state
-    /// folder stays. The agent is started again; the workloads are whose they are, and add their endpoints
-    /// again.
+    /// directory stays. The agent is started again; the workloads' owners have to add their endpoints again.
     ///
     /// # Errors
-    /// When a part of it cannot be removed or made again.
+    /// When a part of the node cannot be removed or created again.
     pub fn reboot(&self, node: &str) -> Result<()> {
         self.check_node(node)?;
         self.kill(node)?;
@@ -24,7 +23,7 @@ impl Lab {
         for endpoint in namespace::list(&format!("{inside}."))? {
             namespace::delete(&endpoint)?;
         }
-        // By itself, because a namespace that somebody still uses goes later.
+        // Deleted explicitly, as a namespace in use is deleted later.
         namespace::ip(["-n", &self.name().underlay_namespace(), "link", "delete", node])?;
         namespace::delete(&inside)?;
         self.add_machine(node)?;

@@ -1,4 +1,4 @@
-//! Faults as they are typed: on the command line and in scenarios alike.
+//! The grammar of faults, on the command line and in scenarios.
 
 use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
 
@@ -8,16 +8,17 @@ use clap::Subcommand;
 use super::{Fault, Way};
 use crate::{Lab, duration, machines};
 
-/// One thing to do to a fleet. MACHINES: `n1`, `e2`, `nodes`, `etcd`, `all`, `majority` or `minority` (of the
-/// etcd members), or several with commas between.
+/// A fault. MACHINES: `n1`, `e2`, `nodes`, `etcd`, `all`, `majority` or `minority` (of the etcd members), or several
+/// separated by commas.
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub enum FaultCommand {
-    /// Lose every packet between machines: `cut n1,n2 n3,n4` parts a fleet, `cut n1 all` takes one out, `cut n1 etcd` black-holes etcd for it.
+    /// Drop every packet between machines: `cut n1,n2 n3,n4` partitions a fleet, `cut n1 all` isolates a node, `cut
+    /// n1 etcd` black-holes etcd for it.
     Cut {
         #[command(flatten)]
         way: WayArguments,
     },
-    /// Lose a share of the packets between machines.
+    /// Drop a share of the packets between machines.
     Loss {
         #[command(flatten)]
         way: WayArguments,
@@ -29,19 +30,19 @@ pub enum FaultCommand {
     Delay {
         #[command(flatten)]
         way: WayArguments,
-        /// How long, one way.
+        /// The delay, one way.
         #[arg(value_parser = duration::parse)]
         delay: Duration,
     },
-    /// Cut and mend in turn.
+    /// Cut and restore in turn.
     Flap {
         #[command(flatten)]
         way: WayArguments,
-        /// Of one cut and one mending.
+        /// Period of one cut and one restoration.
         #[arg(long, default_value = "500ms", value_parser = duration::parse)]
         period: Duration,
     },
-    /// SIGSTOP: connections stay open, nobody answers.
+    /// SIGSTOP: connections stay open, but get no response.
     Pause {
         /// Agents and etcd members.
         machines: String,
@@ -68,7 +69,8 @@ pub enum FaultCommand {
         /// Its new address, in 172.30.0.0/16.
         address: Ipv4Addr,
     },
-    /// Reboot a node: agent, programs, maps, devices and workloads are gone, the state folder stays; the agent is started again.
+    /// Reboot a node: agent, programs, maps, devices and workloads are gone, the state directory stays; the agent is
+    /// started again.
     Reboot {
         /// The node.
         node: String,
@@ -76,22 +78,22 @@ pub enum FaultCommand {
     /// Wipe, back up or restore etcd.
     #[command(subcommand)]
     Etcd(EtcdCommand),
-    /// Undo a fault by its number, or all; one that does not stand is an error, none at all is not.
+    /// Heal a fault by its number, or all; an unknown number is an error, no fault at all is not.
     Heal {
         /// A number of `fault list`, or `all`.
         #[arg(default_value = "all")]
         which: String,
     },
-    /// List the faults that stand.
+    /// List the active faults.
     List,
 }
 
 /// What operators do to an etcd cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub enum EtcdCommand {
-    /// End all members, throw their data away, start them empty.
+    /// Stop all members, delete their data, start them empty.
     Wipe {
-        /// The new cluster has another id; by default its configuration, and so its id, stay the same.
+        /// Give the new cluster another id; by default it keeps its configuration, and so its id.
         #[arg(long)]
         new_id: bool,
     },
@@ -100,24 +102,24 @@ pub enum EtcdCommand {
         /// The file.
         file: PathBuf,
     },
-    /// End all members, and start them with the content of a backup.
+    /// Stop all members, and start them with the content of a backup.
     Restore {
         /// The file.
         file: PathBuf,
-        /// As of `wipe`.
+        /// As for `wipe`.
         #[arg(long)]
         new_id: bool,
     },
 }
 
-/// Between whom.
+/// The machines of a fault, and its direction.
 #[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
 pub struct WayArguments {
     /// Machines on one side.
     from: String,
     /// Machines on the other.
     to: String,
-    /// Only packets from the first to the second.
+    /// Only packets from the first set to the second.
     #[arg(long)]
     one_way: bool,
 }
@@ -137,7 +139,7 @@ impl WayArguments {
 }
 
 impl FaultCommand {
-    /// The texts in it that name machines.
+    /// The texts that name sets of machines.
     pub fn machine_sets(&self) -> Vec<&str> {
         match self {
             Self::Cut { way } | Self::Loss { way, .. } | Self::Delay { way, .. } | Self::Flap { way, .. } => {
@@ -152,10 +154,10 @@ impl FaultCommand {
         }
     }
 
-    /// Does it, and says in words what was done.
+    /// Inflicts the fault, and describes in words what was done.
     ///
     /// # Errors
-    /// When a machine is unknown, or it cannot be done.
+    /// When a machine is unknown, or the fault cannot be inflicted.
     pub fn carry_out(&self, lab: &Lab) -> Result<String> {
         let inflict = |fault: Fault| {
             let text = fault.to_string();
@@ -215,7 +217,7 @@ impl FaultCommand {
     }
 }
 
-/// `10%` or `0.5%`, in thousandths.
+/// Parses `10%` or `0.5%`, in thousandths.
 fn parse_share(text: &str) -> Result<u16, String> {
     let fail = || format!("{text:?} is no share: write 10% or 0.5%");
     let number: f64 = text.strip_suffix('%').and_then(|digits| digits.parse().ok()).ok_or_else(fail)?;
@@ -230,7 +232,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shares() {
+    fn percentages_are_parsed() {
         assert_eq!([("10%"), "0.5%", "100%"].map(|text| parse_share(text).unwrap()), [100, 5, 1_000]);
         for text in ["10", "%", "-1%", "0%", "101%", "NaN%"] {
             assert!(parse_share(text).is_err(), "{text}");

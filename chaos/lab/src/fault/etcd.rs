@@ -8,11 +8,11 @@ use nix::sys::signal::Signal;
 use crate::{Lab, process, spec::underlay_address};
 
 impl Lab {
-    /// Ends all members, throws their data away and starts them anew, empty. Their cluster has the id that it
-    /// had (etcd makes it of its configuration), unless `new_id`.
+    /// Stops all members, deletes their data and starts them empty. The cluster keeps its id (etcd computes it from
+    /// its configuration), unless `new_id`.
     ///
     /// # Errors
-    /// When a member cannot be ended or started.
+    /// When a member cannot be stopped or started.
     pub fn etcd_wipe(&self, new_id: bool) -> Result<()> {
         self.etcd_replace(new_id, |_| Ok(()))
     }
@@ -20,7 +20,7 @@ impl Lab {
     /// Writes the cluster's content to a file, as `etcdctl snapshot save` does.
     ///
     /// # Errors
-    /// When no member gives it.
+    /// When no member provides the content.
     pub fn etcd_backup(&self, file: &Path) -> Result<()> {
         let file = file.to_str().context("the file's name is text")?;
         let members: Vec<String> = self.spec().etcd_names().collect();
@@ -35,11 +35,11 @@ impl Lab {
         bail!("no member of etcd gave a backup: {}", failures.join("; "))
     }
 
-    /// Ends all members, gives them the content of a backup, and starts them. The cluster's id is the former
-    /// one, unless `new_id`.
+    /// Stops all members, gives them the content of a backup, and starts them. The cluster keeps its id, unless
+    /// `new_id`.
     ///
     /// # Errors
-    /// When there is no such backup, or a member cannot be ended or started.
+    /// When there is no such backup, or a member cannot be stopped or started.
     pub fn etcd_restore(&self, file: &Path, new_id: bool) -> Result<()> {
         let file = fs::canonicalize(file).with_context(|| format!("find the backup {}", file.display()))?;
         let file = file.to_str().context("the file's name is text")?;
@@ -66,7 +66,7 @@ impl Lab {
         })
     }
 
-    /// Ends all members and removes their data, has something else put there, and starts them all.
+    /// Stops all members, deletes their data, fills their directories, and starts them.
     fn etcd_replace(&self, new_id: bool, fill: impl Fn(&str) -> Result<()>) -> Result<()> {
         let members: Vec<String> = self.spec().etcd_names().collect();
         if members.is_empty() {

@@ -1,8 +1,8 @@
-//! Faults that take a process for as long as they stand: a link that flaps, packets that are delayed.
+//! Faults that need a process as long as they are active: a flapping link, delayed packets.
 //!
-//! This kernel has no netem. A delayed packet is dropped by the bridge; the helper, who has seen it come in, sends
-//! it out of the other port in its time. A copy through user space is slow (some 50,000 packets a second), and
-//! the sender's offloads are off meanwhile: delays are for correctness, not for throughput.
+//! This kernel has no netem. The bridge drops a delayed packet; the helper has seen it come in, and sends it out of
+//! the other port at its time. The copy through user space is slow (some 50,000 packets a second), and the sender's
+//! offloads are off meanwhile: delays are for correctness, not for throughput.
 
 use std::{
     fs,
@@ -25,7 +25,7 @@ use crate::{
     wait::{self, Hopeless},
 };
 
-/// What a helper writes when it is at work.
+/// What a helper prints when it is ready.
 const READY: &str = "ready\n";
 /// How long it may take to start.
 const READY_LIMIT: Duration = Duration::from_secs(10);
@@ -68,14 +68,14 @@ impl Lab {
     }
 }
 
-/// `warren-lab`: this program, or beside or above it for a test.
+/// `warren-lab`: this program, or for a test the one beside or above it.
 fn own_program() -> Result<PathBuf> {
     let program = std::env::current_exe()?;
     let mut places = program.ancestors().skip(1).take(2).map(|folder| folder.join("warren-lab"));
     places.find(|path| path.is_file()).context("warren-lab is not beside this program: build it")
 }
 
-/// What a helper's process does, until it is killed.
+/// The main function of a helper process, which runs until it is killed.
 ///
 /// # Errors
 /// When the kernel refuses what it needs.
@@ -115,7 +115,8 @@ fn flap(lab: &Lab, id: u32, way: &Way, half: Duration) -> Result<()> {
     }
 }
 
-/// Carries frames from one port of the bridge to another. Two threads: one takes them, one sends them in time.
+/// Forwards frames from one port of the bridge to another. One thread receives them, another one sends them at their
+/// time.
 fn carry(from: &str, to: &str, delay: Duration) -> Result<thread::JoinHandle<Result<()>>> {
     let target = underlay_mac(underlay_address(to));
     let arrivals = packet_socket(from, true)?;
@@ -125,7 +126,7 @@ fn carry(from: &str, to: &str, delay: Duration) -> Result<thread::JoinHandle<Res
     thread::spawn(move || {
         for (due, frame) in receiver {
             thread::sleep(due.saturating_duration_since(Instant::now()));
-            // A port that is down or gone loses what is sent to it, as a wire would.
+            // A port that is down or gone loses frames, as a wire would.
             let _lost =
                 nix::sys::socket::send(departures.as_raw_fd(), &frame, nix::sys::socket::MsgFlags::empty());
         }
@@ -151,14 +152,14 @@ fn packet_socket(device: &str, receives: bool) -> Result<OwnedFd> {
     if raw < 0 {
         return Err(io::Error::last_os_error()).context("make a packet socket");
     }
-    // SAFETY: the descriptor is new, and nobody else has it.
+    // SAFETY: the descriptor is new, and owned by nobody else.
     let socket = unsafe { OwnedFd::from_raw_fd(raw) };
-    // SAFETY: all zeros is a value of this plain structure.
+    // SAFETY: all zeros is a valid value of this plain structure.
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
     address.sll_family = libc::AF_PACKET as u16;
     address.sll_protocol = protocol;
     address.sll_ifindex = index as i32;
-    // SAFETY: the address lives through the call, and its size is given.
+    // SAFETY: the address outlives the call, and its size is given.
     let result = unsafe {
         libc::bind(raw, (&raw const address).cast(), size_of::<libc::sockaddr_ll>() as libc::socklen_t)
     };
@@ -170,10 +171,10 @@ fn packet_socket(device: &str, receives: bool) -> Result<OwnedFd> {
 
 /// The length of the next frame that came in at the port; `None` for one that went out.
 fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> Result<Option<usize>> {
-    // SAFETY: all zeros is a value of this plain structure.
+    // SAFETY: all zeros is a valid value of this plain structure.
     let mut from: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
     let mut size = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
-    // SAFETY: buffer and address live through the call, and their sizes are given.
+    // SAFETY: buffer and address outlive the call, and their sizes are given.
     let length = unsafe {
         libc::recvfrom(
             socket.as_raw_fd(),
@@ -188,7 +189,7 @@ fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> Result<Option<usize>> {
         Ok(length) => Ok((from.sll_pkttype != libc::PACKET_OUTGOING).then_some(length)),
         Err(_) => {
             let error = io::Error::last_os_error();
-            // The port went down: it may come back.
+            // The port is down, and may come up again.
             if error.raw_os_error() == Some(libc::ENETDOWN) || error.kind() == io::ErrorKind::Interrupted {
                 return Ok(None);
             }

@@ -1,4 +1,4 @@
-//! Faults of machines: what runs there is paused, or ends.
+//! Faults of machines: their processes are paused, or end.
 
 use std::net::Ipv4Addr;
 
@@ -20,7 +20,7 @@ impl Lab {
         inside.into_iter().try_for_each(|pid| process::signal(pid, Signal::SIGSTOP))
     }
 
-    /// What has ended meanwhile needs no waking.
+    /// A process that has ended meanwhile needs no SIGCONT.
     pub(super) fn resume(&self, machine: &str) -> Result<()> {
         self.processes(machine)?.into_iter().try_for_each(|pid| process::signal(pid, Signal::SIGCONT))
     }
@@ -36,7 +36,7 @@ impl Lab {
     /// Starts a machine's agent or etcd member, unless it runs. Does not wait.
     ///
     /// # Errors
-    /// When it cannot be started.
+    /// When the process cannot be started.
     pub fn start_machine(&self, machine: &str) -> Result<()> {
         if !self.processes(machine)?.is_empty() {
             return Ok(());
@@ -44,12 +44,12 @@ impl Lab {
         if machine.starts_with('e') { self.start_etcd(machine) } else { self.start_agent(machine) }
     }
 
-    /// Starts machines again, or lets them go on: whatever was done to them by themselves is healed.
+    /// Starts or resumes machines: the faults of these machines alone are healed.
     ///
     /// # Errors
-    /// When one cannot be started.
+    /// When a machine cannot be started.
     pub fn start_machines(&self, machines: &[String]) -> Result<()> {
-        self.heal_where(|standing| match &standing.fault {
+        self.heal_where(|active| match &active.fault {
             Fault::Paused { machine } | Fault::Down { machine } => machines.contains(machine),
             _ => false,
         })?;
@@ -60,7 +60,7 @@ impl Lab {
         self.check_node(node)?;
         let inside = self.name().machine_namespace(node);
         let text = format!("{address}/{UNDERLAY_PREFIX}");
-        // The old one goes first: the kernel would take a second one of the same network for a secondary.
+        // The old address goes first: the kernel would make a second one of the same network a secondary address.
         namespace::ip(["-n", &inside, "-4", "address", "flush", "dev", "eth0"])?;
         namespace::ip(["-n", &inside, "address", "add", &text, "dev", "eth0"])
             .with_context(|| format!("give {node} the address {address}"))

@@ -1,6 +1,7 @@
-//! Faults of the underlay: nftables on its bridge, a rule for each pair of ports. Ports bear their machines' names.
+//! Faults of the underlay: nftables on its bridge, with a rule for each pair of ports. Ports have the names of their
+//! machines.
 //!
-//! The rules are always written whole, in one transaction: what stands is what the list of faults says.
+//! The rules are always written as a whole, in one transaction: they equal the list of active faults.
 
 use std::{
     io::Write,
@@ -9,19 +10,19 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use super::{Fault, Standing, Way};
+use super::{ActiveFault, Fault, Way};
 use crate::{Lab, process};
 
-/// The table of all faults but those that flap.
+/// The table of all faults except flapping ones.
 const TABLE: &str = "faults";
 
 impl Lab {
-    /// Has the bridge do to packets what the standing faults say.
-    pub(super) fn write_rules(&self, standing: &[Standing]) -> Result<()> {
-        self.nft(&script(TABLE, standing.iter().map(|standing| &standing.fault)))
+    /// Writes the rules of the active faults.
+    pub(super) fn write_rules(&self, active: &[ActiveFault]) -> Result<()> {
+        self.nft(&script(TABLE, active.iter().map(|fault| &fault.fault)))
     }
 
-    /// A flapping fault's rules are in a table of their own, which comes and goes.
+    /// A flapping fault has its own table, which is created and deleted in turn.
     pub(super) fn write_flap_rules(&self, id: u32, way: &Way) -> Result<()> {
         self.nft(&script(&format!("flap{id}"), [&Fault::Cut { way: way.clone() }]))
     }
@@ -43,8 +44,8 @@ impl Lab {
         Ok(())
     }
 
-    /// Turns a sender's offloads off while its packets are delayed, and on again: who takes frames from the
-    /// wire must find them as they would be there, segmented and with their checksums.
+    /// Turns a sender's offloads off while its packets are delayed, and on again afterwards: the helper must see
+    /// frames as they are on the wire, segmented and with checksums.
     pub(super) fn offloads(&self, fault: &Fault, on: bool) -> Result<()> {
         let Fault::Delay { way, .. } = fault else { return Ok(()) };
         let mut senders: Vec<&str> = way.pairs().into_iter().map(|(from, _)| from).collect();
@@ -67,7 +68,7 @@ fn script<'a>(table: &str, faults: impl IntoIterator<Item = &'a Fault>) -> Strin
     )
 }
 
-/// Removes a table, whether or not it is there.
+/// Removes a table, whether or not it exists.
 fn no_table(table: &str) -> String {
     format!("table bridge {table}\ndelete table bridge {table}\n")
 }
@@ -76,7 +77,7 @@ fn rules(fault: &Fault) -> String {
     let (way, verdict) = match fault {
         Fault::Cut { way } => (way, "drop".to_owned()),
         Fault::Loss { way, per_mille } => (way, format!("numgen random mod 1000 < {per_mille} drop")),
-        // The helper has seen it already, and will send it in its time. ARP's broadcasts are not delayed.
+        // The helper has seen the frame already, and sends it at its time. ARP broadcasts are not delayed.
         Fault::Delay { way, .. } => {
             (way, "ether daddr & 01:00:00:00:00:00 == 00:00:00:00:00:00 drop".to_owned())
         }
@@ -93,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_stands_is_written_whole() {
+    fn ruleset_contains_all_active_faults() {
         let way =
             |from: &str, to: &str, one_way| Way { from: vec![from.into()], to: vec![to.into()], one_way };
         let faults = [

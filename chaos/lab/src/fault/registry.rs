@@ -1,4 +1,4 @@
-//! Which faults stand: a file in the lab's folder, changed by one program at a time.
+//! The list of active faults: a file in the lab's directory, changed by one program at a time.
 
 use std::{
     fs::{File, OpenOptions},
@@ -12,20 +12,20 @@ use serde::{Deserialize, Serialize};
 use super::Fault;
 use crate::Lab;
 
-/// A fault that stands, with the number that heals it.
+/// An active fault, with the number that heals it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Standing {
-    /// Unique among those that stand.
+pub struct ActiveFault {
+    /// Unique among the active faults.
     pub id: u32,
     /// The fault.
     #[serde(flatten)]
     pub fault: Fault,
 }
 
-/// The list, locked for as long as it lives.
+/// The list, locked as long as this value lives.
 struct Registry {
     file: Flock<File>,
-    standing: Vec<Standing>,
+    active: Vec<ActiveFault>,
 }
 
 impl Registry {
@@ -38,16 +38,16 @@ impl Registry {
             .with_context(|| format!("lock {}", path.display()))?;
         let mut text = String::new();
         file.read_to_string(&mut text).with_context(|| format!("read {}", path.display()))?;
-        let standing = if text.is_empty() {
+        let active = if text.is_empty() {
             Vec::new()
         } else {
             serde_json::from_str(&text).with_context(|| format!("decode {}", path.display()))?
         };
-        Ok(Self { file, standing })
+        Ok(Self { file, active })
     }
 
     fn save(&mut self) -> Result<()> {
-        let text = serde_json::to_vec_pretty(&self.standing)?;
+        let text = serde_json::to_vec_pretty(&self.active)?;
         self.file.set_len(0)?;
         self.file.rewind()?;
         self.file.write_all(&text).context("write the list of faults")
@@ -55,34 +55,33 @@ impl Registry {
 }
 
 impl Lab {
-    /// The faults that stand, oldest first.
+    /// The active faults, oldest first.
     ///
     /// # Errors
     /// When their list cannot be read.
-    pub fn faults(&self) -> Result<Vec<Standing>> {
-        Ok(Registry::open(self)?.standing)
+    pub fn faults(&self) -> Result<Vec<ActiveFault>> {
+        Ok(Registry::open(self)?.active)
     }
 
-    /// Does something to the fleet, and gives the number that heals it. One that stands already is left as it
-    /// is.
+    /// Inflicts a fault, and returns the number that heals it. An active fault is left as it is.
     ///
     /// # Errors
-    /// When it cannot be done; then it is not listed.
+    /// When the fault cannot be inflicted; it is not listed then.
     pub fn inflict(&self, fault: Fault) -> Result<u32> {
         let mut registry = Registry::open(self)?;
-        if let Some(same) = registry.standing.iter().find(|standing| standing.fault == fault) {
+        if let Some(same) = registry.active.iter().find(|active| active.fault == fault) {
             return Ok(same.id);
         }
-        let id = registry.standing.iter().map(|standing| standing.id).max().unwrap_or(0) + 1;
-        registry.standing.push(Standing { id, fault: fault.clone() });
-        // Listed first: whatever becomes of this program, it can be healed.
+        let id = registry.active.iter().map(|active| active.id).max().unwrap_or(0) + 1;
+        registry.active.push(ActiveFault { id, fault: fault.clone() });
+        // The fault is listed first, so that it can be healed whatever happens to this program.
         registry.save()?;
-        let result = self.begin(id, &fault, &registry.standing);
+        let result = self.begin(id, &fault, &registry.active);
         if let Err(error) = result {
-            registry.standing.pop();
+            registry.active.pop();
             registry.save()?;
-            // As far as it was done, it is undone.
-            let undone = self.end_fault(id, &fault, &registry.standing);
+            // What was done of it is undone.
+            let undone = self.end_fault(id, &fault, &registry.active);
             return Err(undone
                 .err()
                 .map_or(error.context(format!("inflict: {fault}")), |second| error_and(&fault, &second)));
@@ -90,24 +89,25 @@ impl Lab {
         Ok(id)
     }
 
-    /// Heals those faults that a caller wants healed, newest first, and gives them. Goes on past failures.
+    /// Heals the wanted faults, newest first, and returns them. Goes on past failures.
     ///
     /// # Errors
-    /// With all that could not be healed; they stay listed.
-    pub fn heal_where(&self, wanted: impl Fn(&Standing) -> bool) -> Result<Vec<Standing>> {
+    /// With all faults that could not be healed; they stay listed.
+    pub fn heal_where(&self, wanted: impl Fn(&ActiveFault) -> bool) -> Result<Vec<ActiveFault>> {
         let mut registry = Registry::open(self)?;
         let (mut healed, mut failures) = (Vec::new(), Vec::new());
-        let chosen: Vec<Standing> = registry.standing.iter().rev().filter(|it| wanted(it)).cloned().collect();
-        for standing in chosen {
-            let others: Vec<Standing> =
-                registry.standing.iter().filter(|it| it.id != standing.id).cloned().collect();
-            match self.end_fault(standing.id, &standing.fault, &others) {
+        let chosen: Vec<ActiveFault> =
+            registry.active.iter().rev().filter(|it| wanted(it)).cloned().collect();
+        for active in chosen {
+            let others: Vec<ActiveFault> =
+                registry.active.iter().filter(|it| it.id != active.id).cloned().collect();
+            match self.end_fault(active.id, &active.fault, &others) {
                 Ok(()) => {
-                    registry.standing = others;
+                    registry.active = others;
                     registry.save()?;
-                    healed.push(standing);
+                    healed.push(active);
                 }
-                Err(error) => failures.push(format!("heal {} ({}): {error:#}", standing.id, standing.fault)),
+                Err(error) => failures.push(format!("heal {} ({}): {error:#}", active.id, active.fault)),
             }
         }
         if failures.is_empty() { Ok(healed) } else { bail!("{}", failures.join("\n")) }
@@ -116,9 +116,9 @@ impl Lab {
     /// Heals one fault.
     ///
     /// # Errors
-    /// When there is none of this number, or it cannot be healed.
-    pub fn heal(&self, id: u32) -> Result<Standing> {
-        let healed = self.heal_where(|standing| standing.id == id)?;
+    /// When there is no fault with this number, or it cannot be healed.
+    pub fn heal(&self, id: u32) -> Result<ActiveFault> {
+        let healed = self.heal_where(|active| active.id == id)?;
         healed.into_iter().next().with_context(|| {
             format!(
                 "no fault {id} stands: `warren-lab --name {} fault list` shows those that do",
@@ -130,14 +130,14 @@ impl Lab {
     /// Heals all faults.
     ///
     /// # Errors
-    /// With all that could not be healed.
-    pub fn heal_all(&self) -> Result<Vec<Standing>> {
+    /// With all faults that could not be healed.
+    pub fn heal_all(&self) -> Result<Vec<ActiveFault>> {
         self.heal_where(|_| true)
     }
 
-    /// A rebooted machine has a new cable: what was done to the old one is done to it.
+    /// A rebooted machine has a new port: the faults of the old one are inflicted on it.
     pub(super) fn inflict_again(&self, node: &str) -> Result<()> {
-        for Standing { id, fault } in self.faults()? {
+        for ActiveFault { id, fault } in self.faults()? {
             match &fault {
                 Fault::Delay { way, .. } if way.from.iter().chain(&way.to).any(|it| it == node) => {
                     self.stop_helper(id)?;
@@ -147,19 +147,19 @@ impl Lab {
                 Fault::Address { node: whose, address } if whose == node => {
                     self.change_address(node, *address)?;
                 }
-                // Rules name ports, and the port has its name again.
+                // Rules name ports, and the new port has the same name.
                 _ => {}
             }
         }
         Ok(())
     }
 
-    fn begin(&self, id: u32, fault: &Fault, all: &[Standing]) -> Result<()> {
+    fn begin(&self, id: u32, fault: &Fault, all: &[ActiveFault]) -> Result<()> {
         match fault {
             Fault::Cut { .. } | Fault::Loss { .. } => self.write_rules(all),
             Fault::Delay { .. } => {
                 self.offloads(fault, false)?;
-                // Nothing is lost meanwhile: some packets come twice, at once and delayed.
+                // No packet is lost meanwhile: some arrive twice, at once and delayed.
                 self.start_helper(id, fault)?;
                 self.write_rules(all)
             }
@@ -170,13 +170,13 @@ impl Lab {
         }
     }
 
-    /// Undoes a fault, whether or not all of it was done; `others` still stand.
-    fn end_fault(&self, id: u32, fault: &Fault, others: &[Standing]) -> Result<()> {
+    /// Undoes a fault, whether or not all of it was done; `others` stay active.
+    fn end_fault(&self, id: u32, fault: &Fault, others: &[ActiveFault]) -> Result<()> {
         match fault {
             Fault::Cut { .. } | Fault::Loss { .. } => self.write_rules(others),
             Fault::Delay { delay, .. } => {
                 self.write_rules(others)?;
-                // What is under way arrives.
+                // Delayed packets that are on their way arrive.
                 std::thread::sleep(*delay);
                 self.stop_helper(id)?;
                 self.offloads(fault, true)

@@ -1,4 +1,4 @@
-//! New TCP connections at a steady rate, each with a small request and its answer.
+//! New TCP connections at a steady rate, each with a small request and its response.
 
 use std::{
     io,
@@ -20,22 +20,22 @@ use super::{
 };
 use crate::{Endpoint, namespace};
 
-/// How long one connection may take, request and answer included: two retransmissions of its first packet.
+/// How long one connection may take, including request and response: two retransmissions of its first packet.
 const LIMIT: Duration = Duration::from_secs(4);
 
 /// New connections from one endpoint to another.
 #[derive(Debug, Clone)]
 pub struct Connections {
-    /// Who connects.
+    /// The client.
     pub from: Endpoint,
-    /// Who listens and answers.
+    /// The server.
     pub to: Endpoint,
-    /// Time between two.
+    /// Time between two connections.
     pub interval: Duration,
 }
 
 impl Connections {
-    /// Begins.
+    /// Starts the probe.
     ///
     /// # Errors
     /// When the other endpoint cannot listen.
@@ -49,7 +49,8 @@ impl Connections {
         let from = SocketAddr::new(self.from.address, 0);
         let pace = self.interval;
         Running::start("connections", move |shared| {
-            // Every socket that this thread makes is the sender's; what it accepts is the listener's.
+            // Every socket that this thread creates belongs to the sender's namespace; the connections that it
+            // accepts are the listener's.
             nix::sched::setns(netns, nix::sched::CloneFlags::CLONE_NEWNET).context("enter the namespace")?;
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(run(shared, listener, from, address, pace))
@@ -93,14 +94,14 @@ async fn run(
     Ok(())
 }
 
-/// The listener's side: gives back the request's number, then waits for the other side to close.
+/// The server's side: sends the request's number back, then waits for the client to close.
 async fn answer(mut stream: TcpStream) -> io::Result<()> {
     let number = stream.read_u64().await?;
     stream.write_u64(!number).await?;
     stream.read(&mut [0]).await.map(drop)
 }
 
-/// One connection, from its first packet to its answer.
+/// One connection, from its first packet to its response.
 async fn one(shared: Shared, number: u64, from: SocketAddr, to: SocketAddr) {
     let begin = Instant::now();
     let exchange = async {

@@ -1,4 +1,4 @@
-//! UDP datagrams one way, numbered: what a one-way fault does is seen on its own.
+//! Numbered UDP datagrams in one direction: the effect of a one-way fault shows separately.
 
 use std::{
     io,
@@ -19,19 +19,19 @@ use crate::{Endpoint, namespace};
 /// Datagrams from one endpoint to another.
 #[derive(Debug, Clone)]
 pub struct Datagrams {
-    /// Who sends.
+    /// The sender.
     pub from: Endpoint,
-    /// Who receives.
+    /// The receiver.
     pub to: Endpoint,
-    /// Time between two; one that was not sent in time, because the machine is busy, is left out.
+    /// Time between two datagrams; one that could not be sent in time, because the machine is busy, is left out.
     pub interval: Duration,
 }
 
 impl Datagrams {
-    /// Begins.
+    /// Starts the probe.
     ///
     /// # Errors
-    /// When a namespace is not there, or its kernel gives no socket.
+    /// When a namespace does not exist, or its kernel provides no socket.
     pub fn start(&self) -> Result<Running> {
         let receiver = namespace::inside(&self.to.namespace, || {
             let socket = UdpSocket::bind((self.to.address, 0))?;
@@ -62,7 +62,7 @@ struct OneWay {
 impl Carrier for OneWay {
     fn send(&self, payload: &[u8; PAYLOAD_BYTES]) -> io::Result<()> {
         match self.sender.send(payload) {
-            // What an earlier datagram brought about; reported once, and this one is still to be sent.
+            // The error of an earlier datagram, reported once; this one is still to be sent.
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => self.sender.send(payload),
             result => result,
         }

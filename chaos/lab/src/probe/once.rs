@@ -1,4 +1,4 @@
-//! Probes that are over when their function returns.
+//! Probes that end when their function returns.
 
 use std::{
     io::{Read, Write},
@@ -13,15 +13,15 @@ use sha2::{Digest, Sha256};
 
 use crate::{Endpoint, namespace, process, wait};
 
-/// Bytes sent at a time: what a TCP super-packet holds.
+/// Bytes sent at a time: the size of a TCP super-packet.
 const CHUNK_BYTES: usize = 64 * 1024;
-/// How long either side of a transfer waits for the other's next byte before it gives up.
+/// How long either side of a transfer waits for the next byte before it gives up.
 const STALL_LIMIT: Duration = Duration::from_secs(20);
 
 /// Pings an address from a namespace, `count` times, 20 ms apart.
 ///
 /// # Errors
-/// When one answer is missing.
+/// When one reply is missing.
 pub fn ping(namespace: &str, address: IpAddr, count: u32) -> Result<()> {
     let count_text = count.to_string();
     let text = process::run(
@@ -38,29 +38,28 @@ pub fn ping(namespace: &str, address: IpAddr, count: u32) -> Result<()> {
 /// Sends one datagram from inside a namespace.
 ///
 /// # Errors
-/// When the kernel refuses to send it; whether it arrives is another matter.
+/// When the kernel refuses to send it; whether it arrives is not checked.
 pub fn send_datagram(namespace: &str, to: SocketAddr, payload: &[u8]) -> Result<()> {
     let socket = namespace::inside(namespace, || Ok(UdpSocket::bind("0.0.0.0:0")?))?;
     socket.send_to(payload, to).with_context(|| format!("send to {to} from {namespace}"))?;
     Ok(())
 }
 
-/// A transfer in which both sides saw the same.
+/// A transfer whose checksum was equal at both ends.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Transfer {
     /// Bytes.
     pub bytes: u64,
     /// SHA-256 of the bytes, hexadecimal.
     pub sha256: String,
-    /// From the first byte sent until the receiver said that it had the last.
+    /// From the first byte sent until the receiver has confirmed the last one.
     pub time: Duration,
 }
 
-/// Moves pseudo-random bytes (by seed) over TCP from one endpoint to another; what each side hashed must be
-/// equal.
+/// Transfers pseudo-random bytes (by seed) over TCP from one endpoint to another; both ends' checksums must be equal.
 ///
 /// # Errors
-/// When the connection does not come about, a side stalls for [`STALL_LIMIT`], or the checksums differ.
+/// When the connection fails, a side stalls for [`STALL_LIMIT`], or the checksums differ.
 pub fn transfer(from: &Endpoint, to: &Endpoint, bytes: u64, seed: u64) -> Result<Transfer> {
     let listener = namespace::inside(&to.namespace, || {
         TcpListener::bind((to.address, 0)).with_context(|| format!("listen on {}", to.address))
@@ -92,7 +91,7 @@ fn accept(listener: &TcpListener) -> Result<TcpStream> {
     Ok(stream)
 }
 
-/// Reads a stream to its end: bytes and checksum.
+/// Reads a stream to its end; returns its length and checksum.
 fn receive(mut stream: TcpStream) -> Result<(u64, String)> {
     stream.set_read_timeout(Some(STALL_LIMIT))?;
     let mut hash = Sha256::new();
@@ -112,7 +111,7 @@ fn receive(mut stream: TcpStream) -> Result<(u64, String)> {
     Ok((bytes, hex::encode(hash.finalize())))
 }
 
-/// Sends bytes and waits until the other side has them: their checksum.
+/// Sends bytes and waits until the receiver has them; returns their checksum.
 fn send(mut stream: TcpStream, bytes: u64, seed: u64) -> Result<String> {
     stream.set_write_timeout(Some(STALL_LIMIT))?;
     stream.set_read_timeout(Some(STALL_LIMIT))?;

@@ -1,4 +1,4 @@
-//! The bytes of a stream: each stream and direction has its own, and any part can be made or checked alone.
+//! The bytes of a stream: each stream and direction has its own, and any part can be generated or checked alone.
 
 /// The endless bytes of one direction of one stream.
 #[derive(Debug, Clone)]
@@ -12,17 +12,17 @@ impl Pattern {
         Self { key: mix(mix(mix(seed) ^ stream) ^ direction), offset: 0 }
     }
 
-    /// Bytes made or checked so far.
+    /// Number of bytes generated or checked so far.
     pub(super) fn offset(&self) -> u64 {
         self.offset
     }
 
-    /// Makes the next bytes.
+    /// Generates the next bytes.
     pub(super) fn fill(&mut self, buffer: &mut [u8]) {
         self.each(buffer.len(), |index, byte| buffer[index] = byte);
     }
 
-    /// Whether these are the next bytes: if not, the offset of the first that differs.
+    /// Checks that these are the next bytes; otherwise returns the offset of the first difference.
     pub(super) fn check(&mut self, bytes: &[u8]) -> Result<(), u64> {
         let (start, mut wrong) = (self.offset, None);
         self.each(bytes.len(), |index, byte| {
@@ -49,7 +49,7 @@ impl Pattern {
     }
 }
 
-/// SplitMix64's output function: neighbouring numbers give unlike words.
+/// SplitMix64's output function: neighbouring numbers give unrelated words.
 fn mix(number: u64) -> u64 {
     let mut word = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
     word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn however_it_is_cut_it_is_the_same_and_every_change_is_seen() {
+    fn pattern_is_independent_of_chunks_and_detects_every_change() {
         let mut whole = vec![0; 1_000];
         Pattern::new(1, 2, 0).fill(&mut whole);
         let mut checker = Pattern::new(1, 2, 0);
@@ -72,7 +72,7 @@ mod tests {
         assert_eq!(checker.offset(), 1_000);
         whole[513] ^= 1;
         assert_eq!(Pattern::new(1, 2, 0).check(&whole), Err(513));
-        // A byte left out, or one of another stream or direction.
+        // One byte is missing, or belongs to another stream or direction.
         assert!(Pattern::new(1, 2, 0).check(&whole[1..]).is_err());
         assert!(Pattern::new(1, 2, 1).check(&whole).is_err());
         assert!(Pattern::new(1, 3, 0).check(&whole).is_err());

@@ -1,4 +1,4 @@
-//! A ping that goes on, at 1 ms if wanted, and says exactly which were lost and when.
+//! A continuous ping, with an interval down to 1 ms, that reports exactly which packets were lost and when.
 
 use std::{
     io,
@@ -22,24 +22,24 @@ use crate::namespace;
 /// Echo requests from a namespace to an address.
 #[derive(Debug, Clone)]
 pub struct Ping {
-    /// The network namespace that it is sent from.
+    /// The network namespace of the sender.
     pub namespace: String,
-    /// Who is asked.
+    /// The destination.
     pub to: IpAddr,
-    /// Time between two; one that was not sent in time, because the machine is busy, is left out.
+    /// Time between two pings; one that could not be sent in time, because the machine is busy, is left out.
     pub interval: Duration,
 }
 
 impl Ping {
-    /// One each millisecond.
+    /// One ping each millisecond.
     pub fn new(namespace: &str, to: IpAddr) -> Self {
         Self { namespace: namespace.to_owned(), to, interval: Duration::from_millis(1) }
     }
 
-    /// Begins.
+    /// Starts the probe.
     ///
     /// # Errors
-    /// When the namespace is not there, or its kernel gives no socket; IPv6 is not there yet.
+    /// When the namespace does not exist, or its kernel provides no socket; IPv6 is not supported yet.
     pub fn start(&self) -> Result<Running> {
         let IpAddr::V4(to) = self.to else { bail!("ping {}: this probe speaks IPv4 only", self.to) };
         let socket = namespace::inside(&self.namespace, raw_socket)
@@ -54,15 +54,15 @@ const ECHO_REPLY: u8 = 0;
 const ECHO_REQUEST: u8 = 8;
 const HEADER_BYTES: usize = 8;
 
-/// A socket that gets echo replies only.
+/// A socket that receives echo replies only.
 fn raw_socket() -> Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket(AddressFamily::Inet, SockType::Raw, flags, SockProtocol::Icmp)?;
     setsockopt(&socket, sockopt::RcvBufForce, &SOCKET_BUFFER_BYTES)?;
-    /// `ICMP_FILTER` of <linux/icmp.h>: a bit for each type that is not wanted.
+    /// `ICMP_FILTER` of <linux/icmp.h>: a bit for each unwanted type.
     const ICMP_FILTER: libc::c_int = 1;
     let unwanted: u32 = !(1 << ECHO_REPLY);
-    // SAFETY: the option takes a u32, which lives through the call, and its size is given.
+    // SAFETY: the option takes a u32, which outlives the call, and its size is given.
     let result = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
@@ -118,7 +118,7 @@ fn payload_of(packet: &[u8], ident: u16) -> Option<[u8; PAYLOAD_BYTES]> {
     ours.then(|| icmp[HEADER_BYTES..].try_into().expect("the length was looked at"))
 }
 
-/// RFC 1071.
+/// The Internet checksum (RFC 1071).
 fn internet_checksum(bytes: &[u8]) -> u16 {
     let sum: u32 =
         bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | pair.get(1).map_or(0, |&b| b.into())).sum();
@@ -131,12 +131,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn checksums_are_those_of_the_rfc() {
+    fn checksum_equals_rfc_1071() {
         assert_eq!(internet_checksum(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]), !0xddf2);
     }
 
     #[test]
-    fn only_replies_to_us_count() {
+    fn ping_counts_only_its_own_replies() {
         let mut packet = vec![0; 20 + HEADER_BYTES + PAYLOAD_BYTES];
         packet[0] = 0x45;
         packet[24..26].copy_from_slice(&7u16.to_be_bytes());

@@ -1,4 +1,4 @@
-//! What a probe has seen: counts, times, and each trouble with its place on the time line.
+//! What a probe has observed: counts, times, and each trouble with its place on the time line.
 
 use std::{
     fmt,
@@ -7,30 +7,30 @@ use std::{
 
 use serde::Serialize;
 
-/// Troubles of one cause that are this close are one trouble with a count.
+/// Troubles of one cause that are this close are merged into one with a count.
 const MERGE: Duration = Duration::from_millis(250);
 
-/// What went wrong.
+/// The kind of a trouble.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Cause {
-    /// Sent, and never seen again.
+    /// Sent, and never received.
     Lost,
-    /// Answered, but later than the probe's limit.
+    /// Answered after the probe's limit.
     Late,
-    /// Seen more than once.
+    /// Received more than once.
     Duplicate,
     /// The sender's own kernel refused to send it.
     Unsent,
-    /// The other side, or a router on the way, said no.
+    /// Rejected by the receiver or by a router.
     Refused,
     /// No answer within the probe's limit.
     TimedOut,
     /// The connection was reset.
     Reset,
-    /// The connection was closed before its time.
+    /// The connection was closed early.
     Closed,
-    /// Nothing arrived for longer than the probe's limit, then it went on.
+    /// Nothing arrived for longer than the probe's limit, then the stream went on.
     Stalled,
     /// Other bytes arrived than were sent.
     Corrupt,
@@ -39,7 +39,7 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// Whether something did not arrive, or not as it was sent. What is late or stalled has arrived.
+    /// Whether something did not arrive, or not as it was sent. Late and stalled packets have arrived.
     pub fn is_loss(self) -> bool {
         !matches!(self, Self::Late | Self::Stalled | Self::Duplicate)
     }
@@ -63,54 +63,53 @@ impl fmt::Display for Cause {
     }
 }
 
-/// One or more things that went wrong for one cause, close together.
+/// One or more failures of one cause, close together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trouble {
-    /// Why.
+    /// The cause.
     pub cause: Cause,
-    /// When the first was sent, or last went well.
+    /// When the first was sent, or the stream last worked.
     pub begin: Instant,
-    /// When the last was sent, or went well again.
+    /// When the last was sent, or the stream worked again.
     pub end: Instant,
     /// How many.
     pub count: u64,
-    /// The first of them in words: which number, which error.
+    /// The first of them in words: its number or error.
     pub first: String,
 }
 
 /// Median, 99th percentile and maximum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Spread {
-    /// Half took at most this.
+    /// Half of the values are at most this.
     pub median: Duration,
-    /// 99 of 100 took at most this.
+    /// 99 of 100 values are at most this.
     pub p99: Duration,
-    /// The longest.
+    /// The maximum.
     pub max: Duration,
 }
 
-/// What a probe saw between its start and its end, or now.
+/// What a probe has observed since its start.
 #[derive(Debug, Clone, Default)]
 pub struct Report {
     /// What is counted: `pings`, `datagrams`, `bytes`, `connections`.
     pub unit: &'static str,
     /// How many were sent or begun.
     pub sent: u64,
-    /// How many arrived, or were answered, as they should.
+    /// How many arrived or were answered in order.
     pub arrived: u64,
     /// Times from sending to answer or arrival; none for streams.
     pub latency: Option<Spread>,
-    /// The longest time in which the probe itself should have done something but was not given the processor:
-    /// it says nothing of the network.
+    /// The longest time in which the probe was ready to run but was not scheduled: it says nothing about the network.
     pub longest_pause: Duration,
-    /// Segments that TCP sent again (streams): a loss that TCP repaired, or an acknowledgement that was late.
+    /// Segments that TCP retransmitted (streams): for a loss that TCP repaired, or a late acknowledgement.
     pub retransmissions: Option<u64>,
     /// What went wrong, by time.
     pub troubles: Vec<Trouble>,
 }
 
 impl Report {
-    /// Troubles that are losses.
+    /// The troubles that are losses.
     pub fn losses(&self) -> impl Iterator<Item = &Trouble> {
         self.troubles.iter().filter(|trouble| trouble.cause.is_loss())
     }
@@ -120,7 +119,7 @@ impl Report {
         self.losses().map(|trouble| trouble.count).sum()
     }
 
-    /// The troubles in words, times counted from a moment.
+    /// The troubles in words, with times relative to `origin`.
     pub fn describe(&self, origin: Instant) -> Vec<String> {
         self.troubles
             .iter()
@@ -139,7 +138,7 @@ impl Report {
     }
 }
 
-/// What a probe notes while it runs.
+/// What a probe records while it runs.
 #[derive(Debug, Default)]
 pub(super) struct Log {
     report: Report,
@@ -210,7 +209,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn close_troubles_of_one_cause_are_one() {
+    fn report_merges_close_gaps_of_one_cause() {
         let origin = Instant::now();
         let at = |ms| origin + Duration::from_millis(ms);
         let mut log = Log::new("pings");
@@ -236,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_spread() {
+    fn report_spreads_times() {
         let mut log = Log::new("pings");
         assert_eq!(log.report().latency, None);
         (1..=100).for_each(|ms| log.latency(Duration::from_millis(ms)));

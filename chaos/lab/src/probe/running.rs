@@ -1,4 +1,4 @@
-//! A probe at work: looked at while it runs, and stopped.
+//! A running probe: it can be observed and stopped.
 
 use std::{
     sync::{
@@ -26,13 +26,13 @@ impl Shared {
         self.log.lock().expect("no holder of this lock panics")
     }
 
-    /// Whether the probe is to send no more.
+    /// Whether the probe must stop sending.
     pub(super) fn stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }
 }
 
-/// A probe that runs until it is stopped; dropping it stops it too.
+/// A probe that runs until it is stopped or dropped.
 #[derive(Debug)]
 pub struct Running {
     shared: Shared,
@@ -53,15 +53,15 @@ impl Running {
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// What it has seen so far. What is under way counts as neither arrived nor lost.
+    /// What the probe has observed so far. What is under way counts as neither arrived nor lost.
     pub fn report(&self) -> Report {
         self.shared.log().report()
     }
 
-    /// Waits until so many more have arrived: the network carries traffic now.
+    /// Waits until this many more have arrived: the network carries traffic now.
     ///
     /// # Errors
-    /// When they have not after a limit, or the probe has ended by itself.
+    /// When they have not arrived within the limit, or the probe has ended by itself.
     pub fn wait_for_more(&self, count: u64, limit: Duration) -> Result<()> {
         let wanted = self.report().arrived + count;
         wait::until(&format!("{count} more of a probe's to arrive"), limit, || {
@@ -71,10 +71,10 @@ impl Running {
         })
     }
 
-    /// Sends no more, waits for what is under way, and says what was seen.
+    /// Stops sending, waits for what is under way, and returns the report.
     ///
     /// # Errors
-    /// When the probe itself failed: what it says of the network is worth nothing then.
+    /// When the probe itself failed: its report would mean nothing.
     pub fn stop(mut self) -> Result<Report> {
         self.end()?;
         Ok(self.report())

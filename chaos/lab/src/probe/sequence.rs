@@ -1,4 +1,4 @@
-//! Numbered packets at a steady pace: each is seen to arrive, or is lost, late, or there twice.
+//! Numbered packets at a steady rate: each arrives, or is lost, late, or duplicated.
 
 use std::{
     collections::VecDeque,
@@ -16,23 +16,23 @@ use nix::{
 
 use super::{report::Cause, running::Shared};
 
-/// After how long a packet counts as lost.
+/// The time after which a packet counts as lost.
 pub(super) const LOST_AFTER: Duration = Duration::from_secs(3);
-/// After how long one counts as late: far above what a busy machine makes of a millisecond.
+/// The time after which a packet counts as late: far above the delays of a busy machine.
 pub(super) const LATE_AFTER: Duration = Duration::from_millis(500);
 /// Bytes that a socket may hold: three seconds of packets at one a millisecond.
 pub(super) const SOCKET_BUFFER_BYTES: usize = 4 << 20;
 
-/// Bytes of a packet's payload: whose it is, and its number.
+/// Bytes of a packet's payload: the probe's cookie and the packet's number.
 pub(super) const PAYLOAD_BYTES: usize = 16;
 
-/// What carries the packets. None of its methods waits.
+/// How packets are sent and received. No method blocks.
 pub(super) trait Carrier: Send {
     /// Sends a packet.
     fn send(&self, payload: &[u8; PAYLOAD_BYTES]) -> io::Result<()>;
-    /// Takes the next packet that has arrived, of whatever kind; what is not ours is `None`.
+    /// Takes the next packet that has arrived; `None` if it is not one of ours.
     fn receive(&self) -> io::Result<Option<[u8; PAYLOAD_BYTES]>>;
-    /// Readable when something has arrived.
+    /// Readable when a packet has arrived.
     fn arrivals(&self) -> BorrowedFd<'_>;
 }
 
@@ -42,7 +42,7 @@ pub(super) fn run(shared: &Shared, carrier: &impl Carrier, interval: Duration) -
     let mut flight = Flight::default();
     let mut next = Instant::now();
     loop {
-        // What has arrived is taken first: a packet is not lost because this thread came late.
+        // Received packets are taken first: a packet is not lost because this thread was late.
         drain(shared, carrier, cookie, &mut flight)?;
         let now = Instant::now();
         for (number, sent) in flight.give_up(now) {
@@ -83,7 +83,7 @@ fn drain(shared: &Shared, carrier: &impl Carrier, cookie: u64, flight: &mut Flig
             Ok(Some(payload)) => payload,
             Ok(None) => continue,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-            // An ICMP error that an earlier packet brought about; that packet is lost, and counted as such.
+            // An ICMP error of an earlier packet, which is lost and counted as such.
             Err(error) if is_icmp_error(&error) => continue,
             Err(error) => return Err(error).context("receive a packet"),
         };
@@ -114,7 +114,7 @@ fn is_icmp_error(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionRefused | HostUnreachable | NetworkUnreachable)
 }
 
-/// What became of a number that arrived.
+/// How a received number is classified.
 #[derive(Debug, PartialEq, Eq)]
 enum Arrival {
     First(Instant),
@@ -122,10 +122,10 @@ enum Arrival {
     GivenUp,
 }
 
-/// The packets that are under way: their times of sending, by number.
+/// The packets under way: their times of sending, by number.
 #[derive(Debug, Default)]
 struct Flight {
-    /// The number of the first that is kept.
+    /// The number of the first packet that is kept.
     first: u64,
     sent: VecDeque<(Instant, bool)>,
 }
@@ -147,7 +147,7 @@ impl Flight {
         }
     }
 
-    /// Forgets those that are old; gives those of them that have not arrived.
+    /// Forgets the packets that are old; returns those of them that have not arrived.
     fn give_up(&mut self, now: Instant) -> Vec<(u64, Instant)> {
         let mut lost = Vec::new();
         while let Some((sent, arrived)) = self.sent.front().copied() {
@@ -173,7 +173,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_does_not_arrive_is_given_up_and_nothing_else() {
+    fn sequence_counts_only_missing_packets_as_lost() {
         let origin = Instant::now();
         let at = |ms| origin + Duration::from_millis(ms);
         let mut flight = Flight::default();

@@ -22,10 +22,10 @@ use super::{
 };
 use crate::{Endpoint, namespace};
 
-/// Time between two writes of a stream: below the shortest stall that is of interest. 100 streams both ways and a 1 ms
-/// ping take a quarter of a processor in a debug build, most of it making and checking the bytes.
+/// Time between two writes of a stream: below the shortest stall of interest. 100 streams in both directions and a 1
+/// ms ping use a quarter of a CPU in a debug build, mostly to generate and check the bytes.
 const TICK: Duration = Duration::from_millis(100);
-/// How long a connection may take to come about.
+/// How long a connection may take.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// How long what was sent may still take to arrive when the probe ends: TCP's back-off after a long cut.
 const FINISH_LIMIT: Duration = Duration::from_secs(30);
@@ -33,22 +33,22 @@ const FINISH_LIMIT: Duration = Duration::from_secs(30);
 /// TCP streams between two endpoints.
 #[derive(Debug, Clone)]
 pub struct Streams {
-    /// Who connects.
+    /// The client.
     pub from: Endpoint,
-    /// Who listens.
+    /// The server.
     pub to: Endpoint,
-    /// How many.
+    /// Number of streams.
     pub count: usize,
     /// Bytes a second of each stream in each direction.
     pub pace: usize,
     /// A direction of a stream that is silent for longer has stalled.
     pub stall: Duration,
-    /// Makes the bytes.
+    /// Seed of the bytes.
     pub seed: u64,
 }
 
 impl Streams {
-    /// 64 KB a second each; silent for a second is a stall.
+    /// 64 KB a second each; a second of silence is a stall.
     pub fn new(from: &Endpoint, to: &Endpoint, count: usize) -> Self {
         Self {
             from: from.clone(),
@@ -60,16 +60,16 @@ impl Streams {
         }
     }
 
-    /// Connects all of them, and begins.
+    /// Connects all streams, and starts the probe.
     ///
     /// # Errors
-    /// When one cannot be connected.
+    /// When a stream cannot be connected.
     pub fn start(&self) -> Result<Running> {
         let (from, to) = (&self.from, &self.to);
         let listener = namespace::inside(&to.namespace, || Ok(TcpListener::bind((to.address, 0))?))
             .with_context(|| format!("listen on {}", to.address))?;
         let address = listener.local_addr()?;
-        // One after the other: the next to be accepted is the other end of the last that was connected.
+        // One after the other: the next accepted connection is the peer of the last connected one.
         let pairs = namespace::inside(&from.namespace, || {
             (0..self.count)
                 .map(|_| {
@@ -96,7 +96,7 @@ impl Streams {
         let start = tokio::time::Instant::now();
         let chunk = (self.pace * TICK.as_millis() as usize / 1_000).max(1);
         for (stream, (near, far)) in (0u64..).zip(pairs) {
-            // Spread over the tick, so that they do not all write at once.
+            // The streams are spread over the tick, so that they do not all write at once.
             let first = start + TICK.mul_f64(stream as f64 / self.count as f64);
             let split =
                 |stream: TcpStream| Ok::<_, io::Error>(tokio::net::TcpStream::from_std(stream)?.into_split());
@@ -140,7 +140,7 @@ impl Line {
         while !self.shared.stopped() {
             let begin = tokio::time::Instant::now();
             let due = ticks.tick().await;
-            // A write that waited for the other side has made this tick late: that is no pause of the probe.
+            // A write that waited for the peer has delayed this tick: that is no pause of the probe.
             self.shared.log().pause(due.max(begin).elapsed());
             pattern.fill(&mut buffer);
             let write = half.write_all(&buffer);
@@ -157,7 +157,7 @@ impl Line {
         }
     }
 
-    /// Checks what arrives until the other side ends the direction.
+    /// Checks what arrives until the peer ends the direction.
     async fn read(self, mut half: OwnedReadHalf, mut pattern: Pattern) {
         let mut buffer = vec![0; 64 * 1024];
         let mut last = Instant::now();
@@ -204,7 +204,7 @@ impl Line {
     }
 }
 
-/// Waits for a read or write; once the probe is stopped, no longer than [`FINISH_LIMIT`] in all.
+/// Waits for a read or write; after the probe was stopped, no longer than [`FINISH_LIMIT`] in total.
 async fn until_stopped<T>(
     shared: &Shared,
     finish: &mut Option<tokio::time::Instant>,
@@ -224,13 +224,13 @@ async fn until_stopped<T>(
     }
 }
 
-/// Segments that this side has sent more than once.
+/// The segments that this side has retransmitted.
 fn retransmissions(half: &OwnedWriteHalf) -> u64 {
     let stream: &tokio::net::TcpStream = half.as_ref();
-    // SAFETY: all zeros is a value of this plain structure.
+    // SAFETY: all zeros is a valid value of this plain structure.
     let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
     let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
-    // SAFETY: the kernel writes at most `length` bytes into `info`, which lives through the call.
+    // SAFETY: the kernel writes at most `length` bytes into `info`, which outlives the call.
     let result = unsafe {
         libc::getsockopt(
             stream.as_raw_fd(),

@@ -1,4 +1,4 @@
-//! What a story expects, looked at in the kernels, in etcd and in what the agents say.
+//! The expectations of a scenario, checked in the kernels, in etcd and in the agents' reports.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,11 +17,11 @@ use super::{
 };
 use crate::{ask, kernel_ipcache, machines, probe, process, wait};
 
-/// After how long a probe knows that a packet is lost, and a little more.
+/// The time after which a probe knows that a packet is lost, and a little more.
 const LOSS_IS_KNOWN: Duration = Duration::from_millis(3_200);
 
 impl Run<'_> {
-    /// Whether it holds, and what was seen.
+    /// Whether the expectation holds, and what was observed.
     pub(super) fn expect(&self, expect: &Expect) -> Result<String> {
         match expect {
             Expect::Clean { probe, since, until, steady } => {
@@ -41,7 +41,7 @@ impl Run<'_> {
         let now = Instant::now();
         let begin = self.clock.since(since);
         let end = until.map_or(now, |until| self.clock.since(Some(until)));
-        // What is under way now is lost only when it has not come in its time.
+        // A packet under way is lost only when its time is over.
         pass((end + LOSS_IS_KNOWN).saturating_duration_since(now))?;
         let (mut words, mut arrived) = (Vec::new(), Vec::new());
         for name in self.probe_names(probe) {
@@ -101,12 +101,12 @@ impl Run<'_> {
         ))
     }
 
-    /// Whether a node's kernel has exactly the endpoints of the story, with their identities.
+    /// Whether a node's kernel has exactly the endpoints of the scenario, with their identities.
     fn kernel_is_right(&self, node: &str) -> Result<()> {
         let wanted: BTreeMap<IpAddr, u32> =
             self.endpoints.values().map(|endpoint| (endpoint.address, endpoint.identity)).collect();
         let mut known: BTreeMap<IpAddr, u32> = kernel_ipcache(&self.lab.api(node))?.into_iter().collect();
-        // Gateways and underlay addresses bear reserved identities.
+        // Gateways and underlay addresses have reserved identities.
         known.retain(|_, identity| Identity::new(*identity).is_ok_and(|identity| identity.is_fleet()));
         let text = |these: &BTreeMap<IpAddr, u32>, others: &BTreeMap<IpAddr, u32>| {
             let only = these.iter().filter(|(address, identity)| others.get(address) != Some(identity));
@@ -121,7 +121,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// No block is held by two nodes, and none lies in another.
+    /// No block has two owners, and no block contains another.
     fn owned_once(&self) -> Result<()> {
         let mut blocks = Vec::new();
         for node in self.lab.spec().node_names() {
@@ -172,7 +172,7 @@ impl Run<'_> {
         Ok(format!("{} endpoints after {:.2} s", wanted.len(), start.elapsed().as_secs_f64()))
     }
 
-    /// Each block that a node holds is claimed in etcd, in its name; no two claims overlap.
+    /// Each block of a node is claimed in etcd by that node, and no two claims overlap.
     fn claims_are_recorded(&self) -> Result<()> {
         let prefix = format!("/warren/v1/{}/cidrs/", self.lab.name().as_str());
         let text = self.etcd_get(&prefix, &[])?;
@@ -198,7 +198,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// What etcd has below a prefix, as `etcdctl get` prints it, from a member that answers.
+    /// The records of etcd below a prefix, as `etcdctl get` prints them, from a member that answers.
     fn etcd_get(&self, prefix: &str, flags: &[&str]) -> Result<String> {
         let arguments = [&["--command-timeout=2s", "get", "--prefix", prefix], flags].concat();
         let mut last = None;

@@ -1,7 +1,6 @@
-//! A watch over the entries of a node's maps, read from their pins: it goes on while no agent runs, and costs agents
-//! nothing.
+//! Watches the entries of a node's maps through their pins: also while no agent runs, and without cost for agents.
 //!
-//! Only maps whose keys are addresses are watched; keys are all that is read.
+//! Only maps with addresses as keys are watched, and only keys are read.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,18 +22,18 @@ use anyhow::{Context, Result};
 
 use crate::{Lab, wait};
 
-/// The maps by address, and where in their keys the address begins.
+/// The watched maps, and the offset of the address in their keys.
 const MAPS: [(&str, usize); 4] =
     [("WARREN_IPC_V4", 0), ("WARREN_LPM_V4", 4), ("WARREN_NODE_V4", 0), ("WARREN_EP_V4", 0)];
-/// Time between two looks: an entry that is gone for as long as a mistaken prune and its repair take is seen.
+/// Time between two reads: short enough to notice an entry that a wrong prune removes until it is repaired.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// An entry that has left a map.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Left {
-    /// When it was seen to be gone.
+pub struct LostEntry {
+    /// When its absence was noticed.
     pub at: Instant,
-    /// Which, in words.
+    /// The entry in words.
     pub entry: String,
 }
 
@@ -42,7 +41,7 @@ pub struct Left {
 struct Seen {
     /// Keys by node and map.
     keys: BTreeMap<(String, &'static str), BTreeSet<Vec<u8>>>,
-    left: Vec<Left>,
+    left: Vec<LostEntry>,
     /// Addresses whose entries may leave.
     deleted: BTreeSet<IpAddr>,
     /// Nodes that are being rebooted: their entries may leave.
@@ -50,7 +49,7 @@ struct Seen {
     failure: Option<String>,
 }
 
-/// Looks again and again until it is dropped.
+/// Reads the maps repeatedly until dropped.
 #[derive(Debug)]
 pub struct Watch {
     seen: Arc<Mutex<Seen>>,
@@ -59,7 +58,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Begins.
+    /// Starts watching.
     pub fn start(lab: &Lab) -> Self {
         let nodes: Vec<(String, PathBuf)> =
             lab.spec().node_names().map(|node| (node.clone(), lab.pin_path(&node).join("maps"))).collect();
@@ -80,7 +79,7 @@ impl Watch {
         Self { seen, stop, thread: Some(thread) }
     }
 
-    /// From now on, entries of this address may leave; those of one that is back may not.
+    /// Sets whether entries of an address may leave.
     pub fn deleted(&self, address: IpAddr, is_deleted: bool) {
         let mut seen = self.lock();
         if is_deleted {
@@ -90,7 +89,7 @@ impl Watch {
         };
     }
 
-    /// While a node is rebooted its maps are not looked at; what they hold after begins anew.
+    /// Pauses watching a node during its reboot; afterwards watching starts anew.
     pub fn rebooting(&self, node: &str, is_rebooting: bool) {
         let mut seen = self.lock();
         seen.keys.retain(|(whose, _), _| whose != node);
@@ -101,10 +100,10 @@ impl Watch {
         };
     }
 
-    /// Waits until an address was seen in a map: from then on its leaving is noticed.
+    /// Waits until an address was seen in a map: from then on, its absence is noticed.
     ///
     /// # Errors
-    /// When it was not in time.
+    /// When the address was not seen in time.
     pub fn wait_seen(&self, address: IpAddr, limit: Duration) -> Result<()> {
         wait::until(&format!("{address} in a kernel map"), limit, || {
             let seen = self.lock();
@@ -114,11 +113,11 @@ impl Watch {
         })
     }
 
-    /// What has left since a moment.
+    /// The entries that left after a moment.
     ///
     /// # Errors
     /// When a map could not be read.
-    pub fn left_since(&self, moment: Instant) -> Result<Vec<Left>> {
+    pub fn left_since(&self, moment: Instant) -> Result<Vec<LostEntry>> {
         let seen = self.lock();
         match &seen.failure {
             Some(failure) => anyhow::bail!("the watch over the kernels' maps failed: {failure}"),
@@ -163,7 +162,7 @@ fn look(seen: &Mutex<Seen>, node: &str, pin: &Path, map: &'static str, offset: u
     };
     let before = seen.keys.remove(&(node.to_owned(), map)).unwrap_or_default();
     for key in before.difference(&keys) {
-        // An entry that is replaced while a bucket is walked may be passed over: only asking for it tells.
+        // The walk may miss an entry that is replaced meanwhile: only a lookup tells.
         if handle.as_ref().is_some_and(|handle| handle.has(key)) {
             continue;
         }
@@ -173,7 +172,7 @@ fn look(seen: &Mutex<Seen>, node: &str, pin: &Path, map: &'static str, offset: u
                 Some(address) => format!("{node}: {address} left {map}"),
                 None => format!("{node}: {key:02x?} left {map}"),
             };
-            seen.left.push(Left { at: now, entry });
+            seen.left.push(LostEntry { at: now, entry });
         }
     }
     seen.keys.insert((node.to_owned(), map), keys);
@@ -190,7 +189,7 @@ struct Handle {
     value_bytes: usize,
 }
 
-/// The parts of `union bpf_attr` that are used here, with their place and size in it (<linux/bpf.h>).
+/// The used parts of `union bpf_attr`, with their place and size (<linux/bpf.h>).
 #[repr(C)]
 #[derive(Default)]
 struct ElementAttr {
@@ -217,7 +216,7 @@ struct InfoAttr {
     info: u64,
 }
 
-/// The head of `struct bpf_map_info`.
+/// The beginning of `struct bpf_map_info`.
 #[repr(C)]
 #[derive(Default)]
 struct MapInfo {
@@ -233,13 +232,13 @@ const OBJ_GET: libc::c_long = 7;
 const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 
 fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<i32> {
-    // SAFETY: each caller's structure lays out the part of the attributes that its command reads, its size is
-    // given, and what it points to lives through the call and is as large as the command writes.
+    // SAFETY: each caller's structure lays out the part of the attributes that its command reads, with its size; what
+    // it points to outlives the call and is as large as the command writes.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attr, size_of::<T>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
 }
 
-/// All keys of a pinned map; none where there is no pin.
+/// All keys of a pinned map; none if there is no pin.
 fn read_keys(pin: &Path) -> Result<(Option<Handle>, BTreeSet<Vec<u8>>)> {
     let path = CString::new(pin.as_os_str().as_bytes())?;
     let mut attr = ObjectAttr { pathname: path.as_ptr() as u64, ..ObjectAttr::default() };
@@ -248,7 +247,7 @@ fn read_keys(pin: &Path) -> Result<(Option<Handle>, BTreeSet<Vec<u8>>)> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((None, BTreeSet::new())),
         Err(error) => return Err(error).context("open the pinned map"),
     };
-    // SAFETY: the descriptor is new, and nobody else has it.
+    // SAFETY: the descriptor is new, and owned by nobody else.
     let map = unsafe { OwnedFd::from_raw_fd(raw) };
     let mut info = MapInfo::default();
     let mut attr =
@@ -269,7 +268,7 @@ fn read_keys(pin: &Path) -> Result<(Option<Handle>, BTreeSet<Vec<u8>>)> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => break,
             Err(error) => return Err(error).context("read the next key"),
         }
-        // Known already: the last key was deleted, and the kernel has begun anew.
+        // The key is known: the previous one was deleted, and the kernel has started again from the beginning.
         let known = !keys.insert(next.clone());
         if known {
             break;

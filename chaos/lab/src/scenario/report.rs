@@ -1,4 +1,4 @@
-//! What a run has shown: the time line, the losses by phase and cause, the verdict.
+//! The result of a run: the time line, the losses by phase and cause, the verdict.
 
 use std::{
     collections::BTreeMap,
@@ -12,14 +12,14 @@ use crate::probe::Report;
 
 /// A line of the time line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Moment {
-    /// Milliseconds since the story began.
+pub struct TimelineEntry {
+    /// Milliseconds since the start of the scenario.
     pub at_ms: u64,
-    /// What was done or seen.
+    /// What was done or observed.
     pub text: String,
 }
 
-/// An expectation and what came of it.
+/// An expectation and its result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Expectation {
     /// Its line in the file.
@@ -28,7 +28,7 @@ pub struct Expectation {
     pub text: String,
     /// Whether it held.
     pub held: bool,
-    /// What was seen.
+    /// What was observed.
     pub seen: String,
 }
 
@@ -37,19 +37,19 @@ pub struct Expectation {
 pub struct TroubleReport {
     /// When the first was sent.
     pub begin_ms: u64,
-    /// When the last was sent, or it went on.
+    /// When the last was sent, or the stream worked again.
     pub end_ms: u64,
-    /// The mark after which it began.
+    /// The mark before its beginning.
     pub phase: String,
-    /// Why.
+    /// The cause.
     pub cause: String,
     /// How many.
     pub count: u64,
-    /// The first in words.
+    /// The first of them in words.
     pub first: String,
 }
 
-/// What one probe saw.
+/// The report of one probe.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ProbeReport {
     /// Its name.
@@ -64,43 +64,43 @@ pub struct ProbeReport {
     pub lost: u64,
     /// Median, 99th percentile and maximum, in milliseconds.
     pub latency_ms: Option<[f64; 3]>,
-    /// The longest time in which the probe was not given the processor.
+    /// The longest time in which the probe was not scheduled.
     pub longest_pause_ms: u64,
-    /// Segments that TCP sent again.
+    /// Segments that TCP retransmitted.
     pub retransmissions: Option<u64>,
     /// What went wrong.
     pub troubles: Vec<TroubleReport>,
 }
 
-/// What a run has shown.
+/// The result of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RunReport {
     /// The scenario.
     pub scenario: String,
     /// Its title.
     pub title: String,
-    /// What chance was drawn from.
+    /// The seed of the random choices.
     pub seed: u64,
     /// Whether every expectation held and nothing else went wrong.
     pub passed: bool,
-    /// Why the run ended before the story did.
+    /// Why the run ended early.
     pub broken: Option<String>,
-    /// Errors in agents' logs that the story does not allow.
+    /// Errors in agents' logs that the scenario does not allow.
     pub errors: Vec<String>,
-    /// What was expected, and what was seen.
+    /// The expectations and their results.
     pub expectations: Vec<Expectation>,
-    /// What the probes saw.
+    /// The reports of the probes.
     pub probes: Vec<ProbeReport>,
-    /// What was done and seen, by time.
-    pub timeline: Vec<Moment>,
-    /// Since the story began.
+    /// What was done and observed, by time.
+    pub timeline: Vec<TimelineEntry>,
+    /// Milliseconds since the start of the scenario.
     pub took_ms: u64,
 }
 
-/// The moments of a run by which times are told.
+/// The moments to which times in a report are relative.
 #[derive(Debug, Clone)]
 pub struct Clock {
-    /// When the story began.
+    /// The start of the scenario.
     pub origin: Instant,
     /// The marks so far, in order.
     pub marks: Vec<(String, Instant)>,
@@ -111,7 +111,7 @@ impl Clock {
         moment.saturating_duration_since(self.origin).as_millis() as u64
     }
 
-    /// When a mark was last set; the beginning for none.
+    /// When a mark was last set; without a mark, the start.
     pub fn since(&self, mark: Option<&str>) -> Instant {
         let found = mark.and_then(|mark| self.marks.iter().rev().find(|(name, _)| name == mark));
         found.map_or(self.origin, |(_, moment)| *moment)
@@ -150,8 +150,8 @@ impl ProbeReport {
         }
     }
 
-    fn moments(&self) -> impl Iterator<Item = Moment> {
-        self.troubles.iter().map(|trouble| Moment {
+    fn moments(&self) -> impl Iterator<Item = TimelineEntry> {
+        self.troubles.iter().map(|trouble| TimelineEntry {
             at_ms: trouble.begin_ms,
             text: format!(
                 "  {}: {} {} until {} ({})",
@@ -170,10 +170,10 @@ fn seconds(ms: u64) -> String {
 }
 
 impl RunReport {
-    /// The report for people.
+    /// The report as text.
     pub fn text(&self) -> String {
         let mut text = format!("{}: {}\nseed {}\n\nTime line\n", self.scenario, self.title, self.seed);
-        let mut moments: Vec<Moment> =
+        let mut moments: Vec<TimelineEntry> =
             self.timeline.iter().cloned().chain(self.probes.iter().flat_map(ProbeReport::moments)).collect();
         moments.sort_by_key(|moment| moment.at_ms);
         for moment in &moments {

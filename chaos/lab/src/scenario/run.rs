@@ -1,4 +1,4 @@
-//! Runs a scenario: a lab is made, the story's steps are carried out, the lab goes away again.
+//! Runs a scenario: creates a lab, carries out the steps, and takes the lab down again.
 
 use std::{
     collections::BTreeMap,
@@ -11,9 +11,10 @@ use anyhow::{Context, Result, ensure};
 use identity::Labels;
 
 use super::{
-    file::{Placed, Scenario},
+    file::Scenario,
     kernel::Watch,
-    report::{Clock, Expectation, Moment, ProbeReport, RunReport},
+    reader::Placed,
+    report::{Clock, Expectation, ProbeReport, RunReport, TimelineEntry},
     step::{ProbeStep, Step},
 };
 use crate::{
@@ -28,7 +29,7 @@ use crate::{
 /// How long a probe's first packet may take: a connection and its first write.
 const FIRST_LIMIT: Duration = Duration::from_secs(30);
 
-/// A probe of the story: at work, or with its report.
+/// A probe of the scenario: running, or with its report.
 pub(super) enum Probe {
     Running(Running),
     Finished(Report),
@@ -43,24 +44,24 @@ impl Probe {
     }
 }
 
-/// A story under way.
+/// A scenario under way.
 pub(super) struct Run<'a> {
     pub lab: &'a Lab,
     pub clock: Clock,
     pub watch: Watch,
-    /// Endpoints that must be there, by NODE/NAME.
+    /// The endpoints that must exist, by NODE/NAME.
     pub endpoints: BTreeMap<String, Endpoint>,
     pub probes: BTreeMap<String, Probe>,
-    timeline: Vec<Moment>,
+    timeline: Vec<TimelineEntry>,
     expectations: Vec<Expectation>,
     tell: fn(&str),
 }
 
-/// Makes a lab of this name, runs the scenario in it, and takes it down again unless it is to be kept.
+/// Creates a lab of this name, runs the scenario in it, and takes it down again unless it is to be kept.
 ///
 /// # Errors
-/// When the lab cannot be made or taken down, or somebody has interrupted the run; a story that fails is a report,
-/// not an error.
+/// When the lab cannot be created or taken down, or the run was interrupted; a scenario that fails is a report, not
+/// an error.
 pub fn run(scenario: &Scenario, name: LabName, keep: bool, tell: fn(&str)) -> Result<RunReport> {
     let mut spec = Spec::new(scenario.nodes, scenario.etcd)?;
     spec.agent_flags.clone_from(&scenario.agent_flags);
@@ -83,7 +84,7 @@ fn run_in(scenario: &Scenario, name: LabName, spec: Spec, keep: bool, tell: fn(&
     Ok(report)
 }
 
-/// Takes the lab down whatever happens.
+/// Takes the lab down when dropped.
 struct Guard<'a> {
     lab: &'a Lab,
     keep: bool,
@@ -92,7 +93,7 @@ struct Guard<'a> {
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
         if self.keep {
-            self.lab.report(&format!("lab {} is left standing", self.lab.name().as_str()));
+            self.lab.report(&format!("lab {} is kept", self.lab.name().as_str()));
         } else if let Err(error) = take_down(self.lab.name()) {
             self.lab.report(&format!("{error:#}"));
         }
@@ -116,7 +117,7 @@ impl<'a> Run<'a> {
     fn note(&mut self, text: String) {
         let at_ms = self.clock.ms(Instant::now());
         (self.tell)(&format!("{:>8}.{:03} s  {text}", at_ms / 1_000, at_ms % 1_000));
-        self.timeline.push(Moment { at_ms, text });
+        self.timeline.push(TimelineEntry { at_ms, text });
     }
 
     fn finish(mut self, scenario: &Scenario) -> RunReport {
@@ -138,7 +139,7 @@ impl<'a> Run<'a> {
         match self.watch.left_since(self.clock.origin) {
             Ok(left) => timeline.extend(
                 left.into_iter()
-                    .map(|it| Moment { at_ms: self.clock.ms(it.at), text: format!("  {}", it.entry) }),
+                    .map(|it| TimelineEntry { at_ms: self.clock.ms(it.at), text: format!("  {}", it.entry) }),
             ),
             Err(error) => drop(broken.get_or_insert(format!("{error:#}"))),
         }
@@ -182,7 +183,7 @@ impl<'a> Run<'a> {
             }
             Step::Expect(expect) => {
                 let result = self.expect(expect);
-                // Nothing that comes of an interrupt is the fleet's fault.
+                // The consequences of an interrupt are not the fleet's fault.
                 interrupt::check()?;
                 let (held, seen) = match result {
                     Ok(seen) => (true, seen),
@@ -229,7 +230,7 @@ impl<'a> Run<'a> {
             }
             ProbeStep::Connections { every, .. } => Connections { from, to, interval: *every }.start(),
         }?;
-        // What comes next happens to a probe that is under way, not to its first packet.
+        // The next step is to affect a probe under way, not its first packet.
         wait::until(&format!("the first {} of probe {name}", running.report().unit), FIRST_LIMIT, || {
             ensure!(running.report().arrived > 0, "nothing has arrived");
             Ok(())
@@ -258,7 +259,7 @@ impl<'a> Run<'a> {
     fn fault(&mut self, command: &FaultCommand) -> Result<()> {
         let in_folder = |file: &Path| self.lab.name().folder().join(file);
         let command = match command {
-            // Files of a story belong to its lab.
+            // Files of a scenario belong to its lab.
             FaultCommand::Etcd(EtcdCommand::Backup { file }) => {
                 FaultCommand::Etcd(EtcdCommand::Backup { file: in_folder(file) })
             }
@@ -273,13 +274,13 @@ impl<'a> Run<'a> {
         };
         if let Some(node) = &rebooted {
             self.watch.rebooting(node, true);
-            // Its workloads are gone, and it may say so to the others.
+            // The node's workloads are gone, and it may announce that.
             for (_, gone) in self.endpoints.extract_if(.., |_, endpoint| endpoint.node == *node) {
                 self.watch.deleted(gone.address, true);
             }
         }
         if let FaultCommand::Address { node, address } = &command {
-            // What a node had, and will have again when this is healed.
+            // The former address may leave, until the fault is healed.
             self.watch.deleted((*address).into(), true);
             self.watch.deleted(underlay_address(node).into(), true);
         }
@@ -294,7 +295,7 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Lets time pass, unless somebody interrupts.
+/// Lets time pass, unless the run is interrupted.
 pub(super) fn pass(time: Duration) -> Result<()> {
     let end = Instant::now() + time;
     while Instant::now() < end {
@@ -304,7 +305,7 @@ pub(super) fn pass(time: Duration) -> Result<()> {
     Ok(())
 }
 
-/// The errors in an agent's log that the story does not allow.
+/// The errors in an agent's log that the scenario does not allow.
 fn errors_in(node: &str, log: &Path, allowed: &[String]) -> Vec<String> {
     let text = fs::read_to_string(log).unwrap_or_default();
     let panics = |line: &str| line.contains("panicked at");

@@ -1,4 +1,4 @@
-//! The grammar of a story's lines.
+//! The grammar of the steps of a scenario.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand};
 
 use crate::{duration, fault::FaultCommand};
 
-/// How long what a fleet does by itself may take, where a line says nothing else.
+/// The default time-out for what a fleet does by itself.
 const SOON: &str = "10s";
 
 /// One line.
@@ -17,7 +17,7 @@ pub struct Line {
     pub step: Step,
 }
 
-/// What one line says. Endpoints are NODE/NAME.
+/// One step. Endpoints are NODE/NAME.
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 #[command(disable_help_subcommand = true)]
 pub enum Step {
@@ -25,7 +25,7 @@ pub enum Step {
     Endpoint {
         /// NODE/NAME.
         endpoint: String,
-        /// `app=web`, or several with commas.
+        /// `app=web`, or several separated by commas.
         labels: String,
     },
     /// Delete an endpoint.
@@ -33,22 +33,22 @@ pub enum Step {
         /// NODE/NAME.
         endpoint: String,
     },
-    /// Begin a probe.
+    /// Start a probe.
     #[command(subcommand)]
     Probe(ProbeStep),
-    /// Send no more, and take the report.
+    /// Stop a probe, and take its report.
     Finish {
-        /// A probe's name, several with commas, or `all`.
+        /// A probe's name, several separated by commas, or `all`.
         probe: String,
     },
-    /// Let time pass: `5s`, or a moment of `1s..5s` by the seed.
+    /// Let time pass: `5s`, or a random time from `1s..5s` by the seed.
     Wait {
         #[arg(value_parser = duration::parse)]
         time: Duration,
     },
     /// Name this moment: a phase of the report, and for `--since`.
     Mark { name: String },
-    /// Something that must hold. A run goes on when it does not, and has failed.
+    /// Something that must hold. A run goes on if it does not, and has failed.
     #[command(subcommand)]
     Expect(Expect),
     #[command(flatten)]
@@ -113,7 +113,7 @@ impl ProbeStep {
 pub enum Expect {
     /// A probe lost nothing: no packet, no byte, no connection.
     Clean {
-        /// A probe's name, several with commas, or `all`.
+        /// A probe's name, several separated by commas, or `all`.
         probe: String,
         /// Only what was sent after this mark.
         #[arg(long)]
@@ -121,11 +121,11 @@ pub enum Expect {
         /// Only what was sent before this mark.
         #[arg(long)]
         until: Option<String>,
-        /// No stream was silent for longer than its limit either.
+        /// In addition, no stream was silent for longer than its limit.
         #[arg(long)]
         steady: bool,
     },
-    /// A probe lost something: the fault was there.
+    /// A probe lost something: the fault had an effect.
     Losses {
         /// A probe's name.
         probe: String,
@@ -133,14 +133,14 @@ pub enum Expect {
         #[arg(long)]
         since: Option<String>,
     },
-    /// One endpoint gets answers from another.
+    /// One endpoint gets replies from another.
     Reaches {
         from: String,
         to: String,
         #[arg(long, default_value = SOON, value_parser = duration::parse)]
         within: Duration,
     },
-    /// Every kernel has exactly the endpoints that there are, and nothing to repair; no block has two owners.
+    /// Every kernel has exactly the existing endpoints, and nothing to repair; no block has two owners.
     Converged {
         #[arg(long, default_value = "5s", value_parser = duration::parse)]
         within: Duration,
@@ -148,31 +148,32 @@ pub enum Expect {
         #[arg(long)]
         since: Option<String>,
     },
-    /// etcd has exactly the endpoints that there are, and each agent knows it; it has each node's blocks, and no two overlap.
+    /// etcd has exactly the existing endpoints, and each agent knows that; it has each node's blocks, and no two
+    /// overlap.
     Recorded {
         #[arg(long, default_value = "30s", value_parser = duration::parse)]
         within: Duration,
     },
-    /// No entry of an address left a kernel map, but of those that the story deleted and of rebooted nodes.
+    /// No entry of an address left a kernel map, except those of deleted endpoints and rebooted nodes.
     Kept {
         /// Only what left after this mark.
         #[arg(long)]
         since: Option<String>,
     },
-    /// An agent serves its node.
+    /// An agent is ready.
     Ready {
         /// Nodes.
         nodes: String,
         #[arg(long, default_value = "30s", value_parser = duration::parse)]
         within: Duration,
     },
-    /// `warren status` says something.
+    /// `warren status` contains a text.
     Status {
         /// Nodes.
         nodes: String,
-        /// What is in its text.
+        /// The text.
         text: String,
-        /// It must not say it.
+        /// The text must be absent.
         #[arg(long)]
         not: bool,
         #[arg(long, default_value = SOON, value_parser = duration::parse)]
@@ -181,7 +182,7 @@ pub enum Expect {
 }
 
 impl Expect {
-    /// How long it may take, where that is said.
+    /// The step's time-out, if it has one.
     pub fn limit(&mut self) -> Option<&mut Duration> {
         match self {
             Self::Reaches { within, .. }
@@ -201,7 +202,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_grammar_is_sound() {
+    fn cli_grammar_is_sound() {
         Line::command().debug_assert();
     }
 }

@@ -1,4 +1,4 @@
-//! The client: a process of its own, since it belongs to a namespace and a cgroup or to none.
+//! The client: a separate process, which belongs to a namespace and a cgroup or to none.
 
 use std::{
     io::{Read, Write},
@@ -10,23 +10,23 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-/// What one answer may take.
+/// The time-out of one response.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// New sockets, each of which asks once from a port of its own.
+/// New sockets, each of which sends one request from its own port.
 pub const QUESTIONS: u16 = 1_000;
-/// Questions of one connection.
+/// Requests on one connection.
 const ROUND_TRIPS: usize = 5_000;
 
-/// Medians of what one client saw.
+/// Medians of one client's measurements.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Sample {
-    /// From connect(2) of a new UDP socket to its first answer.
+    /// From connect(2) of a new UDP socket to its first response.
     pub first_packet_us: f64,
-    /// One byte there and back on a TCP connection.
+    /// One byte back and forth on a TCP connection.
     pub round_trip_us: f64,
 }
 
-/// Runs this program as a client where `command` runs it.
+/// Runs this program as a client, in the place that `command` determines.
 pub fn measure(mut command: Command, to: SocketAddr, first_port: u16) -> Result<Sample> {
     command.args(["services-client", &to.to_string(), &first_port.to_string()]).stdin(Stdio::null());
     let output = command.output().context("run the client")?;
@@ -34,7 +34,7 @@ pub fn measure(mut command: Command, to: SocketAddr, first_port: u16) -> Result<
     serde_json::from_slice(&output.stdout).context("read what the client measured")
 }
 
-/// Asks, and tells what was measured as JSON.
+/// Sends requests, and returns the measurements as JSON.
 pub fn ask(to: SocketAddr, first_port: u16) -> Result<String> {
     let mut first_packets = Vec::new();
     for port in first_port..first_port + QUESTIONS {

@@ -1,5 +1,5 @@
-//! The same services as rules of iptables, in the chains that kube-proxy makes: a router's first packet of a flow walks
-//! KUBE-SERVICES from rule to rule until one is its own. That one is in the middle.
+//! The same services as iptables rules, in the chains that kube-proxy creates: the first packet of a flow walks
+//! KUBE-SERVICES from rule to rule until one matches. The matching rule is in the middle.
 
 use std::{
     fmt::Write as _,
@@ -17,17 +17,17 @@ use super::{FRONTEND, SERVER_PORT, echo};
 
 /// The server behind the router.
 const SERVER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 6);
-/// What to do where iptables is missing.
+/// The remedy if iptables is missing.
 const ADVICE: &str = "package iptables; deploy/setup.sh installs it";
 
-/// A client, a router with rules, and a server that echoes. They go when this is dropped.
+/// A client, a router with rules, and a server that echoes; removed when dropped.
 pub struct Routed {
     /// Namespaces: client, router, server.
     names: [String; 3],
 }
 
 impl Routed {
-    /// Makes them, with rules for so many other services.
+    /// Creates them, with rules for this many other services.
     pub fn make(lab: &Lab, name: &str, others: u32) -> Result<Self> {
         let names = ["client", "router", "server"]
             .map(|role| lab.name().machine_namespace(&format!("bench-{name}-{role}")));
@@ -52,7 +52,7 @@ impl Routed {
         Ok(routed)
     }
 
-    /// A program that is run where the client is.
+    /// A program that runs in the client's namespace.
     pub fn client(&self, program: PathBuf) -> Result<Command> {
         let mut command = Command::new(program);
         process::enter(&mut command, &self.names[0], None)?;
@@ -70,14 +70,15 @@ impl Drop for Routed {
     }
 }
 
-/// Which iptables there is, as it says itself.
+/// The version of iptables, as it prints it.
 pub fn version() -> Result<String> {
     let output = Command::new("iptables").arg("--version").output();
     let output = output.with_context(|| format!("run iptables ({ADVICE})"))?;
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// For each service and protocol a rule that leads to its chain, this one to its endpoint's, and that translates.
+/// For each service and protocol a rule that leads to its chain, from there one to its endpoint's chain, and the rule
+/// that translates.
 fn rules(others: u32) -> Result<String> {
     let first = u32::from(Ipv4Addr::new(198, 19, 0, 1));
     let mut services: Vec<String> =

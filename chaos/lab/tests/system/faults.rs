@@ -1,4 +1,4 @@
-//! Faults do to machines and packets what they say, and healing undoes it. No agent runs here.
+//! Faults affect machines and packets as described, and healing undoes them. No agent runs here.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -18,11 +18,11 @@ fn way(lab: &TestLab, from: &str, to: &str, one_way: bool) -> Way {
     Way { from: set(from), to: set(to), one_way }
 }
 
-/// Pings over the underlay while a fault stands, and after it was healed: then nothing may be lost.
+/// Pings over the underlay during a fault and after it was healed; after healing no ping may be lost.
 fn check(lab: &TestLab, from: &str, to: &str, fault: &Fault, seen: impl Fn(&Report) -> bool) {
     let address: IpAddr = underlay_address(to).into();
     let inside = lab.name().machine_namespace(from);
-    // A fault that comes and goes is to have done both.
+    // A flapping link must have been down and up.
     let count = if let Fault::Flap { period, .. } = fault { 2 * period.as_millis() as u64 } else { 1_000 };
     let ping = || {
         let ping = Ping::new(&inside, address).start().unwrap();
@@ -39,7 +39,7 @@ fn check(lab: &TestLab, from: &str, to: &str, fault: &Fault, seen: impl Fn(&Repo
     let report = ping();
     assert!(seen(&report), "{fault}, {from} to {to}: {report:?}");
     assert_eq!(lab.heal(id).unwrap().fault, *fault);
-    // What was cut off asks for its neighbour once a second, and keeps no more than a few packets for it.
+    // A node that was cut off asks for its neighbour once a second, and queues only a few packets for it.
     wait::until("an answer", SOON, || chaos_lab::probe::ping(&inside, address, 1)).unwrap();
     let after = ping();
     assert_eq!(after.lost(), 0, "{fault}, healed: {after:?}");
@@ -47,7 +47,7 @@ fn check(lab: &TestLab, from: &str, to: &str, fault: &Fault, seen: impl Fn(&Repo
 }
 
 #[test]
-fn packets_suffer_as_told_and_no_others() {
+fn faults_affect_only_the_named_packets() {
     let Some(lab) = TestLab::made("faults", 3, 1) else { return };
     let everything = |report: &Report| report.arrived == 0 && report.lost() == report.sent;
     let nothing = |report: &Report| report.lost() == 0;
@@ -66,7 +66,7 @@ fn packets_suffer_as_told_and_no_others() {
     check(&lab, "n1", "n2", &delay, |report| {
         report.lost() == 0 && report.latency.unwrap().median >= Duration::from_millis(40)
     });
-    // Twice as long as the gap that makes two troubles of one.
+    // The period is twice the gap up to which the report merges two troubles.
     let flap = Fault::Flap { way: way(&lab, "n1", "n2", false), period: Duration::from_millis(1_000) };
     check(&lab, "n1", "n2", &flap, |report| {
         report.arrived > 0 && report.troubles.iter().filter(|it| it.cause == Cause::Lost).count() > 1
@@ -74,7 +74,7 @@ fn packets_suffer_as_told_and_no_others() {
 }
 
 #[test]
-fn faults_on_the_command_line() {
+fn faults_are_set_by_the_command_line() {
     let Some(lab) = TestLab::made("faultcli", 2, 1) else { return };
     let check = |arguments: &[&str], code: i32, expected: &str| {
         let mut command = std::process::Command::new(crate::support::WARREN_LAB);
@@ -104,7 +104,7 @@ fn faults_on_the_command_line() {
 }
 
 #[test]
-fn etcd_is_paused_wiped_and_restored() {
+fn faults_pause_wipe_and_restore_etcd() {
     let Some(lab) = TestLab::made("faultetcd", 1, 3) else { return };
     let members = machines::parse(lab.spec(), "etcd").unwrap();
     lab.start_machines(&members).unwrap();

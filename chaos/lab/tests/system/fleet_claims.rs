@@ -1,4 +1,4 @@
-//! Ten agents that start at one moment on an empty etcd agree on everything.
+//! Ten agents that start at the same moment on an empty etcd agree on everything.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,7 +15,7 @@ const NODES: u8 = 10;
 const ENDPOINTS_PER_NODE: usize = 10;
 
 #[test]
-fn ten_agents_at_one_moment_share_pods_and_identities() {
+fn claims_of_ten_simultaneous_agents_agree() {
     let Some(lab) = TestLab::up("ten", NODES, 1) else { return };
     let cidrs = claimed_cidrs(&lab);
     for (index, one) in cidrs.iter().enumerate() {
@@ -24,8 +24,8 @@ fn ten_agents_at_one_moment_share_pods_and_identities() {
         }
     }
 
-    // Every node has the ten label sets, in another order and at the same moment: that is where two numbers
-    // for one set would come from.
+    // Every node has the ten label sets in another order, at the same moment: this is how two identities for one set
+    // would arise.
     let endpoints: Vec<Endpoint> = thread::scope(|scope| {
         let lab: &Lab = &lab;
         let threads: Vec<_> = lab
@@ -50,7 +50,11 @@ fn ten_agents_at_one_moment_share_pods_and_identities() {
     assert_eq!(addresses.len(), endpoints.len(), "an address was given out twice");
     let mut identities: BTreeMap<&str, BTreeSet<u32>> = BTreeMap::new();
     for endpoint in &endpoints {
-        assert!(cidrs.iter().any(|cidr| cidr.contains(endpoint.address)), "{} is nobody's", endpoint.address);
+        assert!(
+            cidrs.iter().any(|cidr| cidr.contains(endpoint.address)),
+            "{} is in no block",
+            endpoint.address
+        );
         identities.entry(&endpoint.labels).or_default().insert(endpoint.identity);
     }
     assert_eq!(identities.len(), ENDPOINTS_PER_NODE);
@@ -59,7 +63,7 @@ fn ten_agents_at_one_moment_share_pods_and_identities() {
     assert_eq!(numbers.len(), ENDPOINTS_PER_NODE, "two label sets share a number: {identities:?}");
 
     lab.wait_in_ipcache("n10", &endpoints);
-    // Gossip may be faster than etcd, and records follow what they record.
+    // Gossip may be faster than etcd, and dependent records are written later.
     wait::until("etcd to have it all", SOON, || {
         let kinds = recorded_kinds(&lab);
         ensure!(kinds == expected_kinds(), "it has {kinds:?}");
@@ -83,7 +87,7 @@ fn expected_kinds() -> BTreeMap<String, usize> {
     kinds.map(|(kind, count)| (kind.to_owned(), count)).into()
 }
 
-/// The blocks of all nodes, as each node's own agent tells them.
+/// The blocks of all nodes, as reported by each node's own agent.
 fn claimed_cidrs(lab: &TestLab) -> Vec<IpNetwork> {
     let of = |node: String| ask(lab.api(&node).status()).unwrap().cidrs;
     let cidrs: Vec<IpNetwork> = lab.spec().node_names().flat_map(of).map(|status| status.cidr).collect();
@@ -91,7 +95,8 @@ fn claimed_cidrs(lab: &TestLab) -> Vec<IpNetwork> {
     cidrs
 }
 
-/// What `etcdctl get --prefix` shows, by kind: the keys of DESIGN section 4, each value JSON with its version.
+/// The records of `etcdctl get --prefix`, counted by kind: the keys of DESIGN section 4, each value JSON with a
+/// version.
 fn recorded_kinds(lab: &TestLab) -> BTreeMap<String, usize> {
     let fleet = lab.name().as_str();
     let prefix = format!("/warren/v1/{fleet}/");

@@ -1,6 +1,7 @@
-//! Backends that die, are drained, or lose their node, under a load of new connections: who notices, and who does not.
+//! Backends that die, are drained, or lose their node, under a load of new connections: which connections are
+//! affected.
 //!
-//! `WARREN_SCALE_RATE=1000` (`make test-scale`) makes so many a second; a hundred are a part of every run.
+//! `WARREN_SCALE_RATE=1000` (`make test-scale`) opens as many connections a second; every run opens a hundred.
 
 use std::{
     collections::BTreeMap,
@@ -19,8 +20,8 @@ use crate::{
     support::{SOON, TestLab, use_scale_programs},
 };
 
-/// What a check of three bad answers, half a second apart, may take from the death of a backend to the last connection
-/// that it gets: five times what is seen.
+/// The longest time from the death of a backend to the last connection that it gets, with a check of three failures
+/// half a second apart: five times what was measured.
 const PROMISED: Duration = Duration::from_secs(8);
 
 fn apply(lab: &TestLab, health_check: &str) -> SocketAddr {
@@ -40,7 +41,7 @@ fn backends(lab: &TestLab, node: &str) -> Result<BTreeMap<IpAddr, ServiceBackend
     Ok(backends.map(|backend| (backend.address, backend)).collect())
 }
 
-/// Waits until these backends, and no others, are so on a node, and its kernel has them so.
+/// Waits until a node and its kernel have exactly these backends in these states.
 fn wait_states(lab: &TestLab, node: &str, expected: &[(&Endpoint, BackendState)]) {
     let expected: BTreeMap<IpAddr, BackendState> =
         expected.iter().map(|(endpoint, state)| (endpoint.address, *state)).collect();
@@ -54,7 +55,7 @@ fn wait_states(lab: &TestLab, node: &str, expected: &[(&Endpoint, BackendState)]
 }
 
 #[test]
-fn a_backend_that_dies_gets_no_new_connection_and_nobody_else_notices() {
+fn health_check_removes_a_dead_backend_without_other_failures() {
     use BackendState::{Active, Unhealthy};
     let Some(lab) = TestLab::up_with("health", 2, 1, use_scale_programs) else { return };
     let web = [("n1", "web-1"), ("n2", "web-2"), ("n2", "web-3")]
@@ -91,7 +92,7 @@ fn a_backend_that_dies_gets_no_new_connection_and_nobody_else_notices() {
     }
     drop(talks);
 
-    // Whatever failed was refused by the dead one's kernel, while it was still thought to be well.
+    // Failed connections were refused by the dead backend's kernel, before the health check had failed.
     let failed: Vec<&Outcome> = outcomes.iter().filter(|(_, result)| result.is_err()).collect();
     for (begin, result) in &failed {
         assert!(*begin < settled, "failed after the backend had been taken out: {result:?}");
@@ -117,7 +118,7 @@ fn a_backend_that_dies_gets_no_new_connection_and_nobody_else_notices() {
 }
 
 #[test]
-fn all_backends_are_replaced_without_a_failed_request() {
+fn drain_replaces_all_backends_without_a_failed_request() {
     use BackendState::{Active, Terminating};
     let Some(lab) = TestLab::up_with("rolling", 2, 1, use_scale_programs) else { return };
     let client = lab.endpoint("n1", "client", "app=client");
@@ -127,7 +128,7 @@ fn all_backends_are_replaced_without_a_failed_request() {
         (endpoint, backend)
     };
     let former = [start("n1", "old-1"), start("n2", "old-2"), start("n2", "old-3")];
-    // A new one is not asked for anything before it has answered its node once.
+    // A new backend gets no connections before it has passed its node's check once.
     let to = apply(&lab, "  healthCheck: {interval: 500ms, healthyThreshold: 1}\n");
     let all: Vec<_> = former.iter().map(|(endpoint, _)| (endpoint, Active)).collect();
     wait_states(&lab, "n1", &all);
@@ -173,9 +174,9 @@ fn all_backends_are_replaced_without_a_failed_request() {
     );
 }
 
-/// Nobody asked for a check: that nodes die is everybody's affair.
+/// Without any configured health check: the death of a node is always noticed.
 #[test]
-fn a_dead_agent_keeps_its_backends_and_a_dead_node_does_not() {
+fn node_death_removes_its_backends_but_agent_death_does_not() {
     use BackendState::{Active, Unhealthy};
     let Some(mut lab) = TestLab::up_with("node-death", 2, 1, use_scale_programs) else { return };
     lab.expect_errors();
@@ -217,7 +218,7 @@ fn a_dead_agent_keeps_its_backends_and_a_dead_node_does_not() {
     let answers = load.wait_for_more(Instant::now());
     assert_eq!(answers.keys().map(String::as_str).collect::<Vec<_>>(), ["web-1"], "{answers:?}");
     load.end();
-    // Its agent stays away: the node answers again, and that is enough.
+    // The agent stays down: a node that answers again is enough.
     link("up");
     wait_states(&lab, "n1", &both);
 }

@@ -1,6 +1,6 @@
-//! Endpoints that come and go leave nothing: not in maps, etcd, devices, files, nor in the agent's memory.
+//! Endpoint churn leaves nothing behind: in maps, etcd, devices, files, and the agent's memory.
 //!
-//! `WARREN_SCALE_ENDPOINTS=10000` (`make test-scale`) makes as many; a few hundred are a part of every run.
+//! `WARREN_SCALE_ENDPOINTS=10000` (`make test-scale`) creates as many; every run creates a few hundred.
 
 use std::{collections::BTreeMap, fs, path::Path, time::Instant};
 
@@ -11,15 +11,15 @@ use node_api::{AttachmentKind, EndpointAdd};
 
 use crate::support::{SOON, TestLab, use_scale_programs};
 
-/// Endpoints that are there at one moment.
+/// Endpoints that exist at the same time.
 const ALIVE: usize = 100;
-/// Endpoints in an ordinary run.
+/// Endpoints of an ordinary run.
 const ENDPOINTS: usize = 300;
-/// Callers at once. The agent does one plan at a time and gathers what comes meanwhile.
+/// Concurrent callers. The agent applies one plan at a time and collects further changes meanwhile.
 const CALLERS: usize = 4;
-/// How much the agent's memory may grow after the warm-up: allocators keep what they were given once.
+/// How much the agent's memory may grow after the warm-up: allocators keep freed memory.
 const GROWTH_KB: u64 = 8 * 1024;
-/// What goes first in each batch without telling the agent: workloads do.
+/// Endpoints of each batch whose namespace is deleted before the agent is told, as workloads do.
 const DISAPPEAR: usize = 5;
 
 fn endpoint(lab: &TestLab, node: &str, index: usize) -> (EndpointName, EndpointAdd) {
@@ -51,7 +51,7 @@ fn for_each(range: std::ops::Range<usize>, work: impl Fn(usize) -> Result<()> + 
     });
 }
 
-/// A batch comes and goes.
+/// Adds and deletes a batch of endpoints.
 fn batch(lab: &TestLab, node: &str, range: std::ops::Range<usize>) {
     for slot in 0..range.len() {
         let inside = workload(lab, node, slot);
@@ -70,11 +70,11 @@ fn batch(lab: &TestLab, node: &str, range: std::ops::Range<usize>) {
     });
 }
 
-/// Everything that could pile up, by name.
+/// Everything that could accumulate, by name.
 fn counts(lab: &TestLab, node: &str) -> Result<BTreeMap<String, u64>> {
     let mut counts = BTreeMap::new();
     for map in ask(lab.api(node).maps())?.items {
-        // Flows end by themselves, in their own time.
+        // Flows time out on their own schedule.
         if let Some(entries) = map.entries.filter(|_| !map.name.contains("FLOWS")) {
             counts.insert(map.name, entries);
         }
@@ -90,14 +90,14 @@ fn counts(lab: &TestLab, node: &str) -> Result<BTreeMap<String, u64>> {
     let etcd = lab.name().machine_namespace("e1");
     let keys =
         process::run(&etcd, "env", &["ETCDCTL_API=3", "etcdctl", "get", "--prefix", "/", "--keys-only"])?;
-    // The store's mark comes a while after the first record.
+    // The store's mark is written some time after the first record.
     let keys = keys.lines().filter(|line| !line.is_empty() && !line.ends_with("/mark"));
     counts.insert("etcd keys".to_owned(), keys.count() as u64);
     counts.insert("pins".to_owned(), files_below(&lab.pin_path(node)));
     counts.insert("files of the agent".to_owned(), files_below(&lab.name().folder().join(node)));
     let pid = agent(lab, node)?;
     counts.insert("descriptors".to_owned(), fs::read_dir(format!("/proc/{pid}/fd"))?.count() as u64);
-    // The runtime starts and ends threads for files as it needs them: a few more or less are the same.
+    // The runtime starts and ends threads for file operations on demand: small differences are ignored.
     let threads = fs::read_dir(format!("/proc/{pid}/task"))?.count() as u64;
     counts.insert("threads, in sixteens".to_owned(), threads / 16);
     Ok(counts)
@@ -123,10 +123,10 @@ fn resident_kb(lab: &TestLab, node: &str) -> u64 {
 }
 
 #[test]
-fn endpoints_that_come_and_go_leave_nothing() {
+fn endpoint_churn_leaves_nothing() {
     let wanted =
         std::env::var("WARREN_SCALE_ENDPOINTS").ok().and_then(|text| text.parse().ok()).unwrap_or(ENDPOINTS);
-    // An address that rests is in use as far as blocks are concerned: without this, blocks are claimed for it.
+    // Addresses in cooldown count as used: with the default cooldown, blocks would be claimed for them.
     let flags = ["--fleet-address-cooldown".to_owned(), "0s".to_owned()];
     let Some(lab) = TestLab::up_with("leaks", 2, 1, |spec| {
         spec.agent_flags = flags.into();
@@ -134,11 +134,11 @@ fn endpoints_that_come_and_go_leave_nothing() {
     }) else {
         return;
     };
-    // Their identities stay in use, so that what is counted is endpoints.
+    // These endpoints keep the identities in use, so that only endpoints are counted.
     for part in 0..4 {
         lab.endpoint("n1", &format!("keeper-{part}"), &format!("app=leak,part=p{part}"));
     }
-    // The first tenth is the warm-up: a block more, buffers at their size, the allocator's arenas.
+    // The first tenth is the warm-up: one more block, buffers at their final size, the allocator's arenas.
     let warm = (wanted / 10).max(ALIVE);
     let mut from = 0;
     let mut run_until = |end: usize| {
@@ -155,9 +155,9 @@ fn endpoints_that_come_and_go_leave_nothing() {
             let status = ask(lab.api(node).status())?;
             ensure!(status.endpoints == if node == "n1" { 4 } else { 0 }, "{} endpoints", status.endpoints);
             let counts = counts(&lab, node)?;
-            // Gateways, underlay addresses of both nodes, and four keepers.
+            // Gateways, the underlay addresses of both nodes, and the four endpoints that keep identities.
             ensure!(counts["WARREN_IPC_V4"] == 8, "{counts:?}");
-            // Not in the middle of something: a file that is being written, a connection that is about to end.
+            // The counts are stable: no file is being written, and no connection is about to end.
             let before = last.replace(counts.clone());
             ensure!(before.as_ref() == Some(&counts), "{before:?} before, {counts:?} now");
             Ok(counts)
@@ -192,5 +192,5 @@ fn endpoints_that_come_and_go_leave_nothing() {
         took / u32::try_from(wanted).unwrap()
     );
     let (code, text, _) = lab.warren("n1", &["state", "diff"]);
-    assert_eq!((code, text.as_str()), (0, "the kernel holds exactly what the agent wants\n"));
+    assert_eq!((code, text.as_str()), (0, "desired and observed state are equal\n"));
 }

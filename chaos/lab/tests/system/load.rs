@@ -1,4 +1,4 @@
-//! New connections to a service at a steady rate, the backends that answer them, and who of both was disturbed.
+//! New connections to a service at a steady rate, the backends that respond, and which connections were disturbed.
 
 use std::{
     collections::BTreeMap,
@@ -19,15 +19,15 @@ use chaos_lab::{Endpoint, namespace, wait};
 
 use crate::support::SOON;
 
-/// Where backends listen.
+/// The port of the backends.
 pub const PORT: u16 = 8080;
-/// What one request may take. Nothing is lost here: it only ends a test that has failed.
+/// The time-out of one request. No packet is lost here: the time-out only ends a test that has failed.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// How long each request holds its connection before it asks.
+/// How long each connection stays open before its request.
 const HELD: Duration = Duration::from_millis(10);
-/// New connections a second in an ordinary run.
+/// New connections a second of an ordinary run.
 const USUAL_RATE: u32 = 100;
-/// Those of one client: it makes one after the other, and has time to spare.
+/// New connections a second of one client: it opens them one after the other, with time to spare.
 const RATE_OF_ONE: u32 = 25;
 
 /// New connections a second (`WARREN_SCALE_RATE`).
@@ -35,12 +35,12 @@ pub fn rate() -> u32 {
     scale_rate().unwrap_or(USUAL_RATE)
 }
 
-/// The rate that was asked for, if one was: on a quiet machine, where promised times are kept.
+/// The configured rate, if there is one: on a quiet machine, where promised times are checked.
 pub fn scale_rate() -> Option<u32> {
     std::env::var("WARREN_SCALE_RATE").ok()?.parse().ok()
 }
 
-/// A workload that takes connections and tells each, as often as it is asked, its own name.
+/// A workload that accepts connections and responds to each request with its own name.
 pub struct Backend {
     listener: TcpListener,
     dead: Arc<AtomicBool>,
@@ -49,7 +49,7 @@ pub struct Backend {
 }
 
 impl Backend {
-    /// `client`: whose connections it is asked about afterwards; others are health checks.
+    /// `client` is the workload whose connections are counted afterwards; other connections are health checks.
     pub fn start(endpoint: &Endpoint, client: &Endpoint) -> Self {
         let listener =
             namespace::inside(&endpoint.namespace, || Ok(TcpListener::bind(("0.0.0.0", PORT))?)).unwrap();
@@ -74,13 +74,13 @@ impl Backend {
         Self { listener, dead, disturbed, thread: Some(thread) }
     }
 
-    /// Connections of the client that ended otherwise than by the client's will, after an answer.
+    /// Connections of the client that ended against the client's will, after a response.
     pub fn disturbed(&self) -> usize {
         self.disturbed.load(Ordering::Relaxed)
     }
 }
 
-/// One connection, until the other side ends it: how many answers it got.
+/// Serves one connection until the other side closes it; returns the number of responses.
 fn answer(mut stream: TcpStream, name: &str, dead: &AtomicBool) -> io::Result<usize> {
     let mut answers = 0;
     while stream.read(&mut [0])? == 1 {
@@ -94,7 +94,7 @@ fn answer(mut stream: TcpStream, name: &str, dead: &AtomicBool) -> io::Result<us
 }
 
 impl Drop for Backend {
-    /// The workload dies: whoever comes now is refused by its kernel, and who is there gets no answer.
+    /// The workload dies: its kernel refuses new connections, and established ones get no response.
     fn drop(&mut self) {
         self.dead.store(true, Ordering::Relaxed);
         // Wakes the thread that waits for connections.
@@ -103,7 +103,7 @@ impl Drop for Backend {
     }
 }
 
-/// A connection of a workload that one backend has, whoever else there is, and that stays open.
+/// An open connection of a workload to one given backend.
 pub struct Conversation(TcpStream);
 
 impl Conversation {
@@ -127,7 +127,7 @@ impl Conversation {
     }
 }
 
-/// One request: who answers it.
+/// Sends one request; returns the name of the backend that responds.
 fn request(to: SocketAddr) -> io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
@@ -139,10 +139,10 @@ fn request(to: SocketAddr) -> io::Result<String> {
     if name.is_empty() { Err(ErrorKind::UnexpectedEof.into()) } else { Ok(name) }
 }
 
-/// What came of a request that began at a moment.
+/// When a request began, and its result.
 pub type Outcome = (Instant, Result<String, ErrorKind>);
 
-/// Requests at [`rate`], each on a connection of its own, from several clients of one workload.
+/// Requests at [`rate`], each on a new connection, from several clients of one workload.
 pub struct Load {
     stop: Arc<AtomicBool>,
     outcomes: Arc<Mutex<Vec<Outcome>>>,
@@ -151,7 +151,7 @@ pub struct Load {
 
 impl Load {
     pub fn start(from: &Endpoint, to: SocketAddr) -> Self {
-        // A port rests for a minute when its connection has ended: there must be enough.
+        // A port is unusable for a minute after its connection has ended: the range must be large enough.
         let ports = || Ok(fs::write("/proc/sys/net/ipv4/ip_local_port_range", "10000 65535")?);
         namespace::inside(&from.namespace, ports).unwrap();
         let (stop, outcomes) = (Arc::<AtomicBool>::default(), Arc::<Mutex<Vec<Outcome>>>::default());
@@ -167,7 +167,7 @@ impl Load {
                         let begin = Instant::now();
                         let result = request(to).map_err(|error| error.kind());
                         outcomes.lock().unwrap().push((begin, result));
-                        // What could not be made within a second is left out.
+                        // Connections that could not be opened within a second are left out.
                         due = (due + interval).max(begin - Duration::from_secs(1));
                     }
                     Ok(())
@@ -179,7 +179,7 @@ impl Load {
         Self { stop, outcomes, threads }
     }
 
-    /// What requests that began since a moment have come to: by name, or what went wrong.
+    /// The results of the requests that began after a moment, by backend name or error.
     fn since(&self, moment: Instant) -> BTreeMap<String, usize> {
         let mut counts = BTreeMap::new();
         for (_, result) in self.outcomes.lock().unwrap().iter().filter(|(begin, _)| *begin >= moment) {
@@ -189,7 +189,7 @@ impl Load {
         counts
     }
 
-    /// Waits until two seconds' worth of requests that began since a moment have ended.
+    /// Waits until two seconds' worth of requests that began after a moment have ended.
     pub fn wait_for_more(&self, moment: Instant) -> BTreeMap<String, usize> {
         let count = 2 * rate() as usize;
         wait::until(&format!("{count} requests"), SOON, || {
@@ -213,19 +213,19 @@ impl Drop for Load {
     }
 }
 
-/// Requests a second, from the first to the last.
+/// Requests a second, between the first and the last.
 pub fn reached(outcomes: &[Outcome]) -> f64 {
     let begins = || outcomes.iter().map(|(begin, _)| *begin);
     let took = begins().max().zip(begins().min()).map(|(last, first)| last - first);
     outcomes.len() as f64 / took.unwrap_or_default().as_secs_f64()
 }
 
-/// The connections of a workload's port that are not at their end.
+/// The open connections of a workload's port.
 pub fn connections(endpoint: &Endpoint) -> anyhow::Result<usize> {
     namespace::inside(&endpoint.namespace, || {
         let table = fs::read_to_string("/proc/thread-self/net/tcp")?;
         let local = format!(":{PORT:04X}");
-        // Established, half open, or closed by the other side alone (include/net/tcp_states.h).
+        // ESTABLISHED, SYN_RECV and CLOSE_WAIT (include/net/tcp_states.h).
         let open = |state: &str| matches!(state, "01" | "03" | "08");
         let fields = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
         Ok(fields.filter(|fields| fields[1].ends_with(&local) && open(fields[3])).count())

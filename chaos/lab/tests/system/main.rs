@@ -1,31 +1,31 @@
-//! Fleets of real agents, on real etcd and real traffic: what issue 2 says that a fleet must show.
+//! Fleets of real agents with real etcd and real traffic: the requirements of issue 2.
 //!
-//! Each test makes labs of its own, named after its process, and takes them down also when it fails. Without
-//! root, BPF or etcd a test prints `skipped: why`.
+//! Each test creates its own labs, named after its process, and takes them down, also when it fails. Without root,
+//! BPF or etcd a test prints `skipped: reason`.
 
-mod away;
+mod audit;
 mod doctor;
-mod drift;
+mod etcd_outage;
 mod faults;
 mod fleet_claims;
-mod forgery;
 mod health;
-mod lab_itself;
+mod invalid_input;
+mod lab;
 mod leaks;
 mod load;
-mod mistakes;
 mod modes;
 mod probes;
 mod restart;
 mod scenarios;
 mod servers;
 mod services;
+mod services_external;
 mod services_http;
-mod services_outside;
 mod services_restart;
 mod services_scale;
 mod services_xdp;
 mod sockets;
+mod spoofing;
 mod start;
 mod support;
 mod traffic;

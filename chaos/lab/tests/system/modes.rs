@@ -1,5 +1,5 @@
-//! Ways of packets other than the usual ones: without a tunnel, and by the node's own stack. Two nodes, real traffic,
-//! and a machine outside the fleet.
+//! Modes other than the default one: native routing and legacy host routing. Two nodes, real traffic, and a machine
+//! outside the fleet.
 
 use std::net::{IpAddr, TcpListener, TcpStream};
 
@@ -11,14 +11,14 @@ use crate::{
     support::{SOON, TestLab},
 };
 
-/// Several windows of TCP, so that segments are merged and split.
+/// Several TCP windows, so that segments are merged and split.
 const TRANSFER_BYTES: u64 = 8 << 20;
 
-/// What a fleet is asked to do, and what is to be seen of it.
+/// A mode, and what must be observed in it.
 struct Way {
     flags: &'static [&'static str],
     tunnel: bool,
-    /// Whether the nodes' netfilter sees what goes to endpoints.
+    /// Whether the nodes' netfilter sees packets to endpoints.
     stack: bool,
     pod_mtu_bytes: u32,
 }
@@ -26,7 +26,7 @@ struct Way {
 fn check(test: &str, way: &Way) {
     let flags = way.flags.iter().map(|flag| (*flag).to_owned()).collect();
     let Some(lab) = TestLab::up_with(test, 2, 1, |spec| spec.agent_flags = flags) else { return };
-    let outside = lab.outside("x1");
+    let outside = lab.external_machine("x1");
     let endpoints = [
         lab.endpoint("n1", "a", "app=a"),
         lab.endpoint("n1", "b", "app=b"),
@@ -45,7 +45,7 @@ fn check(test: &str, way: &Way) {
             probe::ping(&lab.name().machine_namespace(node), from.address, 1).unwrap();
             probe::ping(&from.namespace, underlay_address(node).into(), 1).unwrap();
         }
-        // The world sees the node.
+        // The world sees the node's address.
         probe::ping(&from.namespace, outside.address, 3).unwrap();
         probe::transfer(from, &outside, TRANSFER_BYTES, seed).unwrap();
         assert_eq!(seen_as(from, &outside), IpAddr::from(underlay_address(&from.node)), "{}", from.name);
@@ -69,7 +69,7 @@ fn check(test: &str, way: &Way) {
     for name in ["tunnel", "tunnel-port", "path-mtu", "devices", "mtu", "hooks"] {
         doctor::check(&lab, name, "ok", "");
     }
-    // The receiver's node knows who speaks, with a tunnel by its header, without one by the address.
+    // The receiver's node knows the sender's identity: from the VXLAN header, or by native routing from the address.
     let flows: Vec<_> = ask(lab.api("n2").flows(&FlowQuery::default())).unwrap().items;
     let flows: Vec<_> = (flows.iter())
         .filter(|flow| flow.source.address == Some(a.address) && flow.destination.address == Some(c.address))
@@ -80,7 +80,7 @@ fn check(test: &str, way: &Way) {
     }
 }
 
-/// Has a node count what its netfilter forwards to endpoints.
+/// Makes a node count the packets that its netfilter forwards to endpoints.
 fn count_forwarded(lab: &TestLab, node: &str) {
     let script = format!(
         "table ip seen {{ chain forward {{ type filter hook forward priority 0; ip daddr {} counter; }}; }}",
@@ -96,7 +96,7 @@ fn forwarded(lab: &TestLab, node: &str) -> u64 {
     rest.split(' ').next().unwrap().parse().unwrap()
 }
 
-/// The address that a machine outside sees an endpoint's connection come from.
+/// The source address that a machine outside sees on an endpoint's connection.
 fn seen_as(from: &Endpoint, outside: &Endpoint) -> IpAddr {
     let listener =
         namespace::inside(&outside.namespace, || Ok(TcpListener::bind((outside.address, 0))?)).unwrap();
@@ -107,7 +107,7 @@ fn seen_as(from: &Endpoint, outside: &Endpoint) -> IpAddr {
 }
 
 #[test]
-fn without_a_tunnel() {
+fn native_routing_carries_traffic() {
     check(
         "native",
         &Way { flags: &["--datapath-mode", "native"], tunnel: false, stack: false, pod_mtu_bytes: 1500 },
@@ -115,7 +115,7 @@ fn without_a_tunnel() {
 }
 
 #[test]
-fn by_the_nodes_stack() {
+fn legacy_host_routing_carries_traffic() {
     check(
         "legacy",
         &Way {
@@ -128,7 +128,7 @@ fn by_the_nodes_stack() {
 }
 
 #[test]
-fn without_a_tunnel_by_the_nodes_stack() {
+fn native_routing_with_legacy_host_routing_carries_traffic() {
     check(
         "nativelegacy",
         &Way {

@@ -1,5 +1,5 @@
-//! The probes themselves, between two namespaces and without any agent: a clean line is reported clean, and what
-//! is done to the line is reported as it was done.
+//! The probes themselves, between two namespaces and without an agent: a clean line is reported as clean, and
+//! disturbances are reported as they happened.
 
 use std::{
     fs,
@@ -17,7 +17,7 @@ use nix::sched::CpuSet;
 
 use crate::support::{SOON, finish, lab_name};
 
-/// Two namespaces with a cable, gone when the test ends.
+/// Two namespaces connected by a veth pair, deleted when the test ends.
 struct Line {
     name: LabName,
     near: Endpoint,
@@ -49,7 +49,7 @@ impl Line {
         Some(line)
     }
 
-    /// What the far end does with packets that arrive, until it is told otherwise.
+    /// Sets the nftables rules of the far end for incoming packets.
     fn far_end(&self, rules: &str) {
         let mut nft = Command::new("nft");
         let script = format!(
@@ -96,7 +96,7 @@ fn stop(probes: [Running; 4], origin: Instant) -> [Report; 4] {
 }
 
 #[test]
-fn a_clean_line_is_clean() {
+fn probes_report_a_clean_line_as_clean() {
     let Some(line) = Line::new("clean") else { return };
     let origin = Instant::now();
     let probes = line.everything();
@@ -108,7 +108,7 @@ fn a_clean_line_is_clean() {
 }
 
 #[test]
-fn silence_is_seen_when_it_is_and_by_its_length() {
+fn probes_report_a_silence_and_its_length() {
     let Some(line) = Line::new("silence") else { return };
     let origin = Instant::now();
     let probes = line.everything();
@@ -116,7 +116,7 @@ fn silence_is_seen_when_it_is_and_by_its_length() {
     let begin = Instant::now();
     line.far_end("drop");
     let cut = Instant::now();
-    // The silence itself is what is tested: it must outlast the streams' limit and a first retransmission.
+    // The silence is the subject of the test: it must outlast the streams' limit and a first retransmission.
     std::thread::sleep(Duration::from_millis(1_500));
     let heal = Instant::now();
     line.far_end("accept");
@@ -143,7 +143,7 @@ fn silence_is_seen_when_it_is_and_by_its_length() {
 }
 
 #[test]
-fn a_reset_is_a_reset() {
+fn probes_report_a_reset() {
     let Some(line) = Line::new("reset") else { return };
     let origin = Instant::now();
     let probes = line.everything();
@@ -166,10 +166,10 @@ fn a_reset_is_a_reset() {
     assert!(cause_of(&connections).contains(&Cause::Refused), "{:?}", connections.describe(origin));
 }
 
-/// The kernel answers pings in all namespaces through one socket for each processor, and what waits for a neighbour fills
-/// it: a machine that nobody can answer must not take the answers of others.
+/// The kernel sends ping replies of all namespaces through one socket per CPU, and replies that wait for a neighbour
+/// fill it: an unreachable machine must not block the replies to others.
 #[test]
-fn answers_that_wait_for_a_neighbour_leave_room_for_others() {
+fn ping_replies_that_wait_for_a_neighbour_do_not_block_others() {
     let Some(line) = Line::new("waiting") else { return };
     let bridge = line.name.underlay_namespace();
     namespace::create(&bridge).unwrap();
@@ -184,12 +184,12 @@ fn answers_that_wait_for_a_neighbour_leave_room_for_others() {
     };
     let mute = machine("mute", 1);
     machine("asked", 2);
-    // It asks, and never says where it is.
+    // The machine sends ARP requests but answers none.
     namespace::inside(&mute, || Ok(fs::write("/proc/sys/net/ipv4/conf/all/arp_ignore", "8")?)).unwrap();
     let known =
         ["-n", &mute, "neigh", "replace", "198.51.100.2", "lladdr", "02:00:00:00:01:02", "dev", "eth0"];
     namespace::ip(known).unwrap();
-    // All of it on one processor: what this thread starts stays where it is.
+    // Everything runs on one CPU: threads and processes inherit the affinity.
     let me = nix::unistd::Pid::from_raw(0);
     let allowed = nix::sched::sched_getaffinity(me).unwrap();
     let first = (0..CpuSet::count()).find(|cpu| allowed.is_set(*cpu).unwrap()).unwrap();

@@ -1,4 +1,4 @@
-//! An agent is killed, or asked to end, and started again, under traffic: no packet is lost, no map is new.
+//! An agent is killed or stopped, and started again, under traffic: no packet is lost, and no map is replaced.
 
 use std::{collections::BTreeMap, time::Instant};
 
@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use crate::support::{SOON, TestLab};
 
 #[test]
-fn agents_come_and_go_and_flows_go_on() {
+fn restart_keeps_flows_and_maps() {
     let Some(lab) = TestLab::up("restart", 2, 1) else { return };
     let from = lab.endpoint("n1", "from", "app=from");
     let to = lab.endpoint("n2", "to", "app=to");
@@ -45,13 +45,13 @@ fn agents_come_and_go_and_flows_go_on() {
         let endpoints = ask(lab.api(node).endpoints()).unwrap();
         assert_eq!(endpoints.items.len(), 1, "{node} still has its endpoint");
     }
-    // What was adopted can still be changed.
+    // Adopted state can be changed.
     let late = lab.endpoint("n1", "late", "app=late");
     lab.wait_in_ipcache("n2", [&late]);
     chaos_lab::probe::ping(&late.namespace, to.address, 2).unwrap();
 }
 
-/// The kernel's numbers of a node's maps.
+/// The kernel's ids of a node's maps.
 fn map_ids(lab: &TestLab, node: &str) -> BTreeMap<String, u32> {
     let maps = ask(lab.api(node).maps()).unwrap();
     assert!(!maps.items.is_empty());

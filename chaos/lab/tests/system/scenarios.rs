@@ -1,5 +1,5 @@
-//! Scenarios: those of `chaos/scenarios` that are short enough for every run of the tests (`make chaos` runs all), and
-//! what runs them: a story that does not hold must fail, and leave nothing.
+//! The scenarios of `chaos/scenarios` that are short enough for every run (`make chaos` runs all), and the scenario
+//! runner: a scenario with unmet expectations must fail and leave nothing behind.
 
 use std::{
     fs,
@@ -19,10 +19,10 @@ use nix::sys::signal::Signal;
 
 use crate::support::{SOON, TestLab, WARREN_LAB, finish, lab_name, remains};
 
-/// These tests run on any machine beside any others: that things happen is tested here, how soon by `make chaos`.
+/// These tests run on any machine beside others: they check what happens, and `make chaos` checks how soon.
 const PATIENCE: u32 = 10;
 
-/// Runs a scenario of this repository with chance from a fixed seed; everything that it expects must hold.
+/// Runs a scenario of this repository with a fixed seed; all its expectations must be met.
 fn check(name: &str) {
     let Some(lab) = lab_name(&name[..name.len().min(16)]) else { return };
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../scenarios/{name}.toml"));
@@ -33,27 +33,27 @@ fn check(name: &str) {
 }
 
 #[test]
-fn etcd_frozen_then_killed() {
+fn scenario_etcd_frozen_then_killed_holds() {
     check("etcd-frozen-then-killed");
 }
 
 #[test]
-fn etcd_wiped() {
+fn scenario_etcd_wiped_holds() {
     check("etcd-wiped");
 }
 
 #[test]
-fn etcd_restored() {
+fn scenario_etcd_restored_holds() {
     check("etcd-restored");
 }
 
 #[test]
-fn partition_halves() {
+fn scenario_partition_halves_holds() {
     check("partition-halves");
 }
 
 #[test]
-fn a_story_that_does_not_hold_fails_and_leaves_nothing() {
+fn scenario_with_unmet_expectations_fails_and_leaves_nothing() {
     let Some(lab) = lab_name("badstory") else { return };
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("story.toml");
@@ -91,7 +91,7 @@ expect recorded
     assert_eq!((report.passed, report.broken.as_deref(), report.errors.len()), (false, None, 0));
     assert_eq!(remains(&lab), <[String; 0]>::default());
 
-    // Somebody has seen enough.
+    // The reader of the output goes away.
     let mut child = run().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     wait::until("the story to begin", SOON, || {
         ensure!(chaos_lab::namespace::exists(&lab.endpoint_namespace("n2", "a")), "not yet");
@@ -104,7 +104,7 @@ expect recorded
 }
 
 #[test]
-fn the_watch_sees_what_leaves_a_map_and_what_may() {
+fn kernel_watch_reports_entries_that_leave_a_map() {
     let Some(lab) = TestLab::up("watch", 1, 0) else { return };
     let kept = lab.endpoint("n1", "kept", "app=a");
     let gone = lab.endpoint("n1", "gone", "app=a");

@@ -1,4 +1,5 @@
-//! Servers that say who they are, and clients that ask them: who answers, and whom it sees.
+//! Servers that respond with their name, and clients that request it: which server responds, and which client address
+//! it sees.
 
 use std::{
     collections::BTreeMap,
@@ -17,10 +18,10 @@ use std::{
 use anyhow::{Context, Result, bail};
 use chaos_lab::{Endpoint, namespace, process};
 
-/// What one connection may take. Nothing is lost here: it only ends a test that has failed.
+/// The time-out of one connection. No packet is lost here: the time-out only ends a test that has failed.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A workload that tells whoever comes its own name and the address that it sees, by TCP and UDP.
+/// A workload that responds, over TCP and UDP, with its own name and the client address that it sees.
 pub struct Server {
     listener: TcpListener,
     stop: Arc<AtomicBool>,
@@ -44,7 +45,7 @@ impl Server {
                 }
                 let Ok(mut stream) = stream else { return };
                 let Ok(peer) = stream.peer_addr() else { continue };
-                // Whoever asked may have gone.
+                // The client may be gone.
                 drop(stream.write_all(answer(&name, peer).as_bytes()));
             }
         });
@@ -69,10 +70,10 @@ impl Drop for Server {
     }
 }
 
-/// Python's own web server on port 8000 of a workload, with one page that says whose it is.
+/// Python's web server on port 8000 of a workload, with one page that names the workload.
 pub struct WebServer(Child);
 
-/// As `python3 -m http.server`, but with room for many who come at once, and without a pause between head and page.
+/// Like `python3 -m http.server`, with a longer listen queue and without a pause between header and body.
 const WEB_SERVER: &str = "
 import http.server, sys
 page = sys.argv[1].encode()
@@ -110,7 +111,7 @@ impl Drop for WebServer {
     }
 }
 
-/// Whether programs that a test needs are installed; says so if not.
+/// Whether the programs that a test needs are installed; prints the missing ones.
 pub fn are_installed(programs: &[&str]) -> bool {
     let missing = programs.iter().find(|program| {
         let mut command = std::process::Command::new(program);
@@ -123,7 +124,7 @@ pub fn are_installed(programs: &[&str]) -> bool {
     missing.is_none()
 }
 
-/// Who answers one TCP connection: its name and the client's address that it saw.
+/// The response to one TCP connection: the server's name, and the client address that it saw.
 pub fn connect(to: SocketAddr) -> Result<(String, IpAddr)> {
     let mut stream = TcpStream::connect_timeout(&to, PATIENCE).with_context(|| format!("connect to {to}"))?;
     stream.set_read_timeout(Some(PATIENCE))?;
@@ -133,7 +134,8 @@ pub fn connect(to: SocketAddr) -> Result<(String, IpAddr)> {
     answer(&text)
 }
 
-/// The same by UDP. Lost datagrams are sent again; an answer counts only from where the question went.
+/// As [`connect`], by UDP. Lost datagrams are sent again; a response counts only from the address that the request
+/// went to.
 pub fn exchange(to: SocketAddr) -> Result<(String, IpAddr)> {
     let socket = fresh_socket()?;
     socket.connect(to)?;
@@ -150,7 +152,7 @@ pub fn exchange(to: SocketAddr) -> Result<(String, IpAddr)> {
     bail!("no answer from {to}")
 }
 
-/// A socket with a port of its own: one that was used before may belong to a flow that still runs, and keeps its backend.
+/// A socket with an unused port: a used one may belong to a flow that still exists and keeps its backend.
 fn fresh_socket() -> Result<UdpSocket> {
     static NEXT: AtomicU16 = AtomicU16::new(10_000);
     loop {
@@ -166,7 +168,7 @@ pub fn answer(text: &str) -> Result<(String, IpAddr)> {
     Ok((name.to_owned(), address.parse()?))
 }
 
-/// How often each backend answers, from one namespace.
+/// The number of responses of each backend to one namespace.
 pub fn counts(
     from: &str,
     to: SocketAddr,

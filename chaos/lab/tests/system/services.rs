@@ -17,7 +17,7 @@ use crate::{
     support::{SOON, TestLab},
 };
 
-/// Connections of which shares are judged.
+/// Connections for the comparison of shares.
 const MANY: usize = 300;
 
 pub const MANIFEST: &str = "\
@@ -33,7 +33,7 @@ spec:
   - {name: http, port: 8000}
 ";
 
-/// Until a node knows a service with this many backends at each port.
+/// Waits until a node knows a service with this many backends at each port.
 pub fn wait_backends(lab: &TestLab, node: &str, expected: usize) {
     wait::until(&format!("{expected} backends on {node}"), SOON, || {
         let listing = ask(lab.api(node).services())?;
@@ -53,7 +53,7 @@ pub fn no_differences(lab: &TestLab, node: &str) {
 }
 
 #[test]
-fn a_service_is_reached_from_workloads_and_nodes_with_backends_on_two_nodes() {
+fn service_is_reached_by_workloads_and_nodes() {
     let Some(lab) = TestLab::up("services", 2, 1) else { return };
     let backends = [("n1", "web-1"), ("n2", "web-2"), ("n2", "web-3")]
         .map(|(node, name)| lab.endpoint(node, name, "app=web"));
@@ -70,7 +70,7 @@ fn a_service_is_reached_from_workloads_and_nodes_with_backends_on_two_nodes() {
 
     let all: BTreeSet<String> = backends.iter().map(|endpoint| endpoint.name.clone()).collect();
     let machines = ["n1", "n2"].map(|node| lab.name().machine_namespace(node));
-    // Also a backend itself, which may get itself.
+    // A backend is a client too, and may connect to itself.
     let clients = [&client.namespace, &backends[0].namespace, &machines[0], &machines[1]];
     for from in clients {
         for (port, once) in [(80, connect as fn(_) -> _), (53, exchange)] {
@@ -82,12 +82,12 @@ fn a_service_is_reached_from_workloads_and_nodes_with_backends_on_two_nodes() {
             assert!(found.values().all(|count| (50..=150).contains(count)), "from {from} to {to}: {found:?}");
         }
     }
-    // Who comes is seen as who it is, also on the other node.
+    // The backend sees the client's address, also on the other node.
     let (_, seen) = namespace::inside(&client.namespace, || connect(SocketAddr::new(vip, 80))).unwrap();
     assert_eq!(seen, client.address);
     http(&lab, &client, &backends, vip);
 
-    // A backend that goes gets no new flow.
+    // A deleted backend gets no new flow.
     let gone = &backends[2];
     lab.delete_endpoint(&gone.node, &gone.name).unwrap();
     for (node, from) in [("n1", &client.namespace), ("n2", &machines[1])] {
@@ -99,7 +99,7 @@ fn a_service_is_reached_from_workloads_and_nodes_with_backends_on_two_nodes() {
         no_differences(&lab, node);
     }
 
-    // Without backends clients are refused at once, and told of by name and number.
+    // Without backends, clients are rejected at once, and the drops name the service.
     for endpoint in &backends[..2] {
         lab.delete_endpoint(&endpoint.node, &endpoint.name).unwrap();
     }
@@ -121,7 +121,7 @@ fn a_service_is_reached_from_workloads_and_nodes_with_backends_on_two_nodes() {
     no_differences(&lab, "n1");
 }
 
-/// Applies the manifest, twice, and answers the virtual IP.
+/// Applies the manifest twice; returns the virtual IP.
 pub fn apply(lab: &TestLab, path: &str) -> IpAddr {
     let (code, stdout, stderr) = lab.warren("n1", &["diff", "-f", path]);
     assert_eq!((code, stderr.as_str()), (1, ""), "{stdout}");
@@ -160,9 +160,10 @@ fn http(lab: &TestLab, client: &Endpoint, backends: &[Endpoint], vip: IpAddr) {
     }
 }
 
-/// etcd is gone: services go on, also over a restart of the agent, follow endpoints by gossip, and are not written.
+/// etcd is down: services keep working, also over a restart of the agent, follow endpoints by gossip, and cannot be
+/// written.
 #[test]
-fn services_outlive_etcd_and_their_agent() {
+fn services_survive_etcd_and_a_restart() {
     let Some(mut lab) = TestLab::up("svc-away", 2, 1) else { return };
     lab.expect_errors();
     let backend = lab.endpoint("n2", "web-1", "app=web");
@@ -181,7 +182,7 @@ fn services_outlive_etcd_and_their_agent() {
         service.ports.iter().map(|port| port.id).collect::<Vec<_>>()
     };
     let numbers = number(&lab);
-    // What is killed in the moment between is another story.
+    // A kill between the two writes is the subject of another test.
     let snapshot = lab.name().folder().join("n1/state/snapshot");
     wait::until("the service in the snapshot of n1", SOON, || {
         let bytes = fs::read(&snapshot)?;

@@ -1,5 +1,5 @@
-//! A real web server behind a service under a real load: from outside in each mode, and from a workload, each request
-//! by a new connection. None fails, and all servers answer.
+//! A real web server behind a service under a real load: from outside in each mode, and from a workload, with a new
+//! connection for each request. No request fails, and all servers respond.
 
 use std::{collections::BTreeSet, fs, net::IpAddr, process::Command};
 
@@ -11,10 +11,10 @@ use crate::{
     support::{SOON, TestLab, finish, use_scale_programs},
 };
 
-/// One port of nodes, and who answers there.
+/// The node port.
 const NODE_PORT: u16 = 30088;
 
-/// Applies the service, and waits until both nodes have it so; answers the virtual IP.
+/// Applies the service, and waits until both nodes have it; returns the virtual IP.
 fn apply(lab: &TestLab, more: &str) -> IpAddr {
     let manifest = format!(
         "apiVersion: warren/v1\nkind: Service\nmetadata: {{name: web}}\nspec:\n  selector: {{matchLabels: {{app: web}}}}\n  \
@@ -27,7 +27,7 @@ fn apply(lab: &TestLab, more: &str) -> IpAddr {
     written.virtual_ip
 }
 
-/// Requests are answered by all of these and nobody else.
+/// Requests are answered by exactly these endpoints.
 fn check_answers(mut curl: impl FnMut() -> Command, url: &str, expected: &[&Endpoint]) {
     let expected: BTreeSet<String> = expected.iter().map(|endpoint| endpoint.name.clone()).collect();
     let mut found = BTreeSet::new();
@@ -43,7 +43,7 @@ fn check_answers(mut curl: impl FnMut() -> Command, url: &str, expected: &[&Endp
     assert_eq!(found, expected, "{url}");
 }
 
-/// Many requests at once, a connection each; none may fail, as wrk counts.
+/// Many concurrent requests with a connection each; wrk must count no failure.
 fn check_load(mut wrk: Command, url: &str, what: &str) {
     let seconds = if std::env::var_os("WARREN_SCALE_SERVICES").is_some() { "3s" } else { "1s" };
     wrk.args(["--threads", "1", "--connections", "16", "--duration", seconds, "--timeout", "20s"]);
@@ -53,19 +53,19 @@ fn check_load(mut wrk: Command, url: &str, what: &str) {
     println!("{what}: {requests} requests in {seconds}, none failed");
 }
 
-/// How many requests were answered, by wrk's report: it names errors only where there are some.
+/// The number of answered requests in a report of wrk, which lists errors only if there are any.
 fn requests(report: &str) -> anyhow::Result<u64> {
     for line in report.lines().map(str::trim) {
         ensure!(!line.starts_with("Socket errors:") && !line.starts_with("Non-2xx"), "{line}");
     }
     let (before, _) = report.split_once(" requests in ").context("no count of requests")?;
     let count = before.rsplit(char::is_whitespace).next().context("no count of requests")?.parse()?;
-    ensure!(count > 0, "nobody answers");
+    ensure!(count > 0, "no response");
     Ok(count)
 }
 
 #[test]
-fn reports_of_wrk_are_understood() {
+fn wrk_report_is_parsed() {
     let good = "Running 1s test @ http://10.0.0.1/\n  1 threads\n  1234 requests in 1.00s, 1.00MB read\n";
     assert_eq!(requests(good).unwrap(), 1_234);
     for bad in [
@@ -79,7 +79,7 @@ fn reports_of_wrk_are_understood() {
 }
 
 #[test]
-fn web_servers_under_load_answer_every_request_in_each_mode() {
+fn http_load_is_served_without_a_failure_in_each_mode() {
     if !are_installed(&["python3", "curl", "wrk"]) {
         return;
     }
@@ -96,7 +96,7 @@ fn web_servers_under_load_answer_every_request_in_each_mode() {
         process::enter(&mut command, &namespace, None).unwrap();
         command
     };
-    // Each connection keeps its port for a minute.
+    // Each closed connection occupies its port for a minute.
     namespace::inside(&lab.name().machine_namespace("x1"), || {
         Ok(fs::write("/proc/sys/net/ipv4/ip_local_port_range", "2000 65000")?)
     })

@@ -1,5 +1,5 @@
-//! An agent is away while services change: what stays keeps its numbers and its connections, and what has changed is so
-//! once the agent is back.
+//! Services change while an agent is down: what stays keeps its ids and connections, and the changes are applied once
+//! the agent is back.
 
 use std::{collections::BTreeMap, fs, net::SocketAddr};
 
@@ -14,7 +14,7 @@ use crate::{
     support::{SOON, TestLab},
 };
 
-/// Where nodes answer clients outside.
+/// The node port for external clients.
 const NODE_PORT: u16 = 30090;
 
 fn manifest(name: &str, port: u16, more: &str) -> String {
@@ -32,7 +32,7 @@ fn warren(lab: &TestLab, node: &str, verb: &str, manifests: &str) {
     assert_eq!((code, stderr.as_str()), (0, ""), "{stdout}");
 }
 
-/// Waits until a node has these services, with these backends each, and its kernel too.
+/// Waits until a node and its kernel have these services, with these backends each.
 fn wait_services(lab: &TestLab, node: &str, services: &[&str], backends: &[&Endpoint]) {
     let mut addresses: Vec<_> = backends.iter().map(|backend| backend.address).collect();
     addresses.sort_unstable();
@@ -57,10 +57,10 @@ fn wait_services(lab: &TestLab, node: &str, services: &[&str], backends: &[&Endp
     .unwrap();
 }
 
-/// A backend in the kernel: the service's number, address and port.
+/// A backend in the kernel: the service's id, address and port.
 type Meaning = (u64, String, u64);
 
-/// The kernel's number of each backend.
+/// The kernel's id of each backend.
 fn numbers(lab: &TestLab) -> BTreeMap<Meaning, u64> {
     let dump = ask(lab.api("n1").map_dump("WARREN_BACK_V4", &LimitQuery::default())).unwrap();
     let rows = dump.rows.iter().map(|row| {
@@ -72,10 +72,10 @@ fn numbers(lab: &TestLab) -> BTreeMap<Meaning, u64> {
 }
 
 #[test]
-fn services_change_while_their_agent_is_away() {
+fn service_changes_during_a_restart_are_applied() {
     let Some(lab) = TestLab::up("svc-restart", 2, 1) else { return };
     let client = lab.endpoint("n1", "client", "app=client");
-    let outsider = lab.outside("x1");
+    let external = lab.external_machine("x1");
     let start = |node: &str, name: &str| {
         let endpoint = lab.endpoint(node, name, "app=web");
         let backend = Backend::start(&endpoint, &client);
@@ -93,7 +93,7 @@ fn services_change_while_their_agent_is_away() {
     let mut talks: Vec<(Conversation, &Endpoint)> = Vec::new();
     for backend in [&near, &far] {
         talks.push((Conversation::with(backend, &client, inside), backend));
-        talks.push((Conversation::with(backend, &outsider, outside), backend));
+        talks.push((Conversation::with(backend, &external, outside), backend));
     }
     let mut go_on = |when: &str| {
         for (talk, backend) in &mut talks {
@@ -139,7 +139,7 @@ fn services_change_while_their_agent_is_away() {
     assert_eq!(after.len(), 6, "{after:?}");
     for backend in [&near, &far, &comes] {
         drop(Conversation::with(backend, &client, inside));
-        drop(Conversation::with(backend, &outsider, outside));
+        drop(Conversation::with(backend, &external, outside));
     }
     let vip = ask(lab.api("n1").service(&"comes".parse().unwrap())).unwrap().virtual_ip;
     drop(Conversation::with(&comes, &client, SocketAddr::new(vip, 82)));

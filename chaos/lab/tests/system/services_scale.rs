@@ -1,6 +1,6 @@
-//! Many services at once: applied, applied again, deleted; what that takes, and that nothing is left.
+//! Many services: applied, applied again, deleted; how long that takes, and that nothing is left behind.
 //!
-//! `WARREN_SCALE_SERVICES=10000` (`make test-scale`) makes as many; a few hundred are a part of every run.
+//! `WARREN_SCALE_SERVICES=10000` (`make test-scale`) creates as many; every run creates a few hundred.
 
 use std::{
     collections::BTreeMap,
@@ -14,14 +14,14 @@ use chaos_lab::{ask, wait};
 
 use crate::support::{SOON, TestLab, use_scale_programs};
 
-/// Services in an ordinary run.
+/// Services of an ordinary run.
 const SERVICES: usize = 200;
-/// The kernel's table of frontends.
+/// The kernel's map of frontends.
 const FRONTENDS: &str = "WARREN_FRONT_V4";
-/// What applying 10,000 services may take, from the file to the kernel.
+/// The promised time to apply 10,000 services, from the file to the kernel.
 const PROMISED: Duration = Duration::from_secs(10);
 
-/// Services of one port and two backends each, outside the fleet.
+/// Services of one port and two backends outside the fleet.
 fn manifests(count: usize, port: u16) -> String {
     let mut text = String::new();
     for index in 0..count {
@@ -36,7 +36,7 @@ fn manifests(count: usize, port: u16) -> String {
     text
 }
 
-/// Entries of the kernel's tables of services, once the agent has nothing to do.
+/// Entries of the kernel's service maps, once the agent is idle.
 fn in_kernel(lab: &TestLab) -> Result<BTreeMap<String, u64>> {
     let status = ask(lab.api("n1").status())?;
     ensure!(status.apply.pending == 0, "{} are pending", status.apply.pending);
@@ -45,7 +45,7 @@ fn in_kernel(lab: &TestLab) -> Result<BTreeMap<String, u64>> {
 }
 
 #[test]
-fn many_services_are_applied_at_once() {
+fn services_are_applied_in_bulk() {
     let scale = std::env::var("WARREN_SCALE_SERVICES").ok().and_then(|text| text.parse().ok());
     let wanted: usize = scale.unwrap_or(SERVICES);
     let Some(lab) = TestLab::up_with("svc-many", 1, 1, use_scale_programs) else { return };
@@ -75,7 +75,7 @@ fn many_services_are_applied_at_once() {
     run("applied again", manifests(wanted, 80), &["apply", "-f", path], "unchanged", wanted);
     run("changed", manifests(wanted, 81), &["apply", "-f", path], "changed", wanted);
     run("deleted", manifests(wanted, 81), &["delete", "-f", path], "deleted", 0);
-    // What a plan replaces goes with the next one.
+    // The next plan removes what was replaced.
     lab.endpoint("n1", "next", "app=next");
     wait::until("the kernel as before", SOON, || {
         let after = in_kernel(&lab)?;

@@ -1,5 +1,5 @@
-//! Before the stack, in a whole fleet: a client outside gets the same answers with and without, in each mode, and a counter
-//! says by which way they came. Agents come and go with another setting; afterwards nothing is left.
+//! XDP in a whole fleet: an external client gets the same responses with and without it, in each mode, and a counter
+//! shows which packets XDP forwarded. Agents restart with other settings; afterwards nothing is left behind.
 
 use std::{fs, net::SocketAddr, process::Command};
 
@@ -14,12 +14,12 @@ use crate::{
 };
 
 const NODES: [&str; 2] = ["n1", "n2"];
-/// An address that nobody has: the client's route leads to n1.
+/// An external address: the client's route leads to n1.
 const EXTERNAL: &str = "198.51.100.7";
-/// Connections, and questions by UDP, by each way in: three backends are all met but once in 10^8 runs.
+/// Connections, and requests by UDP, to each frontend: one of three backends is missed once in 10^8 runs.
 const MANY: usize = 48;
 
-/// Writes the service, and waits until both nodes have it so.
+/// Writes the service, and waits until both nodes have it.
 fn apply(lab: &TestLab, more: &str) -> ServiceWritten {
     let manifest = format!(
         "apiVersion: warren/v1\nkind: Service\nmetadata: {{name: web}}\nspec:\n  selector: {{matchLabels: {{app: web}}}}\n  \
@@ -31,7 +31,7 @@ fn apply(lab: &TestLab, more: &str) -> ServiceWritten {
     written
 }
 
-/// Starts the agents anew with a setting; each then has the service.
+/// Restarts the agents with a setting, and waits until each has the service.
 fn restart(lab: &TestLab, setting: &str, service: &ServiceWritten) {
     for node in NODES {
         lab.end(node, Signal::SIGTERM).unwrap();
@@ -43,10 +43,11 @@ fn restart(lab: &TestLab, setting: &str, service: &ServiceWritten) {
     }
 }
 
-/// Waits until the program before the stack is at each node's interface, or none: as agents tell it, and in the kernel.
+/// Waits until the XDP program is attached in this mode to each node's interface, or none is: as the agents report
+/// it, and in the kernel.
 fn wait_for_program(lab: &TestLab, expected: Option<&str>) {
     for node in NODES {
-        wait::until(&format!("{expected:?} before the stack of {node}"), SOON, || {
+        wait::until(&format!("XDP program {expected:?} on {node}"), SOON, || {
             let programs = ask(lab.api(node).status())?.programs;
             let program = programs.iter().find(|program| program.hook.starts_with("xdp"));
             let told = program.map(|program| (program.hook.as_str(), program.devices.join(" ")));
@@ -63,26 +64,26 @@ fn is_attached(lab: &TestLab, node: &str) -> bool {
     shown.contains("prog/xdp")
 }
 
-/// What a client outside asks, by each way in; and what n1 carried of it before its stack.
+/// An external client's requests to each frontend, and the packets of them that n1 forwarded by XDP.
 struct Client<'a> {
     lab: &'a TestLab,
-    outsider: String,
+    external: String,
     backends: &'a [Endpoint],
 }
 
-/// By what a backend sees the client.
+/// The address that backends see as the client's.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Seen {
-    /// Its own address; backends of other nodes the address of the node that it came to.
+    /// Local backends see the client; remote ones see the node that the request came to.
     AsNodeElsewhere,
-    /// Its own, everywhere.
+    /// All backends see the client.
     AsItself,
-    /// Its own: only the node's own backends are asked.
+    /// All backends see the client; only local ones get requests.
     ByLocalOnly,
 }
 
 impl Client<'_> {
-    /// Asks by each way in, and compares who answered and whom they saw.
+    /// Sends requests to each frontend, and compares the responses and the client addresses that the backends saw.
     fn ask(&self, seen: Seen, is_early: bool) {
         let client = underlay_address("x1").into();
         let gateway = ask(self.lab.api("n1").nodes()).unwrap().items[0].gateway.unwrap();
@@ -96,7 +97,7 @@ impl Client<'_> {
         ];
         for (to, once, is_datagram) in ways {
             let before = self.carried();
-            let answers = namespace::inside(&self.outsider, || {
+            let answers = namespace::inside(&self.external, || {
                 (0..MANY).map(|_| once(to).with_context(|| format!("to {to}"))).collect::<Result<Vec<_>>>()
             })
             .unwrap();
@@ -112,12 +113,12 @@ impl Client<'_> {
                 }
                 elsewhere += if is_here { 0 } else { times };
             }
-            // A first packet is never carried, and what a backend answers itself does not come back to n1. Half of the rest
-            // proves the way: a neighbour may have to be asked for, or a checksum look unfinished.
+            // The first packet of a flow is never forwarded by XDP, and direct responses do not pass n1. Of the rest,
+            // half is enough: a packet may wait for a neighbour, or have a partial checksum.
             let is_first_alone = seen == Seen::AsItself && is_datagram;
             let least = if is_early && !is_first_alone { elsewhere as u64 / 2 } else { 0 };
-            assert!(carried >= least, "{to}: {carried} packets before the stack, {elsewhere} conversations");
-            assert!(is_early || carried == 0, "{to}: {carried} packets before the stack");
+            assert!(carried >= least, "{to}: {carried} packets by XDP, {elsewhere} conversations");
+            assert!(is_early || carried == 0, "{to}: {carried} packets by XDP");
         }
     }
 
@@ -127,7 +128,7 @@ impl Client<'_> {
 }
 
 #[test]
-fn a_fleet_answers_the_same_before_the_stack() {
+fn xdp_serves_external_clients_in_each_mode() {
     if Command::new("ethtool").arg("--version").output().is_err() {
         println!("skipped: needs ethtool");
         return;
@@ -137,14 +138,14 @@ fn a_fleet_answers_the_same_before_the_stack() {
         .map(|(node, name)| lab.endpoint(node, name, "app=web"));
     let _servers: Vec<Server> = backends.iter().map(Server::start).collect();
     lab.add_machine("x1").unwrap();
-    let outsider = lab.name().machine_namespace("x1");
+    let external = lab.name().machine_namespace("x1");
     let via = underlay_address("n1").to_string();
-    process::run(&outsider, "ip", &["route", "add", EXTERNAL, "via", &via]).unwrap();
-    // What a veth leaves to a device, which is nowhere: real ones finish checksums and cut packets.
-    for namespace in backends.iter().map(|backend| &backend.namespace).chain([&outsider]) {
+    process::run(&external, "ip", &["route", "add", EXTERNAL, "via", &via]).unwrap();
+    // No device behind a veth completes checksums or segments packets: transmit offloads are off.
+    for namespace in backends.iter().map(|backend| &backend.namespace).chain([&external]) {
         process::run(namespace, "ethtool", &["-K", "eth0", "tx", "off"]).unwrap();
     }
-    let client = Client { lab: &lab, outsider, backends: &backends };
+    let client = Client { lab: &lab, external, backends: &backends };
 
     let service = apply(&lab, "");
     wait_for_program(&lab, None);
@@ -159,7 +160,8 @@ fn a_fleet_answers_the_same_before_the_stack() {
     client.ask(Seen::ByLocalOnly, true);
     let service = apply(&lab, "");
 
-    // A veth's driver runs it, and loses what it sends back: the agent says so. What goes up is as ever.
+    // The veth driver runs the program but cannot send packets back: the agent reports it, and passed packets are not
+    // affected.
     restart(&lab, "native", &service);
     wait_for_program(&lab, Some("xdp native"));
     for node in NODES {
@@ -171,7 +173,7 @@ fn a_fleet_answers_the_same_before_the_stack() {
     wait_for_program(&lab, None);
     client.ask(Seen::AsNodeElsewhere, false);
 
-    // What an agent leaves for the next one, cleanup takes away.
+    // Cleanup removes what an agent leaves for the next one.
     restart(&lab, "generic", &service);
     wait_for_program(&lab, Some("xdp generic"));
     client.ask(Seen::AsNodeElsewhere, true);

@@ -1,4 +1,4 @@
-//! Services at the socket, end to end: what processes of nodes and workloads see of a service, in a whole fleet.
+//! Socket translation end to end: what processes of nodes and workloads see of a service, in a whole fleet.
 
 use std::{
     fs,
@@ -24,12 +24,12 @@ use crate::{
     support::{SOON, TestLab},
 };
 
-/// A socket of a process that belongs to a node: wherever it is used, it is of that node's cgroup.
+/// A socket of a process of a node: it belongs to that node's cgroup, whichever process uses it.
 fn socket(lab: &TestLab, node: &str, namespace: &str, kind: libc::c_int) -> Result<OwnedFd> {
     let mut command = Command::new("sleep");
     command.arg("60").stdin(Stdio::null());
     process::enter(&mut command, namespace, Some(&cgroup::create(lab.name(), &format!("{node}/exec"))?))?;
-    // SAFETY: raw system calls; nothing is allocated.
+    // SAFETY: between fork and exec, the closure makes raw system calls and allocates nothing.
     unsafe {
         command.pre_exec(move || {
             let made = libc::socket(libc::AF_INET, kind, 0);
@@ -40,7 +40,7 @@ fn socket(lab: &TestLab, node: &str, namespace: &str, kind: libc::c_int) -> Resu
         });
     }
     let mut child = command.spawn()?;
-    // SAFETY: numbers only; what the kernel gives is ours alone.
+    // SAFETY: the calls take integers only, and the returned descriptors are owned by nobody else.
     let socket = unsafe {
         let process = OwnedFd::from_raw_fd(valid(libc::syscall(libc::SYS_pidfd_open, child.id(), 0))?);
         let taken = libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), libc::STDIN_FILENO, 0);
@@ -58,7 +58,7 @@ fn valid(answer: libc::c_long) -> Result<i32> {
     Ok(i32::try_from(answer)?)
 }
 
-/// A place from which a service is asked.
+/// A client: where its requests come from.
 #[derive(Clone, Copy)]
 struct From<'a> {
     lab: &'a TestLab,
@@ -67,7 +67,7 @@ struct From<'a> {
 }
 
 impl From<'_> {
-    /// Who answers a connection, and from whom it came to them.
+    /// The name in the response to a connection, and the client address that the server saw.
     fn tcp(&self, to: SocketAddrV4) -> Result<(String, IpAddr)> {
         let socket = socket(self.lab, self.node, self.namespace, libc::SOCK_STREAM)?;
         connect(socket.as_raw_fd(), &SockaddrIn::from(to)).with_context(|| format!("connect to {to}"))?;
@@ -93,7 +93,7 @@ impl From<'_> {
     }
 }
 
-/// Who answers a datagram, sent to an address or to whom the socket is connected to.
+/// As [`From::tcp`], by a datagram to an address or on a connected socket.
 fn exchange(socket: &UdpSocket, to: SocketAddrV4, is_connected: bool) -> Result<(String, IpAddr)> {
     let sent = if is_connected { socket.send(b"who") } else { socket.send_to(b"who", to) };
     sent.context("send")?;
@@ -104,7 +104,7 @@ fn exchange(socket: &UdpSocket, to: SocketAddrV4, is_connected: bool) -> Result<
 }
 
 #[test]
-fn sockets_of_workloads_and_nodes_see_the_service() {
+fn socket_translation_serves_workloads_and_nodes() {
     let Some(lab) = TestLab::up("sockets", 2, 1) else { return };
     let backends = [("n1", "web-1"), ("n2", "web-2")].map(|(node, name)| lab.endpoint(node, name, "app=web"));
     let client = lab.endpoint("n1", "client", "app=client");
@@ -124,7 +124,7 @@ fn sockets_of_workloads_and_nodes_see_the_service() {
     for from in &places {
         let both = |once: &dyn Fn() -> Result<(String, IpAddr)>| -> Result<()> {
             let mut seen = std::collections::BTreeSet::new();
-            // That one of two is missed so often does not happen.
+            // The probability that one of two is missed 64 times is negligible.
             for _ in 0..64 {
                 seen.insert(once()?.0);
                 if seen.len() == 2 {
@@ -147,18 +147,18 @@ fn sockets_of_workloads_and_nodes_see_the_service() {
         }
     }
     assert_eq!(workload.tcp(tcp).unwrap().1, client.address);
-    // A process of its own, by the shell's connect(2).
+    // A separate process: connect(2) by the shell.
     let mut command = lab.command("n1/client", "bash").unwrap();
     let output = command.args(["-c", &format!("cat < /dev/tcp/{vip}/80")]).output().unwrap();
     assert!(String::from_utf8_lossy(&output.stdout).starts_with("web-"), "{output:?}");
-    // No flow of TCP has been to the virtual IP.
+    // No TCP flow went to the virtual IP.
     let (code, flows, _) = lab.warren("n1", &["map", "dump", "WARREN_FLOWS_V4"]);
     assert_eq!(code, 0);
     assert!(!flows.contains(&format!("{vip}")), "{flows}");
     let (_, doctor, _) = lab.warren("n1", &["doctor"]);
-    assert!(doctor.contains("services are translated where processes of"), "{doctor}");
+    assert!(doctor.contains("services are translated at sockets of processes in"), "{doctor}");
 
-    // The agent is away: sockets are translated as before. The next one goes on.
+    // The agent is down: sockets are still translated. The next agent goes on.
     let clients = [workload, places[2]];
     let old: Vec<UdpSocket> = clients.iter().map(|from| connected_to("web-2", from, udp).unwrap()).collect();
     lab.end("n1", Signal::SIGKILL).unwrap();
@@ -167,7 +167,7 @@ fn sockets_of_workloads_and_nodes_see_the_service() {
     lab.wait_node_ready("n1").unwrap();
     workload.tcp(tcp).unwrap();
 
-    // A backend that goes takes the UDP sockets along that are connected to it, and no others.
+    // A deleted backend closes the UDP sockets that are connected to it, and no others.
     let stays: Vec<UdpSocket> =
         clients.iter().map(|from| connected_to("web-1", from, udp).unwrap()).collect();
     remove(&lab, &backends[1]);
@@ -186,7 +186,8 @@ fn sockets_of_workloads_and_nodes_see_the_service() {
     wait_backends(&lab, "n1", 0);
     let before = lab.drops("n1", "no-backend");
     for from in &clients {
-        for error in [from.tcp(tcp).expect_err("nobody"), from.connected(udp).map(drop).expect_err("nobody")]
+        for error in
+            [from.tcp(tcp).expect_err("no backend"), from.connected(udp).map(drop).expect_err("no backend")]
         {
             let refused = error.root_cause().downcast_ref::<nix::errno::Errno>().copied();
             assert_eq!(refused, Some(nix::errno::Errno::ECONNREFUSED), "{error:#}");
@@ -197,7 +198,7 @@ fn sockets_of_workloads_and_nodes_see_the_service() {
     no_differences(&lab, "n1");
 }
 
-/// A connected UDP socket whose backend is this one.
+/// A UDP socket that is connected to this backend.
 fn connected_to(backend: &str, from: &From<'_>, to: SocketAddrV4) -> Result<UdpSocket> {
     for _ in 0..64 {
         let socket = from.connected(to)?;

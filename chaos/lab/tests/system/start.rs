@@ -1,8 +1,8 @@
 //! How long an agent takes, and how much memory, until its kernel knows a large fleet: from its snapshot without
-//! etcd, from etcd, and once more on the maps that it left.
+//! etcd, from etcd, and again on the maps that it left.
 //!
-//! `WARREN_SCALE_KNOWN=100000` (`make test-scale`) is a fleet of 1,000 nodes; a small one is a part of every run.
-//! Figures are printed, and judged only generously: machines differ.
+//! `WARREN_SCALE_KNOWN=100000` (`make test-scale`) is a fleet of 1,000 nodes; every run has a small one. Figures are
+//! printed, and have generous limits: machines differ.
 
 use std::{
     fs,
@@ -31,15 +31,15 @@ use crate::support::{TestLab, use_scale_programs};
 
 /// Endpoints of each other node.
 const PER_NODE: u32 = 100;
-/// Endpoints that are known in an ordinary run.
+/// Known endpoints of an ordinary run.
 const KNOWN: u32 = 2_000;
-/// Far above what was measured for 100,000, on a machine that does other things beside.
+/// Far above what was measured for 100,000, on a machine with other load.
 const LIMIT: Duration = Duration::from_secs(120);
 const LIMIT_KB: u64 = 1024 * 1024;
 /// Identities that the endpoints share.
 const IDENTITIES: u32 = 100;
 
-/// A fleet of other nodes, `m0` and so on.
+/// A fleet of other nodes, named `m0` and so on.
 struct Fleet {
     nodes: u32,
     schema: Schema,
@@ -50,7 +50,7 @@ impl Fleet {
         format!("m{node}").parse().unwrap()
     }
 
-    /// `10.0.0.0/24` is the first node's; the lab's own node claims one behind the last.
+    /// The first node has `10.0.0.0/24`; the lab's own node claims a block behind the last.
     fn block(node: u32) -> IpNetwork {
         format!("10.{}.{}.0/24", node >> 8, node & 255).parse().unwrap()
     }
@@ -71,7 +71,7 @@ impl Fleet {
         format!("app=a{},tier=front,version=2", endpoint % IDENTITIES).parse().unwrap()
     }
 
-    /// The address that a kernel is told of last: plans are in the order of addresses.
+    /// The address that the kernel gets last: plans are in the order of addresses.
     fn last(&self) -> Ipv4Addr {
         Self::address(self.nodes - 1, PER_NODE - 1)
     }
@@ -206,7 +206,7 @@ impl Fleet {
     }
 }
 
-/// Starts the agent and prints what it took until the kernel knows everything, and until the agent has come to rest.
+/// Starts the agent and prints the time until the kernel knows everything, and until the agent is idle.
 fn measure(lab: &TestLab, fleet: &Fleet, how: &str) {
     let known = fleet.nodes * PER_NODE;
     let start = Instant::now();
@@ -245,7 +245,7 @@ fn in_kernel(lab: &TestLab, address: Ipv4Addr) -> bool {
     bpftool.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success()
 }
 
-/// Resident now, and at the most since the start.
+/// Resident memory now, and its maximum since the start.
 fn memory_kb(lab: &TestLab) -> (u64, u64) {
     let pid = lab.processes("n1").unwrap()[0];
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
@@ -267,7 +267,7 @@ fn lab(test: &str) -> Option<(TestLab, Fleet)> {
 }
 
 #[test]
-fn a_large_fleet_is_known_from_the_snapshot_alone() {
+fn start_from_the_snapshot_alone_covers_a_large_fleet() {
     let Some((lab, fleet)) = lab("start-snapshot") else { return };
     let state = lab.name().folder().join("n1").join("state");
     fs::create_dir_all(&state).unwrap();
@@ -277,7 +277,7 @@ fn a_large_fleet_is_known_from_the_snapshot_alone() {
 }
 
 #[test]
-fn a_large_fleet_is_known_from_etcd() -> Result<()> {
+fn start_from_etcd_covers_a_large_fleet() -> Result<()> {
     let Some((lab, fleet)) = lab("start-etcd") else { return Ok(()) };
     lab.start_etcd("e1")?;
     let etcd = lab.name().machine_namespace("e1");

@@ -1,4 +1,4 @@
-//! Labs for tests: skipped where they cannot be, taken down whatever happens.
+//! Labs for tests: skipped if the system does not allow them, and always taken down.
 
 use std::{
     fs,
@@ -16,25 +16,25 @@ use identity::{Identity, Labels};
 use node_api::{Client, CounterRow, FlowEvent, Listing, ObserveLine, ServiceWritten, Verdict};
 use serde::de::DeserializeOwned;
 
-/// How long anything may take that a fleet does by itself: generous, since only failures wait so long.
+/// How long a fleet may take for anything it does by itself: generous, as only failures wait so long.
 pub const SOON: Duration = Duration::from_secs(60);
 
 /// `warren-lab`, as built for this test.
 pub const WARREN_LAB: &str = env!("CARGO_BIN_EXE_warren-lab");
 
-/// A lab that goes away with its test.
+/// A lab that is taken down with its test.
 pub struct TestLab {
     lab: Lab,
     errors_expected: bool,
 }
 
 impl TestLab {
-    /// A whole fleet; `None`, after saying why, where there cannot be one.
+    /// A complete fleet; `None`, with the reason printed, if the system does not allow one.
     pub fn up(test: &str, nodes: u8, etcd: u8) -> Option<Self> {
         Self::up_with(test, nodes, etcd, |_| {})
     }
 
-    /// A whole fleet that differs from the usual.
+    /// As [`TestLab::up`], with a changed specification.
     pub fn up_with(test: &str, nodes: u8, etcd: u8, change: impl FnOnce(&mut Spec)) -> Option<Self> {
         let lab = Self::made_with(test, nodes, etcd, change)?;
         lab.bring_up(Lab::start).unwrap();
@@ -46,7 +46,7 @@ impl TestLab {
         Self::made_with(test, nodes, etcd, |_| {})
     }
 
-    /// A lab in which nothing runs yet, and that differs from the usual.
+    /// As [`TestLab::made`], with a changed specification.
     pub fn made_with(test: &str, nodes: u8, etcd: u8, change: impl FnOnce(&mut Spec)) -> Option<Self> {
         let name = lab_name(test)?;
         let mut spec = Spec::new(nodes, etcd).unwrap();
@@ -55,7 +55,7 @@ impl TestLab {
         Some(Self { lab, errors_expected: false })
     }
 
-    /// Lets the agents' logs have errors: the test makes them.
+    /// Allows errors in the agents' logs: the test causes them.
     pub fn expect_errors(&mut self) {
         self.errors_expected = true;
     }
@@ -65,8 +65,8 @@ impl TestLab {
         self.add_endpoint(node, name, &labels.parse::<Labels>().unwrap()).unwrap()
     }
 
-    /// A machine on the underlay that is none of the fleet's, as the other end of traffic.
-    pub fn outside(&self, machine: &str) -> Endpoint {
+    /// A machine on the underlay that does not belong to the fleet, as the other end of traffic.
+    pub fn external_machine(&self, machine: &str) -> Endpoint {
         self.add_machine(machine).unwrap();
         Endpoint {
             node: machine.to_owned(),
@@ -78,26 +78,26 @@ impl TestLab {
         }
     }
 
-    /// Runs `warren` on a node: exit code, standard output, error output.
+    /// Runs `warren` on a node; returns exit code, standard output and standard error.
     pub fn warren(&self, node: &str, arguments: &[&str]) -> (i32, String, String) {
         let mut command = self.command(node, "warren").unwrap();
         finish(command.args(arguments))
     }
 
-    /// Asks `warren` on a node for JSON.
+    /// Runs `warren` on a node with JSON output.
     pub fn warren_json<T: DeserializeOwned>(&self, node: &str, arguments: &[&str]) -> T {
         let (code, stdout, stderr) = self.warren(node, &[arguments, &["-o", "json"]].concat());
         assert_eq!((code, stderr.as_str()), (0, ""), "warren {arguments:?} on {node}");
         serde_json::from_str(&stdout).unwrap()
     }
 
-    /// How often a node has dropped a packet for a reason.
+    /// The number of packets that a node has dropped for a reason.
     pub fn drops(&self, node: &str, reason: &str) -> u64 {
         let rows: Listing<CounterRow> = self.warren_json(node, &["drops"]);
         rows.items.iter().filter(|row| row.reason == reason).map(|row| row.packets).sum()
     }
 
-    /// Waits until a node has observed a drop for a reason that fits.
+    /// Waits until a node has observed a matching drop for a reason.
     pub fn wait_observed_drop(&self, node: &str, reason: &str, fits: impl Fn(&FlowEvent) -> bool) {
         wait::until(&format!("a drop for {reason} in what {node} observed"), SOON, || {
             let events = self.observed_drops(node, reason);
@@ -108,7 +108,7 @@ impl TestLab {
         .unwrap();
     }
 
-    /// The drops for a reason that a node remembers, as `warren observe` shows them.
+    /// The drops for a reason that a node remembers, as shown by `warren observe`.
     fn observed_drops(&self, node: &str, reason: &str) -> Vec<FlowEvent> {
         let (code, stdout, stderr) = self.warren(node, &["observe", "--reason", reason, "-o", "json"]);
         assert_eq!((code, stderr.as_str()), (0, ""));
@@ -121,7 +121,7 @@ impl TestLab {
             .collect()
     }
 
-    /// Applies the manifest of a service, by the agent of a node.
+    /// Applies the manifest of a service through the agent of a node.
     pub fn apply(&self, node: &str, manifest: &str) -> ServiceWritten {
         let file = self.name().folder().join("service.yaml");
         fs::write(&file, manifest).unwrap();
@@ -131,7 +131,7 @@ impl TestLab {
         written
     }
 
-    /// Waits until a node, and its kernel, has a service as it was written, with so many backends of each port.
+    /// Waits until a node and its kernel have a service as written, with this many backends of each port.
     pub fn wait_served(&self, node: &str, written: &ServiceWritten, backends: usize) {
         wait::until(&format!("the service in the kernel of {node}"), SOON, || {
             let service = ask(self.api(node).service(&written.name))?;
@@ -163,14 +163,14 @@ impl TestLab {
     }
 }
 
-/// Takes the programs of another build for tests of scale: a debug build's figures say little.
+/// Uses release programs for tests of scale: figures of a debug build mean little.
 pub fn use_scale_programs(spec: &mut Spec) {
     if let Some(programs) = std::env::var_os("WARREN_SCALE_PROGRAMS") {
         spec.programs = programs.into();
     }
 }
 
-/// The identity that a node's kernel has for an endpoint's address.
+/// The identity of an endpoint's address in a node's kernel.
 pub fn ipcache_identity(api: &Client, endpoint: &Endpoint) -> Result<Option<u32>> {
     Ok(kernel_ipcache(api)?.get(&endpoint.address).copied())
 }
@@ -200,21 +200,21 @@ impl Drop for TestLab {
     }
 }
 
-/// A log's lines of level ERROR.
+/// The lines of level ERROR in a log.
 fn errors_in(log: &Path) -> Vec<String> {
     let text = fs::read_to_string(log).unwrap_or_default();
     text.lines().filter(|line| line.contains("ERROR")).map(str::to_owned).collect()
 }
 
-/// Runs a command to its end: exit code, standard output, error output.
+/// Runs a command to its end; returns exit code, standard output and standard error.
 pub fn finish(command: &mut Command) -> (i32, String, String) {
     let Output { status, stdout, stderr } = command.stdin(Stdio::null()).output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     (status.code().expect("it was not killed"), text(stdout), text(stderr))
 }
 
-/// A name for a lab of this process, or why there can be none. Takes away what processes that are gone have
-/// left: nextest kills tests that take too long.
+/// A lab name for this process, or `None` if the system does not allow a lab. Removes what killed processes left
+/// behind: nextest kills tests that take too long.
 pub fn lab_name(test: &str) -> Option<LabName> {
     if let Some(why) = missing() {
         println!("skipped: {why}");
@@ -250,7 +250,7 @@ fn missing() -> Option<&'static str> {
     }
 }
 
-/// What there is of a lab outside its own namespaces: nothing before `up` and after `down`.
+/// What exists of a lab outside its own namespaces: nothing before `up` and after `down`.
 pub fn remains(name: &LabName) -> Vec<String> {
     let mut found = namespace::list(&name.namespace_prefix()).unwrap();
     let cgroup = chaos_lab::cgroup::lab_folder(name).unwrap();
@@ -266,7 +266,7 @@ pub fn remains(name: &LabName) -> Vec<String> {
     found
 }
 
-/// The devices of the machine's own namespace that have names as ours.
+/// The devices of the machine's own namespace that have our names.
 pub fn our_devices() -> Vec<String> {
     let entries = fs::read_dir("/sys/class/net").unwrap().flatten();
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());

@@ -1,4 +1,4 @@
-//! Three nodes with two endpoints each: everybody reaches everybody, whole and under the right identity.
+//! Three nodes with two endpoints each: all reach each other, with all bytes intact and the right identity.
 
 use std::{
     collections::BTreeSet,
@@ -18,7 +18,7 @@ const TRANSFER_BYTES: u64 = 64 << 20;
 const SMALL_TRANSFER_BYTES: u64 = 1 << 20;
 
 #[test]
-fn everybody_reaches_everybody() {
+fn endpoints_reach_each_other_across_the_fleet() {
     let Some(lab) = TestLab::up("traffic", 3, 3) else { return };
     let nodes: Vec<String> = lab.spec().node_names().collect();
     let endpoints: Vec<Endpoint> = nodes
@@ -70,24 +70,24 @@ fn nodes_and_endpoints_ping_one_another(lab: &TestLab, nodes: &[String], endpoin
 fn transfers_arrive_whole(endpoints: &[Endpoint]) {
     let wanted = std::env::var("WARREN_TRANSFER_BYTES").ok().map(|text| text.parse().unwrap());
     for (seed, (from, to)) in (1..).zip(pairs(endpoints)) {
-        // Across nodes, and on one: the two paths that a packet has.
+        // One pair across nodes and one on a node: the two paths of a packet.
         let large = (from.node == "n1" && from.name == "a") && (to.name == "b" && to.node != "n2");
         let usual = if large { TRANSFER_BYTES } else { SMALL_TRANSFER_BYTES };
         probe::transfer(from, to, wanted.unwrap_or(usual), seed).unwrap();
     }
 }
 
-/// A program that listens on a node's underlay.
+/// A tcpdump on a node's underlay.
 struct Capture {
     tcpdump: Child,
     lines: BufReader<ChildStderr>,
 }
 
 impl Capture {
-    /// Counts on return: tcpdump has said that it listens.
+    /// Returns once tcpdump listens.
     fn start(lab: &TestLab, node: &str, filter: &str) -> Self {
         let mut command = lab.command(node, "tcpdump").unwrap();
-        // Debian's tcpdump takes port 8472 for OTV unless told otherwise. Both outputs in one pipe.
+        // Debian's tcpdump takes port 8472 for OTV unless told otherwise. Both outputs share one pipe.
         command.args(["-nn", "-l", "--immediate-mode", "-T", "vxlan", "-i", "eth0", "-c", "4", filter]);
         let mut tcpdump =
             command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -100,7 +100,7 @@ impl Capture {
         Self { tcpdump, lines }
     }
 
-    /// What it saw, after its four packets.
+    /// The output, after four packets.
     fn packets(mut self) -> String {
         let output = self.tcpdump.stdout.take().unwrap();
         let text = std::io::read_to_string(output).unwrap();

@@ -1,8 +1,8 @@
-//! Agents are killed, stopped, upgraded and downgraded under traffic, between endpoints and to the outside: nothing is
-//! lost, and flows are the same ones.
+//! Agents are killed, stopped, upgraded and downgraded under traffic, between endpoints and to the outside: no packet
+//! is lost, and the flows stay the same.
 //!
-//! The other build is `warrend-next`, whose flow table has another layout. `deploy/run-tests.sh` builds it; where it
-//! is missing the tests say so and skip themselves.
+//! The other build is `warrend-next`, whose flow table has another layout. `deploy/run-tests.sh` builds it; without
+//! it the tests are skipped.
 
 use std::{
     collections::BTreeMap,
@@ -23,7 +23,7 @@ use crate::support::{SOON, TestLab};
 const THIS: &str = "warrend";
 const OTHER: &str = "warrend-next";
 
-/// How often each thing is done. `make test-upgrade` does 20 of each.
+/// The number of rounds of each kind; `make test-upgrade` does 20.
 fn rounds() -> usize {
     std::env::var("UPGRADE_ROUNDS").map_or(2, |rounds| rounds.parse().expect("a number of rounds"))
 }
@@ -45,7 +45,7 @@ impl Show {
         let from = lab.endpoint("n1", "from", "app=from");
         let beside = lab.endpoint("n1", "beside", "app=beside");
         let to = lab.endpoint("n2", "to", "app=to");
-        let outside = lab.outside("x1");
+        let outside = lab.external_machine("x1");
         lab.wait_in_ipcache("n1", [&to]);
         lab.wait_in_ipcache("n2", [&from]);
         let connections = |from: &Endpoint, to: &Endpoint| Connections {
@@ -58,7 +58,7 @@ impl Show {
             Streams::new(&from, &to, streams).start(),
             Streams::new(&from, &beside, streams.div_ceil(10)).start(),
             connections(&to, &from).start(),
-            // Masqueraded. No new ones: one that begins while a layout changes may have to ask three times, for 3 s.
+            // Masqueraded. No new connections: one that begins while the layout changes may need three attempts, 3 s.
             Streams::new(&from, &outside, streams.div_ceil(10)).start(),
         ];
         let probes = probes.into_iter().map(Result::unwrap).collect();
@@ -67,7 +67,7 @@ impl Show {
         Some(show)
     }
 
-    /// Waits until all of it carries traffic.
+    /// Waits until every probe has carried more traffic.
     fn more(&self) {
         self.probes.iter().for_each(|probe| probe.wait_for_more(10, SOON).unwrap());
     }
@@ -81,22 +81,23 @@ impl Show {
         self.more();
     }
 
-    /// The kernel's numbers of a node's maps.
+    /// The kernel's ids of a node's maps.
     fn map_ids(&self, node: &str) -> BTreeMap<String, u32> {
         let maps = ask(self.lab.api(node).maps()).unwrap();
         maps.items.into_iter().map(|map| (map.name, map.id)).collect()
     }
 
-    /// Which maps are others than they were.
+    /// The maps that were replaced.
     fn remade(&self, node: &str, before: &BTreeMap<String, u32>) -> Vec<String> {
         let now = self.map_ids(node);
         assert!(now.keys().eq(before.keys()));
         now.into_iter().filter(|(name, id)| before[name] != *id).map(|(name, _)| name).collect()
     }
 
-    /// How many of a node's flows are as old as the show.
+    /// The number of a node's flows that are as old as the traffic.
     fn old_flows(&self, node: &str) -> usize {
-        // Flows' ages are counted in ticks of the kernel's coarse clock, and the last began just before the origin.
+        // Ages of flows are in ticks of the kernel's coarse clock, and the last flow began just before the traffic's
+        // origin.
         const SLACK_MS: u64 = 100;
         let shown_ms = self.origin.elapsed().as_millis() as u64;
         let all = FlowQuery { limit: Some(usize::from(u16::MAX)), ..FlowQuery::default() };
@@ -127,12 +128,12 @@ impl Show {
     }
 }
 
-/// What is of another layout, and what every version makes for itself.
+/// The maps with another layout, and those that every build creates for itself.
 const REMADE: [&str; 5] =
     ["WARREN_BUDGETS", "WARREN_CONFIG", "WARREN_EVENTS", "WARREN_FLOWS_V4", "WARREN_SCRATCH"];
 
 #[test]
-fn agents_are_killed_stopped_upgraded_and_downgraded_and_nothing_is_lost() {
+fn upgrade_and_downgrade_lose_no_packet() {
     let Some(show) = Show::begin("upgrade", 100) else { return };
     for round in 0..rounds() {
         // The streams between the nodes, those on n1, those to the outside, and the ping.
@@ -155,7 +156,7 @@ fn agents_are_killed_stopped_upgraded_and_downgraded_and_nothing_is_lost() {
 }
 
 #[test]
-fn an_agent_that_dies_while_it_takes_over_leaves_what_either_build_can_go_on_from() {
+fn upgrade_interrupted_by_a_kill_can_be_continued_by_either_build() {
     let seed: u64 = rand::random();
     eprintln!("seed {seed}");
     let mut random = SmallRng::seed_from_u64(seed);
@@ -163,10 +164,10 @@ fn an_agent_that_dies_while_it_takes_over_leaves_what_either_build_can_go_on_fro
     show.lab.end("n1", Signal::SIGTERM).unwrap();
     let mut program = THIS;
     for _ in 0..rounds() * 4 {
-        // Either build comes next, the other one more often: that is when there is most to do.
+        // Mostly the other build comes next: it has most to do.
         program = if random.random_bool(0.75) == (program == THIS) { OTHER } else { THIS };
         show.lab.start_agent_of(program, "n1", &[]).unwrap();
-        // A random moment of its start: what is tested is that any will do.
+        // A random moment of its start: any moment must do.
         std::thread::sleep(Duration::from_millis(random.random_range(0..600)));
         show.lab.end("n1", Signal::SIGKILL).unwrap();
         show.more();

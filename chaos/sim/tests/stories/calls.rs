@@ -1,4 +1,4 @@
-//! Calls that come at a bad moment, to a node without a fleet: which answer is for whom.
+//! Calls at a bad moment, to a node without a fleet: which response belongs to which call.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -18,7 +18,7 @@ fn answers(commands: &[Command]) -> Vec<Answer> {
     commands.iter().filter_map(answer).collect()
 }
 
-/// A node that has read an empty kernel and an empty store, and has nothing left to do in its kernel.
+/// A node that has observed an empty kernel and listed an empty store, and is idle.
 fn started() -> Node {
     let mut node = Node::new(config(1));
     let page = ListPage { entries: Vec::new(), revision: Revision(1), store: StoreIdentity(1), more: false };
@@ -40,7 +40,7 @@ fn started() -> Node {
 }
 
 #[test]
-fn an_audit_is_answered_by_a_reading_that_began_after_it() {
+fn audit_is_answered_by_an_observation_that_began_after_it() {
     let mut node = started();
     let audit = |call| Event::Called(CallId(call), Call::Audit { repair: false });
     let observes = |commands: &[Command]| commands.iter().any(|command| matches!(command, Command::Observe));
@@ -55,7 +55,7 @@ fn an_audit_is_answered_by_a_reading_that_began_after_it() {
 }
 
 #[test]
-fn a_delete_while_the_attaching_fails_is_answered_by_the_delete() {
+fn delete_during_a_failing_attach_is_answered() {
     let mut sim = Sim::with(57, vec![config(1)]);
     sim.settle();
     let Agent { node: Some(node), kernel, .. } = &mut sim.agents[0] else { panic!("it runs") };
@@ -66,7 +66,7 @@ fn a_delete_while_the_attaching_fails_is_answered_by_the_delete() {
             _ => None,
         })
     };
-    // A number for the labels is there already, so that the endpoint goes into the kernel at once.
+    // The labels have an identity already, so that the endpoint goes into the kernel at once.
     let at = |seconds| Now { monotonic: Duration::from_secs(seconds), wall: Duration::from_secs(seconds) };
     let now = at(1);
     let commands = node.handle(now, Event::Called(CallId(1), Call::EndpointAdd(spec("a", "app=a"))));
@@ -89,7 +89,7 @@ fn a_delete_while_the_attaching_fails_is_answered_by_the_delete() {
     assert_eq!(answers(&commands), [], "deleting it has not been tried yet");
     let mut next = plan(commands);
     let mut told = Vec::new();
-    // What failed is tried again after a while.
+    // A failed operation is retried after a pause.
     for seconds in 2..100 {
         let event = next.take().map_or(Event::Woke, |plan| Event::Applied(known.apply(&plan)));
         let commands = node.handle(at(seconds), event);

@@ -1,4 +1,4 @@
-//! Stories of endpoints: what a caller asks for, and what the whole fleet then knows.
+//! Endpoints: what a caller asks for, and what the whole fleet then knows.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -9,7 +9,7 @@ use node_core::{Call, CallErrorKind, Reply};
 use chaos_sim::{Sim, added, check, name, spec};
 
 #[test]
-fn a_hundred_endpoints_with_ten_label_sets_have_ten_identities() {
+fn identities_are_shared_by_equal_label_sets() {
     let mut sim = Sim::new(5, 2);
     sim.settle();
     let calls: Vec<_> = (0..100)
@@ -24,7 +24,7 @@ fn a_hundred_endpoints_with_ten_label_sets_have_ten_identities() {
 }
 
 #[test]
-fn an_endpoint_is_known_everywhere_and_gone_everywhere() {
+fn endpoint_is_added_and_deleted_on_every_node() {
     let mut sim = Sim::new(3, 3);
     sim.settle();
     let (address, identity) = added(sim.add(1, "web", "app=web"));
@@ -40,12 +40,12 @@ fn an_endpoint_is_known_everywhere_and_gone_everywhere() {
     for n in 1..=3 {
         assert_eq!(sim.node(n).lookup(address).expect("the block").prefix.prefix(), 24);
     }
-    // The address rests, so the next endpoint has another one.
+    // The address is in cooldown, so the next endpoint gets another one.
     assert_ne!(added(sim.add(1, "web", "app=web")).0, address);
 }
 
 #[test]
-fn the_same_call_again_answers_the_same_and_another_one_conflicts() {
+fn endpoint_add_is_idempotent_and_detects_conflicts() {
     let mut sim = Sim::new(1, 4);
     sim.settle();
     let first = added(sim.add(1, "web", "app=web"));
@@ -71,7 +71,7 @@ fn the_same_call_again_answers_the_same_and_another_one_conflicts() {
 }
 
 #[test]
-fn wanted_addresses_are_given_or_refused_with_the_reason() {
+fn endpoint_address_request_is_granted_or_rejected_with_the_reason() {
     let mut sim = Sim::new(1, 5);
     sim.settle();
     let block = sim.node(1).status().cidrs[0].cidr;
@@ -97,7 +97,7 @@ fn wanted_addresses_are_given_or_refused_with_the_reason() {
 }
 
 #[test]
-fn an_endpoint_that_cannot_be_attached_leaves_nothing() {
+fn endpoint_that_cannot_be_attached_leaves_nothing() {
     let mut sim = Sim::new(1, 10);
     sim.settle();
     added(sim.add(1, "a", "app=a"));
@@ -115,7 +115,7 @@ fn an_endpoint_that_cannot_be_attached_leaves_nothing() {
 }
 
 #[test]
-fn an_identity_goes_when_its_last_endpoint_has_been_gone_for_a_while() {
+fn identity_is_collected_after_its_last_endpoint() {
     let mut sim = Sim::new(2, 20);
     sim.settle();
     let (_, identity) = added(sim.add(1, "a", "app=a"));
@@ -129,9 +129,9 @@ fn an_identity_goes_when_its_last_endpoint_has_been_gone_for_a_while() {
     assert_eq!(check::view(&sim).identities().len(), 0);
 }
 
-/// The kernel is busy with another endpoint, or being read, so that no plan has made this one yet.
+/// The kernel is busy with another endpoint, or being observed, so that no plan has created this one yet.
 #[test]
-fn an_endpoint_deleted_before_a_plan_made_it_is_gone() {
+fn endpoint_deleted_before_its_plan_was_applied_is_gone() {
     for seed in 0..20 {
         let mut sim = Sim::new(1, seed);
         sim.settle();

@@ -1,4 +1,4 @@
-//! Stories of the kernel: restarts that change nothing, damage that is found and repaired.
+//! The kernel: restarts that change nothing, damage that is found and repaired.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use node_core::{Call, Reply};
 use chaos_sim::{Sim, added, check, config, name};
 
 #[test]
-fn a_restart_changes_nothing_in_the_kernel() {
+fn restart_changes_nothing_in_the_kernel() {
     let mut sim = Sim::new(3, 6);
     sim.settle();
     for n in 1..=3 {
@@ -30,13 +30,13 @@ fn a_restart_changes_nothing_in_the_kernel() {
         sim.node(1).endpoints().iter().map(|endpoint| endpoint.name.to_string()).collect();
     assert_eq!(names, ["a", "b"]);
     check::converged(&sim);
-    // And it is whole: it deletes what the former agent made.
+    // The state is complete: the node deletes what the previous agent created.
     assert_eq!(sim.ask(1, Call::EndpointDelete(name("a"))), Ok(Reply::EndpointDeleted { existed: true }));
     check::converged(&sim);
 }
 
 #[test]
-fn a_restart_without_the_store_keeps_everything() {
+fn restart_without_the_store_keeps_everything() {
     let mut sim = Sim::new(2, 7);
     sim.settle();
     added(sim.add(1, "a", "app=a"));
@@ -56,7 +56,7 @@ fn a_restart_without_the_store_keeps_everything() {
 }
 
 #[test]
-fn an_audit_shows_damage_and_repairs_it_when_asked() {
+fn audit_shows_damage_and_repairs_it_on_request() {
     let mut sim = Sim::new(2, 8);
     sim.settle();
     let (address, _) = added(sim.add(2, "web", "app=web"));
@@ -77,7 +77,7 @@ fn an_audit_shows_damage_and_repairs_it_when_asked() {
 }
 
 #[test]
-fn the_audit_repairs_by_itself_within_its_interval() {
+fn audit_repairs_damage_within_its_interval() {
     let mut sim = Sim::new(2, 9);
     sim.settle();
     let (address, _) = added(sim.add(2, "web", "app=web"));
@@ -87,7 +87,7 @@ fn the_audit_repairs_by_itself_within_its_interval() {
 }
 
 #[test]
-fn what_somebody_disturbs_is_repaired_at_once_and_not_in_a_circle() {
+fn external_modification_is_repaired_at_once_without_a_loop() {
     let mut sim = Sim::new(2, 9);
     sim.settle();
     let (address, _) = added(sim.add(2, "web", "app=web"));
@@ -104,7 +104,7 @@ fn what_somebody_disturbs_is_repaired_at_once_and_not_in_a_circle() {
     assert_eq!(audits(&sim), before + 1);
     check::converged(&sim);
 
-    // Again and again: one look a second.
+    // Repeated external modification: one observation a second.
     for _ in 0..20 {
         disturb(&mut sim, &[TableKey::Route(route)]);
         sim.advance(Duration::from_millis(100));
@@ -113,7 +113,7 @@ fn what_somebody_disturbs_is_repaired_at_once_and_not_in_a_circle() {
     sim.advance(Duration::from_secs(2));
     check::converged(&sim);
 
-    // What nobody wants may go.
+    // Unwanted entries may go.
     let before = audits(&sim);
     disturb(&mut sim, &[TableKey::Route("10.99.0.0/24".parse().expect("a prefix"))]);
     sim.advance(Duration::from_secs(2));
@@ -125,7 +125,7 @@ fn what_somebody_disturbs_is_repaired_at_once_and_not_in_a_circle() {
 }
 
 #[test]
-fn endpoints_lost_in_a_reboot_leave_the_store_too() {
+fn endpoints_lost_in_a_reboot_are_removed_from_the_store() {
     let mut sim = Sim::new(2, 23);
     sim.settle();
     added(sim.add(1, "a", "app=a"));
@@ -138,7 +138,7 @@ fn endpoints_lost_in_a_reboot_leave_the_store_too() {
 }
 
 #[test]
-fn a_call_at_the_very_start_finds_what_a_former_agent_made() {
+fn call_during_start_finds_endpoints_of_the_previous_agent() {
     for seed in 0..20 {
         let mut sim = Sim::new(2, seed);
         sim.settle();

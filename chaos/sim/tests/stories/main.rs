@@ -1,15 +1,15 @@
-//! Stories of a fleet, each with a fixed course.
+//! Scenarios of a fleet with a fixed course.
 
 mod calls;
 mod endpoints;
 mod health;
 mod kernel;
-mod lives;
-mod losses;
 mod nodes;
 mod reserve;
 mod routing;
 mod services;
-mod services_outside;
+mod services_external;
 mod snapshot;
 mod store;
+mod store_generations;
+mod store_losses;

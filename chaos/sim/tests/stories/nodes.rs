@@ -1,4 +1,4 @@
-//! Stories of nodes and their blocks: joining, filling up, giving back, leaving.
+//! Nodes and their blocks: joining, filling up, releasing, leaving.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -8,7 +8,7 @@ use node_core::{Call, CallErrorKind, Reply};
 use chaos_sim::{Sim, added, check, config, name};
 
 #[test]
-fn ten_nodes_at_one_moment_claim_disjoint_blocks() {
+fn blocks_of_ten_simultaneous_nodes_are_disjoint() {
     let mut sim = Sim::new(10, 1);
     sim.settle();
     let blocks: BTreeSet<IpNetwork> =
@@ -25,7 +25,7 @@ fn ten_nodes_at_one_moment_claim_disjoint_blocks() {
 }
 
 #[test]
-fn a_full_block_is_followed_by_another_one() {
+fn block_that_is_full_is_followed_by_another() {
     let mut config = config(1);
     config.block_prefix_v4 = 29;
     let mut sim = Sim::with(11, vec![config]);
@@ -44,7 +44,7 @@ fn a_full_block_is_followed_by_another_one() {
 }
 
 #[test]
-fn an_exhausted_pool_is_an_answer_that_says_what_to_do() {
+fn pool_exhaustion_names_the_remedy() {
     let mut config = config(1);
     config.pools = vec!["10.0.0.0/29".parse().expect("a pool")];
     config.block_prefix_v4 = 29;
@@ -67,7 +67,7 @@ fn an_exhausted_pool_is_an_answer_that_says_what_to_do() {
 }
 
 #[test]
-fn two_machines_of_one_name_halt_the_second() {
+fn node_name_in_use_halts_the_second_machine() {
     let mut second = config(1);
     second.machine_id = "another".to_owned();
     second.underlay.addresses = vec!["192.0.2.99".parse().expect("an address")];
@@ -83,7 +83,7 @@ fn two_machines_of_one_name_halt_the_second() {
     let error = sim.add(2, "e", "app=a").expect_err("halted");
     assert_eq!(error.kind, CallErrorKind::Unavailable);
     assert!(sim.agents[1].kernel.tables().base.is_none(), "it claims nothing");
-    // When the first one is gone for good, the second takes over by itself.
+    // When the first machine is gone for good, the second one takes over by itself.
     sim.agents[0].stop();
     sim.advance(Duration::from_secs(90));
     assert_eq!(sim.node(2).status().halted, None);
@@ -91,7 +91,7 @@ fn two_machines_of_one_name_halt_the_second() {
 }
 
 #[test]
-fn other_settings_than_the_fleets_halt_the_node() {
+fn node_with_other_settings_than_the_fleet_halts() {
     let mut odd = config(2);
     odd.tunnel_port = 4789;
     let mut sim = Sim::with(14, vec![config(1), odd]);
@@ -104,7 +104,7 @@ fn other_settings_than_the_fleets_halt_the_node() {
 }
 
 #[test]
-fn a_node_that_is_gone_is_removed_by_an_operator_only() {
+fn node_that_left_is_removed_by_the_operator_only() {
     let mut sim = Sim::new(3, 18);
     sim.settle();
     added(sim.add(3, "web", "app=web"));
@@ -123,7 +123,7 @@ fn a_node_that_is_gone_is_removed_by_an_operator_only() {
     assert_eq!(sim.node(1).wanted().nodes.len(), 1);
     assert_eq!(sim.node(2).wanted().nodes.len(), 1);
     assert_eq!(sim.ask(1, Call::NodeRemove(gone)).expect_err("gone").kind, CallErrorKind::NotFound);
-    // What it owned is collected when its quarantine is over.
+    // The records of the removed node are collected after their quarantine.
     sim.advance(Duration::from_secs(3 * 900));
     let view = check::view(&sim);
     assert_eq!(view.cidrs().len(), 2);
@@ -131,7 +131,7 @@ fn a_node_that_is_gone_is_removed_by_an_operator_only() {
 }
 
 #[test]
-fn a_block_without_endpoints_is_given_back() {
+fn block_without_endpoints_is_released() {
     let mut config = config(1);
     config.block_prefix_v4 = 29;
     let mut sim = Sim::with(19, vec![config]);
@@ -152,7 +152,7 @@ fn a_block_without_endpoints_is_given_back() {
     let inside =
         sim.node(1).endpoints().into_iter().find(|e| e.address.is_some_and(|ip| second.cidr.contains(ip)));
     let inside = inside.expect("one endpoint").name;
-    // One of the first block goes too, so that no further block is wanted.
+    // One endpoint of the first block goes too, so that no further block is wanted.
     let other = sim.node(1).endpoints().into_iter().find(|e| e.name != inside).expect("another").name;
     for endpoint in [inside, other] {
         assert_eq!(sim.ask(1, Call::EndpointDelete(endpoint)), Ok(Reply::EndpointDeleted { existed: true }));
@@ -171,7 +171,7 @@ fn move_to(sim: &mut Sim, n: usize, address: std::net::IpAddr, mtu_bytes: u32) {
 }
 
 #[test]
-fn a_node_that_changes_its_underlay_address_is_one_write_elsewhere() {
+fn node_address_change_is_one_write_on_other_nodes() {
     let mut sim = Sim::new(2, 22);
     sim.settle();
     added(sim.add(1, "a", "app=a"));
@@ -186,7 +186,7 @@ fn a_node_that_changes_its_underlay_address_is_one_write_elsewhere() {
 }
 
 #[test]
-fn a_node_that_moves_and_loses_the_store_with_it_is_followed_by_its_gossip() {
+fn node_address_change_without_the_store_is_followed_by_gossip() {
     let mut sim = Sim::new(2, 26);
     sim.settle();
     added(sim.add(1, "a", "app=a"));

@@ -1,4 +1,4 @@
-//! Stories of what a node can do without the store: addresses in reserve, numbers that the fleet knows.
+//! What a node can do without the store: addresses in reserve, identities that the fleet knows.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ fn heal(sim: &mut Sim) {
 }
 
 #[test]
-fn a_label_set_that_only_others_use_needs_no_store() {
+fn identity_known_from_other_nodes_needs_no_store() {
     let mut sim = Sim::new(3, 50);
     sim.settle();
     let (_, identity) = added(sim.add(1, "a", "app=a"));
@@ -35,12 +35,13 @@ fn a_label_set_that_only_others_use_needs_no_store() {
 }
 
 #[test]
-fn a_label_set_that_only_gossip_tells_of_needs_no_store() {
+fn identity_known_from_gossip_needs_no_store() {
     let mut sim = Sim::new(2, 51);
     sim.settle();
     sim.agent(2).store_up = false;
     sim.settle();
-    // Node 2 hears of it by gossip, which must hold it long enough: node 1 is cut off before it can see its record.
+    // Node 2 learns of the endpoint by gossip, and must keep it long enough: node 1 is cut off before it sees its
+    // record.
     let call = sim.call(1, Call::EndpointAdd(spec("a", "app=new")));
     while !sim.replies.contains_key(&call) {
         assert_eq!(sim.step(), Ok(true));
@@ -54,7 +55,7 @@ fn a_label_set_that_only_gossip_tells_of_needs_no_store() {
 }
 
 #[test]
-fn a_number_taken_without_the_store_is_not_collected_while_gossip_tells_of_it() {
+fn identity_used_without_the_store_is_not_collected() {
     let mut sim = Sim::new(3, 52);
     sim.settle();
     let (_, identity) = added(sim.add(1, "a", "app=a"));
@@ -65,9 +66,9 @@ fn a_number_taken_without_the_store_is_not_collected_while_gossip_tells_of_it() 
     assert_eq!(sim.ask(1, Call::EndpointDelete(name("a"))), Ok(Reply::EndpointDeleted { existed: true }));
     sim.advance(config(1).quarantine * 3);
     let view = check::view(&sim);
-    assert!(view.refs(identity).is_empty(), "nobody has a reference");
+    assert!(view.refs(identity).is_empty(), "it has no reference");
     assert!(view.identities().contains_key(&identity), "it is there all the same");
-    // What has been silent for so long says nothing of numbers any more.
+    // A node that was silent for so long says nothing about identities any more.
     let call = sim.call(2, Call::EndpointAdd(spec("c", "app=a")));
     sim.settle();
     assert_eq!(added(sim.replies.remove(&call).expect("used on this node, so known")).1, identity);
@@ -76,7 +77,7 @@ fn a_number_taken_without_the_store_is_not_collected_while_gossip_tells_of_it() 
 }
 
 #[test]
-fn after_half_a_quarantine_of_silence_a_label_set_has_to_wait() {
+fn identity_allocation_waits_after_half_a_quarantine_of_silence() {
     let mut sim = Sim::new(2, 53);
     sim.settle();
     added(sim.add(1, "a", "app=a"));
@@ -117,7 +118,7 @@ fn small(n: u8, reserve: u8) -> NodeConfig {
 }
 
 #[test]
-fn the_next_block_is_claimed_before_the_last_address_is_taken() {
+fn reserve_claims_the_next_block_before_the_last_address_is_taken() {
     let mut sim = Sim::with(54, vec![small(1, 3)]);
     sim.settle();
     for n in 0..3 {
@@ -144,9 +145,9 @@ fn the_next_block_is_claimed_before_the_last_address_is_taken() {
 }
 
 #[test]
-fn a_reserve_that_cannot_be_had_is_shown_for_as_long_as_it_lacks() {
+fn reserve_shortage_is_reported_while_it_lasts() {
     let pool = vec!["10.0.0.0/29".parse().expect("a pool")];
-    // A reserve is one block at the most.
+    // A reserve is at most one block.
     let mut sim = Sim::with(55, vec![NodeConfig { pools: pool, ..small(1, 200) }]);
     sim.settle();
     assert_eq!(sim.node(1).status().warnings, [] as [String; 0]);
@@ -162,7 +163,7 @@ fn a_reserve_that_cannot_be_had_is_shown_for_as_long_as_it_lacks() {
 }
 
 #[test]
-fn a_member_cannot_take_a_workloads_address_by_calling_it_its_own() {
+fn node_address_that_belongs_to_a_workload_is_rejected() {
     let mut sim = Sim::new(2, 56);
     sim.settle();
     let (theirs, identity) = added(sim.add(2, "b", "app=b"));

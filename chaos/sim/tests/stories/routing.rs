@@ -1,4 +1,4 @@
-//! Stories of the ways that packets take: tunnel or routes, MTU, masquerade, and what an operator is told.
+//! The ways of packets: tunnel or routes, MTU, masquerade, and what an operator is told.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -18,7 +18,7 @@ fn address(text: &str) -> IpAddr {
     text.parse().expect("an address")
 }
 
-/// The routes of node 1, by whether they are to its own block.
+/// The routes of node 1: the one to its own block, and the others.
 fn routes(sim: &Sim) -> (RouteValue, Vec<RouteValue>) {
     let own = sim.node(1).status().cidrs[0].cidr;
     let mut routes = sim.node(1).wanted().routes.clone();
@@ -27,7 +27,7 @@ fn routes(sim: &Sim) -> (RouteValue, Vec<RouteValue>) {
 }
 
 #[test]
-fn without_a_tunnel_routes_lead_to_the_other_nodes() {
+fn native_routing_adds_routes_to_other_nodes() {
     let mut sim = Sim::with(31, vec![native(1), native(2)]);
     sim.settle();
     let base = sim.node(1).wanted().base.clone().expect("a base");
@@ -53,7 +53,7 @@ fn without_a_tunnel_routes_lead_to_the_other_nodes() {
 }
 
 #[test]
-fn a_node_behind_a_router_gets_no_route_and_a_warning() {
+fn native_routing_warns_about_a_node_behind_a_router() {
     let mut far = native(2);
     far.underlay.addresses = vec![address("198.51.100.2")];
     far.underlay.network = "198.51.100.0/24".parse().expect("a network");
@@ -66,7 +66,7 @@ fn a_node_behind_a_router_gets_no_route_and_a_warning() {
         "{warnings:?}"
     );
 
-    // The operator has the network route; what was made before goes.
+    // The operator routes the network; the node removes its routes.
     let mut external = native(1);
     external.datapath.native_routes = NativeRoutes::External;
     let mut sim = Sim::with(33, vec![native(1), native(2)]);
@@ -80,7 +80,7 @@ fn a_node_behind_a_router_gets_no_route_and_a_warning() {
 }
 
 #[test]
-fn a_node_in_a_network_that_is_refused_is_named() {
+fn refused_network_that_contains_a_node_is_reported() {
     let mut refusing = config(1);
     refusing.datapath.refused = ["203.0.113.0/24", "192.0.2.0/24"].map(|text| text.parse().unwrap()).into();
     let mut sim = Sim::with(38, vec![refusing, config(2)]);
@@ -91,7 +91,7 @@ fn a_node_in_a_network_that_is_refused_is_named() {
 }
 
 #[test]
-fn nodes_that_do_not_agree_on_the_mode_are_named_and_may_change_one_by_one() {
+fn mode_mismatch_is_reported_during_a_gradual_change() {
     let mut sim = Sim::with(34, vec![config(1), config(2)]);
     sim.settle();
     added(sim.add(1, "a", "app=a"));
@@ -114,7 +114,7 @@ fn nodes_that_do_not_agree_on_the_mode_are_named_and_may_change_one_by_one() {
 }
 
 #[test]
-fn endpoints_get_the_mtu_that_is_wanted_if_the_underlay_carries_it() {
+fn mtu_setting_is_limited_by_the_underlay() {
     let check = |wanted: u32, underlay: u32, expected: u32, warned: bool| {
         let mut config = config(1);
         config.datapath.pod_mtu_bytes = Some(wanted);
@@ -133,7 +133,7 @@ fn endpoints_get_the_mtu_that_is_wanted_if_the_underlay_carries_it() {
 }
 
 #[test]
-fn the_fleets_pools_see_endpoints_own_addresses() {
+fn masquerade_excludes_the_pools() {
     let mut config = config(1);
     let prefix = |text: &str| text.parse::<IpNetwork>().expect("a prefix");
     let exclude = [prefix("172.16.0.0/12")].into();
@@ -146,9 +146,9 @@ fn the_fleets_pools_see_endpoints_own_addresses() {
     assert_eq!((base.underlay.address, base.underlay.ifindex), (address("192.0.2.1"), 2));
 }
 
-/// The programs know IPv4 only; a step that fails for ever would be tried for ever.
+/// The programs know IPv4 only; an operation that always fails would be retried for ever.
 #[test]
-fn an_ipv6_address_of_another_node_is_nothing_to_fail_at() {
+fn ipv6_address_of_another_node_is_ignored() {
     let mut dual = config(2);
     dual.underlay.addresses.push(address("2001:db8::2"));
     let mut sim = Sim::with(37, vec![config(1), dual]);

@@ -1,4 +1,4 @@
-//! Stories of a start without the store: what the snapshot tells serves until the store answers, and not longer.
+//! A start without the store: the snapshot serves until the store answers, and not longer.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use node_core::{Call, CallErrorKind, IpcacheSource, NodeConfig, Reply};
 
 use chaos_sim::{Agent, Sim, added, check, config, name};
 
-/// Two nodes with one endpoint each, saved; then nobody reaches the store any more.
+/// Two nodes with one endpoint each, saved in snapshots; then the store is unreachable.
 fn cut_off(seed: u64) -> Sim {
     let mut sim = Sim::new(2, seed);
     sim.settle();
@@ -30,7 +30,7 @@ fn store_comes_back(sim: &mut Sim) {
 }
 
 #[test]
-fn a_restart_without_the_store_keeps_names_and_goes_on() {
+fn snapshot_keeps_names_over_a_restart_without_the_store() {
     let mut sim = cut_off(30);
     let before = sim.node(1).endpoint(&name("a")).expect("there");
     let steps = sim.agents[0].kernel.steps();
@@ -64,7 +64,7 @@ fn a_restart_without_the_store_keeps_names_and_goes_on() {
 }
 
 #[test]
-fn endpoints_that_the_store_never_saw_survive_a_restart_without_it() {
+fn snapshot_keeps_endpoints_that_the_store_never_had() {
     let mut sim = cut_off(31);
     let (address, identity) = added(sim.add(1, "c", "app=a"));
     sim.restart(1);
@@ -75,7 +75,7 @@ fn endpoints_that_the_store_never_saw_survive_a_restart_without_it() {
 }
 
 #[test]
-fn a_reboot_without_the_store_serves_again() {
+fn snapshot_restores_a_rebooted_node_without_the_store() {
     let mut sim = cut_off(32);
     sim.gossip = false;
     let before = sim.agents[0].kernel.tables().clone();
@@ -99,7 +99,7 @@ fn a_reboot_without_the_store_serves_again() {
 }
 
 #[test]
-fn a_snapshot_that_is_behind_ends_equal_to_the_store() {
+fn snapshot_that_is_out_of_date_converges_to_the_store() {
     for (seed, store_up) in [(33, true), (34, false)] {
         let mut sim = cut_off(seed);
         store_comes_back(&mut sim);
@@ -125,8 +125,8 @@ fn a_snapshot_that_is_behind_ends_equal_to_the_store() {
 }
 
 #[test]
-fn a_block_given_to_another_meanwhile_is_given_up() {
-    // Room for two blocks: the third node gets the one that was the first one's.
+fn snapshot_block_that_was_reassigned_is_given_up() {
+    // The pool has room for two blocks: the third node gets the block that was the first node's.
     let configs: Vec<_> = (1..=3)
         .map(|n| NodeConfig { pools: vec!["10.0.0.0/23".parse().expect("a pool")], ..config(n) })
         .collect();
@@ -159,7 +159,7 @@ fn a_block_given_to_another_meanwhile_is_given_up() {
 }
 
 #[test]
-fn a_snapshot_of_another_node_or_machine_is_not_used() {
+fn snapshot_of_another_node_or_machine_is_ignored() {
     let sim = cut_off(36);
     let snapshot = sim.agents[0].disk.clone().expect("saved");
     let mut elsewhere = config(1);
@@ -181,7 +181,7 @@ fn a_snapshot_of_another_node_or_machine_is_not_used() {
 }
 
 #[test]
-fn a_store_wiped_while_the_agent_was_away_takes_nothing_from_it() {
+fn snapshot_survives_a_store_wiped_during_a_restart() {
     let mut sim = cut_off(38);
     let before = sim.agents[0].kernel.tables().clone();
     sim.agents.iter_mut().for_each(Agent::stop);
@@ -200,7 +200,7 @@ fn a_store_wiped_while_the_agent_was_away_takes_nothing_from_it() {
 }
 
 #[test]
-fn an_endpoint_lost_from_the_kernel_after_a_restart_is_made_again() {
+fn snapshot_recreates_an_endpoint_missing_from_the_kernel() {
     let mut sim = cut_off(37);
     let id = sim.node(1).endpoint(&name("a")).and_then(|endpoint| endpoint.id).expect("attached");
     sim.restart(1);
@@ -212,7 +212,7 @@ fn an_endpoint_lost_from_the_kernel_after_a_restart_is_made_again() {
 }
 
 #[test]
-fn what_was_answered_is_known_after_a_kill_however_old_the_snapshot_is() {
+fn endpoint_files_keep_every_answered_call_over_a_kill() {
     let mut sim = cut_off(41);
     let old = sim.agents[0].disk.clone();
     let (address, identity) = added(sim.add(1, "c", "app=b"));
@@ -234,7 +234,7 @@ fn what_was_answered_is_known_after_a_kill_however_old_the_snapshot_is() {
         warnings.iter().all(|it| !it.contains("is not in the kernel")),
         "nothing is missed: {warnings:?}"
     );
-    // With an endpoint that nobody could name, nothing could be added before the store is back.
+    // With an endpoint without a name, no endpoint could be added before the store is back.
     added(sim.add(1, "d", "app=b"));
     assert_eq!(known(&sim), ["c", "d"]);
     store_comes_back(&mut sim);

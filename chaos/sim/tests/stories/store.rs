@@ -1,4 +1,4 @@
-//! Stories of the store: away, wiped, with bad records in it.
+//! The store: unreachable, wiped, with invalid records.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use node_core::{Call, CallErrorKind, Reply};
 use chaos_sim::{Sim, added, check, config, name, spec};
 
 #[test]
-fn a_store_that_is_away_at_the_start_and_comes_later() {
+fn store_unreachable_at_start_is_used_once_it_is_reachable() {
     let mut sim = Sim::new(2, 15);
     sim.store_away();
     let early = sim.call(1, Call::EndpointAdd(spec("early", "app=a")));
@@ -27,7 +27,7 @@ fn a_store_that_is_away_at_the_start_and_comes_later() {
 }
 
 #[test]
-fn without_the_store_known_labels_still_work_and_reach_everybody_by_gossip() {
+fn store_outage_allows_known_labels_and_gossip_spreads_them() {
     let mut sim = Sim::new(3, 16);
     sim.settle();
     let (_, identity) = added(sim.add(1, "a", "app=a"));
@@ -55,7 +55,7 @@ fn without_the_store_known_labels_still_work_and_reach_everybody_by_gossip() {
 }
 
 #[test]
-fn a_bad_record_is_rejected_alone_and_shown() {
+fn store_record_that_is_invalid_is_rejected_alone() {
     use kvstore_schema::{KvOp, Txn};
     let mut sim = Sim::new(2, 17);
     sim.settle();
@@ -93,7 +93,7 @@ fn a_bad_record_is_rejected_alone_and_shown() {
 }
 
 #[test]
-fn gossip_that_comes_late_does_not_bring_an_endpoint_back() {
+fn gossip_that_is_late_does_not_resurrect_an_endpoint() {
     let mut sim = Sim::new(2, 24);
     sim.settle();
     sim.gossip = false;
@@ -139,14 +139,14 @@ fn gossip_that_comes_late_does_not_bring_an_endpoint_back() {
 }
 
 #[test]
-fn what_gossip_said_before_the_fleet_was_known_counts_afterwards() {
+fn gossip_before_the_fleet_was_known_counts_afterwards() {
     let mut sim = Sim::new(2, 25);
     sim.agents[1].store_up = false;
     sim.settle();
     let (_, identity) = added(sim.add(1, "a", "app=a"));
     sim.agents[0].store_up = false;
     sim.settle();
-    // Only gossip tells of this one, and only now, when node 2 cannot judge it yet.
+    // Only gossip knows this endpoint, and only now, when node 2 cannot judge it yet.
     let (address, _) = added(sim.add(1, "b", "app=a"));
     sim.advance(Duration::from_secs(1));
     assert_eq!(sim.node(2).lookup(address), None);
@@ -159,7 +159,7 @@ fn what_gossip_said_before_the_fleet_was_known_counts_afterwards() {
 }
 
 #[test]
-fn what_gossip_told_stays_until_the_store_is_known_as_far() {
+fn gossip_entries_stay_until_the_store_has_caught_up() {
     let mut sim = Sim::new(2, 26);
     sim.settle();
     let (ip, _) = added(sim.add(1, "a", "app=a"));
@@ -167,7 +167,8 @@ fn what_gossip_told_stays_until_the_store_is_known_as_far() {
     sim.settle();
     let (address, identity) = added(sim.add(1, "b", "app=a"));
     assert_eq!(sim.ask(1, Call::EndpointDelete(name("a"))), Ok(Reply::EndpointDeleted { existed: true }));
-    // The owner is back at the store, and tells no more what is recorded now; the other one is not back.
+    // The owner reaches the store again, and stops gossiping what is recorded now; the other node does not reach the
+    // store.
     sim.agent(1).store_up = true;
     sim.settle();
     sim.advance(Duration::from_secs(30));
@@ -180,7 +181,7 @@ fn what_gossip_told_stays_until_the_store_is_known_as_far() {
 }
 
 #[test]
-fn a_restart_waits_for_gossip_before_it_forgets_what_only_gossip_told() {
+fn gossip_entries_survive_a_restart_until_gossip_was_heard() {
     let mut sim = Sim::new(3, 27);
     sim.settle();
     added(sim.add(1, "a", "app=a"));
@@ -201,9 +202,9 @@ fn a_restart_waits_for_gossip_before_it_forgets_what_only_gossip_told() {
     check::converged(&sim);
 }
 
-/// What is recorded leaves gossip: who comes too late for it, and cannot ask the store, has to be told again.
+/// Recorded facts leave gossip: a node that comes too late for them, and cannot reach the store, needs them again.
 #[test]
-fn a_node_that_alone_is_cut_off_from_the_store_hears_what_the_others_record() {
+fn gossip_repeats_recorded_facts_for_a_node_without_the_store() {
     let mut sim = Sim::new(3, 41);
     sim.settle();
     let (gone, identity) = added(sim.add(1, "gone", "app=a"));
@@ -225,7 +226,7 @@ fn a_node_that_alone_is_cut_off_from_the_store_hears_what_the_others_record() {
     sim.advance(Duration::from_secs(3));
     assert_eq!(sim.node(3).lookup(early).expect("told again").identity, identity);
     assert_eq!(sim.node(3).lookup(gone).expect("the block").prefix.prefix(), 24, "told again");
-    // Who tells is another agent by now, and the one that is told too.
+    // Both the telling and the told agent are restarted.
     sim.restart(1);
     sim.advance(Duration::from_secs(3));
     let (late, _) = added(sim.add(1, "late", "app=a"));
@@ -234,7 +235,7 @@ fn a_node_that_alone_is_cut_off_from_the_store_hears_what_the_others_record() {
     for address in [early, late] {
         assert_eq!(sim.node(3).lookup(address).expect("told again").identity, identity);
     }
-    // Of what has gone since, nothing comes back with the store.
+    // Nothing that was deleted since is resurrected by the store.
     delete(&mut sim, "early");
     sim.gossip = false;
     delete(&mut sim, "late");

@@ -12,13 +12,18 @@ use crate::{
     service::frontend,
 };
 
-/// Finds the end that the packet goes to (`packet.to`), as far as its sender may reach it.
+/// Finds the end that the packet goes to (`packet.to`), as far as its sender may reach it. Where the stack delivers, the
+/// device has told.
 ///
 /// # Errors
 /// [`DropReason::UnknownDestination`], [`DropReason::NoTranslation`], [`DropReason::NoBackend`],
 /// [`DropReason::TunnelPort`].
 #[inline(always)]
 pub fn find(packet: &mut Packet, config: &NodeConfig) -> Result<(), DropReason> {
+    if packet.origin == Origin::Stack {
+        packet.dst_identity = packet.to.identity;
+        return Ok(());
+    }
     let address = packet.key.dst;
     let is_from_endpoint = packet.origin == Origin::Endpoint;
     if is_from_endpoint && !is_unicast(address) {

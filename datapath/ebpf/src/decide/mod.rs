@@ -33,15 +33,19 @@ pub fn decide(packet: &mut Packet, config: &NodeConfig, origin: Origin) -> Resul
 fn run_steps(packet: &mut Packet, config: &NodeConfig, origin: Origin) -> Result<(), DropReason> {
     // Where the stack delivers, and without a tunnel, addresses are what they are.
     let translates = !matches!(origin, Origin::Stack | Origin::Native);
-    packet.step(|packet| origin::check(packet, config, origin))?;
-    packet.step(|packet| previous::apply(packet, config, translates))?;
+    packet.step(|packet| {
+        origin::check(packet, config, origin)?;
+        previous::apply(packet, config, translates)
+    })?;
     if translates {
         packet.step(|packet| service::choose_backend(packet, config))?;
     }
     packet.step(|packet| location::find(packet, config))?;
-    packet.step(policy::evaluate)?;
-    if translates {
-        packet.step(|packet| source_nat::choose(packet, config))?;
-    }
-    packet.step(pair::compute)
+    policy::evaluate(packet)?;
+    packet.step(|packet| {
+        if translates {
+            source_nat::choose(packet, config)?;
+        }
+        pair::compute(packet)
+    })
 }

@@ -155,17 +155,19 @@ fn host(packet: &Packet, config: &NodeConfig) -> Result<FlowEnd, DropReason> {
     Ok(FlowEnd::stack(location, identity, config.host_mac))
 }
 
-/// The node's stack delivers to the endpoint behind the device, for whoever the source address belongs to.
+/// The node's stack delivers to the endpoint behind the device, for whoever the source address belongs to. Only that endpoint
+/// is reached there, so that the other end (`packet.to`) is known as well.
 ///
 /// Replies go back to the stack: it may have translated addresses. An endpoint's address proves nothing here, where nobody
 /// has checked it: a packet from the underlay may bear it. The endpoint's own device or node alone proves its identity (P7).
 /// Without a tunnel there is no other proof than the address, and that the packet came by the underlay interface.
 #[inline(always)]
-fn stack(packet: &Packet, config: &NodeConfig) -> Result<FlowEnd, DropReason> {
+fn stack(packet: &mut Packet, config: &NodeConfig) -> Result<FlowEnd, DropReason> {
     let endpoint = lookup::endpoint_at(packet.ifindex())?;
     if packet.key.dst != endpoint.address_v4 {
         return Err(DropReason::UnknownDestination);
     }
+    packet.to = FlowEnd::endpoint(endpoint);
     let is_proven =
         config.flags & node_flags::NATIVE != 0 && packet.ingress_ifindex() == config.underlay_ifindex;
     let source = lookup::owner(packet.key.src);

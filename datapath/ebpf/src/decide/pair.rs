@@ -2,7 +2,7 @@
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use datapath_abi::{DropReason, EventKind, FlowEntry, flow_flags::ENDED};
-use datapath_packet::{EpochSnapshot, FlowPair, carry_over, may_end, opens};
+use datapath_packet::{FlowPair, carry_over, may_end, opens};
 
 use crate::{
     clock::now_ns,
@@ -22,18 +22,12 @@ use crate::{
 #[inline(always)]
 pub fn compute(packet: &mut Packet) -> Result<(), DropReason> {
     let pair = packet.pair();
-    *pair = if is_plain_reply(packet) {
-        let EpochSnapshot { src_epoch, dst_epoch, src_shard, dst_shard } = packet.epochs;
-        let epochs = EpochSnapshot {
-            src_epoch: dst_epoch,
-            dst_epoch: src_epoch,
-            src_shard: dst_shard,
-            dst_shard: src_shard,
-        };
-        FlowPair::between(&packet.to, &packet.from, &epochs, packet.policy_verdict, now_ns())
+    let (from, to, verdict) = (&packet.from, &packet.to, packet.policy_verdict);
+    if is_plain_reply(packet) {
+        pair.set(to, from, &packet.epochs.reverse(), verdict, now_ns());
     } else {
-        FlowPair::between(&packet.from, &packet.to, &packet.epochs, packet.policy_verdict, now_ns())
-    };
+        pair.set(from, to, &packet.epochs, verdict, now_ns());
+    }
     if packet.snat_port_be != NO_PORT {
         pair.set_snat(&packet.key, packet.snat_address, packet.snat_port_be);
     }
@@ -78,7 +72,9 @@ pub fn write(packet: &mut Packet) -> Result<(), DropReason> {
     // By reference: copies would not fit on the stack.
     let (key, other_key) = (&packet.key, &own.reverse_key(&packet.key));
     // SAFETY: as in `Flow::entry`; read before anything is written below.
-    let (old_own, old_other) = unsafe { (FLOWS_V4.get(key), FLOWS_V4.get(other_key)) };
+    let old_own = if packet.previous.is_absent { None } else { unsafe { FLOWS_V4.get(key) } };
+    // SAFETY: as above.
+    let old_other = unsafe { FLOWS_V4.get(other_key) };
     // The port of a flow with another source was free: nobody may have taken it since. A backend's flow takes none.
     let takes_port =
         own.is_translated() && (own.backend == 0 || own.is_translated_at_both_ends()) && old_other.is_none();
@@ -98,11 +94,12 @@ pub fn write(packet: &mut Packet) -> Result<(), DropReason> {
         affinity::remember(packet);
     }
 
+    let (own, other): (&FlowEntry, &FlowEntry) = (own, other);
     let only_if_absent = if takes_port { u64::from(BPF_NOEXIST) } else { 0 };
-    if FLOWS_V4.insert(other_key, &*other, only_if_absent).is_err() {
+    if FLOWS_V4.insert(other_key, other, only_if_absent).is_err() {
         return Err(if takes_port { DropReason::MasqueradePorts } else { DropReason::FlowTableFull });
     }
-    if FLOWS_V4.insert(key, &*own, 0).is_err() {
+    if FLOWS_V4.insert(key, own, 0).is_err() {
         // One entry alone would be a flow with one end; what cannot be removed is not there.
         let _ = FLOWS_V4.remove(key);
         let _ = FLOWS_V4.remove(other_key);

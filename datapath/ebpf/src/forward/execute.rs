@@ -18,9 +18,15 @@ pub fn execute(
     entry: &FlowEntry,
     is_from_stack: bool,
 ) -> Result<Verdict, DropReason> {
+    if is_from_stack {
+        if entry.is_translated() {
+            packet.step(|packet| rewrite(packet, config, entry, true))?;
+        }
+        return send(packet, config, entry, true);
+    }
     packet.step(|packet| {
-        packet.step(|packet| rewrite(packet, config, entry, is_from_stack))?;
-        packet.verdict = send(packet, config, entry, is_from_stack)?.to_word();
+        packet.step(|packet| rewrite(packet, config, entry, false))?;
+        packet.verdict = send(packet, config, entry, false)?.to_word();
         Ok(())
     })?;
     Ok(Verdict::from_word(packet.verdict))

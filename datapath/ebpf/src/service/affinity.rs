@@ -7,21 +7,18 @@ use crate::{
     clock::now_ns,
     context::Packet,
     maps::{AFFINITY, SERVICES},
-    service::backend,
 };
 
 const SECOND_NS: u64 = 1_000_000_000;
 
-/// The backend that the client of `key` has, as long as that takes new flows and the client was not silent for too long; 0:
-/// none. Nothing is changed.
+/// The backend that the client of `key` has got, if the client was not silent for too long; 0: none. Nothing is changed.
 #[inline(never)]
 pub fn backend_of(key: &FlowKey<V4>, service_id: u32, entry: &ServiceEntry) -> u32 {
     // SAFETY: an LRU's memory is the table's for ever; another client that gets the entry meanwhile has had a good backend.
     let Some(affinity) = (unsafe { AFFINITY.get(key_of(key.src, service_id)) }) else { return 0 };
     // The time is later than now if another CPU was faster.
     let silent_ns = now_ns().saturating_sub(affinity.last_seen_ns);
-    let is_recent = silent_ns < u64::from(entry.affinity_seconds) * SECOND_NS;
-    if is_recent && backend::takes_new_flows(affinity.backend, service_id) { affinity.backend } else { 0 }
+    if silent_ns < u64::from(entry.affinity_seconds) * SECOND_NS { affinity.backend } else { 0 }
 }
 
 /// The hash of the client alone: a client that was forgotten, or comes by another node, gets the same slot as long as the

@@ -63,10 +63,8 @@ pub fn of_table(service_id: u32, key: &FlowKey<V4>, hash: u32) -> u32 {
     if entry.affinity_seconds == 0 {
         return in_slot(entry, hash);
     }
-    match affinity::backend_of(key, service_id, entry) {
-        0 => in_slot(entry, affinity::client_hash(key)),
-        backend => backend,
-    }
+    let kept = affinity::backend_of(key, service_id, entry);
+    if takes_new_flows(kept, service_id) { kept } else { in_slot(entry, affinity::client_hash(key)) }
 }
 
 /// The backend in the slot of a hash; 0: none.

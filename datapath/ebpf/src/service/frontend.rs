@@ -22,7 +22,7 @@ pub fn service_id_at(packet: &Packet, address: V4) -> u32 {
 }
 
 /// Notes the service port that the packet goes to.
-#[inline(never)]
+#[inline(always)]
 pub fn find(packet: &mut Packet, config: &NodeConfig) {
     let dst = packet.key.dst;
     packet.service_id = service_id_at(packet, dst);

@@ -3,8 +3,8 @@
 use datapath_abi::{BackendEntry, V4, backend_flags};
 use datapath_plan::{BackendId, BackendState, BackendValue, ServiceId};
 
-use super::{OneMap, v4};
-use crate::{error::DatapathError, maps::Maps, table::Table};
+use super::{Maps, OneMap, v4};
+use crate::{error::DatapathError, table::Table};
 
 impl OneMap for BackendValue {
     type MapKey = u32;

@@ -85,9 +85,9 @@ async fn make(datapath: &mut Datapath, base: &Base) -> Answer {
     // When the device is gone, the watch reports it, and another underlay will be wanted.
     if let Some(underlay) = datapath.netlink.link_at(base.underlay.ifindex).await? {
         datapath.hooks.attach_underlay(&datapath.netlink, &underlay.name).await?;
-        datapath.put_before_stack(&underlay);
+        datapath.attach_xdp_to_underlay(&underlay);
     }
-    datapath.sockets.mend(&mut datapath.hooks, &datapath.maps);
+    datapath.sockets.repair(&mut datapath.hooks, &datapath.maps);
     match devices.vxlan {
         Some(_) => datapath.hooks.attach(VXLAN_DEVICE),
         // Last: until here packets could still go by the tunnel.
@@ -178,7 +178,7 @@ async fn check(datapath: &Datapath, base: &Base, devices: &BaseDevices, broken: 
     }
     if let Some(underlay) = datapath.netlink.link_at(base.underlay.ifindex).await? {
         datapath.check_hooks(&underlay, UNDERLAY_PROGRAMS, broken).await?;
-        broken.extend(datapath.missing_before_stack(&underlay));
+        broken.extend(datapath.missing_xdp(&underlay));
     }
     broken.extend(datapath.sockets.damage(&datapath.hooks, &datapath.maps)?);
     Ok(())

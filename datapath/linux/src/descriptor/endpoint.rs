@@ -9,14 +9,13 @@ use datapath_abi::{EndpointEntry, V4};
 use datapath_plan::{EndpointId, EndpointValue, Mac};
 use identity::Identity;
 
-use super::{Answer, KernelTable, Observation, Progress, repeat};
+use super::{Answer, KernelTable, Maps, Observation, Progress, repeat};
 use crate::{
     datapath::Datapath,
     device,
     endpoint::{EndpointAttacher, PodNetwork},
     error::DatapathError,
     hook::programs_of,
-    maps::Maps,
     netlink::Link,
 };
 

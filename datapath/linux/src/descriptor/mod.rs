@@ -1,4 +1,5 @@
-//! How each table of plans lies in the kernel: one file a table, and nothing else in this crate names a table.
+//! How each table of plans lies in the kernel: the list of maps, and a file for each table. Nothing else in this crate
+//! names a table.
 //!
 //! A table whose rows are entries of one map says how a row is encoded ([`OneMap`]); writing, deleting and observing
 //! follow. The other tables say these three themselves ([`KernelTable`]): the base and endpoints are devices, routes are
@@ -17,13 +18,61 @@ pub(crate) mod source_range;
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use datapath_abi::{AbiBytes, LpmKey, V4};
+use datapath_abi::{
+    AbiBytes, AffinityEntry, AffinityKey, BackendEntry, EndpointEntry, FlowEntry, FlowKey, FrontendEntry,
+    FrontendKey, IpcacheEntry, LpmKey, NamespaceEntry, NodeConfig, NodeEntry, ServiceEntry, SlotBlock,
+    SlotsKey, SocketEntry, SocketKey, Source, V4,
+};
 use datapath_plan::{Base, Observed, OpFailure, Row, ServiceId, lb::SlotTable};
 use ipnetwork::{IpNetwork, Ipv4Network};
 
 use crate::{
-    datapath::Datapath, device::BaseDevices, error::DatapathError, maps::Maps, netlink::Link, table::Table,
+    datapath::Datapath, device::BaseDevices, error::DatapathError, maps::maps, netlink::Link, table::Table,
 };
+
+/// What a map holds, which says who compares it with what is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Content {
+    /// Rows of the plan's table of this name, or a part of them: audits compare them with what is wanted.
+    Rows(&'static str),
+    /// No state that anybody wants, for this reason: audits leave it alone.
+    NoState(&'static str),
+}
+use Content::{NoState, Rows as Of};
+
+maps! {
+    typed {
+        config: CONFIG [u32 => NodeConfig], Of("base");
+        unmasqueraded_lpm_v4: UNMASQUERADED_LPM_V4 [LpmKey<V4> => u32], Of("base");
+        dropped_lpm_v4: DROPPED_LPM_V4 [LpmKey<V4> => u32], Of("base");
+        nodes: NODES [u32 => NodeEntry], Of("nodes");
+        node_by_address_v4: NODE_BY_ADDRESS_V4 [V4 => u32], Of("nodes");
+        ipcache_v4: IPCACHE_V4 [V4 => IpcacheEntry], Of("ipcache");
+        ipcache_lpm_v4: IPCACHE_LPM_V4 [LpmKey<V4> => IpcacheEntry], Of("ipcache");
+        endpoints_by_ifindex: ENDPOINTS_BY_IFINDEX [u32 => EndpointEntry], Of("endpoints");
+        endpoints_v4: ENDPOINTS_V4 [V4 => EndpointEntry], Of("endpoints");
+        namespaces: NAMESPACES [u64 => NamespaceEntry], Of("endpoints");
+        backends_v4: BACKENDS_V4 [u32 => BackendEntry<V4>], Of("backends");
+        services: SERVICES [u32 => ServiceEntry], Of("services");
+        slots: SLOTS [SlotsKey => SlotBlock], Of("services");
+        sources_lpm_v4: SOURCES_LPM_V4 [LpmKey<Source<V4>> => u32], Of("services");
+        frontends_v4: FRONTENDS_V4 [FrontendKey<V4> => FrontendEntry], Of("frontends");
+        service_ports: SERVICE_PORTS [u32 => u64], Of("frontends");
+        epochs: EPOCHS [u32 => u32], NoState("epochs only rise: any value is right");
+        affinity: AFFINITY [AffinityKey => AffinityEntry], NoState("the programs write it, by the traffic");
+        sockets_v4: SOCKETS_V4 [SocketKey<V4> => SocketEntry<V4>], NoState("the programs write it, by the sockets");
+    }
+    shown_elsewhere {
+        flows_v4: FLOWS_V4 [FlowKey<V4> => FlowEntry], NoState("the programs write it, by the traffic");
+    }
+    other {
+        COUNTERS, NoState("the programs count");
+        FRAGMENTS_V4, NoState("the programs write it, by the traffic");
+        EVENTS, NoState("a ring of reports");
+        BUDGETS, NoState("the programs limit their reports by it");
+        SCRATCH, NoState("memory of one program run");
+    }
+}
 
 pub(crate) type Answer = Result<(), DatapathError>;
 
@@ -182,5 +231,59 @@ pub(crate) fn v4(address: IpAddr) -> Result<V4, DatapathError> {
     match address {
         IpAddr::V4(address) => Ok(address.octets()),
         IpAddr::V6(_) => Err(DatapathError::Unsupported(format!("IPv6 address {address}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use datapath_plan::{RouteValue, Row, RowVisitor, Tables};
+
+    use super::*;
+
+    #[test]
+    fn map_list_is_what_the_object_holds() {
+        let object = aya_obj::Object::parse(crate::object::OBJECT).expect("the object parses");
+        // Sections of constants are maps, too.
+        let held: BTreeSet<_> =
+            object.maps.keys().map(String::as_str).filter(|name| !name.starts_with('.')).collect();
+        let listed: BTreeSet<_> = MAPS.iter().map(|(name, _)| *name).collect();
+        assert_eq!(listed, held);
+        assert_eq!(listed.len(), MAPS.len(), "a map twice");
+    }
+
+    #[test]
+    fn map_list_is_that_of_the_architecture() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/ARCHITECTURE.md");
+        let page = std::fs::read_to_string(path).expect("ARCHITECTURE.md");
+        let told: Vec<&str> = page.lines().filter(|line| line.starts_with("| `WARREN_")).collect();
+        let row = |(name, content): &(&str, Content)| match content {
+            Content::Rows(table) => format!("| `{name}` | {table} | |"),
+            Content::NoState(reason) => format!("| `{name}` | | {reason} |"),
+        };
+        assert_eq!(told, MAPS.iter().map(row).collect::<Vec<_>>());
+    }
+
+    /// A map of state is part of a table that plans know, and so of audits, `state diff` and `/v1/state`.
+    #[test]
+    fn map_of_state_belongs_to_a_table_of_plans() {
+        struct Names(BTreeSet<&'static str>);
+        impl RowVisitor for Names {
+            fn table(&mut self, name: &'static str) {
+                self.0.insert(name);
+            }
+            fn row<R: Row>(&mut self, _: R::Key, _: &R) {}
+        }
+        let mut names = Names(BTreeSet::new());
+        Tables::default().visit(&mut names);
+        // Routes are in the stack.
+        names.0.remove(RouteValue::NAME);
+        let rows = |(_, content): &(&str, Content)| match content {
+            Content::Rows(table) => Some(*table),
+            Content::NoState(_) => None,
+        };
+        let described: BTreeSet<&str> = MAPS.iter().filter_map(rows).collect();
+        assert_eq!(described, names.0);
     }
 }

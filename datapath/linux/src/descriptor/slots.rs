@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use datapath_abi::{BLOCK_SLOTS, ServiceEntry, SlotBlock, SlotsKey, service_flags};
 
-use super::{Answer, first_failure};
-use crate::{error::DatapathError, maps::Maps};
+use super::{Answer, Maps, first_failure};
+use crate::error::DatapathError;
 
 const BLOCK: usize = BLOCK_SLOTS as usize;
 

@@ -7,8 +7,8 @@ use datapath_abi::{LpmKey, SOURCE_SERVICE_BITS, Source, V4};
 use datapath_plan::ServiceId;
 use ipnetwork::{IpNetwork, Ipv4Network};
 
-use super::{Answer, first_failure};
-use crate::{error::DatapathError, maps::Maps};
+use super::{Answer, Maps, first_failure};
+use crate::error::DatapathError;
 
 /// A prefix of a service port.
 pub(crate) type Key = LpmKey<Source<V4>>;

@@ -20,7 +20,10 @@ fn flow_table(entries: u32) -> Option<FlowTable> {
         match MapData::create(object, "warren_test", None) {
             Ok(data) => {
                 let fd = data.fd().as_fd().try_clone_to_owned().expect("a descriptor");
-                Some(Table::new("warren_test", fd, false, key_bytes, value_bytes).expect("the sizes are right"))
+                Some(
+                    Table::new("warren_test", fd, false, key_bytes, value_bytes)
+                        .expect("the sizes are right"),
+                )
             }
             Err(error) => {
                 println!("skipped: needs root and BPF ({error})");

@@ -139,7 +139,7 @@ fn endpoint_packets_to_unknown_destinations_are_dropped() {
     let multicast = Peer { address: [224, 0, 0, 22], ..INTERNET };
     let broadcast = Peer { address: [255; 4], ..INTERNET };
     let loopback = Peer { address: [127, 0, 0, 1], ..INTERNET };
-    for peer in [&NOBODY, &multicast, &broadcast, &loopback] {
+    for peer in [&UNASSIGNED, &multicast, &broadcast, &loopback] {
         check_dropped(Frame::udp(&A, peer, 1, 2), DropReason::UnknownDestination, |expected| {
             expected.identities(A.identity, 0)
         });

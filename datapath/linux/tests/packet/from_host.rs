@@ -74,7 +74,7 @@ fn host_flow_is_counted() {
 
 #[test]
 fn host_packets_to_unknown_destinations_are_dropped() {
-    for peer in [&NOBODY, &INTERNET, &PARTNER, &GATEWAY] {
+    for peer in [&UNASSIGNED, &INTERNET, &PARTNER, &GATEWAY] {
         check_dropped(Frame::syn(&GATEWAY, peer), DropReason::UnknownDestination, HOST);
     }
 }

@@ -127,7 +127,7 @@ fn tunnel_packet_with_a_forged_identity_is_dropped() {
 
 #[test]
 fn tunnel_packet_to_a_destination_elsewhere_is_dropped() {
-    for peer in [&NOBODY, &AT_6, &INTERNET, &NODE_5] {
+    for peer in [&UNASSIGNED, &AT_6, &INTERNET, &NODE_5] {
         check_dropped(Frame::syn(&R, peer), tunnel_from(&R), DropReason::UnknownDestination, 0);
     }
 }

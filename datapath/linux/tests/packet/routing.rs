@@ -74,7 +74,7 @@ fn native_routing_knows_remote_endpoints_by_their_addresses() {
     let expected = Expected::dropped(&frame, DropReason::UnderlaySource);
     check(&mut kernel, FromNetdev, &frame, expected);
     // Packets of the world, and those for no endpoint of this node, go to the stack.
-    for frame in [Frame::syn(&INTERNET, &A), Frame::syn(&R, &NOBODY)] {
+    for frame in [Frame::syn(&INTERNET, &A), Frame::syn(&R, &UNASSIGNED)] {
         let frame = frame.on_underlay();
         check(&mut kernel, FromNetdev, &frame, Expected::unspec(&frame));
     }

@@ -114,7 +114,7 @@ pub const INTERNET: Peer = Peer {
 /// Outside the fleet, with a CIDR identity.
 pub const PARTNER: Peer = Peer { address: [203, 0, 113, 7], identity: (1 << 24) + 1, ..INTERNET };
 /// An address of this node's CIDR that no endpoint has.
-pub const NOBODY: Peer = Peer { address: [10, 0, 1, 77], identity: 0, ..INTERNET };
+pub const UNASSIGNED: Peer = Peer { address: [10, 0, 1, 77], identity: 0, ..INTERNET };
 
 /// The origin of what node 5 sends in the name of `peer`.
 pub fn tunnel_from(peer: &Peer) -> Tunnel {

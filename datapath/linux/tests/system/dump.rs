@@ -37,7 +37,8 @@ fn flows_are_listed_and_collected() {
         assert!(one.pings(gateway(1)));
 
         let filter = FlowFilter { protocol: Some(6), port: Some(7000), ..FlowFilter::default() };
-        let mut flows = datapath.flows(10, &filter).expect("flows");
+        let table = datapath.flow_table().expect("a handle");
+        let mut flows = table.list(10, &filter).expect("flows");
         flows.sort_by_key(|flow| flow.reply);
         let [request, reply] = &flows[..] else { panic!("{flows:?}") };
         assert_eq!((request.source, request.destination), (address(1, 1).into(), address(1, 2).into()));
@@ -48,16 +49,17 @@ fn flows_are_listed_and_collected() {
             (false, "local", "endpoint", true)
         );
         assert!(reply.reply);
-        assert_eq!(datapath.flows(1, &FlowFilter::default()).expect("flows").len(), 1, "the limit holds");
-        assert_eq!(datapath.gc_flows().expect("collect"), [], "no flow has ended");
+        assert_eq!(table.list(1, &FlowFilter::default()).expect("flows").len(), 1, "the limit holds");
+        table.collect(|ended| panic!("no flow has ended: {ended:?}")).expect("collect");
 
         drop((stream, accepted));
-        let before = datapath.flow_stats().expect("stats");
-        let ended = datapath.gc_flows_at(FAR_FUTURE_NS).expect("collect");
+        let before = table.stats().expect("stats");
+        let mut ended = Vec::new();
+        table.collect_at(FAR_FUTURE_NS, |batch| ended.extend(batch)).expect("collect");
         let ended: Vec<u8> = ended.iter().map(|ended| ended.flow.protocol).collect();
         assert!(ended.contains(&1), "the ping flow timed out: {ended:?}");
         assert!(before.entries >= 4 && before.tcp >= 2, "{before:?}");
-        assert_eq!(datapath.flow_stats().expect("stats").entries, 0);
+        assert_eq!(table.stats().expect("stats").entries, 0);
     });
 }
 

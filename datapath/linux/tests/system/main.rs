@@ -3,6 +3,7 @@
 mod apply;
 mod cgroup;
 mod cleanup;
+mod collect;
 mod dump;
 mod hooks;
 mod masquerade;

@@ -145,7 +145,8 @@ fn check(host_routing: HostRouting, force_clsact: bool) {
         let long = topology.ping("-M do -s 1400");
         assert!(long.contains("mtu = 1300") || long.contains("mtu=1300"), "{long}");
 
-        let flows = datapath.flows(usize::MAX, &FlowFilter::default()).expect("flows");
+        let flows =
+            datapath.flow_table().expect("a handle").list(usize::MAX, &FlowFilter::default()).expect("flows");
         let translated = flows.iter().filter(|flow| flow.new_source.is_some()).count();
         assert_eq!(flows.iter().filter(|flow| flow.new_destination.is_some()).count(), translated);
         assert!(translated >= 3, "{flows:?}");

@@ -181,7 +181,7 @@ fn handover_carries_a_flow_entry_but_for_its_epoch() {
 
 type FlowMap = HashMap<MapData, [u8; size_of::<FlowKey<V4>>()], [u8; size_of::<FlowEntry>()]>;
 
-fn flow_map(maps: &Path) -> FlowMap {
+pub fn flow_map(maps: &Path) -> FlowMap {
     let data = MapData::from_pin(maps.join(map_name::FLOWS_V4)).expect("the pinned map");
     Map::from_map_data(data).expect("a map").try_into().expect("a table of flows")
 }
@@ -238,9 +238,9 @@ fn program_with_another_name_in_another_build_is_replaced_at_once() {
     let Some(stage) = Stage::new() else { return };
     let links = stage.pin_root.join("links");
     let (ours, theirs) = (links.join("warren_vxlan-from_tunnel"), links.join("warren_vxlan-from_former"));
-    stage.play(async || {
+    stage.block_on(async || {
         let mut first = stage.open().await;
-        must(&mut first, foundations(1)).await;
+        must(&mut first, base_ops(1)).await;
         drop(first);
         // Kernels before 6.6 have no links.
         if !ours.exists() {

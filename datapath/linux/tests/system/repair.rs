@@ -174,7 +174,11 @@ fn base_mtu_change_reaches_both_ends_of_endpoints() {
             assert_eq!(observed.broken.len(), 2, "{:?}", observed.broken);
             let [(one, value), (two, other)] = endpoints.clone();
             let other = EndpointValue { attachment: None, ..other };
-            must(&mut datapath, vec![Op::Put(Entry::Endpoint(one, value)), Op::Put(Entry::Endpoint(two, other))]).await;
+            must(
+                &mut datapath,
+                vec![Op::Put(Entry::Endpoint(one, value)), Op::Put(Entry::Endpoint(two, other))],
+            )
+            .await;
             assert_eq!(observe(&mut datapath).await.broken, [] as [String; 0]);
             for (workload, device) in
                 [(&attached, "eth0"), (&adopted, "eth0"), (&stage.node, "wrn1"), (&stage.node, "wrn2")]

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use datapath_plan::{Base, BaseUnderlay, Entry, HostRouting, Masquerade, Mode, NextHop, Op, RouteValue, Single, TableKey};
+use datapath_plan::{
+    Base, BaseUnderlay, Entry, HostRouting, Masquerade, Mode, NextHop, Op, RouteValue, Single, TableKey,
+};
 
 use crate::stage::{Cluster, Namespace, Stage, base, base_ops, gateway, must, node_with_endpoint};
 
@@ -98,7 +100,11 @@ fn masquerade_ports_are_added_to_the_reserved_ports() {
         let mut datapath = stage.open().await;
         stage.node.run("sysctl", &["-q", "-w", &format!("{key}=8080,9000-9010")]);
         for _ in 0..2 {
-            must(&mut datapath, vec![Op::Put(Entry::Base(Single, Base { masquerade: masquerade(&[]), ..base(1) }))]).await;
+            must(
+                &mut datapath,
+                vec![Op::Put(Entry::Base(Single, Base { masquerade: masquerade(&[]), ..base(1) }))],
+            )
+            .await;
             assert_eq!(stage.node.run("sysctl", &["-n", key]).trim(), "8080,9000-9010,61000-61999");
         }
     });

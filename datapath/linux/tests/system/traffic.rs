@@ -49,9 +49,15 @@ fn local_endpoints_and_the_host_reach_each_other() {
         let dropped =
             nonzero_counters(&datapath).into_keys().filter(|(kind, _)| *kind != CounterKind::Forwarded.key());
         assert_eq!(dropped.collect::<Vec<_>>(), [], "nothing was dropped");
-        assert_eq!(datapath.flow_stats().expect("stats").entries, 10, "two entries for each of five pings");
+        assert_eq!(
+            datapath.flow_table().expect("a handle").stats().expect("stats").entries,
+            10,
+            "two entries for each of five pings"
+        );
         let flows = datapath
-            .flows(usize::MAX, &FlowFilter { address: Some(gateway(1).into()), ..Default::default() });
+            .flow_table()
+            .expect("a handle")
+            .list(usize::MAX, &FlowFilter { address: Some(gateway(1).into()), ..Default::default() });
         assert_eq!(flows.expect("flows").len(), 6, "three flows of the host");
 
         let first =

@@ -30,9 +30,9 @@ static TEST_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("WARREN_BPF_TEST_OB
 /// Requests of one conversation; each is at least one packet in each direction.
 const REQUESTS: u64 = 20;
 
-fn settings(mode: XdpMode, refused: &[&str]) -> LinuxConfig {
-    let refused = refused.iter().map(|network| network.parse().expect("a network")).collect();
-    LinuxConfig { xdp: Some(XdpConfig { mode, refused }), ..LinuxConfig::default() }
+fn settings(mode: XdpMode, dropped: &[&str]) -> LinuxConfig {
+    let dropped = dropped.iter().map(|network| network.parse().expect("a network")).collect();
+    LinuxConfig { xdp: Some(XdpConfig { mode, dropped }), ..LinuxConfig::default() }
 }
 
 /// Turns off transmit offloads: no device behind a veth completes checksums or segments packets.

@@ -16,9 +16,7 @@ use kvstore_schema::{
 
 pub use section::{Config, DatapathSection, EtcdSection, LogSection, MasqueradeSection};
 pub use settings::SETTINGS;
-pub use value::{
-    HostRoutingKind, Input, LogFormat, LogLevel, NativeRoutesKind, PortRange, RoutingMode, StoreKind, XdpKind,
-};
+pub use value::{Input, LogFormat, LogLevel, PortRange, StoreKind, XdpKind};
 
 /// The default path of the configuration file, which may be absent; a file named by a flag must exist.
 pub const DEFAULT_PATH: &str = "/etc/warren/warren.toml";

@@ -6,12 +6,12 @@ use std::{
     time::Duration,
 };
 
+use datapath_plan::{HostRouting, Mode};
 use identity::{FleetName, Labels, NodeName};
 use ipnetwork::IpNetwork;
+use node_core::NativeRoutes;
 
-use super::value::{
-    HostRoutingKind, LogFormat, LogLevel, NativeRoutesKind, PortRange, RoutingMode, StoreKind, XdpKind,
-};
+use super::value::{LogFormat, LogLevel, PortRange, StoreKind, XdpKind};
 
 /// `[node]`
 #[derive(Debug, Clone, PartialEq)]
@@ -85,9 +85,9 @@ pub struct DatapathSection {
     pub underlay_interface: Option<String>,
     pub underlay_address: Option<IpAddr>,
     pub audit_interval: Duration,
-    pub mode: RoutingMode,
-    pub host_routing: HostRoutingKind,
-    pub native_routes: NativeRoutesKind,
+    pub mode: Mode,
+    pub host_routing: HostRouting,
+    pub native_routes: NativeRoutes,
     /// `None`: as large as the underlay allows.
     pub mtu_bytes: Option<u16>,
     pub socket_lb: bool,
@@ -194,9 +194,9 @@ impl Default for Config {
                 underlay_interface: None,
                 underlay_address: None,
                 audit_interval: Duration::from_secs(60),
-                mode: RoutingMode::Tunnel,
-                host_routing: HostRoutingKind::Bpf,
-                native_routes: NativeRoutesKind::Direct,
+                mode: Mode::Tunnel,
+                host_routing: HostRouting::Bpf,
+                native_routes: NativeRoutes::Direct,
                 mtu_bytes: None,
                 socket_lb: true,
                 cgroup: None,

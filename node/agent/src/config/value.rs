@@ -8,8 +8,10 @@ use std::{
     time::Duration,
 };
 
+use datapath_plan::{HostRouting, Mode};
 use identity::{FleetName, Labels, NodeName};
 use ipnetwork::IpNetwork;
+use node_core::NativeRoutes;
 use toml::Value as Toml;
 
 /// An unparsed value.
@@ -260,7 +262,29 @@ impl<T: Value> Value for Option<T> {
     }
 }
 
-/// Defines a setting that is one of a few words.
+/// Reads and shows an enum whose variants are words.
+macro_rules! words {
+    ($type:ident { $($variant:ident = $word:literal,)+ }) => {
+        impl Value for $type {
+            fn read(input: &Input) -> Result<Self, String> {
+                match text(input)? {
+                    $($word => Ok(Self::$variant),)+
+                    other => Err(format!("{other:?} is none of {}", [$(concat!('"', $word, '"')),+].join(", "))),
+                }
+            }
+            fn show(&self) -> Option<Toml> {
+                let word = match self { $(Self::$variant => $word,)+ };
+                Some(Toml::String(word.to_owned()))
+            }
+        }
+    };
+}
+
+words! { Mode { Tunnel = "tunnel", Native = "native", } }
+words! { HostRouting { Bpf = "bpf", Legacy = "legacy", } }
+words! { NativeRoutes { Direct = "direct", External = "external", } }
+
+/// Defines an enum whose variants are words.
 macro_rules! choice {
     ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)+ }) => {
         $(#[$doc])*
@@ -274,17 +298,7 @@ macro_rules! choice {
             }
         }
 
-        impl Value for $name {
-            fn read(input: &Input) -> Result<Self, String> {
-                match text(input)? {
-                    $($word => Ok(Self::$variant),)+
-                    other => Err(format!("{other:?} is none of {}", [$(concat!('"', $word, '"')),+].join(", "))),
-                }
-            }
-            fn show(&self) -> Option<Toml> {
-                Some(Toml::String(self.word().to_owned()))
-            }
-        }
+        words! { $name { $($variant = $word,)+ } }
     };
 }
 
@@ -295,36 +309,6 @@ choice! {
         Etcd = "etcd",
         /// In the agent's own memory: a fleet of one node, without etcd and gossip.
         Memory = "memory",
-    }
-}
-
-choice! {
-    /// How packets reach other nodes.
-    RoutingMode {
-        /// In a tunnel (VXLAN).
-        Tunnel = "tunnel",
-        /// Unencapsulated, by routes.
-        Native = "native",
-    }
-}
-
-choice! {
-    /// How packets reach local endpoints.
-    HostRoutingKind {
-        /// Redirected by the programs.
-        Bpf = "bpf",
-        /// Through the node's stack.
-        Legacy = "legacy",
-    }
-}
-
-choice! {
-    /// Who installs the routes of the native mode.
-    NativeRoutesKind {
-        /// Each node, to the nodes on its own network.
-        Direct = "direct",
-        /// The network.
-        External = "external",
     }
 }
 

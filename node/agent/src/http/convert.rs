@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use datapath_linux::{CounterKind, Counters, MapInfo, MapRow};
-use datapath_plan::{Attachment, Tables};
+use datapath_plan::{Attachment, Row, RowVisitor, Tables};
 use kvstore_store::MemberStatus;
 use node_api as wire;
 use node_core as core;
+use serde::Serialize;
 
 /// A time since 1970 or a duration, in milliseconds.
 pub fn ms(duration: Duration) -> u64 {
@@ -142,48 +143,49 @@ pub fn service_outcome(outcome: core::ServiceOutcome) -> wire::Outcome {
     }
 }
 
-pub fn state(tables: &Tables) -> wire::State {
-    wire::State {
-        base: tables.base.as_ref().map(|base| wire::BaseRow {
-            gateway: base.gateway,
-            tunnel_port: base.tunnel_port,
-            mtu_bytes: base.mtu_bytes,
-            mode: base.mode.word().to_owned(),
-            host_routing: base.host_routing.word().to_owned(),
-            masquerade: base.masquerade.as_ref().map(|masquerade| wire::MasqueradeRow {
-                address: base.underlay.address,
-                first_port: masquerade.first_port,
-                last_port: masquerade.last_port,
-                exclude: masquerade.exclude.iter().copied().collect(),
-            }),
-        }),
-        nodes: (tables.nodes.iter())
-            .map(|(index, node)| wire::NodeRow { index: index.0, underlay: node.underlay })
-            .collect(),
-        ipcache: (tables.ipcache.iter())
-            .map(|(prefix, value)| wire::IpcacheRow {
-                prefix: *prefix,
-                identity: value.identity,
-                node: value.node.0,
-            })
-            .collect(),
-        routes: (tables.routes.iter())
-            .map(|(destination, route)| wire::RouteRow {
-                destination: *destination,
-                via: route.next_hop.map(|next_hop| next_hop.address),
-                source: route.source,
-                mtu_bytes: route.mtu_bytes,
-            })
-            .collect(),
-        endpoints: (tables.endpoints.iter())
-            .map(|(id, endpoint)| wire::EndpointRow {
-                id: id.0,
-                address: endpoint.address,
-                identity: endpoint.identity,
-                mac: endpoint.mac.to_string(),
-                host_mac: endpoint.host_mac.to_string(),
-            })
-            .collect(),
+/// The JSON of a [`wire::State`], without a copy of the tables: a large fleet's ipcache has half a million rows.
+pub fn state(tables: &Tables) -> Vec<u8> {
+    let mut json = StateJson { bytes: br#"{"tables":["#.to_vec(), is_first_table: true, is_first_row: true };
+    tables.visit(&mut json);
+    json.bytes.extend_from_slice(if json.is_first_table { b"]}" } else { b"]}]}" });
+    json.bytes
+}
+
+struct StateJson {
+    bytes: Vec<u8>,
+    is_first_table: bool,
+    is_first_row: bool,
+}
+
+impl StateJson {
+    fn put(&mut self, value: &impl Serialize) {
+        serde_json::to_writer(&mut self.bytes, value)
+            .expect("rows are plain values, and memory takes any write");
+    }
+}
+
+impl RowVisitor for StateJson {
+    fn table(&mut self, name: &'static str) {
+        if !std::mem::take(&mut self.is_first_table) {
+            self.bytes.extend_from_slice(b"]},");
+        }
+        self.bytes.extend_from_slice(br#"{"name":"#);
+        self.put(&name);
+        self.bytes.extend_from_slice(br#","rows":["#);
+        self.is_first_row = true;
+    }
+
+    fn row<R: Row>(&mut self, key: R::Key, row: &R) {
+        #[derive(Serialize)]
+        struct StateRow<'a, R> {
+            key: String,
+            text: String,
+            fields: &'a R,
+        }
+        if !std::mem::take(&mut self.is_first_row) {
+            self.bytes.push(b',');
+        }
+        self.put(&StateRow { key: key.to_string(), text: row.to_string(), fields: row });
     }
 }
 
@@ -253,5 +255,65 @@ pub fn member(status: MemberStatus) -> wire::EtcdMember {
         leader: health.as_ref().map(|health| health.leader),
         db_bytes: health.as_ref().map(|health| health.db_bytes),
         error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use datapath_plan::{
+        Base, BaseUnderlay, EndpointId, EndpointValue, HostRouting, Mac, Masquerade, Mode, NodeIndex,
+        NodeValue,
+    };
+    use identity::Identity;
+    use serde_json::json;
+
+    use super::*;
+
+    fn address(last: u8) -> std::net::IpAddr {
+        [192, 0, 2, last].into()
+    }
+
+    #[test]
+    fn state_shows_every_table_as_plans_do() {
+        let empty: wire::State = serde_json::from_slice(&state(&Tables::default())).expect("a state");
+        let names: Vec<&str> = empty.tables.iter().map(|table| table.name.as_str()).collect();
+        let expected =
+            ["base", "nodes", "ipcache", "routes", "endpoints", "backends", "services", "frontends"];
+        assert_eq!(names, expected);
+        assert_eq!(empty.base(), None);
+
+        let base = Base {
+            gateway: address(1),
+            tunnel_port: 8472,
+            mtu_bytes: 1450,
+            mode: Mode::Tunnel,
+            host_routing: HostRouting::Bpf,
+            underlay: BaseUnderlay { ifindex: 2, address: address(2), mtu_bytes: 1500 },
+            masquerade: Some(Masquerade {
+                first_port: 61_000,
+                last_port: 65_535,
+                exclude: ["10.0.0.0/16".parse().expect("a prefix")].into(),
+            }),
+        };
+        let mut tables = Tables { base: Some(base), ..Tables::default() };
+        for index in [2, 3] {
+            tables.set(NodeIndex(index), Some(NodeValue { underlay: address(index as u8) }));
+        }
+        let endpoint = EndpointValue {
+            address: address(9),
+            identity: Identity::new(300).expect("in range"),
+            mac: Mac([2, 0, 0, 0, 0, 1]),
+            host_mac: Mac([2, 0, 0, 0, 0, 2]),
+            attachment: None,
+        };
+        tables.set(EndpointId(1), Some(endpoint));
+        let state: wire::State = serde_json::from_slice(&state(&tables)).expect("a state");
+        let base = state.base().expect("a base");
+        assert_eq!((base.gateway, base.mode.as_str()), (address(1), "tunnel"));
+        assert_eq!(base.masquerade.expect("there is one").first_port, 61_000);
+        let [two, three] = state.rows("nodes") else { panic!("{state:?}") };
+        assert_eq!((two.key.as_str(), two.text.as_str()), ("2", "underlay 192.0.2.2"));
+        assert_eq!(json!(three.fields), json!({ "underlay": "192.0.2.3" }));
+        assert_eq!(state.rows("endpoints")[0].fields["mac"], "02:00:00:00:00:01");
     }
 }

@@ -177,6 +177,13 @@ mod tests {
             assert!(operation["responses"]["200"].is_object(), "{method} {path}");
             assert!(operation["summary"].is_string(), "{method} {path} has no text");
         }
+        for kind in node_api::KindName::ALL {
+            let path = format!("/v1/{}", kind.collection());
+            assert!(expected.contains(&("get", &path)), "no list of {kind:?}");
+            for method in ["get", "put", "delete"] {
+                assert!(expected.contains(&(method, &format!("{path}/{{name}}"))), "no {method} of {kind:?}");
+            }
+        }
         let described: usize = description["paths"]
             .as_object()
             .unwrap()

@@ -3,6 +3,8 @@
 use axum::{
     Json,
     extract::{Path, State},
+    http::header,
+    response::IntoResponse,
 };
 use identity::EndpointName;
 use node_api::{
@@ -124,10 +126,11 @@ pub async fn hooks(State(app): State<App>) -> Answer<Listing<HookUser>> {
     Ok(Json(Listing::new(users.into_iter().map(convert::hook_user).collect(), None)))
 }
 
-/// What the agent wants of the kernel.
+/// What the agent wants of the kernel: every table.
 #[utoipa::path(get, path = "/v1/state", responses((status = 200, body = WireState)))]
-pub async fn state(State(app): State<App>) -> Answer<WireState> {
-    Ok(Json(app.core.read(|node| convert::state(node.wanted())).await?))
+pub async fn state(State(app): State<App>) -> Result<impl IntoResponse, Failure> {
+    let tables = app.core.read(|node| node.wanted().clone()).await?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], convert::state(&tables)))
 }
 
 /// Packets forwarded and dropped, by reason and direction, since the maps were made.

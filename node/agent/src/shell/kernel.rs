@@ -1,7 +1,11 @@
 //! The kernel, behind a thread of its own: map work blocks, and devices are made in the node's network namespace, which
 //! is a property of a thread.
 
-use std::{sync::Arc, thread, time::Instant};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
 
 use datapath_linux::{Datapath, DatapathError, Events, FlowTable, HookUser, LinuxConfig, ProgramInfo};
 use datapath_plan::Plan;
@@ -14,6 +18,9 @@ use tracing::{debug, error, warn};
 
 use super::Core;
 use crate::metrics::Metrics;
+
+/// A thread that is at one request for longer is stuck: a plan that attaches a thousand endpoints takes some 20 s.
+const STUCK_AFTER: Duration = Duration::from_secs(60);
 
 /// A request to the thread.
 pub enum Order {
@@ -43,6 +50,22 @@ pub struct Kernel {
     orders: mpsc::UnboundedSender<Order>,
 }
 
+/// Since when the thread has been at its current request.
+#[derive(Clone, Default)]
+pub struct KernelProgress(Arc<Mutex<Option<Instant>>>);
+
+impl KernelProgress {
+    fn set(&self, since: Option<Instant>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = since;
+    }
+
+    /// Whether the thread has been at one request for too long.
+    pub fn is_stuck(&self) -> bool {
+        let since = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        since.is_some_and(|since| since.elapsed() > STUCK_AFTER)
+    }
+}
+
 /// What [`Kernel::start`] opened.
 pub struct Started {
     /// The way to the thread.
@@ -51,6 +74,8 @@ pub struct Started {
     pub events: Events,
     /// The flow table, which is read and collected beside the thread.
     pub flows: FlowTable,
+    /// For the watchdog.
+    pub progress: KernelProgress,
     /// Resolves when the thread has ended.
     pub gone: oneshot::Receiver<()>,
 }
@@ -69,6 +94,8 @@ impl Kernel {
         let (opened, opening) = oneshot::channel();
         let (gone_sender, gone) = oneshot::channel::<()>();
         let agent = Handle::current();
+        let progress = KernelProgress::default();
+        let own_progress = progress.clone();
         thread::Builder::new()
             .name("warren-kernel".to_owned())
             .spawn(move || {
@@ -86,7 +113,7 @@ impl Kernel {
                         Err(error) => drop(opened.send(Err(error))),
                         Ok((datapath, events, flows)) => {
                             drop(opened.send(Ok((events, flows))));
-                            Worker { datapath, core, metrics }.run(inbox).await;
+                            Worker { datapath, core, metrics, progress: own_progress }.run(inbox).await;
                         }
                     }
                 });
@@ -94,7 +121,7 @@ impl Kernel {
             .map_err(|error| DatapathError::NotReady(format!("no thread: {error}")))?;
         let (events, flows) =
             opening.await.map_err(|_| DatapathError::NotReady(KernelGone.to_string()))??;
-        Ok(Started { kernel: Self { orders }, events, flows, gone })
+        Ok(Started { kernel: Self { orders }, events, flows, progress, gone })
     }
 
     /// Sends a request; its result goes to the node. After the thread's end requests are dropped: the agent is about to
@@ -158,12 +185,16 @@ struct Worker {
     datapath: Datapath,
     core: Core,
     metrics: Arc<Metrics>,
+    progress: KernelProgress,
 }
 
 impl Worker {
     async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Order>) {
         while let Some(order) = inbox.recv().await {
-            if let Some(event) = self.carry_out(order).await
+            self.progress.set(Some(Instant::now()));
+            let event = self.carry_out(order).await;
+            self.progress.set(None);
+            if let Some(event) = event
                 && self.core.event(event).await.is_err()
             {
                 return;

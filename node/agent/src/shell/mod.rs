@@ -28,7 +28,7 @@ pub use core_loop::{Clock, CoreLoop, Outlets};
 pub use events::{EventHub, EventSources, name_party, pump};
 pub use follow::follow;
 pub use gossip::GossipLink;
-pub use kernel::{Kernel, KernelGone, Order};
+pub use kernel::{Kernel, KernelGone, KernelProgress, Order};
 pub use lease::{LeaseKeeper, LivenessKey};
 pub use prober::Prober;
 pub use store::StoreCalls;

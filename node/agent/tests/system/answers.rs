@@ -7,7 +7,7 @@ use crate::stage::{Stage, text};
 const JSON: &str = "content-type: application/json\r\n";
 
 #[test]
-fn wrong_requests_get_their_status_and_a_text() {
+fn invalid_requests_get_their_status_and_a_text() {
     let Some(stage) = Stage::new() else { return };
     let agent = stage.start_ready();
     let check = |request: (&str, &str, &str, &[u8]), kind: ErrorKind, part: &str| {
@@ -30,6 +30,10 @@ fn wrong_requests_get_their_status_and_a_text() {
     check(("POST", post, JSON, br#"{"name":"x","labels":{"a b":"c"}}"#), ErrorKind::Invalid, "label key");
     check(("POST", post, JSON, &long), ErrorKind::TooLarge, "65536");
     check(("POST", post, JSON, netns("/run/netns/gone").as_bytes()), ErrorKind::Invalid, "/run/netns/gone");
+    let fifo = stage.path("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let fifo = netns(fifo.to_str().unwrap());
+    check(("POST", post, JSON, fifo.as_bytes()), ErrorKind::Invalid, "is no network namespace");
     check(("GET", "/v1/endpoints/none", "", b""), ErrorKind::NotFound, "none");
     check(("GET", "/v1/endpoints/No%20Name", "", b""), ErrorKind::Invalid, "use a-z");
     check(("GET", "/v1/maps/none", "", b""), ErrorKind::NotFound, "WARREN_IPC_V4");

@@ -1,11 +1,11 @@
-//! A node's day: endpoints come, talk and go; what is damaged is shown and repaired.
+//! Endpoints, their traffic and its observation; damage and its repair.
 
 use node_api::{DiffQuery, EndpointState, FlowQuery, LimitQuery, ObserveLine, ObserveQuery};
 
 use crate::stage::{Stage, text};
 
 #[test]
-fn an_endpoint_comes_answers_and_goes() {
+fn endpoint_is_added_answers_and_is_deleted() {
     let Some(mut stage) = Stage::new() else { return };
     let agent = stage.start_ready();
     let client = stage.client();
@@ -53,13 +53,13 @@ fn an_endpoint_comes_answers_and_goes() {
 }
 
 #[test]
-fn a_forged_source_is_dropped_counted_and_seen() {
+fn forged_source_is_dropped_counted_and_reported() {
     let Some(mut stage) = Stage::new() else { return };
     let agent = stage.start_ready();
     let client = stage.client();
     let (added, namespace) = stage.add_endpoint("liar");
     stage.output(&namespace, "ip", &["address", "add", "203.0.113.7/32", "dev", "lo"]);
-    // The gateway's Ethernet address must be known: an ARP request from a forged address is refused too.
+    // The neighbour entry must exist: an ARP request from a forged address is refused too.
     let honest = stage.output(&namespace, "ping", &["-c", "1", "-W", "5", "192.0.2.10"]);
     assert!(honest.status.success(), "{}", text(&honest));
     stage.output(&namespace, "ping", &["-c", "1", "-W", "1", "-I", "203.0.113.7", "192.0.2.10"]);
@@ -80,7 +80,7 @@ fn a_forged_source_is_dropped_counted_and_seen() {
 }
 
 #[test]
-fn what_is_damaged_is_shown_then_repaired_and_counted() {
+fn damage_is_shown_then_repaired_and_counted() {
     let Some(mut stage) = Stage::new() else { return };
     let agent = stage.start_ready();
     let client = stage.client();

@@ -1,4 +1,4 @@
-//! What an agent records replays to the same commands, through restarts and kills.
+//! The log of an agent replays to the same commands, across restarts and kills.
 
 use std::{fs, path::PathBuf};
 
@@ -14,7 +14,7 @@ fn segments(stage: &Stage) -> Vec<PathBuf> {
 }
 
 #[test]
-fn a_life_replays_to_the_same_commands() {
+fn recorded_run_replays_to_the_same_commands() {
     let Some(mut stage) = Stage::new() else { return };
     let agent = stage.start_ready();
     stage.add_endpoint("a");
@@ -22,7 +22,7 @@ fn a_life_replays_to_the_same_commands() {
     agent.stop();
     let agent = stage.start_ready();
     assert!(stage.ask(stage.client().endpoint_delete(&b.name)).existed);
-    // Killed: what it was told until then is on disk.
+    // The events up to the kill are on disk.
     drop(agent);
     let agent = stage.start_ready();
     stage.add_endpoint("c");

@@ -10,7 +10,7 @@ fn map_ids(stage: &Stage) -> BTreeMap<String, u32> {
 }
 
 #[test]
-fn a_restart_adopts_everything_and_loses_no_packet() {
+fn restart_adopts_everything_and_loses_no_packet() {
     let Some(mut stage) = Stage::new() else { return };
     let agent = stage.start_ready();
     let (added, _) = stage.add_endpoint("web");
@@ -54,7 +54,7 @@ fn a_restart_adopts_everything_and_loses_no_packet() {
 }
 
 #[test]
-fn a_killed_agent_leaves_no_trace_in_the_way_of_the_next() {
+fn killed_agent_does_not_hinder_the_next() {
     let Some(stage) = Stage::new() else { return };
     let agent = stage.start_ready();
     assert!(stage.path("run/warren.sock").exists());
@@ -65,7 +65,7 @@ fn a_killed_agent_leaves_no_trace_in_the_way_of_the_next() {
 }
 
 #[test]
-fn cleanup_tells_then_takes_everything_and_nothing_else() {
+fn cleanup_lists_then_removes_everything_and_nothing_else() {
     let Some(mut stage) = Stage::new() else { return };
     let agent = stage.start_ready();
     stage.add_endpoint("web");
@@ -91,5 +91,5 @@ fn cleanup_tells_then_takes_everything_and_nothing_else() {
     assert!(left.contains("under0"), "{left}");
     assert!(!stage.pin_root().exists());
     let again = stage.warrend(&["cleanup"]).output().unwrap();
-    assert_eq!(text(&again), "nothing of ours is here\n");
+    assert_eq!(text(&again), "nothing to remove\n");
 }

@@ -1,4 +1,4 @@
-//! Where a test plays: a node and endpoints as network namespaces, an agent process, and their end.
+//! The environment of a test: a node and endpoints as network namespaces, and an agent process.
 
 use std::{
     fs::{self, File},
@@ -17,14 +17,14 @@ use nix::{
 };
 use node_api::{Client, EndpointAdd, EndpointAdded, Status};
 
-/// Longer than anything here takes, under load too.
+/// Longer than any step takes, also under load.
 const DEADLINE: Duration = Duration::from_secs(30);
-/// Pause between two looks at a condition.
+/// The interval of polling a condition.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
-/// One test's node. Everything is taken away when it is dropped, after a panic too.
+/// The node of one test. Dropping it removes everything, also after a panic.
 pub struct Stage {
     name: String,
     folder: tempfile::TempDir,
@@ -39,7 +39,7 @@ pub struct Agent {
 }
 
 impl Stage {
-    /// A node namespace with an underlay address. `None`, with the reason printed, where it cannot be.
+    /// A node's namespace with an underlay address. `None`, with the reason printed, where it cannot be made.
     pub fn new() -> Option<Self> {
         if !Uid::effective().is_root() {
             println!("skipped: needs root");
@@ -78,7 +78,7 @@ impl Stage {
         )
     }
 
-    /// Adds a namespace; gives its name.
+    /// Adds a namespace, and returns its name.
     pub fn add_namespace(&mut self, role: &str) -> String {
         let name = format!("{}-{role}", self.name);
         run("ip", ["netns", "add", &name]);
@@ -91,7 +91,7 @@ impl Stage {
         self.folder.path().join(name)
     }
 
-    /// Where this test's agent pins.
+    /// The pin folder of this test's agent.
     pub fn pin_root(&self) -> PathBuf {
         format!("/sys/fs/bpf/warren-test-{}", self.name).into()
     }
@@ -109,14 +109,14 @@ impl Stage {
         command
     }
 
-    /// A program that will run in a namespace, and die with the test.
+    /// A program that will run in a namespace and end with the test.
     pub fn command(&self, namespace: &str, program: &str) -> Command {
         let mut command = Command::new(program);
         enter(&mut command, namespace);
         command
     }
 
-    /// What a command in a namespace writes and how it ends.
+    /// The output and exit status of a command in a namespace.
     pub fn output(&self, namespace: &str, program: &str, arguments: &[&str]) -> Output {
         let mut command = self.command(namespace, program);
         command.args(arguments);
@@ -143,7 +143,7 @@ impl Stage {
         agent
     }
 
-    /// Waits until there is something.
+    /// Polls until there is a value.
     pub fn wait<T>(&self, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
         let begin = Instant::now();
         loop {
@@ -159,7 +159,7 @@ impl Stage {
         Client::new(self.path("run/warren.sock"))
     }
 
-    /// Asks the client something.
+    /// Runs a request of the client.
     pub fn ask<T>(&self, question: impl Future<Output = Result<T, node_api::ClientError>>) -> T {
         self.runtime.block_on(question).unwrap()
     }
@@ -196,7 +196,7 @@ impl Stage {
         )
         .unwrap();
         write!(stream, "{headers}\r\n").unwrap();
-        // The agent may refuse a body that is too long before it was sent whole.
+        // The agent may refuse a body that is too long before all of it is sent.
         drop(stream.write_all(body));
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
@@ -232,7 +232,7 @@ impl Agent {
         }
     }
 
-    /// SIGTERM; the agent must end well, soon, and without an ERROR in its log.
+    /// Sends SIGTERM; the agent must end soon, successfully, and without an ERROR in its log.
     pub fn stop(mut self) {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid().cast_signed()), Signal::SIGTERM)
             .unwrap();
@@ -253,7 +253,7 @@ impl Drop for Agent {
     }
 }
 
-/// Lets a command run in a namespace, and die with the test.
+/// Makes a command run in a namespace and end with the test.
 fn enter(command: &mut Command, namespace: &str) {
     let namespace = File::open(format!("/run/netns/{namespace}")).unwrap();
     // SAFETY: only `setns` and `prctl` between fork and exec, both async-signal-safe.
@@ -272,7 +272,7 @@ fn run<'a>(program: &str, arguments: impl IntoIterator<Item = &'a str>) {
     assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// What a command wrote, both streams.
+/// The text of both output streams.
 pub fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }

@@ -1,11 +1,11 @@
-//! What keeps an agent from starting, and what does not.
+//! Starts of the agent that must fail, and starts that must not.
 
 use std::{fs, os::unix::process::CommandExt, process::Command};
 
 use crate::stage::{Stage, text};
 
 #[test]
-fn a_second_agent_is_told_who_is_first() {
+fn second_agent_is_refused_with_the_pid_of_the_first() {
     let Some(stage) = Stage::new() else { return };
     let agent = stage.start_ready();
     let (state, run) = (stage.path("other-state"), stage.path("other-run"));
@@ -27,12 +27,12 @@ fn a_second_agent_is_told_who_is_first() {
 }
 
 #[test]
-fn without_etcd_the_agent_starts_is_degraded_and_stops() {
+fn agent_without_etcd_starts_degraded_and_stops() {
     let Some(stage) = Stage::new() else { return };
     let key = stage.path("gossip.key");
     let made = stage.warrend(&["keygen", key.to_str().unwrap()]).output().unwrap();
     assert!(made.status.success(), "{}", text(&made));
-    // Port 1 of the node's own namespace, where nobody listens.
+    // Nothing listens on port 1 of the node's namespace.
     let agent = stage.start(&[
         "--store",
         "etcd",
@@ -52,7 +52,7 @@ fn without_etcd_the_agent_starts_is_degraded_and_stops() {
 }
 
 #[test]
-fn all_mistakes_of_a_configuration_are_told_with_their_place() {
+fn configuration_mistakes_are_all_reported_with_their_place() {
     let Some(stage) = Stage::new() else { return };
     fs::write(stage.path("warren.toml"), "store = \"memory\"\n[fleet]\npool = []\n[log]\nlevel = \"loud\"\n")
         .unwrap();
@@ -72,7 +72,7 @@ fn all_mistakes_of_a_configuration_are_told_with_their_place() {
 }
 
 #[test]
-fn a_flag_outdoes_the_environment_and_that_the_file() {
+fn flag_overrides_the_environment_and_that_the_file() {
     let Some(stage) = Stage::new() else { return };
     let name = |arguments: &[&str], variable: Option<&str>| {
         let mut command = stage.warrend(&["check", "-o", "json"]);
@@ -91,9 +91,9 @@ fn a_flag_outdoes_the_environment_and_that_the_file() {
 }
 
 #[test]
-fn without_root_it_says_so() {
+fn agent_without_root_says_so() {
     let Some(stage) = Stage::new() else { return };
-    // The program must be readable for the other user, wherever it was built.
+    // The other user must be able to read the program, wherever it was built.
     let program = std::env::temp_dir().join(format!("warrend-{}", std::process::id()));
     fs::copy(env!("CARGO_BIN_EXE_warrend"), &program).unwrap();
     let output = Command::new(&program).args(["--store", "memory"]).uid(65_534).gid(65_534).output();

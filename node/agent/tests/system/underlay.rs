@@ -1,4 +1,4 @@
-//! The agent follows its node's underlay, and repairs at once what somebody does to the node's network stack.
+//! The agent follows its node's underlay, and repairs changes of the network stack by others at once.
 
 use std::{fs, time::Instant};
 
@@ -6,7 +6,7 @@ use node_api::{LimitQuery, Status};
 
 use crate::stage::{Stage, text};
 
-/// Far below the half minute after which an audit would find it too.
+/// Far below the half minute after which an audit would find the change too.
 const AT_ONCE_SECONDS: u64 = 15;
 
 /// A stage whose underlay is named by its interface.
@@ -34,7 +34,7 @@ fn pings(stage: &Stage, address: &str) -> bool {
 }
 
 #[test]
-fn the_underlay_is_followed() {
+fn underlay_changes_are_followed() {
     let Some(mut stage) = stage() else { return };
     let agent = stage.start_ready();
     let (web, namespace) = stage.add_endpoint("web");
@@ -93,7 +93,7 @@ fn the_underlay_is_followed() {
 }
 
 #[test]
-fn what_somebody_deletes_is_repaired_at_once() {
+fn deletions_by_others_are_repaired_at_once() {
     let Some(mut stage) = Stage::new() else { return };
     let agent = stage.start_ready();
     let (web, _) = stage.add_endpoint("web");
@@ -104,7 +104,7 @@ fn what_somebody_deletes_is_repaired_at_once() {
         ("link del warren_vxlan".to_owned(), "-o link show", "warren_vxlan"),
         ("link set warren_host down".to_owned(), "route show proto 112", cidr.as_str()),
     ] {
-        // The pause between two looks does not run now.
+        // So that the pause between two reads of the kernel is over.
         let before = ip(&stage, look);
         assert!(before.contains(mended), "{before}");
         let begin = Instant::now();

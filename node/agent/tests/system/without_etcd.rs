@@ -1,4 +1,4 @@
-//! P4: an agent that starts while etcd is away serves its node from what the former one kept.
+//! P4: an agent that starts while etcd is unreachable serves its node from the files of the previous agent.
 
 use std::{
     fs::File,
@@ -11,11 +11,11 @@ use node_core::Snapshot;
 
 use crate::stage::{Agent, Stage, text};
 
-/// An etcd of this test's own, in the node's namespace; killed when dropped.
+/// An etcd in the node's namespace, for this test; killed when dropped.
 struct Etcd(Child);
 
 impl Etcd {
-    /// `None`, with the reason printed, where there is none.
+    /// `None`, with the reason printed, where etcd is not installed.
     fn start(stage: &Stage) -> Option<Self> {
         if let Err(error) = std::process::Command::new("etcd").arg("--version").output() {
             println!("skipped: needs etcd: {error}");
@@ -52,7 +52,7 @@ fn start(stage: &Stage) -> Agent {
 }
 
 #[test]
-fn a_restart_without_etcd_keeps_names_answers_pings_and_takes_endpoints() {
+fn restart_without_etcd_keeps_names_and_traffic_and_adds_endpoints() {
     let Some(mut stage) = Stage::new() else { return };
     let Some(etcd) = Etcd::start(&stage) else { return };
     let agent = start(&stage);
@@ -62,13 +62,13 @@ fn a_restart_without_etcd_keeps_names_answers_pings_and_takes_endpoints() {
         let kept: Snapshot = snapshot::FORM.read(&stage.path("state/snapshot")).ok()?;
         kept.identities.iter().any(|kept| kept.id == web.identity).then_some(())
     });
-    // An endpoint of the same labels that the store never hears of.
+    // An endpoint with the same labels whose record never reaches the store.
     drop(etcd);
     let late = stage.add_namespace("late");
     let late_request = node_api::EndpointAdd { name: "late".parse().unwrap(), ..stage.request("web", &late) };
     let client = stage.client();
     let late = stage.ask(client.endpoint_add(&late_request));
-    // Whatever had not been written when the endpoint was answered is lost.
+    // Loses everything that was not on disk when the endpoint was answered.
     drop(agent);
 
     let agent = start(&stage);

@@ -34,13 +34,21 @@ fn manifests_are_parsed_in_order_and_serialise_as_they_are_parsed() {
 
 #[test]
 fn manifests_of_the_documentation_are_valid() {
-    let page = include_str!("../../../../docs/SERVICES.md");
-    let examples: Vec<&str> =
-        page.split("```").filter(|block| block.trim_start().starts_with("apiVersion:")).collect();
-    assert!(examples.len() >= 6, "{} examples", examples.len());
-    for example in examples {
-        assert_eq!(parse(example).len(), 1, "{example}");
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs");
+    let mut kinds = std::collections::BTreeMap::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "md") {
+            continue;
+        }
+        let page = std::fs::read_to_string(path).unwrap();
+        for example in page.split("```").filter(|block| block.trim_start().starts_with("apiVersion:")) {
+            let [manifest] = &parse(example)[..] else { panic!("more than one manifest: {example}") };
+            *kinds.entry(manifest.spec.kind()).or_insert(0) += 1;
+        }
     }
+    assert!(KindName::ALL.iter().all(|kind| kinds.contains_key(kind)), "a kind has no example: {kinds:?}");
+    assert!(kinds[&KindName::Service] >= 6, "{kinds:?}");
 }
 
 #[test]

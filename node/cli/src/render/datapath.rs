@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use node_api::{
-    CounterRow, FlowEvent, FlowRow, Listing, MapDump, MapSummary, MasqueradeRow, State, StateDiff,
+    CounterRow, FlowEvent, FlowRow, Listing, MapDump, MapSummary, State, StateDiff, StateRow, StateTable,
 };
 use node_observe::{EventKind, Party};
 
@@ -36,7 +36,7 @@ pub fn maps(listing: &Listing<MapSummary>, _: Style) -> String {
     table(&["MAP", "ID", "TYPE", "KEY/VALUE", "ENTRIES", "MAX", "FILL"], rows, listing.total, "maps")
 }
 
-/// One line an entry, `field=value`: maps have different fields, and each line can be searched for.
+/// One line per entry, as `field=value`: maps have different fields, and lines can be searched.
 pub fn map_dump(dump: &MapDump, _: Style) -> String {
     let mut text = String::new();
     for row in &dump.rows {
@@ -58,54 +58,31 @@ pub fn map_dump(dump: &MapDump, _: Style) -> String {
     text
 }
 
+/// One line a row, as in plans and differences.
 pub fn state(state: &State, _: Style) -> String {
-    let mut text = match &state.base {
-        Some(base) => {
-            let mut text = format!(
-                "base      gateway {}, tunnel port {}, MTU {}, mode {}, host routing {}\n",
-                base.gateway, base.tunnel_port, base.mtu_bytes, base.mode, base.host_routing
-            );
-            if let Some(MasqueradeRow { address, first_port, last_port, exclude }) = &base.masquerade {
-                text += &format!("world     as {address} ports {first_port}-{last_port}");
-                exclude.iter().for_each(|prefix| text += &format!(", not {prefix}"));
-                text += "\n";
-            }
-            text
+    let mut text = String::new();
+    for StateTable { name, rows } in &state.tables {
+        for StateRow { key, text: row, .. } in rows {
+            let blank = if key.is_empty() { "" } else { " " };
+            text += &format!("{name}{blank}{key}: {row}\n");
         }
-        None => "base      none yet: this node has no CIDR\n".to_owned(),
-    };
-    for node in &state.nodes {
-        text += &format!("node      {} underlay {}\n", node.index, node.underlay);
     }
-    for entry in &state.ipcache {
-        text += &format!("ipcache   {} identity {} node {}\n", entry.prefix, entry.identity, entry.node);
-    }
-    for route in &state.routes {
-        let via = route.via.map(|via| format!(" via {via}")).unwrap_or_default();
-        text += &format!(
-            "route     {}{via} source {} MTU {}\n",
-            route.destination, route.source, route.mtu_bytes
-        );
-    }
-    for endpoint in &state.endpoints {
-        text += &format!(
-            "endpoint  {} address {} identity {} mac {}\n",
-            endpoint.id, endpoint.address, endpoint.identity, endpoint.mac
-        );
+    if state.rows("base").is_empty() {
+        text += "no base yet: this node has no pod CIDR\n";
     }
     text
 }
 
 pub fn state_diff(diff: &StateDiff, _: Style) -> String {
     if diff.differences.is_empty() {
-        return "the kernel holds exactly what the agent wants\n".to_owned();
+        return "desired and observed state are equal\n".to_owned();
     }
     let mut text: String = diff.differences.iter().map(|line| format!("{line}\n")).collect();
     let differences = count(diff.differences.len() as u64, "difference");
     text += &if diff.repaired {
         format!("{differences}, repaired\n")
     } else {
-        format!("{differences}; `warren state diff --repair` repairs now, the next audit does so by itself\n")
+        format!("{differences}; `warren state diff --repair` repairs now, otherwise the next audit does\n")
     };
     text
 }
@@ -163,7 +140,7 @@ pub fn drops(listing: &Listing<CounterRow>, _: Style) -> String {
     table(&["REASON", "DIRECTION", "PACKETS", "BYTES", "MEANING"], rows, listing.total, "counters")
 }
 
-/// One line an event.
+/// One line per event.
 pub fn event(event: &FlowEvent, style: Style) -> String {
     let (mark, what) = match event.kind {
         EventKind::FlowNew => (Mark::Ok, format!("new {}", event.action.as_deref().unwrap_or("flow"))),

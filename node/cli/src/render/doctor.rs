@@ -1,17 +1,17 @@
-//! `warren doctor`: findings one below the other, each with what to type about it.
+//! `warren doctor`: one line per finding, followed by the remedy.
 
 use node_doctor::{Counts, Report, Verdict};
 
 use super::{Mark, Style, count};
 
-/// Under what was seen: as wide as a mark, a blank, the longest name of a check and a blank.
+/// The column of observations: after a mark, a blank, the longest name of a check and a blank.
 const INDENT: usize = 22;
 
 pub fn doctor(report: &Report, style: Style) -> String {
     let mut text = String::new();
     for (index, finding) in report.findings.iter().enumerate() {
         text += &format!("{} {:<16} {}\n", style.mark(mark(finding.verdict)), finding.check, finding.seen);
-        // One remedy for several checks in a row is said once, after the last of them.
+        // A remedy of several consecutive findings is shown once, after the last of them.
         let next = report.findings.get(index + 1);
         if let Some(remedy) = &finding.remedy
             && next.is_none_or(|next| next.remedy != finding.remedy)

@@ -89,7 +89,7 @@ pub fn endpoint(endpoint: &Endpoint, _: Style) -> String {
         endpoint.attachment.as_ref().map(|node_api::AttachmentKind::Netns { path, interface }| {
             format!("{interface} in {}", path.display())
         });
-    let recorded = if endpoint.recorded { "yes" } else { "not yet; gossip carries it" };
+    let recorded = if endpoint.recorded { "yes" } else { "not yet; peers know it by gossip" };
     let mut lines = vec![
         ("name", endpoint.name.to_string()),
         ("state", state_word(endpoint).to_owned()),
@@ -106,7 +106,7 @@ pub fn endpoint(endpoint: &Endpoint, _: Style) -> String {
 }
 
 pub fn endpoint_added(added: &EndpointAdded, _: Style) -> String {
-    let existed = if added.existed { " (was there already)" } else { "" };
+    let existed = if added.existed { " (existed already)" } else { "" };
     format!(
         "endpoint {}: address {}, identity {}, device wrn{}{existed}\n",
         added.name, added.address, added.identity, added.id
@@ -137,7 +137,7 @@ const fn source_word(source: IpSource) -> &'static str {
     match source {
         IpSource::Host => "this node",
         IpSource::RemoteNode => "node record",
-        IpSource::LocalEndpoint => "endpoint here",
+        IpSource::LocalEndpoint => "local endpoint",
         IpSource::Record => "endpoint record",
         IpSource::Gossip => "gossip",
         IpSource::Cidr => "CIDR claim",

@@ -1,11 +1,12 @@
-//! Fixed answers of an agent for the golden tests: one healthy node, and one with every trouble at once.
+//! Sample answers of an agent for the golden tests: of a healthy node, and of one with every problem at once.
+
+use std::collections::BTreeMap;
 
 use identity::{EndpointName, Identity as Number, Labels, NodeName};
 use node_api::{
-    ApplyStatus, AttachmentKind, BaseRow, CidrStatus, CounterRow, Endpoint, EndpointAdded, EndpointRow,
-    EndpointState, EtcdMember, FlowEvent, FlowRow, Halted, Identity, IdentityState, IpEntry, IpSource,
-    IpcacheRow, LastError, Listing, MapDump, MapSummary, MasqueradeRow, Node, NodeRow, Protocol, RouteRow,
-    State, Status, StoreStatus, Verdict, Warning, testing,
+    ApplyStatus, AttachmentKind, CidrStatus, CounterRow, Endpoint, EndpointAdded, EndpointState, EtcdMember,
+    FlowEvent, FlowRow, Halted, Identity, IdentityState, IpEntry, IpSource, LastError, Listing, MapDump,
+    MapSummary, Node, Protocol, State, StateRow, StateTable, Status, StoreStatus, Verdict, Warning, testing,
 };
 use node_doctor::{Finding, Report};
 use node_observe::{EventKind, Party};
@@ -272,35 +273,28 @@ pub fn map_dump() -> MapDump {
 }
 
 pub fn state() -> State {
+    let table = |name: &str, rows: &[(&str, &str)]| StateTable {
+        name: name.to_owned(),
+        rows: rows
+            .iter()
+            .map(|(key, text)| StateRow {
+                key: (*key).to_owned(),
+                text: (*text).to_owned(),
+                fields: BTreeMap::new(),
+            })
+            .collect(),
+    };
+    let base = "gateway 10.200.1.1 port 8472 mtu 1450 tunnel bpf underlay 172.30.1.1 at 2 mtu 1500 \
+                masquerade 61000-65535 not 10.200.0.0/16";
     State {
-        base: Some(BaseRow {
-            gateway: parse("10.200.1.1"),
-            tunnel_port: 8_472,
-            mtu_bytes: 1_450,
-            mode: "tunnel".to_owned(),
-            host_routing: "bpf".to_owned(),
-            masquerade: Some(MasqueradeRow {
-                address: parse("172.30.1.1"),
-                first_port: 61_000,
-                last_port: 65_535,
-                exclude: vec![parse("10.200.0.0/16")],
-            }),
-        }),
-        nodes: vec![NodeRow { index: 2, underlay: parse("172.30.1.2") }],
-        ipcache: vec![IpcacheRow { prefix: parse("10.200.2.2/32"), identity: number(300), node: 2 }],
-        routes: vec![RouteRow {
-            destination: parse("10.200.2.0/24"),
-            via: None,
-            source: parse("10.200.1.1"),
-            mtu_bytes: 1_450,
-        }],
-        endpoints: vec![EndpointRow {
-            id: 3,
-            address: parse("10.200.1.2"),
-            identity: number(300),
-            mac: "02:00:00:00:00:01".to_owned(),
-            host_mac: "02:00:00:00:00:02".to_owned(),
-        }],
+        tables: vec![
+            table("base", &[("", base)]),
+            table("nodes", &[("2", "underlay 172.30.1.2")]),
+            table("ipcache", &[("10.200.2.2/32", "identity 300 node 2")]),
+            table("routes", &[("10.200.2.0/24", "source 10.200.1.1 mtu 1450")]),
+            table("endpoints", &[]),
+            table("frontends", &[("tcp 10.201.0.1 80", "service 1 virtual")]),
+        ],
     }
 }
 

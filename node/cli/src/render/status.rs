@@ -1,14 +1,14 @@
-//! `warren status`: how the node is, understood at a glance.
+//! `warren status`: the state of the node at a glance.
 
 use node_api::{Status, StoreStatus};
 use node_doctor::FULL_MAP_PERCENT;
 
 use super::{Mark, Style, bytes, count, duration, time};
 
-/// A silence of the watch above which it is worth a word: progress is asked for every 2 s.
+/// The silence of the watch that is reported: the agent requests progress every 2 s.
 const SILENT_WATCH_MS: u64 = 10_000;
 
-/// Names of devices, and differences, that are shown one by one: what does not fit a glance is counted.
+/// The maximum number of devices, interfaces or differences shown; further ones are only counted.
 const SHOWN: usize = 6;
 
 struct Lines {
@@ -53,7 +53,7 @@ fn node(lines: &mut Lines, status: &Status) {
         None if status.ready => lines.line(Mark::Ok, "node", &value),
         None => {
             lines.line(Mark::Warn, "node", &value);
-            lines.detail("not ready: it has no pod CIDR or its devices are not there yet");
+            lines.detail("not ready: no pod CIDR, or no devices yet");
         }
     }
     let underlay = &status.underlay;
@@ -82,8 +82,8 @@ fn store(lines: &mut Lines, store: &StoreStatus) {
         value += &format!(", {healthy} of {} members healthy", store.members.len());
     }
     match store.revision {
-        Some(revision) => value += &format!(", revision {revision}, heard {} ago", duration(silent)),
-        None => value += ", nothing read yet",
+        Some(revision) => value += &format!(", revision {revision}, last message {} ago", duration(silent)),
+        None => value += ", not listed yet",
     }
     let mark = match () {
         () if !store.connected => Mark::Fail,
@@ -92,7 +92,7 @@ fn store(lines: &mut Lines, store: &StoreStatus) {
     };
     lines.line(mark, "store", &value);
     if let Some(error) = &store.error {
-        lines.detail(&format!("{error}; flows go on, and endpoints with known labels can still be added"));
+        lines.detail(&format!("{error}; flows go on, and endpoints with known labels can be added"));
     }
     for member in &store.members {
         let leader = if member.leader == Some(true) { " leader" } else { "" };
@@ -110,12 +110,12 @@ fn store(lines: &mut Lines, store: &StoreStatus) {
         (None, true) => lines.line(Mark::Ok, "lease", "held"),
         (error, held) => {
             let word = if held { "held" } else { "not held" };
-            let why = error.as_deref().unwrap_or("not asked for yet");
+            let why = error.as_deref().unwrap_or("not requested yet");
             lines.line(Mark::Warn, "lease", &format!("{word}: {why}"));
         }
     }
     for record in &store.rejected {
-        lines.line(Mark::Warn, "record", &format!("not believed: {record}"));
+        lines.line(Mark::Warn, "record", &format!("rejected: {record}"));
     }
 }
 
@@ -129,7 +129,7 @@ fn gossip(lines: &mut Lines, status: &Status) {
     let mark = if alive < peers.len() { Mark::Warn } else { Mark::Ok };
     let mut value = format!("{alive} of {} peers alive", peers.len());
     if status.gossip.refused_datagrams > 0 {
-        value += &format!(", {} datagrams refused", status.gossip.refused_datagrams);
+        value += &format!(", {} datagrams rejected", status.gossip.refused_datagrams);
     }
     lines.line(mark, "gossip", &value);
     for peer in peers.iter().filter(|peer| !peer.alive) {
@@ -147,7 +147,7 @@ fn addresses(lines: &mut Lines, status: &Status) {
             cidr.used + cidr.cooling + cidr.free
         );
         if cidr.cooling > 0 {
-            value += &format!(", {} resting", cidr.cooling);
+            value += &format!(", {} cooling down", cidr.cooling);
         }
         lines.line(mark, "pod CIDR", &value);
     }
@@ -174,7 +174,7 @@ fn kernel(lines: &mut Lines, status: &Status) {
     let mark = if apply.failing.is_empty() && apply.full.is_empty() { Mark::Ok } else { Mark::Fail };
     let behind = apply.wanted_generation.saturating_sub(apply.applied_generation);
     let value = match behind {
-        0 => format!("as wanted (generation {})", apply.applied_generation),
+        0 => format!("as desired (generation {})", apply.applied_generation),
         behind => format!("{} behind {}", count(behind, "generation"), apply.wanted_generation),
     };
     lines.line(mark, "kernel", &value);
@@ -182,7 +182,7 @@ fn kernel(lines: &mut Lines, status: &Status) {
         lines.detail(failing);
     }
     for full in &apply.full {
-        lines.detail(&format!("{full} is full: this node holds as much as it can"));
+        lines.detail(&format!("{full} is full"));
     }
     let audit = &status.audit;
     let when = audit.unix_ms.map_or_else(|| "not yet".to_owned(), |ms| time(ms * 1_000));

@@ -85,7 +85,7 @@ fn observe_prints_one_line_per_event() {
 #[test]
 fn state_and_its_differences() {
     check("state", &state(&sample::state(), PLAIN));
-    check("state-empty", &state(&node_api::State { base: None, ..sample::state() }, PLAIN));
+    check("state-empty", &state(&node_api::State::default(), PLAIN));
     let diff = |repaired| StateDiff {
         differences: vec![
             "ipcache 10.200.2.2/32: missing in the kernel".to_owned(),

@@ -17,7 +17,7 @@ impl Endpoints {
     }
 
     /// Adopts the endpoints that the kernel has from a former agent: they stay as they are (P5).
-    pub(crate) fn adopt(&mut self, cx: &mut Context, mut allocators: Allocators<'_>, observed: &Observed) {
+    pub(crate) fn adopt(&mut self, cx: &mut Context, allocators: &mut Allocators<'_>, observed: &Observed) {
         self.nameless = observed.tables.endpoints.len();
         self.devices = observed.endpoint_devices.iter().copied().collect();
         for (id, value) in &observed.tables.endpoints {
@@ -47,7 +47,7 @@ impl Endpoints {
             cx.kernel.set(*id, Some(value.clone()));
             cx.changes.addresses.insert(value.address);
         }
-        self.recognise(cx, &mut allocators);
+        self.recognise(cx, allocators);
     }
 
     /// Gives adopted endpoints the names, labels and attachments that the former agent saved. Ethernet addresses are
@@ -83,7 +83,7 @@ impl Endpoints {
     }
 
     /// Names endpoints whose labels are not known yet after their records, or labels them after their identities.
-    pub(crate) fn name_all(&mut self, cx: &mut Context, mut allocators: Allocators<'_>) {
+    pub(crate) fn name_all(&mut self, cx: &mut Context, allocators: &mut Allocators<'_>) {
         for (ip, name) in self.by_address.clone() {
             // Labels that are known already are not older than the record.
             let Some(endpoint) = self.by_name.get(&name).filter(|endpoint| endpoint.digest.is_none()) else {
@@ -93,22 +93,22 @@ impl Endpoints {
             let fleet = allocators.fleet;
             if let Some(entry) = fleet.record(fleet.node(), ip) {
                 cx.changes.endpoint_files.extend(id);
-                self.name_after(cx, &mut allocators, ip, &entry.record);
+                self.name_after(cx, allocators, ip, &entry.record);
             } else if let Some(labels) = identity.and_then(|identity| fleet.labels_of(identity)) {
                 cx.changes.endpoint_files.extend(id);
-                self.name(cx, &mut allocators, ip, None, labels.clone(), None);
+                self.name(cx, allocators, ip, None, labels.clone(), None);
             }
         }
     }
 
     /// Names an endpoint whose labels are not known yet after its record, which another member remembered and has
     /// written.
-    pub(crate) fn name_by_record(&mut self, cx: &mut Context, mut allocators: Allocators<'_>, ip: IpAddr) {
+    pub(crate) fn name_by_record(&mut self, cx: &mut Context, allocators: &mut Allocators<'_>, ip: IpAddr) {
         if self.at(ip).is_none_or(|endpoint| endpoint.digest.is_some()) {
             return;
         }
         if let Some(entry) = allocators.fleet.record(allocators.fleet.node(), ip) {
-            self.name_after(cx, &mut allocators, ip, &entry.record);
+            self.name_after(cx, allocators, ip, &entry.record);
         }
     }
 

@@ -166,7 +166,7 @@ impl Endpoints {
     pub(crate) fn add(
         &mut self,
         cx: &mut Context,
-        mut allocators: Allocators<'_>,
+        allocators: &mut Allocators<'_>,
         call: CallId,
         spec: EndpointSpec,
     ) {
@@ -216,7 +216,7 @@ impl Endpoints {
         if identity.is_none() {
             self.waiting_for_identity.entry(digest).or_default().insert(spec.name);
         } else {
-            self.advance(cx, &mut allocators, &spec.name);
+            self.advance(cx, allocators, &spec.name);
         }
     }
 
@@ -281,7 +281,7 @@ impl Endpoints {
     pub(crate) fn on_identity(
         &mut self,
         cx: &mut Context,
-        mut allocators: Allocators<'_>,
+        allocators: &mut Allocators<'_>,
         change: IdentityChange,
     ) {
         match change {
@@ -290,7 +290,7 @@ impl Endpoints {
                     if let Some(endpoint) = self.by_name.get_mut(&name) {
                         endpoint.identity = Some(identity);
                     }
-                    self.advance(cx, &mut allocators, &name);
+                    self.advance(cx, allocators, &name);
                 }
                 self.set_identities(cx, &digest, identity);
             }
@@ -304,7 +304,7 @@ impl Endpoints {
                     _ => CallErrorKind::Unavailable,
                 };
                 for name in self.waiting_for_identity.get(&digest).cloned().unwrap_or_default() {
-                    self.give_up(cx, &mut allocators, &name, kind, &error.to_string());
+                    self.give_up(cx, allocators, &name, kind, &error.to_string());
                 }
             }
         }
@@ -330,16 +330,16 @@ impl Endpoints {
     }
 
     /// There is a further block: endpoints that waited for an address go on.
-    pub(crate) fn assign_addresses(&mut self, cx: &mut Context, mut allocators: Allocators<'_>) {
+    pub(crate) fn assign_addresses(&mut self, cx: &mut Context, allocators: &mut Allocators<'_>) {
         for name in std::mem::take(&mut self.waiting_for_address) {
-            self.advance(cx, &mut allocators, &name);
+            self.advance(cx, allocators, &name);
         }
     }
 
     /// There is no further block.
-    pub(crate) fn refuse_addresses(&mut self, cx: &mut Context, mut allocators: Allocators<'_>, text: &str) {
+    pub(crate) fn refuse_addresses(&mut self, cx: &mut Context, allocators: &mut Allocators<'_>, text: &str) {
         for name in std::mem::take(&mut self.waiting_for_address) {
-            self.give_up(cx, &mut allocators, &name, CallErrorKind::Exhausted, text);
+            self.give_up(cx, allocators, &name, CallErrorKind::Exhausted, text);
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::{CallErrorKind, CallId, EndpointState, Reply, context::Context, limit
 
 impl Endpoints {
     /// Gives up endpoints that have waited too long.
-    pub(crate) fn expire(&mut self, cx: &mut Context, mut allocators: Allocators<'_>) {
+    pub(crate) fn expire(&mut self, cx: &mut Context, allocators: &mut Allocators<'_>) {
         let now = cx.now.monotonic;
         while let Some((_, name)) = self.deadlines.first().filter(|(at, _)| *at <= now).cloned() {
             self.deadlines.pop_first();
@@ -27,7 +27,7 @@ impl Endpoints {
                 "endpoint {name} not added in {} s: {waits_for}{cause}; try again",
                 ENDPOINT_WAIT.as_secs()
             );
-            self.give_up(cx, &mut allocators, &name, CallErrorKind::Unavailable, &text);
+            self.give_up(cx, allocators, &name, CallErrorKind::Unavailable, &text);
         }
     }
 
@@ -60,7 +60,7 @@ impl Endpoints {
     pub(crate) fn delete(
         &mut self,
         cx: &mut Context,
-        mut allocators: Allocators<'_>,
+        allocators: &mut Allocators<'_>,
         call: CallId,
         name: &EndpointName,
     ) {
@@ -72,7 +72,7 @@ impl Endpoints {
             },
             Some(None) => {
                 let text = format!("endpoint {name} was deleted before it was attached");
-                self.give_up(cx, &mut allocators, name, CallErrorKind::Conflict, &text);
+                self.give_up(cx, allocators, name, CallErrorKind::Conflict, &text);
                 cx.reply(call, Ok(Reply::EndpointDeleted { existed: true }));
             }
             Some(Some(id)) => {
@@ -131,18 +131,14 @@ impl Endpoints {
 
     /// Ends detaching endpoints for which no step is left, and so no outcome will come: they were deleted before a plan
     /// made them, or an audit found them gone. Not to be called while a plan is in flight, which may have such a step.
-    pub(crate) fn finish_detached(&mut self, cx: &mut Context, mut allocators: Allocators<'_>) {
+    pub(crate) fn finish_detached(&mut self, cx: &mut Context, allocators: &mut Allocators<'_>) {
         let waits = |id: &EndpointId| cx.kernel.waits(&TableKey::Endpoint(*id));
         let gone: Vec<EndpointId> = self.detaching.keys().copied().filter(|id| !waits(id)).collect();
-        gone.into_iter().for_each(|id| self.step_done(cx, &mut allocators, id));
+        gone.into_iter().for_each(|id| self.on_done(cx, allocators, id));
     }
 
     /// The kernel has carried out a step on an endpoint.
-    pub(crate) fn on_done(&mut self, cx: &mut Context, mut allocators: Allocators<'_>, id: EndpointId) {
-        self.step_done(cx, &mut allocators, id);
-    }
-
-    fn step_done(&mut self, cx: &mut Context, allocators: &mut Allocators<'_>, id: EndpointId) {
+    pub(crate) fn on_done(&mut self, cx: &mut Context, allocators: &mut Allocators<'_>, id: EndpointId) {
         cx.changes.own_state = true;
         cx.changes.endpoint_files.insert(id);
         let there = cx.kernel.applied().endpoints.contains_key(&id);

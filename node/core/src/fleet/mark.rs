@@ -99,7 +99,7 @@ impl Fleet {
             return;
         }
         let Ok(KvResponse::Txn(answer)) = outcome else {
-            return cx.ask_later(RELIST_RETRY, Task::ReadMark(number));
+            return cx.ask_later(RELIST_RETRY, self.mark_reading(), Task::ReadMark(number));
         };
         let got = |index: usize| match answer.results.get(index) {
             Some(KvOpResult::Got(found)) => found.as_ref(),

@@ -1,14 +1,15 @@
 //! Membership: the fleet's record, this node's record, its liveness key, its removal.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use identity::NodeName;
+use ipnetwork::IpNetwork;
 use kvstore_claims::{
     ClaimError, FleetJoin, FleetJoined, NodeRegistered, NodeRegistration, node_removal_request,
 };
 use kvstore_schema::{
     Condition, KvOutcome, KvResponse,
-    record::{AliveRecord, FleetRecord, Life, NodeRecord, Record},
+    record::{AliveRecord, ClaimEpoch, FleetRecord, Life, NodeRecord, Record},
 };
 use serde::{Deserialize, Serialize};
 
@@ -16,10 +17,8 @@ use super::Fleet;
 use crate::{
     CallErrorKind, CallId, Command, NodeConfig, Reply,
     context::{Context, Startup},
-    ipam::Ipam,
     limits::{ALIVE_TTL, JOIN_RETRY},
     requests::Task,
-    routing::Routing,
 };
 
 /// How far this node is.
@@ -63,6 +62,18 @@ impl Membership {
     pub(super) fn retry_at(&self) -> Duration {
         self.retry_at
     }
+}
+
+/// The addresses that this node announces, in its record and by gossip. Borrowed for one call.
+#[derive(Clone, Copy)]
+pub(crate) struct Own<'a> {
+    /// Underlay addresses, the tunnel's first.
+    pub underlay: &'a [IpAddr],
+    /// How often these changed since the start.
+    pub moves: u64,
+    /// Live claims, oldest first.
+    pub blocks: &'a [(IpNetwork, ClaimEpoch)],
+    pub gateway: Option<IpAddr>,
 }
 
 /// How an attempt to join ended.
@@ -113,13 +124,7 @@ impl Fleet {
 
     /// Takes the next step towards membership, or writes the record again if it changed. `hears_members`: a member that
     /// seems alive has gossiped of a fleet that this node does not know.
-    pub(crate) fn pursue_membership(
-        &mut self,
-        cx: &mut Context,
-        routing: &Routing,
-        ipam: &Ipam,
-        hears_members: bool,
-    ) {
+    pub(crate) fn pursue_membership(&mut self, cx: &mut Context, own: Own<'_>, hears_members: bool) {
         if std::mem::take(&mut cx.changes.unregistered) {
             self.membership.registered = None;
         }
@@ -145,7 +150,7 @@ impl Fleet {
             }
             Phase::Joining | Phase::Registering => {}
             Phase::Joined => {
-                let wanted = self.wanted_record(&cx.config, routing, ipam);
+                let wanted = self.wanted_record(&cx.config, own);
                 if !self.membership.registering && self.membership.registered.as_ref() != Some(&wanted) {
                     self.register(cx, wanted);
                 }
@@ -180,14 +185,14 @@ impl Fleet {
     }
 
     /// This node's record as it should be.
-    pub(crate) fn wanted_record(&self, config: &NodeConfig, routing: &Routing, ipam: &Ipam) -> NodeRecord {
+    pub(crate) fn wanted_record(&self, config: &NodeConfig, own: Own<'_>) -> NodeRecord {
         let registered = self.membership.registered.as_ref();
         NodeRecord {
-            underlay: routing.addresses().to_vec(),
-            moves: routing.moves(),
+            underlay: own.underlay.to_vec(),
+            moves: own.moves,
             datapath_mode: Some(config.datapath.mode.word().to_owned()),
-            cidrs: ipam.own().iter().map(|(cidr, _)| *cidr).collect(),
-            gateway: ipam.gateway(),
+            cidrs: own.blocks.iter().map(|(cidr, _)| *cidr).collect(),
+            gateway: own.gateway,
             gossip_port: config.gossip_port,
             labels: config.node_labels.clone(),
             boot_id: config.boot_id.clone(),

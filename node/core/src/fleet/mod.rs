@@ -12,7 +12,7 @@ mod store;
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use identity::{Identity, Labels, NodeName};
-use kvstore_claims::{Entry, FleetView};
+use kvstore_claims::{Entry, FleetView, ViewChange};
 use kvstore_schema::{
     KvRequest, Revision, Schema,
     record::{ClaimEpoch, EndpointRecord},
@@ -27,8 +27,7 @@ use self::{
     store::StoreState,
 };
 use crate::{NodeConfig, Now, Snapshot, context::Context, requests::Task};
-use kvstore_claims::{Machine, Protocol, Step, ViewChange};
-pub(crate) use membership::{JoinEnd, on_removed};
+pub(crate) use membership::{JoinEnd, Own, on_removed};
 pub(crate) use store::Heard;
 
 /// Everything that belongs to the fleet and its store. One per node.
@@ -155,46 +154,26 @@ impl Fleet {
         self.view.remember(snapshot.store, snapshot.life, snapshot.revision, entries)
     }
 
-    /// Sends requests again that have waited long enough. Not while the store is away: another store may come back in
-    /// its place, which only its listing shows.
+    /// Sends requests that have waited long enough. Not while the store is away: another store may come back in its place,
+    /// which only its listing shows.
     pub(crate) fn resume_due(&self, cx: &mut Context) {
         while self.store.connected
-            && let Some(task) = cx.requests.take_due(cx.now.monotonic)
+            && let Some((request, task)) = cx.requests.take_due(cx.now.monotonic)
         {
-            self.resume(cx, task);
+            self.resume(cx, request, task);
         }
     }
 
-    /// The store is back: sends again all that waits.
+    /// The store is back: sends all requests that wait.
     fn resume_all(&self, cx: &mut Context) {
-        for task in cx.requests.take_waiting() {
-            self.resume(cx, task);
+        for (request, task) in cx.requests.take_waiting() {
+            self.resume(cx, request, task);
         }
     }
 
-    fn resume(&self, cx: &mut Context, task: Task) {
-        fn request<P: Protocol>(machine: &Machine<P>) -> Option<KvRequest> {
-            match machine.resume() {
-                Step::Ask(request) => Some(request),
-                Step::Wait { .. } | Step::Done(_) | Step::Failed(_) => None,
-            }
-        }
-        let request = match &task {
-            Task::Join(machine) => request(machine),
-            Task::Register(machine) => request(machine),
-            Task::ClaimBlock(machine) => request(machine),
-            Task::ReleaseBlock(_, _, machine) => request(machine),
-            Task::AcquireIdentity(_, machine) => request(machine),
-            Task::ReleaseIdentity(_, machine) => request(machine),
-            Task::WriteRecords(machine) => request(machine),
-            Task::PutService(_, machine) => request(machine),
-            Task::PutServices(_, machine) => request(machine),
-            Task::DeleteService(_, machine) => request(machine),
-            Task::Relist => Some(self.listing()),
-            Task::ReadMark(number) => self.marking.is_open(*number).then(|| self.mark_reading()),
-            Task::Unattended | Task::Restore | Task::RemoveNode(..) => None,
-        };
-        if let Some(request) = request {
+    fn resume(&self, cx: &mut Context, request: KvRequest, task: Task) {
+        // A listing may have answered the question meanwhile.
+        if !matches!(task, Task::ReadMark(number) if !self.marking.is_open(number)) {
             cx.ask(request, task);
         }
     }

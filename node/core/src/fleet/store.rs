@@ -99,7 +99,7 @@ impl Fleet {
         outcome: KvOutcome,
     ) -> Option<(ListPage, KvUpdate)> {
         let Ok(KvResponse::List(page)) = outcome else {
-            cx.ask_later(RELIST_RETRY, Task::Relist);
+            cx.ask_later(RELIST_RETRY, self.listing(), Task::Relist);
             return None;
         };
         let listed: Revision = page.revision;

@@ -28,7 +28,7 @@ use crate::{
     changes::{MemberChange, MemberChangeKind},
     context::Context,
     fleet::Fleet,
-    ipcache::Sources,
+    ipcache::{Sources, v4},
     limits::GOSSIP_SETTLED,
 };
 
@@ -278,12 +278,4 @@ impl Health {
 /// The health check of a service.
 fn health_check<'a>(fleet: &'a Fleet, service: &ServiceName) -> Option<&'a HealthCheck> {
     fleet.view().services().get(service)?.record.spec.health_check.as_deref()
-}
-
-/// The programs have no table for IPv6.
-fn v4(address: IpAddr) -> Option<Ipv4Addr> {
-    match address {
-        IpAddr::V4(address) => Some(address),
-        IpAddr::V6(_) => None,
-    }
 }

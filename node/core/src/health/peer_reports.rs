@@ -6,7 +6,7 @@ use identity::{NodeName, ServiceName};
 use kvstore_schema::{Revision, record::ClaimEpoch};
 use node_facts::{Liveness, MAX_UNWELL, NodeFacts, Unwell};
 
-use super::{CheckKey, Health, checks::Due, health_check};
+use super::{CheckKey, Health, checks::Due, health_check, v4};
 use crate::{context::Context, fleet::Fleet, ipcache::Sources, limits::MEMBER_HELD, peers::Peers};
 
 impl Health {
@@ -136,6 +136,6 @@ fn reports_on(fleet: &Fleet, peers: &Peers, node: &NodeName, address: Ipv4Addr) 
 }
 
 fn key(report: &Unwell) -> Option<CheckKey> {
-    let address: Ipv4Addr = super::v4(report.address)?;
+    let address: Ipv4Addr = v4(report.address)?;
     Some(CheckKey { service: report.service.clone(), address, port: report.port })
 }

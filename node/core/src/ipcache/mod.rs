@@ -3,11 +3,12 @@
 //! `sources` asks the components in order of precedence. This file keeps what is needed to find out which answers a
 //! change concerns, and which endpoint records do not count.
 
+mod prefixes;
 mod sources;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
 };
 
 use datapath_plan::{IpcacheValue, NodeIndex};
@@ -17,6 +18,7 @@ use kvstore_schema::record::EndpointRecord;
 use serde::{Deserialize, Serialize};
 
 use crate::{IpcacheSource, IpcacheView, RejectedView, context::Context, fleet::Fleet, peers::Peers};
+use prefixes::{Prefixes, is_exact};
 pub(crate) use sources::Sources;
 
 /// What the answers depend on beside the sources themselves. One per node.
@@ -28,6 +30,8 @@ pub(crate) struct Ipcache {
     digests: BTreeMap<Identity, LabelDigest>,
     /// Records whose identity is unknown, or stands for other labels: few, or none.
     unproven: BTreeMap<(NodeName, IpAddr), Identity>,
+    /// The prefixes wanted in the kernel, beside exact addresses.
+    prefixes: Prefixes,
     /// Records that do not count, and why.
     rejected: BTreeMap<(NodeName, IpAddr), String>,
 }
@@ -121,7 +125,7 @@ impl Ipcache {
     /// Wants an entry in the kernel, or wants it gone. Before everything is known, a missing answer is no reason to remove
     /// an entry that the kernel may have from a former agent that knew more (P6).
     pub(crate) fn want(
-        &self,
+        &mut self,
         cx: &mut Context,
         fleet: &Fleet,
         prefix: IpNetwork,
@@ -133,6 +137,7 @@ impl Ipcache {
         }
         let known = fleet.view().is_complete() || cx.kernel.wanted().ipcache.contains_key(&prefix);
         if value.is_some() || known {
+            self.prefixes.set(prefix, value.is_some());
             cx.kernel.set(prefix, value);
         }
     }
@@ -143,6 +148,17 @@ impl Ipcache {
         Some((sources.node_name(answer.value.node)?.clone(), answer.name?.clone()))
     }
 
+    /// The wanted entry that decides about an address: its own, else the longest prefix. O(log n).
+    pub(crate) fn lookup(&self, cx: &Context, address: IpAddr) -> Option<(IpNetwork, IpcacheValue)> {
+        let exact = IpNetwork::from(address);
+        let wanted = &cx.kernel.wanted().ipcache;
+        let own = wanted.get(&exact).map(|value| (exact, *value));
+        own.or_else(|| {
+            let prefix = self.prefixes.longest(address)?;
+            Some((prefix, *wanted.get(&prefix)?))
+        })
+    }
+
     /// A wanted entry, for reading.
     pub(crate) fn view(
         &self,
@@ -150,8 +166,7 @@ impl Ipcache {
         prefix: IpNetwork,
         IpcacheValue { identity, node }: IpcacheValue,
     ) -> IpcacheView {
-        let exact = Some(prefix.ip()).filter(|ip| IpNetwork::from(*ip) == prefix);
-        let answer = exact.and_then(|ip| self.resolve(sources, ip));
+        let answer = is_exact(prefix).then(|| self.resolve(sources, prefix.ip())).flatten();
         IpcacheView {
             prefix,
             identity,
@@ -170,6 +185,14 @@ impl Ipcache {
             key: schema.endpoint(node, *ip).to_string(),
             reason: reason.clone(),
         })
+    }
+}
+
+/// The programs have no table for IPv6.
+pub(crate) fn v4(address: IpAddr) -> Option<Ipv4Addr> {
+    match address {
+        IpAddr::V4(address) => Some(address),
+        IpAddr::V6(_) => None,
     }
 }
 

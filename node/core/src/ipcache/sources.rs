@@ -139,8 +139,7 @@ impl Ipcache {
     }
 
     fn ask_gossip<'a>(&self, Sources { fleet, peers, .. }: Sources<'a>, ip: IpAddr) -> Option<Claim<'a>> {
-        let (owner, node) = peers.remote_owner(fleet.node(), ip)?;
-        let change = peers.pending_at(owner, ip)?;
+        let (change, node) = peers.pending_of_owner(fleet.node(), ip)?;
         // An identity that stands for other labels says nothing of who this is.
         let contradicts =
             fleet.labels_of(change.identity).is_some_and(|it| it.digest() != change.labels_digest);

@@ -20,7 +20,7 @@ use crate::{
     context::Context,
     endpoints::{Allocators, Endpoints},
     facts::facts,
-    fleet::Fleet,
+    fleet::{Fleet, Own},
     health::Health,
     identities::{Identities, IdentityChange},
     ipam::{BlockEnd, Ipam},
@@ -83,7 +83,18 @@ macro_rules! allocators {
         }
     };
 }
-use {allocators, sources};
+/// Borrows the addresses that this node announces.
+macro_rules! own {
+    ($node:expr) => {
+        Own {
+            underlay: $node.routing.addresses(),
+            moves: $node.routing.moves(),
+            blocks: $node.ipam.own(),
+            gateway: $node.ipam.gateway(),
+        }
+    };
+}
+use {allocators, own, sources};
 
 impl Node {
     /// A node that has seen nothing yet; the first event must be `Started`.
@@ -151,9 +162,9 @@ impl Node {
     fn pursue(&mut self) {
         self.answer_early_calls();
         self.fleet.resume_due(&mut self.cx);
-        self.endpoints.expire(&mut self.cx, allocators!(self));
+        self.endpoints.expire(&mut self.cx, &mut allocators!(self));
         let hears_members = self.peers.heard_early();
-        self.fleet.pursue_membership(&mut self.cx, &self.routing, &self.ipam, hears_members);
+        self.fleet.pursue_membership(&mut self.cx, own!(self), hears_members);
         self.pursue_restoration();
         let starved = self.endpoints.wait_for_address();
         let end = self.ipam.pursue(&mut self.cx, &self.fleet, starved);
@@ -169,16 +180,16 @@ impl Node {
         }
         self.health.pursue(&mut self.cx, &self.fleet, &self.peers);
         if self.audit.is_idle(&self.cx) {
-            self.endpoints.finish_detached(&mut self.cx, allocators!(self));
+            self.endpoints.finish_detached(&mut self.cx, &mut allocators!(self));
             self.audit.pursue(&mut self.cx, self.ipam.is_settled());
         }
         let cut_off = self.peers.cut_off_since();
         self.records.refresh(&mut self.cx, &self.fleet, &self.endpoints, cut_off);
         self.records.pursue(&mut self.cx, &self.fleet, &self.ipam, &self.endpoints);
-        if let Some(facts) = facts(&self.cx, &self.fleet, &self.routing, &self.ipam, &self.health) {
+        if let Some(facts) = facts(&self.cx, &self.fleet, own!(self), &self.health) {
             self.records.publish(&mut self.cx, &self.ipam, facts);
         }
-        self.snapshots.pursue(&mut self.cx, &self.fleet, &self.routing, &self.ipam, &self.identities);
+        self.snapshots.pursue(&mut self.cx, &self.fleet, own!(self), &self.identities);
         self.wake();
     }
 
@@ -198,7 +209,7 @@ impl Node {
         let gateway = self.ipam.gateway();
         while !cx.changes.nodes.is_empty() || cx.changes.base || !cx.changes.blocks.is_empty() {
             while let Some(node) = cx.changes.nodes.pop_first() {
-                self.peers.refresh_node(cx, &self.fleet, &self.routing, &node);
+                self.peers.refresh_node(cx, &self.fleet, self.routing.addresses(), &node);
             }
             if std::mem::take(&mut cx.changes.base) {
                 self.routing.refresh_base(cx, gateway);
@@ -260,8 +271,8 @@ impl Node {
             {
                 self.early_calls.push_back((cx.now.monotonic + ENDPOINT_WAIT, call, request));
             }
-            Call::EndpointAdd(spec) => self.endpoints.add(cx, allocators!(self), call, spec),
-            Call::EndpointDelete(name) => self.endpoints.delete(cx, allocators!(self), call, &name),
+            Call::EndpointAdd(spec) => self.endpoints.add(cx, &mut allocators!(self), call, spec),
+            Call::EndpointDelete(name) => self.endpoints.delete(cx, &mut allocators!(self), call, &name),
             Call::EndpointDrain(name) => self.endpoints.drain(cx, call, &name),
             Call::NodeRemove(node) => fleet.remove_node(cx, call, node),
             Call::CidrRelease(cidr) => self.ipam.release_cidr(cx, fleet, call, cidr),
@@ -301,7 +312,7 @@ impl Node {
 
     fn on_identity_changes(&mut self, changes: impl IntoIterator<Item = IdentityChange>) {
         for change in changes {
-            self.endpoints.on_identity(&mut self.cx, allocators!(self), change);
+            self.endpoints.on_identity(&mut self.cx, &mut allocators!(self), change);
         }
     }
 
@@ -310,10 +321,10 @@ impl Node {
             BlockEnd::None => {}
             BlockEnd::Granted(block) => {
                 self.endpoints.restore_addresses(&mut self.cx, &mut self.ipam, block);
-                self.endpoints.assign_addresses(&mut self.cx, allocators!(self));
+                self.endpoints.assign_addresses(&mut self.cx, &mut allocators!(self));
             }
             BlockEnd::Exhausted(text) => {
-                self.endpoints.refuse_addresses(&mut self.cx, allocators!(self), &text);
+                self.endpoints.refuse_addresses(&mut self.cx, &mut allocators!(self), &text);
             }
         }
     }
@@ -329,7 +340,7 @@ impl Node {
         self.ipam.adopt_gateway(observed.tables.base.as_ref().map(|base| base.gateway));
         self.peers.adopt(&observed.tables.nodes);
         self.services.adopt(&observed.tables);
-        self.endpoints.adopt(cx, allocators!(self), &observed);
+        self.endpoints.adopt(cx, &mut allocators!(self), &observed);
         self.endpoints.compare_records(cx, &self.fleet);
         cx.changes.base = true;
         self.judge_first_listing();
@@ -358,7 +369,7 @@ impl Node {
         let completed = cx.kernel.complete(cx.now.monotonic, outcome);
         for key in &completed.done {
             if let TableKey::Endpoint(id) = key {
-                self.endpoints.on_done(cx, allocators!(self), *id);
+                self.endpoints.on_done(cx, &mut allocators!(self), *id);
             }
         }
         for (key, error) in &completed.failed {

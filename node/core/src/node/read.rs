@@ -7,10 +7,10 @@ use identity::{EndpointName, ServiceName};
 use ipnetwork::IpNetwork;
 use kvstore_schema::Revision;
 
-use super::{Node, sources};
+use super::{Node, own, sources};
 use crate::{
     Counters, CountsView, EndpointView, IdentityView, IpcacheView, NodeView, PlanView, RejectedView,
-    ServiceView, Snapshot, StatusView, StoreView, ipcache::Sources, peers::network,
+    ServiceView, Snapshot, StatusView, StoreView, fleet::Own, ipcache::Sources,
 };
 
 impl Node {
@@ -118,7 +118,7 @@ impl Node {
 
     /// The fleet's nodes, by name.
     pub fn nodes(&self) -> Vec<NodeView> {
-        self.peers.views(sources!(self))
+        self.peers.views(&self.fleet, own!(self), self.endpoints.len())
     }
 
     /// Reserved and fleet identities, by number.
@@ -145,12 +145,8 @@ impl Node {
 
     /// The ipcache entry that decides about one address: O(log n), for decoding events.
     pub fn lookup(&self, address: IpAddr) -> Option<IpcacheView> {
-        let longest = if address.is_ipv4() { 32 } else { 128 };
-        (0..=longest).rev().find_map(|length| {
-            let prefix = network(address, length);
-            let value = self.wanted().ipcache.get(&prefix)?;
-            Some(self.ipcache.view(sources!(self), prefix, *value))
-        })
+        let (prefix, value) = self.ipcache.lookup(&self.cx, address)?;
+        Some(self.ipcache.view(sources!(self), prefix, value))
     }
 
     /// Records and facts that were not accepted, by key.
@@ -160,7 +156,7 @@ impl Node {
             .map(|(key, rejected)| RejectedView { key: key.to_string(), reason: rejected.reason.clone() });
         let records = self.ipcache.rejected(&self.fleet);
         let mut all: Vec<RejectedView> =
-            undecodable.chain(records).chain(self.peers.rejected(sources!(self))).collect();
+            undecodable.chain(records).chain(self.peers.rejected(&self.fleet)).collect();
         all.sort_by(|a, b| a.key.cmp(&b.key));
         all
     }
@@ -169,7 +165,7 @@ impl Node {
     ///
     /// `None` before the kernel has been read and this node is a member: the former snapshot is better.
     pub fn snapshot(&self) -> Option<Snapshot> {
-        Snapshot::make(&self.cx, &self.fleet, &self.routing, &self.ipam, &self.identities)
+        Snapshot::make(&self.cx, &self.fleet, own!(self), &self.identities)
     }
 
     /// Up to which revision the store is known.

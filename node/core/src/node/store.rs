@@ -3,11 +3,11 @@
 use kvstore_claims::{ChangeKind, Continuity, ViewChange};
 use kvstore_schema::{KvOutcome, ListPage, Revision, key::ParsedKey, record::ClaimEpoch};
 
-use super::{Node, allocators};
+use super::{Node, allocators, own};
 use crate::{
     KvId, KvUpdate,
     endpoints::Allocators,
-    fleet::{self, Heard, JoinEnd},
+    fleet::{self, Heard, JoinEnd, Own},
     requests::Task,
     services,
 };
@@ -58,7 +58,7 @@ impl Node {
             let seen = self.fleet.seen();
             self.peers.keep_until(seen);
             self.peers.forget_kept(&mut self.cx, seen);
-            self.endpoints.name_all(&mut self.cx, allocators!(self));
+            self.endpoints.name_all(&mut self.cx, &mut allocators!(self));
             self.endpoints.compare_records(&mut self.cx, &self.fleet);
         }
         let changes = self.fleet.pursue_restoration(&mut self.cx);
@@ -79,7 +79,7 @@ impl Node {
         let known = cx.startup.snapshot_used || view.nodes().contains_key(self.fleet.node());
         cx.startup.listing_trusted = Some(empty || known);
         self.fleet.take_over();
-        self.endpoints.name_all(cx, allocators!(self));
+        self.endpoints.name_all(cx, &mut allocators!(self));
         self.ipam.forfeit_blocks(cx, &self.fleet);
         self.endpoints.compare_records(cx, &self.fleet);
         self.identities.adopt_references(cx, &self.fleet);
@@ -114,7 +114,7 @@ impl Node {
                 ParsedKey::Endpoint(node, ip) if node == *me => {
                     cx.changes.own_endpoints.insert(ip);
                     if cx.startup.is_over() {
-                        self.endpoints.name_by_record(cx, allocators!(self), ip);
+                        self.endpoints.name_by_record(cx, &mut allocators!(self), ip);
                     }
                 }
                 ParsedKey::Endpoint(node, ip) => {
@@ -159,53 +159,53 @@ impl Node {
         cx.counters.kv_failures += u64::from(outcome.is_err());
         match task {
             Task::Join(machine) => {
-                if let Some(end) = cx.step(fleet, machine, outcome, Task::Join)
+                if let Some(end) = cx.step(fleet.view(), machine, outcome, Task::Join)
                     && self.fleet.on_joined(cx, end) == JoinEnd::Joined
                 {
                     self.ipam.refresh_claims(cx, &self.fleet);
-                    let wanted = self.fleet.wanted_record(&cx.config, &self.routing, &self.ipam);
+                    let wanted = self.fleet.wanted_record(&cx.config, own!(self));
                     self.fleet.register(cx, wanted);
                     self.peers.take_early().for_each(|facts| self.on_facts(facts));
                 }
             }
             Task::Register(machine) => {
-                if let Some(end) = cx.step(fleet, machine, outcome, Task::Register) {
+                if let Some(end) = cx.step(fleet.view(), machine, outcome, Task::Register) {
                     self.fleet.on_registered(cx, end);
                 }
             }
             Task::ClaimBlock(machine) => {
-                if let Some(end) = cx.step(fleet, machine, outcome, Task::ClaimBlock) {
+                if let Some(end) = cx.step(fleet.view(), machine, outcome, Task::ClaimBlock) {
                     let end = self.ipam.on_claimed(cx, fleet, end);
                     self.on_block_end(end);
                 }
             }
             Task::ReleaseBlock(block, call, machine) => {
                 let again = |machine| Task::ReleaseBlock(block, call, machine);
-                if let Some(end) = cx.step(fleet, machine, outcome, again) {
+                if let Some(end) = cx.step(fleet.view(), machine, outcome, again) {
                     self.ipam.on_released(cx, block, call, end);
                 }
             }
             Task::AcquireIdentity(digest, machine) => {
                 let again = |machine| Task::AcquireIdentity(digest.clone(), machine);
-                if let Some(end) = cx.step(fleet, machine, outcome, again) {
+                if let Some(end) = cx.step(fleet.view(), machine, outcome, again) {
                     let change = self.identities.on_acquired(cx, digest, end);
                     self.on_identity_changes(change);
                 }
             }
             Task::ReleaseIdentity(digest, machine) => {
                 let again = |machine| Task::ReleaseIdentity(digest.clone(), machine);
-                if let Some(end) = cx.step(fleet, machine, outcome, again) {
+                if let Some(end) = cx.step(fleet.view(), machine, outcome, again) {
                     self.identities.on_released(cx, &digest, end);
                 }
             }
             Task::WriteRecords(machine) => {
-                if let Some(end) = cx.step(fleet, machine, outcome, Task::WriteRecords) {
+                if let Some(end) = cx.step(fleet.view(), machine, outcome, Task::WriteRecords) {
                     self.records.on_written(cx, end);
                 }
             }
             Task::PutService(call, machine) => {
                 let task = |call, machine| Task::PutService(call, Box::new(machine));
-                if let Some(end) = cx.step_of_call(fleet, call, *machine, outcome, task) {
+                if let Some(end) = cx.step_of_call(fleet.view(), call, *machine, outcome, task) {
                     services::call::on_written(cx, call, end);
                 }
             }
@@ -213,7 +213,8 @@ impl Node {
                 self.services.on_batch(cx, fleet, together, *machine, outcome);
             }
             Task::DeleteService(call, machine) => {
-                if let Some(end) = cx.step_of_call(fleet, call, machine, outcome, Task::DeleteService) {
+                if let Some(end) = cx.step_of_call(fleet.view(), call, machine, outcome, Task::DeleteService)
+                {
                     services::call::on_deleted(cx, call, end);
                 }
             }

@@ -18,7 +18,7 @@ use kvstore_schema::record::ClaimEpoch;
 use node_facts::{Liveness, NodeFacts, PendingEndpoint};
 use serde::{Deserialize, Serialize};
 
-use crate::{context::Context, fleet::Fleet, routing::Routing};
+use crate::{context::Context, fleet::Fleet};
 use gossip::CidrClaim;
 pub(crate) use gossip::NewFacts;
 
@@ -97,8 +97,19 @@ impl Peers {
         names.find_map(|node| self.index_of(node))
     }
 
-    pub(crate) fn pending_at(&self, node: &NodeName, ip: IpAddr) -> Option<&PendingEndpoint> {
+    fn pending_at(&self, node: &NodeName, ip: IpAddr) -> Option<&PendingEndpoint> {
         self.pending.get(&ip)?.get(node)
+    }
+
+    /// The change at an address that the other node which owns the block reports, with that node's number.
+    pub(crate) fn pending_of_owner(
+        &self,
+        own: &NodeName,
+        ip: IpAddr,
+    ) -> Option<(&PendingEndpoint, NodeIndex)> {
+        let changes = self.pending.get(&ip)?;
+        let (owner, index) = self.remote_owner(own, ip)?;
+        Some((changes.get(owner)?, index))
     }
 
     /// Whether a member that seems alive has gossiped of a fleet that this node does not know.
@@ -215,7 +226,7 @@ impl Peers {
     }
 
     /// How a node is reached; `None` if neither its record nor facts that count tell.
-    fn reach(&self, fleet: &Fleet, routing: &Routing, node: &NodeName) -> Option<Reach> {
+    fn reach(&self, fleet: &Fleet, own_underlay: &[IpAddr], node: &NodeName) -> Option<Reach> {
         let record = fleet.view().nodes().get(node).map(|entry| &entry.record);
         let facts = self
             .facts_of(node)
@@ -233,7 +244,7 @@ impl Peers {
             (None, Some(facts)) => (&facts.underlay, facts.gateway, facts.incarnation),
             (None, None) => return None,
         };
-        let ours = routing.addresses().first()?;
+        let ours = own_underlay.first()?;
         let tunnel = underlay.iter().copied().find(|ip| ip.is_ipv4() == ours.is_ipv4());
         let addresses = underlay.iter().copied().chain(gateway).collect();
         Some(Reach { tunnel, addresses, gateway, incarnation })
@@ -244,13 +255,13 @@ impl Peers {
         &mut self,
         cx: &mut Context,
         fleet: &Fleet,
-        routing: &Routing,
+        own_underlay: &[IpAddr],
         node: &NodeName,
     ) {
         if node == fleet.node() {
             return;
         }
-        let reach = self.reach(fleet, routing, node);
+        let reach = self.reach(fleet, own_underlay, node);
         let known = reach.is_some();
         let reach = reach.unwrap_or_default();
         let peer = self.peers.entry(node.clone()).or_default();
@@ -270,7 +281,7 @@ impl Peers {
                 cx.changes.nodes.extend(rivals.filter(|rival| *rival != node).cloned());
             }
         }
-        self.number(cx, fleet, routing, node, &reach);
+        self.number(cx, fleet, own_underlay, node, &reach);
         self.gossip_with(cx, fleet, node);
         let unheard = |peer: &Peer| peer.facts.is_none() && peer.liveness.is_none();
         if !known && self.peers.get(node).is_some_and(unheard) {
@@ -303,10 +314,4 @@ fn move_name(
     for ip in to.difference(from) {
         index.entry(*ip).or_default().insert(node.clone());
     }
-}
-
-/// The prefix of a length that an address lies in.
-pub(crate) fn network(ip: IpAddr, length: u8) -> IpNetwork {
-    let whole = IpNetwork::new(ip, length).expect("the length is one of the family's");
-    IpNetwork::new(whole.network(), length).expect("the length is one of the family's")
 }

@@ -6,7 +6,7 @@ use datapath_plan::{NodeIndex, NodeValue};
 use identity::NodeName;
 
 use super::{Peers, Reach};
-use crate::{context::Context, fleet::Fleet, routing::Routing};
+use crate::{context::Context, fleet::Fleet};
 
 impl Peers {
     /// Gives a node its number, or takes the number away.
@@ -14,11 +14,11 @@ impl Peers {
         &mut self,
         cx: &mut Context,
         fleet: &Fleet,
-        routing: &Routing,
+        own_underlay: &[IpAddr],
         node: &NodeName,
         reach: &Reach,
     ) {
-        let tunnel = reach.tunnel.filter(|tunnel| self.wins(routing, node, *tunnel));
+        let tunnel = reach.tunnel.filter(|tunnel| self.wins(own_underlay, node, *tunnel));
         let had = self.index_of(node);
         let index = match (tunnel, had) {
             (Some(_), Some(index)) => Some(index),
@@ -44,13 +44,13 @@ impl Peers {
 
     /// Whether an underlay address belongs to a node: it is not this node's, and of the nodes that claim it the agent
     /// started last. An address in a pod CIDR is no node's: P7.
-    fn wins(&self, routing: &Routing, node: &NodeName, tunnel: IpAddr) -> bool {
+    fn wins(&self, own_underlay: &[IpAddr], node: &NodeName, tunnel: IpAddr) -> bool {
         if self.owner_of_ip(tunnel).is_some() {
             return false;
         }
         let rank = |node: &NodeName| self.peers.get(node).map(|peer| (peer.reach.incarnation, node.clone()));
         let best = self.by_tunnel.get(&tunnel).into_iter().flatten().filter_map(rank).max();
-        !routing.addresses().contains(&tunnel) && best.is_some_and(|(_, best)| best == *node)
+        !own_underlay.contains(&tunnel) && best.is_some_and(|(_, best)| best == *node)
     }
 
     /// The number that the kernel has for an address, or the next one that nothing refers to.

@@ -8,27 +8,26 @@ use kvstore_schema::record::NodeRecord;
 use node_facts::Liveness;
 
 use super::Peers;
-use crate::{NodeView, RejectedView, ipcache::Sources};
+use crate::{
+    NodeView, RejectedView,
+    fleet::{Fleet, Own},
+};
 
 impl Peers {
-    /// The fleet's nodes, by name.
-    pub(crate) fn views(&self, sources: Sources<'_>) -> Vec<NodeView> {
-        let mut names: BTreeSet<&NodeName> = sources.fleet.view().nodes().keys().collect();
+    /// The fleet's nodes, by name. `endpoints`: how many this node has.
+    pub(crate) fn views(&self, fleet: &Fleet, own: Own<'_>, endpoints: usize) -> Vec<NodeView> {
+        let mut names: BTreeSet<&NodeName> = fleet.view().nodes().keys().collect();
         names.extend(self.peers.keys());
-        names.insert(sources.fleet.node());
-        names.into_iter().map(|name| self.view(sources, name)).collect()
+        names.insert(fleet.node());
+        names.into_iter().map(|name| self.view(fleet, own, endpoints, name)).collect()
     }
 
-    fn view(
-        &self,
-        Sources { fleet, routing, ipam, endpoints, .. }: Sources<'_>,
-        name: &NodeName,
-    ) -> NodeView {
+    fn view(&self, fleet: &Fleet, own: Own<'_>, endpoints: usize, name: &NodeName) -> NodeView {
         let this = name == fleet.node();
         let record: Option<&NodeRecord> = fleet.view().nodes().get(name).map(|entry| &entry.record);
         let facts = self.facts_of(name);
         let underlay = match (this, record, facts) {
-            (true, _, _) => routing.addresses().to_vec(),
+            (true, _, _) => own.underlay.to_vec(),
             (false, Some(record), _) => record.underlay.clone(),
             (false, None, facts) => facts.map(|facts| facts.underlay.clone()).unwrap_or_default(),
         };
@@ -38,7 +37,7 @@ impl Peers {
             index: if this { Some(NodeIndex::SELF) } else { self.index_of(name) },
             underlay,
             gateway: if this {
-                ipam.gateway()
+                own.gateway
             } else {
                 record.and_then(|record| record.gateway).or(facts.and_then(|facts| facts.gateway))
             },
@@ -49,16 +48,16 @@ impl Peers {
             gossip_alive: if this { None } else { self.liveness_of(name) }
                 .map(|liveness| liveness != Liveness::Dead),
             gossip_only: record.is_none() && !this,
-            endpoints: if this { endpoints.len() } else { fleet.records(name).count() },
+            endpoints: if this { endpoints } else { fleet.records(name).count() },
         }
     }
 
     /// Facts that were not accepted, and nodes that have no number because another node has their underlay address.
-    pub(crate) fn rejected(&self, sources: Sources<'_>) -> impl Iterator<Item = RejectedView> {
+    pub(crate) fn rejected(&self, fleet: &Fleet) -> impl Iterator<Item = RejectedView> {
         let facts = self.rejected.iter();
         let facts = facts
             .map(|(node, reason)| RejectedView { key: format!("gossip:{node}"), reason: reason.clone() });
-        let schema = sources.fleet.view().schema();
+        let schema = fleet.view().schema();
         let rivals = self.peers.iter().filter(|(_, peer)| peer.index.is_none());
         let rivals = rivals.filter_map(move |(node, peer)| {
             let tunnel = peer.reach.tunnel?;

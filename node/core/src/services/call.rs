@@ -18,7 +18,7 @@ use crate::{
     context::Context,
     fleet::Fleet,
     limits::SERVICE_BATCHES,
-    requests::{Task, unanswered},
+    requests::{Task, Write, unanswered},
 };
 use kvstore_claims::Machine;
 
@@ -28,22 +28,6 @@ pub(crate) struct Writing {
     waiting: VecDeque<Write>,
     /// Batches that wait for their answer.
     in_flight: usize,
-}
-
-/// A service that a caller wants written.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Write {
-    call: CallId,
-    name: ServiceName,
-    /// Valid and normalised.
-    spec: ServiceSpec,
-    expected: Expected,
-}
-
-impl Write {
-    pub(crate) fn call(&self) -> CallId {
-        self.call
-    }
 }
 
 impl Services {
@@ -106,7 +90,7 @@ impl Services {
             }
         } else {
             let again = |machine| Task::PutServices(together.clone(), Box::new(machine));
-            let Some(end) = cx.step(fleet, machine, outcome, again) else { return };
+            let Some(end) = cx.step(fleet.view(), machine, outcome, again) else { return };
             match end {
                 Ok(Some(written)) => {
                     for (write, written) in together.into_iter().zip(written) {
@@ -129,7 +113,7 @@ impl Services {
     /// The store has lost its content: nothing that waits is written.
     pub(crate) fn abandon_writes(&mut self, cx: &mut Context) {
         let waiting = std::mem::take(&mut self.writing).waiting;
-        cx.refuse_abandoned(waiting.iter().map(Write::call).collect());
+        cx.refuse_abandoned(waiting.iter().map(|write| write.call).collect());
     }
 }
 

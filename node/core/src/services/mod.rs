@@ -27,8 +27,11 @@ use kvstore_schema::service::{ServiceProtocol, ServiceRecord};
 use serde::{Deserialize, Serialize};
 
 use self::{index::Index, member::backend_value, number::Numbers};
-use crate::{context::Context, ipcache::Sources};
-pub(crate) use call::{Write, Writing};
+use crate::{
+    context::Context,
+    ipcache::{Sources, v4},
+};
+use call::Writing;
 
 /// All services. One per node.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -215,13 +218,5 @@ fn protocol(protocol: ServiceProtocol) -> Protocol {
         ServiceProtocol::Tcp => Protocol::Tcp,
         ServiceProtocol::Udp => Protocol::Udp,
         ServiceProtocol::Sctp => Protocol::Sctp,
-    }
-}
-
-/// The programs have no table for IPv6.
-fn v4(address: IpAddr) -> Option<Ipv4Addr> {
-    match address {
-        IpAddr::V4(address) => Some(address),
-        IpAddr::V6(_) => None,
     }
 }

@@ -11,11 +11,9 @@ use crate::{
     Command,
     changes::Changes,
     context::Context,
-    fleet::Fleet,
+    fleet::{Fleet, Own},
     identities::Identities,
-    ipam::Ipam,
     limits::{PERSIST_FLEET_PAUSE, PERSIST_OWN_PAUSE_EACH},
-    routing::Routing,
 };
 
 /// When the last snapshot was made. One per node.
@@ -40,18 +38,11 @@ impl Snapshots {
     }
 
     /// Has a snapshot saved when one is due.
-    pub(crate) fn pursue(
-        &mut self,
-        cx: &mut Context,
-        fleet: &Fleet,
-        routing: &Routing,
-        ipam: &Ipam,
-        identities: &Identities,
-    ) {
+    pub(crate) fn pursue(&mut self, cx: &mut Context, fleet: &Fleet, own: Own<'_>, identities: &Identities) {
         if self.next_wake(&cx.changes).is_none_or(|at| at > cx.now.monotonic) {
             return;
         }
-        let Some(snapshot) = Snapshot::make(cx, fleet, routing, ipam, identities) else { return };
+        let Some(snapshot) = Snapshot::make(cx, fleet, own, identities) else { return };
         cx.changes.own_state = false;
         cx.changes.fleet_state = false;
         self.saved_at = Some(cx.now.monotonic);
@@ -64,21 +55,15 @@ impl Snapshots {
 impl Snapshot {
     /// All that the next agent may need. O(fleet). `None` before the kernel has been read and this node is a member: the
     /// former snapshot is better.
-    pub(crate) fn make(
-        cx: &Context,
-        fleet: &Fleet,
-        routing: &Routing,
-        ipam: &Ipam,
-        identities: &Identities,
-    ) -> Option<Self> {
+    pub(crate) fn make(cx: &Context, fleet: &Fleet, own: Own<'_>, identities: &Identities) -> Option<Self> {
         if !cx.startup.kernel_read || !fleet.is_member(cx.startup) {
             return None;
         }
         let (config, view, me) = (&cx.config, fleet.view(), fleet.node());
         // What this node owns it knows better than the store, which may have lost it.
-        let own = fleet.wanted_record(config, routing, ipam);
+        let record = fleet.wanted_record(config, own);
         let others = view.nodes().iter().filter(|(name, _)| *name != me);
-        let nodes = others.map(|(name, entry)| (name, &entry.record)).chain([(me, &own)]);
+        let nodes = others.map(|(name, entry)| (name, &entry.record)).chain([(me, &record)]);
         let nodes = nodes.map(|(name, record)| SavedNode {
             name: name.clone(),
             underlay: record.underlay.clone(),
@@ -89,7 +74,7 @@ impl Snapshot {
             incarnation: record.incarnation,
             agent_version: record.agent_version.clone(),
         });
-        let lost = ipam.own().iter().filter(|(cidr, _)| !view.cidrs().contains_key(cidr));
+        let lost = own.blocks.iter().filter(|(cidr, _)| !view.cidrs().contains_key(cidr));
         let lost = lost.map(|(cidr, since)| SavedCidr {
             cidr: *cidr,
             node: me.clone(),

@@ -1,5 +1,4 @@
-//! The agent's own account of its node. Without an agent these are all unknown, each by its name, so that who
-//! reads them by program finds them.
+//! The checks that need the agent. Without an agent each of them is unknown, so that programs find every name in every report.
 
 use node_api::{ApplyStatus, GossipStatus, MapFill, StateDiff, Status, UnderlayStatus};
 
@@ -12,10 +11,10 @@ use crate::{
     gather::{Agent, Answers},
 };
 
-/// A map's fill from which on it is worth a word, in percent.
+/// The fill of a map that is reported, in percent.
 pub const FULL_MAP_PERCENT: u64 = 90;
 
-/// What is asked of an agent that answers, beside whether it does.
+/// The names of these checks, without `agent` itself.
 const NAMES: [&str; 18] = [
     "node",
     "warnings",
@@ -41,22 +40,21 @@ const START: &str = "warrend check, then start it: warrend --config /etc/warren/
 pub(super) fn all(agent: &Agent) -> Vec<Finding> {
     const CHECK: &str = "agent";
     let (first, remedy) = match agent {
-        Agent::Answers(answers) => return answered(answers),
+        Agent::Answers(answers) => return of_answers(answers),
         Agent::Absent(error) => (Finding::unknown(CHECK, error, START), START),
         Agent::Forbidden(error) => {
             (Finding::unknown(CHECK, error, "sudo warren doctor"), "sudo warren doctor")
         }
         Agent::Broken(error) => {
-            let remedy =
-                "look at its log (journalctl -u warrend -n 100), and restart it: running flows go on";
+            let remedy = "look at its log (journalctl -u warrend -n 100), and restart it: flows go on";
             (Finding::fail(CHECK, error, remedy), remedy)
         }
     };
-    let unasked = NAMES.map(|name| Finding::unknown(name, "only the agent knows", remedy));
-    [first].into_iter().chain(unasked).collect()
+    let unknown = NAMES.map(|name| Finding::unknown(name, "needs an agent", remedy));
+    [first].into_iter().chain(unknown).collect()
 }
 
-fn answered(answers: &Answers) -> Vec<Finding> {
+fn of_answers(answers: &Answers) -> Vec<Finding> {
     let status = &answers.status;
     vec![
         Finding::ok("agent", format!("{} {} answers", status.node, status.agent_version)),
@@ -87,13 +85,13 @@ fn node(status: &Status) -> Finding {
         Some(halted) => Finding::fail(
             CHECK,
             format!("halted: {}", halted.reason),
-            "put that right, check it with `warrend check`, and restart warrend",
+            "correct that, verify with `warrend check`, and restart warrend",
         ),
         None if status.ready => Finding::ok(CHECK, format!("ready, {}", count(status.endpoints, "endpoint"))),
         None => Finding::warn(
             CHECK,
-            "not ready: it has no pod CIDR, or its devices are not there yet",
-            "warren status; if it stays so: is a block free in fleet.pools, and does etcd answer?",
+            "not ready: no pod CIDR, or no devices yet",
+            "warren status; if this persists: is a block free in fleet.pools, and does etcd answer?",
         ),
     }
 }
@@ -104,7 +102,7 @@ fn warnings(status: &Status) -> Finding {
         return Finding::ok(CHECK, "none");
     }
     let texts: Vec<&str> = status.warnings.iter().map(|warning| warning.text.as_str()).collect();
-    Finding::warn(CHECK, texts.join("; "), "do what it says; `warren status` shows when it is over")
+    Finding::warn(CHECK, texts.join("; "), "follow the warning; `warren status` shows when it has ended")
 }
 
 fn gossip(gossip: &GossipStatus) -> Finding {
@@ -126,8 +124,8 @@ fn gossip(gossip: &GossipStatus) -> Finding {
     if gossip.refused_datagrams > 0 {
         return Finding::warn(
             CHECK,
-            format!("{} refused since start", count(gossip.refused_datagrams, "datagram")),
-            "sha256sum /etc/warren/gossip.key on every node: the keys must be the same; else somebody else sends to the gossip port",
+            format!("{} rejected since start", count(gossip.refused_datagrams, "datagram")),
+            "sha256sum /etc/warren/gossip.key on every node: the keys must be equal; otherwise a stranger sends to the gossip port",
         );
     }
     Finding::ok(CHECK, format!("{} alive", count(gossip.peers.len(), "peer")))
@@ -141,7 +139,7 @@ fn underlay(underlay: &UnderlayStatus) -> Finding {
         }
         Some(problem) => Finding::fail(
             CHECK,
-            format!("{problem}; {} {} is still in use", underlay.interface, underlay.address),
+            format!("{problem}; {} {} remains in use", underlay.interface, underlay.address),
             "ip -br addr; give the node its address back, or correct datapath.underlay_address or datapath.underlay_interface and restart warrend",
         ),
     }
@@ -159,9 +157,9 @@ fn mtu(answers: &Answers) -> Finding {
     let Some(underlay_bytes) = answers.underlay_mtu_bytes else {
         return Finding::unknown(
             CHECK,
-            format!("the underlay's device {interface} is not in this network namespace"),
+            format!("the underlay device {interface} is not in this network namespace"),
             format!(
-                "ip link show {interface}; is it gone? Else ask in the agent's namespace: nsenter --net=... warren doctor"
+                "ip link show {interface}; if it exists elsewhere, run in the agent's namespace: nsenter --net=... warren doctor"
             ),
         );
     };
@@ -173,9 +171,9 @@ fn mtu(answers: &Answers) -> Finding {
     }
     Finding::fail(
         CHECK,
-        format!("{seen}: with the {overhead_bytes} bytes that the tunnel adds large packets do not fit"),
+        format!("{seen}: large packets do not fit, as the tunnel adds {overhead_bytes} bytes"),
         format!(
-            "warren doctor once more: warrend follows {interface} within seconds; if it does not, see its log, or where the network carries it: ip link set {interface} mtu {needed_bytes}"
+            "repeat warren doctor: warrend follows {interface} within seconds; if it does not, see its log, or if the network allows: ip link set {interface} mtu {needed_bytes}"
         ),
     )
 }
@@ -186,7 +184,7 @@ fn maps(maps: &[MapFill], full: &[String]) -> Finding {
         return Finding::fail(
             CHECK,
             format!("full: {}", full.join(", ")),
-            "warren map list; this node holds as much as it can: move endpoints to other nodes, or remove what is stale (warren node list)",
+            "warren map list; move endpoints to other nodes, or remove stale nodes (warren node list)",
         );
     }
     let nearly: Vec<String> = (maps.iter())
@@ -200,7 +198,7 @@ fn maps(maps: &[MapFill], full: &[String]) -> Finding {
     Finding::warn(
         CHECK,
         nearly.join(", "),
-        "warren map list; for flows: warren flow list, who opens so many?",
+        "warren map list; for flows, find who opens so many: warren flow list",
     )
 }
 
@@ -217,7 +215,7 @@ fn plan(apply: &ApplyStatus) -> Finding {
         return Finding::warn(
             CHECK,
             format!("{} still to be written", count(apply.pending, "key")),
-            "warren doctor once more: it is done within a second, unless something fails",
+            "repeat warren doctor: writing takes less than a second, unless it fails",
         );
     }
     Finding::ok(CHECK, format!("all applied, generation {}", apply.applied_generation))
@@ -227,16 +225,16 @@ fn state(diff: &Result<StateDiff, String>) -> Finding {
     const CHECK: &str = "state";
     match diff {
         Err(error) => Finding::unknown(CHECK, error, "warren state diff"),
-        Ok(diff) if diff.differences.is_empty() => Finding::ok(CHECK, "the kernel has what the agent wants"),
+        Ok(diff) if diff.differences.is_empty() => Finding::ok(CHECK, "desired and observed state are equal"),
         Ok(diff) => Finding::warn(
             CHECK,
             format!("{}: {}", count(diff.differences.len(), "difference"), some(&diff.differences)),
-            "warren state diff --repair; if they come back, somebody else changes the maps, devices or routes",
+            "warren state diff --repair; if they come back, another program changes maps, devices or routes",
         ),
     }
 }
 
-/// The answers of a node where all is well.
+/// The answers of a healthy node.
 #[cfg(test)]
 pub(super) mod sample;
 

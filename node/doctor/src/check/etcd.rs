@@ -1,4 +1,4 @@
-//! etcd: its members, and what is known to be wrong with their versions.
+//! etcd: its members, and known defects of their versions.
 
 use std::cmp::Ordering;
 
@@ -11,9 +11,9 @@ type Version = (u32, u32, u32);
 
 /// The first release of each maintained minor without the watch permission bypass CVE-2026-73499.
 const FLOORS: [Version; 3] = [(3, 5, 33), (3, 6, 14), (3, 7, 1)];
-/// The advisory that these floors close.
+/// The defect that these releases fix.
 const FLOOR_REASON: &str = "watch permission bypass, CVE-2026-73499";
-/// What 3.4 did wrong, and the first release that did not. 3.4 gets no fixes any more.
+/// Defects of 3.4, with the first release without them. 3.4 is at its end of life.
 const FIXES_OF_3_4: [(Version, &str); 6] = [
     ((3, 4, 24), "duplicate watch events"),
     ((3, 4, 25), "watches that go back in time"),
@@ -34,13 +34,17 @@ pub(super) fn members(store: &StoreStatus) -> Finding {
         .map(|member| format!("{} ({})", member.endpoint, member.error.as_deref().unwrap_or("not healthy")))
         .collect();
     let healthy = total - silent.len();
-    let seen = format!("{healthy} of {total} healthy; not: {}", silent.join(", "));
+    let seen = format!("{healthy} of {total} healthy; unhealthy: {}", silent.join(", "));
     let remedy = "warren status; on the member: systemctl status etcd, etcdctl endpoint health --cluster; is its client port open from here?";
     match () {
         () if total == 0 => Finding::warn(CHECK, "no member is known yet", "warren status; warrend check"),
         () if silent.is_empty() => Finding::ok(CHECK, format!("{total} of {total} healthy")),
         () if healthy * 2 > total => Finding::warn(CHECK, seen, remedy),
-        () => Finding::fail(CHECK, format!("{seen}: flows go on, new label sets and CIDRs wait"), remedy),
+        () => Finding::fail(
+            CHECK,
+            format!("{seen}: flows go on, new label sets and CIDRs have to wait"),
+            remedy,
+        ),
     }
 }
 
@@ -58,9 +62,9 @@ pub(super) fn connection(store: &StoreStatus) -> Finding {
         let key = first.split(": ").next().unwrap_or(first);
         return Finding::warn(
             CHECK,
-            format!("{} not believed, first {first}", count(store.rejected.len(), "record")),
+            format!("{} rejected, first {first}", count(store.rejected.len(), "record")),
             format!(
-                "etcdctl get {key} --print-value-only | jq; upgrade the node that is older, or correct who wrote it"
+                "etcdctl get {key} --print-value-only | jq; upgrade the older node, or correct the writer"
             ),
         );
     }
@@ -75,7 +79,7 @@ pub(super) fn lease(store: &StoreStatus) -> Finding {
     if store.lease_held {
         return Finding::ok(CHECK, "held");
     }
-    let why = store.lease_error.as_deref().unwrap_or("not asked for yet");
+    let why = store.lease_error.as_deref().unwrap_or("not requested yet");
     Finding::warn(
         CHECK,
         format!("not held ({why}): other nodes see this one alive by gossip only"),
@@ -92,14 +96,18 @@ pub(super) fn versions(store: &StoreStatus) -> Finding {
     known.sort_unstable();
     known.dedup();
     if known.is_empty() {
-        return Finding::unknown(CHECK, "no member told its version", "etcdctl endpoint status --cluster");
+        return Finding::unknown(
+            CHECK,
+            "no member reported its version",
+            "etcdctl endpoint status --cluster",
+        );
     }
     let bad: Vec<String> =
-        known.iter().filter_map(|text| Some(format!("{text}: {}", trouble(parse(text)?)?))).collect();
+        known.iter().filter_map(|text| Some(format!("{text}: {}", defects(parse(text)?)?))).collect();
     if bad.is_empty() {
         return Finding::ok(CHECK, known.join(", "));
     }
-    let where_from = (store.members.iter())
+    let endpoint = (store.members.iter())
         .find(|member: &&EtcdMember| member.version.is_some())
         .map_or("", |member| &member.endpoint);
     let floors: Vec<String> = FLOORS.iter().map(|&version| write(version)).collect();
@@ -107,17 +115,17 @@ pub(super) fn versions(store: &StoreStatus) -> Finding {
         CHECK,
         bad.join("; "),
         format!(
-            "upgrade etcd member by member to {} or newer, one minor at a time; check with: etcdctl --endpoints {where_from} endpoint status --cluster",
+            "upgrade etcd member by member to {} or newer, one minor at a time; check with: etcdctl --endpoints {endpoint} endpoint status --cluster",
             floors.join(", ")
         ),
     )
 }
 
-/// What is known against a release; `None`: nothing.
-fn trouble(version: Version) -> Option<String> {
+/// The known defects of a release.
+fn defects(version: Version) -> Option<String> {
     let (major, minor, _) = version;
     match (major, minor).cmp(&(3, 4)) {
-        Ordering::Less => Some("end of life, never tried with Warren".to_owned()),
+        Ordering::Less => Some("end of life, not tested with Warren".to_owned()),
         Ordering::Equal => {
             let missing: Vec<&str> = FIXES_OF_3_4
                 .iter()
@@ -172,11 +180,11 @@ mod tests {
     }
 
     #[test]
-    fn known_bad_versions_are_named_with_their_reason() {
+    fn etcd_version_defects_are_named() {
         let check = |version: &str, verdict, seen, remedy| {
             expect(versions(&store(vec![member(Some(version), None)])), verdict, seen, remedy);
         };
-        check("3.3.10", Warn, "never tried", "3.5.33, 3.6.14, 3.7.1");
+        check("3.3.10", Warn, "not tested", "3.5.33, 3.6.14, 3.7.1");
         check("3.4.23", Warn, "with duplicate watch events, watches that go back", "member by member");
         check("3.4.35", Warn, "with missed deletes, leases reported", "3.5.33");
         check("3.4.38", Warn, "3.4.38: end of life (watch permission", "3.5.33");
@@ -190,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn versions_of_several_members() {
+    fn etcd_versions_of_several_members() {
         let members =
             vec![member(Some("3.5.33"), None), member(Some("3.5.9"), None), member(None, Some("refused"))];
         expect(versions(&store(members)), Warn, "3.5.9: watch permission bypass", "upgrade etcd");
@@ -200,21 +208,21 @@ mod tests {
     }
 
     #[test]
-    fn members_make_a_quorum_or_not() {
+    fn etcd_members_are_a_quorum_or_not() {
         let check = |healthy: usize, silent: usize, verdict, seen, remedy| {
             let mut members = vec![member(Some("3.5.33"), None); healthy];
             members.resize(healthy + silent, member(None, Some("connection refused")));
             expect(super::members(&store(members)), verdict, seen, remedy);
         };
         check(3, 0, Ok, "3 of 3 healthy", "");
-        check(2, 1, Warn, "2 of 3 healthy; not: http://192.0.2.1:2379 (connection refused)", "etcdctl");
+        check(2, 1, Warn, "2 of 3 healthy; unhealthy: http://192.0.2.1:2379 (connection refused)", "etcdctl");
         check(1, 2, Fail, "1 of 3 healthy", "systemctl status etcd");
         check(2, 2, Fail, "2 of 4", "etcdctl");
         check(0, 0, Warn, "no member", "warrend check");
     }
 
     #[test]
-    fn the_watch_and_the_lease() {
+    fn etcd_watch_and_lease() {
         let fine = testing::status().store;
         expect(connection(&fine), Ok, "connected, revision 42", "");
         expect(lease(&fine), Ok, "held", "");
@@ -229,6 +237,6 @@ mod tests {
         expect(lease(&lost), Warn, "deadline exceeded", "etcdctl");
         let rejected = vec!["/warren/v1/demo/nodes/n9: unknown version 7".to_owned()];
         let strange = StoreStatus { rejected, ..fine };
-        expect(connection(&strange), Warn, "1 record not believed", "etcdctl get /warren/v1/demo/nodes/n9 ");
+        expect(connection(&strange), Warn, "1 record rejected", "etcdctl get /warren/v1/demo/nodes/n9 ");
     }
 }

@@ -1,4 +1,4 @@
-//! Who else has programs or filters where ours are: they may drop or redirect packets before ours see them.
+//! Programs and filters of others at the same hooks: they may drop or redirect packets before Warren's programs see them.
 
 use node_api::{HookUser, ProgramStatus};
 
@@ -13,15 +13,15 @@ pub(super) fn hooks(users: &Result<Vec<HookUser>, String>) -> Finding {
     };
     let others: Vec<&HookUser> = users.iter().filter(|user| !user.ours).collect();
     let Some(first) = others.first() else {
-        return Finding::ok(CHECK, format!("{} of ours, nobody else's", users.len()));
+        return Finding::ok(CHECK, format!("{} of Warren's programs, no others", users.len()));
     };
     let names: Vec<String> = (others.iter())
         .map(|user| format!("{} at {} {} of {}", user.name, user.hook, user.direction, user.device))
         .collect();
     let HookUser { direction, device, .. } = first;
-    let take_off = match (first.hook.as_str(), first.program_id) {
+    let detach = match (first.hook.as_str(), first.program_id) {
         ("tcx", Some(id)) => format!(
-            "bpftool net detach tcx_{direction} id {id} dev {device}, or the end of the program that holds the link: bpftool link list"
+            "bpftool net detach tcx_{direction} id {id} dev {device}, or end the program that holds the link: bpftool link list"
         ),
         _ => format!(
             "tc filter show dev {device} {direction}, then: tc filter del dev {device} {direction} pref <its pref>"
@@ -29,44 +29,44 @@ pub(super) fn hooks(users: &Result<Vec<HookUser>, String>) -> Finding {
     };
     Finding::warn(
         CHECK,
-        format!("not ours, and may keep packets from us: {}", some(&names)),
-        format!("if nobody needs it: {take_off}"),
+        format!("not Warren's, and may take packets first: {}", some(&names)),
+        format!("if it is not needed: {detach}"),
     )
 }
 
-/// Whether services are translated where processes connect.
+/// Whether services are translated at sockets.
 pub(super) fn sockets(programs: &[ProgramStatus]) -> Finding {
     const CHECK: &str = "sockets";
-    let at_sockets = || programs.iter().filter(|program| program.hook == "cgroup");
-    let idle: Vec<String> = at_sockets()
+    let of_sockets = || programs.iter().filter(|program| program.hook == "cgroup");
+    let idle: Vec<String> = of_sockets()
         .filter(|program| program.devices.is_empty())
         .map(|program| program.name.clone())
         .collect();
-    match at_sockets().flat_map(|program| &program.devices).next() {
+    match of_sockets().flat_map(|program| &program.devices).next() {
         _ if !idle.is_empty() => Finding::warn(
             CHECK,
-            format!("not at work: {}; services are translated packet by packet", some(&idle)),
-            "the agent's log says why: journalctl -u warrend | grep \"at the socket\"; then restart warrend",
+            format!("not attached: {}; services are translated per packet", some(&idle)),
+            "the agent's log says why: journalctl -u warrend | grep socket; then restart warrend",
         ),
-        None => Finding::ok(CHECK, "services are translated packet by packet"),
+        None => Finding::ok(CHECK, "services are translated per packet"),
         Some(cgroup) => {
-            Finding::ok(CHECK, format!("services are translated where processes of {cgroup} connect"))
+            Finding::ok(CHECK, format!("services are translated at sockets of processes in {cgroup}"))
         }
     }
 }
 
-/// Whether the program before the stack works, where it is wanted.
+/// Whether the XDP program is attached, if it is configured.
 pub(super) fn xdp(programs: &[ProgramStatus]) -> Finding {
     const CHECK: &str = "xdp";
     match programs.iter().find(|program| program.hook.starts_with(CHECK)) {
-        None => Finding::ok(CHECK, "off: nothing is done before the stack"),
+        None => Finding::ok(CHECK, "off: no XDP program"),
         Some(program) if program.devices.is_empty() => Finding::warn(
             CHECK,
             format!(
-                "{}: not at work; networks of datapath.drop_cidrs are let in, all else is as it would be",
+                "{}: not attached; packets from datapath.drop_cidrs are not dropped, and all others take the slower path",
                 program.hook
             ),
-            "the agent's log says why and what to do: journalctl -u warrend | grep \"before the stack\"",
+            "the agent's log has the reason and the remedy: journalctl -u warrend | grep -i xdp",
         ),
         Some(program) => Finding::ok(CHECK, format!("{} on {}", program.hook, some(&program.devices))),
     }
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn programs_at_sockets_are_at_work_or_not() {
+    fn socket_programs_are_attached_or_not() {
         let program = |name: &str, hook: &str, devices: &[&str]| ProgramStatus {
             name: name.to_owned(),
             hook: hook.to_owned(),
@@ -101,13 +101,13 @@ mod tests {
         let packets = program("from_endpoint", "tcx", &[]);
         let works = program("sock_connect4", "cgroup", &["/sys/fs/cgroup"]);
         let idle = program("sock_recvmsg4", "cgroup", &[]);
-        expect(sockets(std::slice::from_ref(&packets)), Ok, "packet by packet", "");
-        expect(sockets(&[packets.clone(), works.clone()]), Ok, "/sys/fs/cgroup connect", "");
-        expect(sockets(&[packets, works, idle]), Warn, "not at work: sock_recvmsg4", "journalctl");
+        expect(sockets(std::slice::from_ref(&packets)), Ok, "per packet", "");
+        expect(sockets(&[packets.clone(), works.clone()]), Ok, "processes in /sys/fs/cgroup", "");
+        expect(sockets(&[packets, works, idle]), Warn, "not attached: sock_recvmsg4", "journalctl");
     }
 
     #[test]
-    fn the_program_before_the_stack_is_at_work_or_not() {
+    fn xdp_program_is_attached_or_not() {
         let program = |devices: &[&str]| ProgramStatus {
             name: "xdp_entry".to_owned(),
             hook: "xdp native".to_owned(),
@@ -115,17 +115,17 @@ mod tests {
         };
         expect(xdp(&[]), Ok, "off", "");
         expect(xdp(&[program(&["eth0"])]), Ok, "xdp native on eth0", "");
-        expect(xdp(&[program(&[])]), Warn, "not at work", "journalctl");
+        expect(xdp(&[program(&[])]), Warn, "not attached", "journalctl");
     }
 
     #[test]
-    fn others_are_told_from_ours() {
+    fn hooks_of_others_are_reported() {
         let check = |users: &[HookUser], verdict, seen, remedy| {
             expect(hooks(&Result::Ok(users.to_vec())), verdict, seen, remedy);
         };
         let ours = user("tcx", "from_endpoint", "wrn1", true);
-        check(&[], Ok, "0 of ours", "");
-        check(std::slice::from_ref(&ours), Ok, "1 of ours, nobody else's", "");
+        check(&[], Ok, "0 of Warren's", "");
+        check(std::slice::from_ref(&ours), Ok, "1 of Warren's programs, no others", "");
         check(
             &[user("tcx", "cil_from_netdev", "eth0", false), ours.clone()],
             Warn,

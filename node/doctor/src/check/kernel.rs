@@ -1,13 +1,13 @@
-//! The kernel: its version, what is mounted, its compiler, its clock.
+//! The kernel: version, mounts, JIT compiler, clock.
 
 use crate::{
     finding::Finding,
     gather::{Clock, Machine},
 };
 
-/// The oldest kernel that the programs load on: `bpf_ktime_get_coarse_ns` came with it.
+/// The oldest supported kernel, the first with `bpf_ktime_get_coarse_ns`.
 const OLDEST: (u32, u32) = (5, 11);
-/// The first kernel with TCX, where programs are replaced without a gap through pinned links.
+/// The first kernel with TCX, whose pinned links replace programs without a gap.
 const TCX: (u32, u32) = (6, 6);
 
 pub(super) fn version(machine: &Machine) -> Finding {
@@ -20,7 +20,7 @@ pub(super) fn version(machine: &Machine) -> Finding {
         );
     };
     match major_minor(release) {
-        None => Finding::unknown(CHECK, format!("{release}: no version that can be read"), "uname -r"),
+        None => Finding::unknown(CHECK, format!("{release}: not a version"), "uname -r"),
         Some(version) if version < OLDEST => Finding::fail(
             CHECK,
             format!("{release}: the programs need {}.{} or newer", OLDEST.0, OLDEST.1),
@@ -42,12 +42,12 @@ fn major_minor(release: &str) -> Option<(u32, u32)> {
 pub(super) fn btf(machine: &Machine) -> Finding {
     const CHECK: &str = "btf";
     if machine.btf {
-        return Finding::ok(CHECK, "/sys/kernel/btf/vmlinux is there");
+        return Finding::ok(CHECK, "/sys/kernel/btf/vmlinux exists");
     }
     Finding::fail(
         CHECK,
-        "/sys/kernel/btf/vmlinux is missing: warrend does not start without",
-        "use a kernel with CONFIG_DEBUG_INFO_BTF=y, as all of Debian's since 11: grep BTF /boot/config-$(uname -r)",
+        "/sys/kernel/btf/vmlinux is missing: warrend does not start without it",
+        "use a kernel with CONFIG_DEBUG_INFO_BTF=y, as Debian has since 11: grep BTF /boot/config-$(uname -r)",
     )
 }
 
@@ -70,14 +70,14 @@ pub(super) fn cgroup2(machine: &Machine) -> Finding {
         None => no_mounts(CHECK),
         Some(places) if places.is_empty() => Finding::warn(
             CHECK,
-            "no cgroup2 is mounted: services are translated packet by packet, not at sockets",
+            "no cgroup2 is mounted: services are translated per packet, not at sockets",
             "boot with systemd.unified_cgroup_hierarchy=1, or: mkdir -p /run/warren/cgroup && mount -t cgroup2 none /run/warren/cgroup",
         ),
         Some(places) => Finding::ok(CHECK, format!("mounted at {}", places.join(" "))),
     }
 }
 
-/// Where file systems of this type are mounted; `None` if it is not known.
+/// The mount points of a type of file system; `None` if `/proc/mounts` cannot be read.
 pub(super) fn mounted<'a>(machine: &'a Machine, file_system: &str) -> Option<Vec<&'a str>> {
     let mut places = Vec::new();
     for line in machine.mounts.as_ref()?.lines() {
@@ -100,7 +100,7 @@ pub(super) fn jit(machine: &Machine) -> Finding {
     match machine.jit.as_deref().map(str::trim) {
         None => Finding::unknown(
             CHECK,
-            "only visible in the machine's first network namespace",
+            "only visible in the initial network namespace",
             "nsenter --target 1 --net sysctl net.core.bpf_jit_enable",
         ),
         Some("0") => Finding::warn(
@@ -110,7 +110,7 @@ pub(super) fn jit(machine: &Machine) -> Finding {
         ),
         Some("2") => Finding::warn(
             CHECK,
-            "on, and it writes every program to the kernel's log: meant for debugging only",
+            "on, and prints every program to the kernel log: for debugging only",
             "sysctl -w net.core.bpf_jit_enable=1",
         ),
         Some(_) => Finding::ok(CHECK, "on"),
@@ -120,7 +120,7 @@ pub(super) fn jit(machine: &Machine) -> Finding {
 pub(super) fn clock(clock: Option<Clock>) -> Finding {
     const CHECK: &str = "clock";
     let Some(clock) = clock else {
-        return Finding::unknown(CHECK, "the kernel refuses adjtimex", "timedatectl timesync-status");
+        return Finding::unknown(CHECK, "adjtimex failed", "timedatectl timesync-status");
     };
     let error_ms = clock.max_error_us / 1_000;
     if clock.synchronised {
@@ -128,7 +128,7 @@ pub(super) fn clock(clock: Option<Clock>) -> Finding {
     }
     Finding::warn(
         CHECK,
-        "nobody keeps it right: times of events and logs drift apart between nodes",
+        "not synchronised: times of events and logs drift apart between nodes",
         "timedatectl set-ntp true, or: apt-get install chrony",
     )
 }
@@ -142,7 +142,7 @@ mod tests {
     };
 
     #[test]
-    fn kernels_are_judged_by_what_the_programs_need() {
+    fn kernel_version_suffices_or_not() {
         let check = |release: Option<&str>, verdict, seen, remedy| {
             let kernel_release = release.map(str::to_owned);
             expect(version(&Machine { kernel_release, ..Machine::default() }), verdict, seen, remedy);
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn mounts() {
+    fn kernel_mounts() {
         let machine =
             |mounts: Option<&str>| Machine { mounts: mounts.map(str::to_owned), ..Machine::default() };
         let here = "bpf /sys/fs/bpf bpf rw 0 0\ncgroup /sys/fs/cgroup/cpu cgroup rw 0 0\ncgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n";
@@ -180,22 +180,22 @@ mod tests {
     }
 
     #[test]
-    fn compiler_and_types() {
+    fn kernel_jit_and_btf() {
         for (jit_text, verdict, seen, remedy) in [
             (Some("1\n"), Ok, "on", ""),
             (Some("2\n"), Warn, "log", "bpf_jit_enable=1"),
             (Some("0\n"), Warn, "off", "bpf_jit_enable=1"),
-            (None, Unknown, "first network namespace", "nsenter"),
+            (None, Unknown, "initial network namespace", "nsenter"),
         ] {
             let machine = Machine { jit: jit_text.map(str::to_owned), ..Machine::default() };
             expect(jit(&machine), verdict, seen, remedy);
         }
-        expect(btf(&Machine { btf: true, ..Machine::default() }), Ok, "is there", "");
+        expect(btf(&Machine { btf: true, ..Machine::default() }), Ok, "exists", "");
         expect(btf(&Machine::default()), Fail, "does not start without", "CONFIG_DEBUG_INFO_BTF");
     }
 
     #[test]
-    fn clocks() {
+    fn clock_synchronisation() {
         let at = |synchronised| Some(Clock { synchronised, max_error_us: 12_345 });
         expect(super::clock(at(true)), Ok, "at most 12 ms", "");
         expect(super::clock(at(false)), Warn, "drift", "timedatectl set-ntp true");

@@ -1,12 +1,12 @@
-//! Programs that manage networks, and take ours for theirs unless told otherwise.
+//! Network managers, which may take over devices and routes of other programs.
 
 use crate::{finding::Finding, gather::Machine};
 
 const NETWORKD_FOLDER: &str = "/etc/systemd/networkd.conf.d";
-/// What stops systemd-networkd from removing routes and rules that it has not made.
+/// Stops systemd-networkd from removing routes and rules of other programs.
 const NETWORKD_DROP_IN: &str = "[Network]\nManageForeignRoutes=no\nManageForeignRoutingPolicyRules=no\n";
 const NETWORK_MANAGER_FOLDER: &str = "/etc/NetworkManager/conf.d";
-/// What keeps NetworkManager's hands off our devices.
+/// Makes NetworkManager ignore Warren's devices.
 const NETWORK_MANAGER_DROP_IN: &str =
     "[keyfile]\nunmanaged-devices+=interface-name:warren_*;interface-name:wrn*\n";
 
@@ -14,7 +14,7 @@ const NETWORK_MANAGER_DROP_IN: &str =
 /// flannel#1155), unless both settings are off; both are on by default (networkd.conf(5)).
 pub(super) fn networkd(machine: &Machine) -> Finding {
     const CHECK: &str = "systemd-networkd";
-    // The kernel cuts names of programs at 15 bytes.
+    // The kernel truncates names of programs to 15 bytes.
     if !machine.programs.contains("systemd-network") {
         return Finding::ok(CHECK, "does not run");
     }
@@ -30,16 +30,16 @@ pub(super) fn networkd(machine: &Machine) -> Finding {
         .filter(|key| !keeps(key))
         .collect();
     if open.is_empty() {
-        return Finding::ok(CHECK, "runs, and leaves routes and rules of others alone");
+        return Finding::ok(CHECK, "runs, and keeps routes and rules of others");
     }
     Finding::warn(
         CHECK,
-        format!("runs, and may remove our routes: {} is not off", open.join(" and ")),
+        format!("runs, and may remove Warren's routes: {} is not off", open.join(" and ")),
         write_drop_in(NETWORKD_FOLDER, NETWORKD_DROP_IN, "systemctl restart systemd-networkd"),
     )
 }
 
-/// NetworkManager may put addresses and profiles on devices that nobody told it to leave alone.
+/// NetworkManager may configure any device that it is not told to ignore.
 pub(super) fn network_manager(machine: &Machine) -> Finding {
     const CHECK: &str = "network-manager";
     if !machine.programs.contains("NetworkManager") {
@@ -53,11 +53,11 @@ pub(super) fn network_manager(machine: &Machine) -> Finding {
         patterns.extend(value.split([';', ',']).filter_map(|one| one.trim().strip_prefix("interface-name:")));
     }
     let is_unmanaged = |device: &str| patterns.iter().any(|pattern| matches(pattern, device));
-    // One device of each kind stands for its kind.
+    // One device of each kind represents its kind.
     let managed: Vec<&str> =
         ["warren_host", "warren_vxlan", "wrn1"].into_iter().filter(|device| !is_unmanaged(device)).collect();
     if managed.is_empty() {
-        return Finding::ok(CHECK, "runs, and leaves our devices alone");
+        return Finding::ok(CHECK, "runs, and ignores Warren's devices");
     }
     Finding::warn(
         CHECK,
@@ -66,14 +66,14 @@ pub(super) fn network_manager(machine: &Machine) -> Finding {
     )
 }
 
-/// A line for a shell that writes the drop-in and has it read.
+/// A shell command that writes the drop-in and reloads the configuration.
 fn write_drop_in(folder: &str, text: &str, reload: &str) -> String {
     let text = text.replace('\n', "\\n");
     format!("mkdir -p {folder} && printf '{text}' > {folder}/90-warren.conf && {reload}")
 }
 
-/// `interface-name:` takes `=` for a literal name, and `*` at the end for any; other wildcards are rare, and
-/// not understood here: they count as no match, which costs a needless warning.
+/// Matches a pattern of `interface-name:`: `=` in front of a literal name, or `*` at the end. Other wildcards are rare, and
+/// match nothing here, which at worst causes a needless warning.
 fn matches(pattern: &str, device: &str) -> bool {
     match (pattern.strip_prefix('='), pattern.strip_suffix('*')) {
         (Some(literal), _) => device == literal,
@@ -120,13 +120,13 @@ mod tests {
     }
 
     #[test]
-    fn networkd_is_told_to_leave_both_alone() {
+    fn networkd_must_keep_routes_and_rules() {
         let check = |files: &[&str], verdict, seen, remedy| {
             expect(networkd(&machine("systemd-network", files)), verdict, seen, remedy);
         };
         let off = "[Network]\nManageForeignRoutes=no\nManageForeignRoutingPolicyRules = false\n";
-        check(&[off], Ok, "leaves routes", "");
-        check(&["[Network]\n#ManageForeignRoutes=yes\n", off], Ok, "leaves routes", "");
+        check(&[off], Ok, "keeps routes", "");
+        check(&["[Network]\n#ManageForeignRoutes=yes\n", off], Ok, "keeps routes", "");
         check(&[], Warn, "ManageForeignRoutes and ManageForeignRoutingPolicyRules", "networkd.conf.d");
         check(
             &["[Network]\n#ManageForeignRoutes=no\n"],
@@ -156,15 +156,15 @@ mod tests {
     }
 
     #[test]
-    fn network_manager_is_told_to_leave_ours_alone() {
+    fn network_manager_must_ignore_warrens_devices() {
         let check = |files: &[&str], verdict, seen, remedy| {
             expect(network_manager(&machine("NetworkManager", files)), verdict, seen, remedy);
         };
         let ours = "[keyfile]\nunmanaged-devices=interface-name:warren_*;interface-name:wrn*\n";
         let theirs = "[keyfile]\nunmanaged-devices=interface-name:docker0\n";
         let one = "[keyfile]\nunmanaged-devices+=interface-name:=warren_host,interface-name:warren_vxlan\n";
-        check(&[ours], Ok, "leaves our devices alone", "");
-        check(&[theirs, "[keyfile]\nunmanaged-devices+=interface-name:w*"], Ok, "alone", "");
+        check(&[ours], Ok, "ignores Warren's devices", "");
+        check(&[theirs, "[keyfile]\nunmanaged-devices+=interface-name:w*"], Ok, "ignores", "");
         check(&[], Warn, "warren_host warren_vxlan wrn1", "unmanaged-devices+=interface-name:warren_*");
         check(&[ours, theirs], Warn, "warren_host warren_vxlan wrn1", "reload NetworkManager");
         check(&[theirs, one], Warn, "such as wrn1", "90-warren.conf");
@@ -172,9 +172,9 @@ mod tests {
     }
 
     #[test]
-    fn the_remedies_satisfy_the_checks() {
-        expect(networkd(&machine("systemd-network", &[NETWORKD_DROP_IN])), Ok, "alone", "");
-        expect(network_manager(&machine("NetworkManager", &[NETWORK_MANAGER_DROP_IN])), Ok, "alone", "");
+    fn network_manager_remedies_satisfy_their_checks() {
+        expect(networkd(&machine("systemd-network", &[NETWORKD_DROP_IN])), Ok, "keeps routes", "");
+        expect(network_manager(&machine("NetworkManager", &[NETWORK_MANAGER_DROP_IN])), Ok, "ignores", "");
         assert_eq!(
             write_drop_in("/etc/x.d", "[A]\nb=c\n", "true"),
             r"mkdir -p /etc/x.d && printf '[A]\nb=c\n' > /etc/x.d/90-warren.conf && true"

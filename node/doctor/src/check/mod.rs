@@ -1,4 +1,4 @@
-//! Judgement: pure functions from facts to findings. Nothing here reads, waits or changes anything.
+//! The checks: pure functions from facts to findings. They do no I/O.
 
 mod agent;
 mod etcd;
@@ -17,8 +17,7 @@ use crate::{
     gather::{Agent, Clock, Machine, tunnels},
 };
 
-/// All checks: the machine's, then the agent's. The fleet's tunnel port counts where the agent knows it,
-/// `tunnel_port` where not.
+/// All checks: those of the machine, then those of the agent. `tunnel_port` is used if no agent reports the fleet's.
 pub(crate) fn all(machine: &Machine, clock: Option<Clock>, agent: &Agent, tunnel_port: u16) -> Vec<Finding> {
     let base = match agent {
         Agent::Answers(answers) => answers.base.as_ref().ok().and_then(Option::as_ref),
@@ -47,12 +46,12 @@ pub(crate) fn all(machine: &Machine, clock: Option<Clock>, agent: &Agent, tunnel
     findings
 }
 
-/// Tables of cases for the checks: what a finding must be.
+/// Expectations on findings, for the tests of the checks.
 #[cfg(test)]
 pub(crate) mod expect {
     use crate::finding::{Finding, Verdict};
 
-    /// The verdict, a part of what was seen, and a part of the remedy (empty: there is none).
+    /// Checks the verdict, a part of the observation, and a part of the remedy (empty: no remedy).
     #[track_caller]
     pub(crate) fn expect(finding: Finding, verdict: Verdict, seen: &str, remedy: &str) {
         assert_eq!(finding.verdict, verdict, "{finding:?}");

@@ -1,5 +1,5 @@
-//! The other nodes, asked by this one: do packets get there and back, by the tunnel where there is one, and do the clocks
-//! agree?
+//! The path to other nodes: whether packets get there and back (through the tunnel, if the fleet has one), of which size, and
+//! whether clocks agree.
 
 use super::text::{count, some};
 use crate::{
@@ -7,20 +7,20 @@ use crate::{
     gather::{Answers, Peer, tunnels},
 };
 
-/// From this difference on events and logs of two nodes cannot be put in order; NTP keeps far below it.
+/// The clock difference above which events and logs of two nodes cannot be ordered. NTP keeps clocks much closer.
 const SKEW_LIMIT_MS: u64 = 1_000;
 
-/// Gossip and the tunnel take the same way under different ports: who is heard by one and not by the other is
-/// kept from us by a rule for the port. Without a tunnel it is a rule, or a route, for the pods' addresses.
+/// Gossip and the tunnel take the same path with different ports: if a node answers only gossip, a rule blocks the tunnel's
+/// port. Without a tunnel, a rule or a missing route blocks the pods' addresses.
 pub(super) fn tunnel(answers: &Answers) -> Finding {
     const CHECK: &str = "tunnel";
-    let peers = match living(CHECK, answers) {
+    let peers = match probed(CHECK, answers) {
         Ok(peers) => peers,
         Err(finding) => return finding,
     };
     let silent: Vec<&Peer> = peers.iter().filter(|peer| !peer.heard.ping).collect();
     let Some(first) = silent.first() else {
-        return Finding::ok(CHECK, format!("{} heard by the pods' way", count(peers.len(), "node")));
+        return Finding::ok(CHECK, format!("{} answer on the pods' path", count(peers.len(), "node")));
     };
     let names: Vec<String> =
         silent.iter().map(|peer| format!("{} ({} at {})", peer.node, peer.gateway, peer.underlay)).collect();
@@ -29,19 +29,19 @@ pub(super) fn tunnel(answers: &Answers) -> Finding {
     let remedy = if base.is_none_or(tunnels) {
         let port = base.map_or(0, |base| base.tunnel_port);
         format!(
-            "let UDP {port} pass between the nodes in both directions (nft list ruleset; the cloud's security groups), and pings on warren_host; where packets end, on both nodes: tcpdump -ni {interface} udp port {port} and host {}, while: ping {}",
+            "allow UDP {port} between the nodes in both directions (nft list ruleset; the cloud's security groups), and pings on warren_host; to see where packets are lost, on both nodes: tcpdump -ni {interface} udp port {port} and host {}, while: ping {}",
             first.underlay, first.gateway
         )
     } else {
         format!(
-            "let the pods' addresses pass between the nodes as they are (nft list ruleset; the cloud's security groups and checks of sources), with a route to each node's pod CIDR on the way: ip route get {}; where packets end, on both nodes: tcpdump -ni {interface} host {}, while: ping {}",
+            "allow the pods' addresses between the nodes (nft list ruleset; the cloud's security groups and source checks), and route each node's pod CIDR: ip route get {}; to see where packets are lost, on both nodes: tcpdump -ni {interface} host {}, while: ping {}",
             first.gateway, first.gateway, first.gateway
         )
     };
     Finding::fail(
         CHECK,
         format!(
-            "{} of {} silent, though gossip hears them: {}",
+            "no answer from {} of {}, although alive in gossip: {}",
             silent.len(),
             count(peers.len(), "node"),
             some(&names)
@@ -50,11 +50,11 @@ pub(super) fn tunnel(answers: &Answers) -> Finding {
     )
 }
 
-/// Who answers small packets and not those as long as an endpoint's may be: something on the way carries less than
-/// the underlay's interface says, and TCP connections begin well and then stand.
+/// Nodes that answer small packets, but not packets of the endpoints' MTU: the path carries less than the underlay interface's
+/// MTU, so that TCP connections are established and then stall.
 pub(super) fn path_mtu(answers: &Answers) -> Finding {
     const CHECK: &str = "path-mtu";
-    let peers = match living(CHECK, answers) {
+    let peers = match probed(CHECK, answers) {
         Ok(peers) => peers,
         Err(finding) => return finding,
     };
@@ -62,7 +62,7 @@ pub(super) fn path_mtu(answers: &Answers) -> Finding {
     if heard.is_empty() {
         return Finding::unknown(
             CHECK,
-            "no other node is heard by the pods' way",
+            "no other node answers on the pods' path",
             "see the finding `tunnel`",
         );
     }
@@ -80,7 +80,7 @@ pub(super) fn path_mtu(answers: &Answers) -> Finding {
         CHECK,
         format!("packets of {mtu_bytes} bytes do not pass, small ones do: {}", some(&names)),
         format!(
-            "find what the network carries: tracepath -n {}; then on every node: ip link set {interface} mtu <that>, which warrend follows",
+            "find the MTU of the path: tracepath -n {}; then on every node: ip link set {interface} mtu <that MTU>, which warrend follows",
             first.underlay
         ),
     )
@@ -88,7 +88,7 @@ pub(super) fn path_mtu(answers: &Answers) -> Finding {
 
 pub(super) fn clock_skew(answers: &Answers) -> Finding {
     const CHECK: &str = "clock-skew";
-    let peers = match living(CHECK, answers) {
+    let peers = match probed(CHECK, answers) {
         Ok(peers) => peers,
         Err(finding) => return finding,
     };
@@ -98,8 +98,8 @@ pub(super) fn clock_skew(answers: &Answers) -> Finding {
     let Some((_, widest_ms)) = known.first() else {
         return Finding::unknown(
             CHECK,
-            format!("none of {} told its time", count(peers.len(), "node")),
-            "compare by hand: date -u on every node; that nodes answer needs the pods' way (`tunnel`), and ICMP timestamps let in on warren_host",
+            format!("none of {} reported its time", count(peers.len(), "node")),
+            "compare by hand: date -u on every node; the check needs the pods' path (`tunnel`), and ICMP timestamps allowed on warren_host",
         );
     };
     let apart: Vec<String> = (known.iter())
@@ -111,28 +111,25 @@ pub(super) fn clock_skew(answers: &Answers) -> Finding {
         .collect();
     if apart.is_empty() {
         let widest_ms = widest_ms.unsigned_abs();
-        return Finding::ok(
-            CHECK,
-            format!("at most {widest_ms} ms between here and {}", count(known.len(), "node")),
-        );
+        return Finding::ok(CHECK, format!("at most {widest_ms} ms to {}", count(known.len(), "node")));
     }
     Finding::warn(
         CHECK,
         format!(
-            "{}: events and logs cannot be put in order, and certificates may seem not yet valid",
+            "{}: events and logs cannot be ordered, and certificates may appear not yet valid",
             some(&apart)
         ),
-        "on whichever node is wrong (date -u): timedatectl set-ntp true, or: apt-get install chrony; then: chronyc makestep",
+        "on the node whose clock is wrong (date -u): timedatectl set-ntp true, or: apt-get install chrony; then: chronyc makestep",
     )
 }
 
-/// The nodes that were asked, or why there is nothing to judge.
-fn living<'a>(check: &'static str, answers: &'a Answers) -> Result<&'a [Peer], Finding> {
+/// The nodes that were probed, or the finding that none was.
+fn probed<'a>(check: &'static str, answers: &'a Answers) -> Result<&'a [Peer], Finding> {
     match &answers.peers {
         Err(error) => {
             Err(Finding::unknown(check, error, "warren status; run the doctor as root, on the node itself"))
         }
-        Ok(peers) if peers.is_empty() => Err(Finding::ok(check, "no other node that gossip hears")),
+        Ok(peers) if peers.is_empty() => Err(Finding::ok(check, "gossip has no other node")),
         Ok(peers) => Ok(peers),
     }
 }
@@ -159,25 +156,25 @@ mod tests {
     }
 
     #[test]
-    fn who_is_silent_in_the_tunnel_is_named() {
+    fn tunnel_names_the_nodes_that_do_not_answer() {
         let check =
             |heard: &[Heard], verdict, seen, remedy| expect(tunnel(&with(heard)), verdict, seen, remedy);
-        check(&[heard(true, 0), heard(true, None)], Ok, "2 nodes heard", "");
+        check(&[heard(true, 0), heard(true, None)], Ok, "2 nodes answer", "");
         check(&[], Ok, "no other node", "");
         check(
             &[heard(true, 0), heard(false, 0)],
             Fail,
-            "1 of 2 nodes silent, though gossip hears them: n2 (10.200.2.1 at 172.30.1.2)",
-            "let UDP 8472 pass",
+            "no answer from 1 of 2 nodes, although alive in gossip: n2 (10.200.2.1 at 172.30.1.2)",
+            "allow UDP 8472 between",
         );
         check(&[heard(false, 0)], Fail, "1 of 1 node", "tcpdump -ni eth0 udp port 8472 and host 172.30.1.2");
         let mut native = with(&[heard(false, 0)]);
         native.base.as_mut().unwrap().as_mut().unwrap().mode = "native".to_owned();
-        expect(tunnel(&native), Fail, "1 of 1 node silent", "ip route get 10.200.2.1");
+        expect(tunnel(&native), Fail, "1 of 1 node,", "ip route get 10.200.2.1");
     }
 
     #[test]
-    fn a_way_that_carries_less_than_it_should() {
+    fn path_mtu_below_that_of_the_endpoints() {
         let check =
             |heard: &[Heard], verdict, seen, remedy| expect(path_mtu(&with(heard)), verdict, seen, remedy);
         let short = Heard { full_size: false, ..heard(true, 0) };
@@ -188,20 +185,15 @@ mod tests {
             "1450 bytes do not pass, small ones do: n2 at",
             "tracepath -n 172.30.1.2",
         );
-        check(&[heard(false, None)], Unknown, "no other node is heard", "tunnel");
+        check(&[heard(false, None)], Unknown, "no other node answers", "tunnel");
         check(&[], Ok, "no other node", "");
     }
 
     #[test]
-    fn clocks_that_differ_are_named_the_widest_first() {
+    fn clock_skew_names_the_widest_first() {
         let check =
             |heard: &[Heard], verdict, seen, remedy| expect(clock_skew(&with(heard)), verdict, seen, remedy);
-        check(
-            &[heard(true, 3), heard(true, -12), heard(true, None)],
-            Ok,
-            "at most 12 ms between here and 2",
-            "",
-        );
+        check(&[heard(true, 3), heard(true, -12), heard(true, None)], Ok, "at most 12 ms to 2", "");
         check(&[heard(true, 1_000)], Ok, "1000 ms", "");
         check(&[heard(true, 1_001)], Warn, "n2 1.0 s ahead", "set-ntp true");
         check(
@@ -215,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_not_be_asked_is_unknown() {
+    fn peers_that_cannot_be_probed_are_unknown() {
         let answers = Answers { peers: Err("no warren_host".to_owned()), ..sample::answers() };
         expect(tunnel(&answers), Unknown, "no warren_host", "as root");
         expect(clock_skew(&answers), Unknown, "no warren_host", "as root");

@@ -1,12 +1,12 @@
-//! What the process may do, and what security modules forbid it.
+//! Privileges of the process, and restrictions by security modules.
 
 use node_api::Capability;
 
 use super::kernel::mounted;
 use crate::{finding::Finding, gather::Machine};
 
-/// What this process may do stands for what an agent could that is started from the same place: a container
-/// that withholds a capability withholds it from both.
+/// The privileges of this process stand for those of an agent started from the same place: a container that lacks a
+/// capability lacks it for both.
 pub(super) fn privileges(machine: &Machine) -> Finding {
     const CHECK: &str = "privileges";
     let field = |name: &str| {
@@ -18,18 +18,18 @@ pub(super) fn privileges(machine: &Machine) -> Finding {
         return Finding::unknown(CHECK, "/proc/self/status cannot be read", "mount -t proc proc /proc");
     };
     if user != "0" {
-        return Finding::unknown(CHECK, format!("asked as user {user}, not as root"), "sudo warren doctor");
+        return Finding::unknown(CHECK, format!("running as user {user}, not as root"), "sudo warren doctor");
     }
     let missing: Vec<String> = Capability::missing(capabilities)
         .map(|Capability { name, purpose, .. }| format!("{name} ({purpose})"))
         .collect();
     if missing.is_empty() {
-        return Finding::ok(CHECK, "root, with all that the agent needs");
+        return Finding::ok(CHECK, "root, with all capabilities that the agent needs");
     }
     Finding::fail(
         CHECK,
         format!("root without {}", missing.join(", ")),
-        "give them to the container (docker run --cap-add=BPF --cap-add=NET_ADMIN --cap-add=SYS_ADMIN) or to the unit (CapabilityBoundingSet=)",
+        "add them to the container (docker run --cap-add=BPF --cap-add=NET_ADMIN --cap-add=SYS_ADMIN) or to the unit (CapabilityBoundingSet=)",
     )
 }
 
@@ -40,11 +40,11 @@ pub(super) fn lockdown(machine: &Machine) -> Finding {
     };
     let mode = text.split(['[', ']']).nth(1).unwrap_or_else(|| text.trim());
     if mode != "confidentiality" {
-        return Finding::ok(CHECK, format!("{mode}: not in the way"));
+        return Finding::ok(CHECK, format!("{mode}: no restriction"));
     }
     Finding::warn(
         CHECK,
-        "confidentiality: the kernel restricts BPF, and some distributions forbid it then",
+        "confidentiality: the kernel restricts BPF, and some distributions forbid it",
         "if warrend logs `Operation not permitted` for bpf: boot without lockdown=confidentiality, or with lockdown=integrity",
     )
 }
@@ -58,14 +58,14 @@ pub(super) fn modules(machine: &Machine) -> Finding {
     if machine.selinux_enforce.as_deref().map(str::trim) == Some("1") {
         return Finding::warn(
             CHECK,
-            format!("{active}; SELinux enforces, and may forbid bpf and namespaces to warrend"),
+            format!("{active}; SELinux is enforcing, and may deny warrend bpf and namespaces"),
             "ps -eZ | grep warrend; ausearch -m avc -c warrend; run it unconfined: semanage permissive -a <its domain>",
         );
     }
-    Finding::ok(CHECK, format!("{active}: not in the way"))
+    Finding::ok(CHECK, format!("{active}: no restriction"))
 }
 
-/// A file of securityfs is missing: because the kernel lacks the feature, or because securityfs is not mounted.
+/// A file of securityfs is missing because the kernel lacks the feature, or because securityfs is not mounted.
 fn without_file(machine: &Machine, check: &'static str, absent: &str) -> Finding {
     let is_mounted = mounted(machine, "securityfs").is_some_and(|places| !places.is_empty());
     let is_supported = machine
@@ -91,7 +91,7 @@ mod tests {
     };
 
     #[test]
-    fn root_and_every_capability() {
+    fn privileges_need_root_and_every_capability() {
         let check = |user: u32, capabilities: u64, verdict, seen, remedy| {
             let status = format!("Name:\twarren\nUid:\t1000\t{user}\t0\t0\nCapEff:\t{capabilities:016x}\n");
             let machine = Machine { process_status: Some(status), ..Machine::default() };
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn lockdown_in_the_way_or_not() {
+    fn lockdown_restricts_or_not() {
         let with = |text: &str| Machine { lockdown: Some(text.to_owned()), ..Machine::default() };
         expect(lockdown(&with("[none] integrity confidentiality\n")), Ok, "none", "");
         expect(lockdown(&with("none [integrity] confidentiality\n")), Ok, "integrity", "");
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_file_is_told_from_an_unmounted_one() {
+    fn securityfs_is_missing_or_not_mounted() {
         let check = |mounts: &str, file_systems: &str, verdict, seen, remedy| {
             let machine = Machine {
                 mounts: Some(mounts.to_owned()),
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn selinux_matters_where_it_enforces() {
+    fn selinux_restricts_if_enforcing() {
         let check = |enforce: Option<&str>, verdict, seen, remedy| {
             let machine = Machine {
                 security_modules: Some("lockdown,capability,selinux,bpf".to_owned()),
@@ -145,8 +145,8 @@ mod tests {
             };
             expect(modules(&machine), verdict, seen, remedy);
         };
-        check(Some("1"), Warn, "SELinux enforces", "ausearch");
+        check(Some("1"), Warn, "SELinux is enforcing", "ausearch");
         check(Some("0"), Ok, "lockdown,capability,selinux,bpf", "");
-        check(None, Ok, "not in the way", "");
+        check(None, Ok, "no restriction", "");
     }
 }

@@ -1,4 +1,4 @@
-//! What the agent says of itself.
+//! The agent's answers.
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -13,50 +13,49 @@ use super::{
     peers::{self, Heard},
 };
 
-/// The longest that one answer may take: the status asks every etcd member with a deadline of 5 s by default,
-/// and an agent that needs three times that is no agent to wait for.
+/// The time to wait for one answer: three times the default deadline of the agent's own request to each etcd member.
 const ANSWER_LIMIT: Duration = Duration::from_secs(15);
 
-/// The agent, as far as it answers.
+/// The state of the agent.
 #[derive(Debug)]
 pub(crate) enum Agent {
-    /// Nobody listens.
+    /// No process listens on the socket.
     Absent(String),
-    /// Somebody listens, but not for us.
+    /// The caller may not use the socket.
     Forbidden(String),
-    /// It listens, and does not answer as it should.
+    /// The agent listens, but does not answer as expected.
     Broken(String),
-    /// It answers.
+    /// The agent answers.
     Answers(Box<Answers>),
 }
 
-/// Its answers.
+/// The answers of the agent.
 #[derive(Debug)]
 pub(crate) struct Answers {
     pub(crate) status: Status,
-    /// What it wants of its devices; `None` until the node has a pod CIDR.
+    /// The desired base; `None` until the node has a pod CIDR.
     pub(crate) base: Result<Option<BaseRow>, String>,
     pub(crate) diff: Result<StateDiff, String>,
-    /// MTU of the underlay's device now; the agent tells that of its start.
+    /// The present MTU of the underlay device.
     pub(crate) underlay_mtu_bytes: Option<u32>,
-    /// What is at the hooks of our devices and the underlay's.
+    /// The users of the hooks of Warren's devices and of the underlay device.
     pub(crate) hooks: Result<Vec<HookUser>, String>,
-    /// The other nodes that gossip hears, and what they answered through the overlay.
+    /// The other nodes that are alive in gossip, with their answers on the pods' path.
     pub(crate) peers: Result<Vec<Peer>, String>,
 }
 
-/// Another node, asked through the overlay.
+/// Another node, probed on the pods' path.
 #[derive(Debug, Clone)]
 pub(crate) struct Peer {
     pub(crate) node: NodeName,
-    /// Its own address in the pod network: whom we asked.
+    /// The node's own address in the pod network, which is probed.
     pub(crate) gateway: Ipv4Addr,
-    /// Where the tunnel to it leads.
+    /// The node's underlay address.
     pub(crate) underlay: String,
     pub(crate) heard: Heard,
 }
 
-/// Asks for all that the checks need; changes nothing.
+/// Requests all that the checks need. Changes nothing.
 pub(crate) async fn agent(client: &Client) -> Agent {
     let status = match tokio::time::timeout(ANSWER_LIMIT, client.status()).await {
         Err(_) => return Agent::Broken(silence()),
@@ -65,15 +64,15 @@ pub(crate) async fn agent(client: &Client) -> Agent {
         Ok(Err(error)) => return Agent::Broken(error.to_string()),
         Ok(Ok(status)) => status,
     };
-    let base = within_limit(client.state()).await.map(|state| state.base);
+    let base = within_limit(client.state()).await.map(|state| state.base());
     let diff = within_limit(client.state_diff(&DiffQuery { repair: false })).await;
     let underlay_mtu_bytes = device::mtu_bytes(&status.underlay.interface);
     let hooks = within_limit(client.hooks()).await.map(|listing| listing.items);
     let peers = match &base {
-        // Without a gateway of our own no answer finds its way back.
+        // Without a gateway of this node no answer finds its way back.
         Ok(Some(base)) => {
             let nodes = within_limit(client.nodes()).await.map(|listing| listing.items);
-            ask_peers(nodes, base).await
+            probe_peers(nodes, base).await
         }
         Ok(None) => Err("the node has no pod CIDR yet".to_owned()),
         Err(error) => Err(error.clone()),
@@ -81,8 +80,8 @@ pub(crate) async fn agent(client: &Client) -> Agent {
     Agent::Answers(Box::new(Answers { status, base, diff, underlay_mtu_bytes, hooks, peers }))
 }
 
-/// Asks those whom gossip hears: of the others nobody would know whether the tunnel is to blame.
-async fn ask_peers(nodes: Result<Vec<Node>, String>, base: &BaseRow) -> Result<Vec<Peer>, String> {
+/// Probes the nodes that are alive in gossip: another node may be down, which would say nothing about the tunnel.
+async fn probe_peers(nodes: Result<Vec<Node>, String>, base: &BaseRow) -> Result<Vec<Peer>, String> {
     let peer = |node: Node| match node.gateway? {
         IpAddr::V4(gateway) if !node.this_node && node.alive_in_gossip == Some(true) => Some(Peer {
             node: node.name,
@@ -95,12 +94,12 @@ async fn ask_peers(nodes: Result<Vec<Node>, String>, base: &BaseRow) -> Result<V
     let mut found: Vec<Peer> = nodes?.into_iter().filter_map(peer).collect();
     let gateways: Vec<Ipv4Addr> = found.iter().map(|peer| peer.gateway).collect();
     let mtu_bytes = base.mtu_bytes;
-    // Without a tunnel routes lead straight to the other nodes.
+    // Without a tunnel, routes lead to the other nodes directly.
     let device = tunnels(base).then_some(peers::HOST_DEVICE);
     let heard = tokio::task::spawn_blocking(move || peers::ask(&gateways, device, mtu_bytes))
         .await
-        .map_err(|error| format!("asking other nodes: {error}"))?
-        .map_err(|error| format!("other nodes cannot be asked from here: {error}"))?;
+        .map_err(|error| format!("probe other nodes: {error}"))?
+        .map_err(|error| format!("other nodes cannot be probed: {error}"))?;
     for peer in &mut found {
         peer.heard = heard.get(&peer.gateway).copied().unwrap_or_default();
     }

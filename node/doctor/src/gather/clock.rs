@@ -1,20 +1,20 @@
-//! The kernel's opinion of its own clock.
+//! The kernel's clock status.
 
 use std::mem;
 
-/// Whether somebody keeps the clock right, and how wrong it may be.
+/// Whether the clock is synchronised, and its maximum error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Clock {
     pub(crate) synchronised: bool,
-    /// The kernel's bound of the error; grows while nobody corrects it.
+    /// The kernel's bound of the error, which grows while the clock is not synchronised.
     pub(crate) max_error_us: u64,
 }
 
-/// Asks by adjtimex(2) without changing anything, which needs no permission. `None` where a sandbox refuses it.
+/// Reads the status by adjtimex(2), which needs no privilege. `None` if a sandbox forbids the call.
 pub(crate) fn clock() -> Option<Clock> {
-    // SAFETY: `timex` is plain integers, for which all bits zero is a value; `modes` 0 asks only.
+    // SAFETY: `timex` is plain integers, for which all bits zero is a value; `modes` 0 only reads.
     let mut timex: libc::timex = unsafe { mem::zeroed() };
-    // SAFETY: the pointer is to a live `timex` that nobody else has, and the call keeps none of it.
+    // SAFETY: the pointer is to a live `timex` that has no other reference, and the call does not keep it.
     let state = unsafe { libc::adjtimex(&mut timex) };
     let flags = timex.status;
     (state != -1).then(|| Clock {

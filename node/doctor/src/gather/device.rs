@@ -1,5 +1,5 @@
-//! The MTU of a device, from the kernel: `/sys/class/net` would show the devices of another network namespace
-//! where only that was entered.
+//! The MTU of a device, by ioctl(2): `/sys/class/net` belongs to the mount namespace, and may show the devices of another
+//! network namespace.
 
 use std::{
     ffi::c_char,
@@ -12,7 +12,7 @@ use std::{
 pub(crate) fn mtu_bytes(device: &str) -> Option<u32> {
     // SAFETY: `ifreq` is plain bytes and a union of integers, for which all bits zero is a value.
     let mut request: libc::ifreq = unsafe { mem::zeroed() };
-    // The last byte stays zero: the name must end.
+    // The last byte stays zero, as the name is terminated by zero.
     let room = request.ifr_name.len() - 1;
     if device.len() > room {
         return None;
@@ -22,7 +22,7 @@ pub(crate) fn mtu_bytes(device: &str) -> Option<u32> {
     }
     let socket = UnixDatagram::unbound().ok()?;
     // SAFETY: the descriptor is open as long as `socket` lives; the kernel reads and writes one `ifreq` through
-    // the pointer, which is to a live one that nobody else has, and keeps none of it.
+    // the pointer, which has no other reference, and does not keep it.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFMTU as _, &mut request) };
     if result != 0 {
         return None;
@@ -37,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_the_loopback_device_and_of_none() {
+    fn mtu_of_the_loopback_device_and_of_none() {
         assert!(mtu_bytes("lo").is_some_and(|mtu_bytes| mtu_bytes >= 1_280));
         assert_eq!(mtu_bytes("no-such-device"), None);
         assert_eq!(mtu_bytes("a-name-longer-than-any-device"), None);

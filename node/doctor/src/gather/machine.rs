@@ -1,6 +1,5 @@
-//! What files say of the machine: texts, as they are. Everything under `/proc/net` and `/proc/sys/net` is of the
-//! network namespace of the caller, which must be the agent's; `/sys/class/net` would be that of the mount, and
-//! is not used for that reason.
+//! Files of the machine, as texts. `/proc/net` and `/proc/sys/net` belong to the network namespace of the caller, which must be
+//! the agent's. `/sys/class/net` is not used, as it belongs to the mount namespace.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,20 +11,20 @@ use std::{
 /// NetworkManager.conf(5) order them.
 const CONFIG_ROOTS: [&str; 3] = ["usr/lib", "run", "etc"];
 
-/// A machine's files; `None` is a file that is not there or may not be read.
+/// A machine's files; `None` if a file is missing or cannot be read.
 #[derive(Debug, Default)]
 pub(crate) struct Machine {
     /// `/proc/sys/kernel/osrelease`
     pub(crate) kernel_release: Option<String>,
     /// `/proc/self/status`
     pub(crate) process_status: Option<String>,
-    /// Whether `/sys/kernel/btf/vmlinux` is there.
+    /// Whether `/sys/kernel/btf/vmlinux` exists.
     pub(crate) btf: bool,
     /// `/proc/mounts`
     pub(crate) mounts: Option<String>,
     /// `/proc/filesystems`
     pub(crate) file_systems: Option<String>,
-    /// `/proc/sys/net/core/bpf_jit_enable`: in the first network namespace only
+    /// `/proc/sys/net/core/bpf_jit_enable`, which exists only in the initial network namespace
     pub(crate) jit: Option<String>,
     /// `/sys/kernel/security/lockdown`
     pub(crate) lockdown: Option<String>,
@@ -35,21 +34,21 @@ pub(crate) struct Machine {
     pub(crate) selinux_enforce: Option<String>,
     /// `/proc/sys/net/ipv4/ip_forward`
     pub(crate) ip_forward: Option<String>,
-    /// `rp_filter` by device, `all` and `default` among them
+    /// `rp_filter` by device, including `all` and `default`
     pub(crate) rp_filter: BTreeMap<String, String>,
     /// `/proc/net/dev`
     pub(crate) devices: Option<String>,
     /// `/proc/net/udp` and `/proc/net/udp6`
     pub(crate) udp: Vec<String>,
-    /// Names of running programs, cut at 15 bytes as the kernel cuts them.
+    /// Names of running programs, truncated by the kernel to 15 bytes.
     pub(crate) programs: BTreeSet<String>,
-    /// systemd-networkd's configuration, in the order in which it takes effect.
+    /// systemd-networkd's configuration, in the order of effect.
     pub(crate) networkd: Vec<String>,
-    /// NetworkManager's, likewise.
+    /// NetworkManager's configuration, in the order of effect.
     pub(crate) network_manager: Vec<String>,
 }
 
-/// Reads it all. `root` is `/`, except in tests.
+/// Reads all files. `root` is `/`, except in tests.
 pub(crate) fn machine(root: &Path) -> Machine {
     let text = |path: &str| fs::read_to_string(root.join(path)).ok();
     Machine {
@@ -80,7 +79,7 @@ pub(crate) fn machine(root: &Path) -> Machine {
     }
 }
 
-/// The main file, of which the last one counts, then the drop-ins by name; one hides those of the same name in
+/// The main file of the last folder that has one, then the drop-ins by name. A drop-in hides those of the same name in
 /// earlier folders.
 fn configuration(root: &Path, main: &str, drop_ins: &str) -> Vec<String> {
     let read = |path: &Path| fs::read_to_string(path).ok();
@@ -96,7 +95,7 @@ fn configuration(root: &Path, main: &str, drop_ins: &str) -> Vec<String> {
     main.into_iter().chain(by_name.values().filter_map(|path| read(path))).collect()
 }
 
-/// What lies in a folder; nothing if it cannot be read.
+/// The names of a folder's entries; none if the folder cannot be read.
 fn names(folder: &Path) -> BTreeSet<String> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
@@ -113,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_found_where_the_kernel_puts_them() {
+    fn machine_files_are_read() {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path();
         write(root, "proc/sys/kernel/osrelease", "6.1.0\n");
@@ -132,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn drop_ins_follow_the_main_file_and_hide_their_namesakes() {
+    fn machine_drop_ins_follow_the_main_file_and_hide_their_namesakes() {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path();
         write(root, "usr/lib/systemd/networkd.conf", "shipped");
@@ -145,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn this_machine_is_read() {
+    fn machine_of_the_test_is_read() {
         let here = machine(Path::new("/"));
         assert!(here.kernel_release.is_some() && here.process_status.is_some() && here.mounts.is_some());
         assert!(here.devices.is_some_and(|devices| devices.contains("lo:")));

@@ -1,4 +1,4 @@
-//! Facts, as they are: nothing here judges, and nothing that is missing is an error.
+//! Collects facts. Nothing here judges, and a missing fact is no error.
 
 mod agent;
 mod clock;

@@ -1,5 +1,5 @@
-//! Whether the other nodes answer through the overlay, and what their clocks say: pings and timestamp requests
-//! (RFC 792) to their gateways, which leave by `warren_host` and by nothing else.
+//! Probes other nodes on the pods' path: pings and timestamp requests (RFC 792) to their gateways, which leave by `warren_host`
+//! only if the fleet has a tunnel.
 
 use std::{
     collections::BTreeMap,
@@ -13,14 +13,13 @@ use nix::sys::socket::{
     AddressFamily, SockFlag, SockProtocol, SockType, setsockopt, socket, sockopt::BindToDevice,
 };
 
-/// Where the tunnel begins on a node, as `datapath-linux` names it.
+/// The device of `datapath-linux` that leads to the tunnel.
 pub(crate) const HOST_DEVICE: &str = "warren_host";
-/// Whoever has not answered is asked again so often: the first packet to a node may wait for its neighbour entry,
-/// and one may be lost.
+/// The number of probes to a node that does not answer: the first one may wait for a neighbour entry, and one may be lost.
 const ROUNDS: u32 = 3;
-/// How long a round waits for answers: across continents they take a third of it.
+/// The time that a round waits for answers: three times the round trip between continents.
 const ROUND: Duration = Duration::from_secs(1);
-/// How long to wait for one answer before the round's end is looked at.
+/// The time between checks for the end of a round.
 const TICK: Duration = Duration::from_millis(50);
 const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 
@@ -31,20 +30,20 @@ const TIMESTAMP_REPLY: u8 = 14;
 /// Type, code, checksum, identifier, sequence number; originate, receive and transmit time of a timestamp.
 const MESSAGE_BYTES: usize = 20;
 const IP_HEADER_BYTES: usize = 20;
-/// The longest packet of IP, and so of an answer.
+/// The longest IP packet, and hence answer.
 const MAX_PACKET_BYTES: usize = 65_535;
-/// What a ping is for, as its sequence number.
+/// The purpose of a ping, as its sequence number.
 const SMALL: u16 = 1;
 const FULL: u16 = 2;
 
-/// What came back from one address.
+/// The answers of one address.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Heard {
-    /// Whether it answered a ping.
+    /// Whether a small ping was answered.
     pub(crate) ping: bool,
-    /// Whether it answered one that is as long as endpoints' packets may be.
+    /// Whether a ping of the endpoints' MTU was answered.
     pub(crate) full_size: bool,
-    /// How far its clock is ahead of ours; `None` if it did not say. Whole days do not show.
+    /// The time of the node's clock ahead of this node's, modulo a day; `None` without an answer.
     pub(crate) clock_ahead_ms: Option<i64>,
 }
 
@@ -54,12 +53,11 @@ impl Heard {
     }
 }
 
-/// Asks each address until it has answered, [`ROUNDS`] seconds at the most. Takes that long in vain where some
-/// are silent; blocks the thread. `device`: by which all of it must go; else as the node's routes say. `mtu_bytes` is the
-/// longest packet of endpoints, IP header and all.
+/// Probes each address until it has answered, for at most [`ROUNDS`] seconds. Blocks the thread. Packets leave by `device`, or
+/// without one by the node's routes. `mtu_bytes` is the endpoints' MTU, IP header included.
 ///
 /// # Errors
-/// When the process may not send such packets (`CAP_NET_RAW`), or there is no `warren_host`.
+/// If the process lacks `CAP_NET_RAW`, or the device does not exist.
 pub(crate) fn ask(
     addresses: &[Ipv4Addr],
     device: Option<&str>,
@@ -73,10 +71,10 @@ pub(crate) fn ask(
     if let Some(device) = device {
         setsockopt(&raw.as_fd(), BindToDevice, &device.into())?;
     }
-    // Not UDP, but sends and receives to and from addresses likewise.
+    // The socket is not UDP, but the type has the same calls to send to and receive from addresses.
     let socket = UdpSocket::from(raw);
     socket.set_read_timeout(Some(TICK))?;
-    // Tells our answers from those to others who ping: the socket gets all.
+    // The socket receives all ICMP messages; the identifier selects the answers to this process.
     let identifier = std::process::id() as u16;
     let full_bytes =
         (mtu_bytes as usize).clamp(IP_HEADER_BYTES + MESSAGE_BYTES, MAX_PACKET_BYTES) - IP_HEADER_BYTES;
@@ -87,7 +85,7 @@ pub(crate) fn ask(
         let end = Instant::now() + ROUND;
         for (address, heard) in &heard {
             let to = SocketAddr::from((*address, 0));
-            // A send that fails is an answer that does not come.
+            // A failed send shows as a missing answer.
             if !heard.ping {
                 drop(socket.send_to(&small, to));
             }
@@ -104,7 +102,7 @@ pub(crate) fn ask(
                     if let IpAddr::V4(address) = from.ip()
                         && let Some(one) = heard.get_mut(&address)
                     {
-                        note(one, &packet[..length], identifier, now_ms());
+                        record_answer(one, &packet[..length], identifier, now_ms());
                     }
                 }
                 Err(error) if is_time_out(&error) => {}
@@ -125,14 +123,14 @@ fn now_ms() -> u32 {
     (wall.as_millis() % DAY_MS as u128) as u32
 }
 
-/// `bytes`: at least [`MESSAGE_BYTES`].
+/// An ICMP message of `bytes`, at least [`MESSAGE_BYTES`].
 fn request(kind: u8, identifier: u16, sequence: u16, sent_ms: u32, bytes: usize) -> Vec<u8> {
     let mut message = vec![0; bytes];
     message[0] = kind;
     message[4..6].copy_from_slice(&identifier.to_be_bytes());
     message[6..8].copy_from_slice(&sequence.to_be_bytes());
     message[8..12].copy_from_slice(&sent_ms.to_be_bytes());
-    // Only zeros follow, which change no sum. Ten words: the carry of one fold fits.
+    // Only zeros follow, which do not change the sum. The sum of ten words needs one fold of the carry.
     let sum = sum(&message[..MESSAGE_BYTES]);
     message[2..4].copy_from_slice(&(!((sum & 0xffff) + (sum >> 16)) as u16).to_be_bytes());
     message
@@ -142,8 +140,8 @@ fn sum(bytes: &[u8]) -> u32 {
     bytes.chunks_exact(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]]))).sum()
 }
 
-/// Takes in one packet, IP header first, that came from the address.
-fn note(heard: &mut Heard, packet: &[u8], identifier: u16, now_ms: u32) {
+/// Records an answer from the packet of an address, which begins with the IP header.
+fn record_answer(heard: &mut Heard, packet: &[u8], identifier: u16, now_ms: u32) {
     let header_bytes = packet.first().map_or(0, |first| usize::from(first & 0x0f) * 4);
     let Some(message) = packet.get(header_bytes..) else { return };
     let word = |at: usize| Some(u32::from_be_bytes(message.get(at..at + 4)?.try_into().ok()?));
@@ -162,8 +160,8 @@ fn note(heard: &mut Heard, packet: &[u8], identifier: u16, now_ms: u32) {
     }
 }
 
-/// How far a clock is ahead that showed `theirs` half-way between our `sent` and `received`, all in milliseconds
-/// since midnight. `None` if it counts otherwise (the highest bit, RFC 792).
+/// The time of a clock ahead of this node's, if it showed `theirs` half-way between `sent` and `received`, all in milliseconds
+/// since midnight. `None` if the highest bit says that the clock counts differently (RFC 792).
 fn ahead_ms(sent: u32, theirs: u32, received: u32) -> Option<i64> {
     if theirs >> 31 == 1 {
         return None;
@@ -179,7 +177,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_clock_is_compared_half_way_and_over_midnight() {
+    fn clock_difference_is_taken_half_way_and_over_midnight() {
         assert_eq!(ahead_ms(1_000, 1_010, 1_020), Some(0));
         assert_eq!(ahead_ms(1_000, 6_010, 1_020), Some(5_000));
         assert_eq!(ahead_ms(6_000, 1_010, 6_020), Some(-5_000));
@@ -196,12 +194,12 @@ mod tests {
         message[12..16].copy_from_slice(&3_005_u32.to_be_bytes());
         packet.extend(message);
         let mut heard = Heard::default();
-        note(&mut heard, &packet, 7, 1_010);
+        record_answer(&mut heard, &packet, 7, 1_010);
         heard
     }
 
     #[test]
-    fn our_answers_are_told_from_others() {
+    fn answers_to_other_processes_are_ignored() {
         let nothing = Heard::default();
         assert_eq!(heard_after(ECHO_REPLY, 7, SMALL), Heard { ping: true, ..nothing });
         assert_eq!(heard_after(ECHO_REPLY, 7, FULL), Heard { full_size: true, ..nothing });
@@ -210,13 +208,13 @@ mod tests {
         assert_eq!(heard_after(ECHO_REQUEST, 7, SMALL), nothing);
         for cut in [&[][..], &[0x4f], &[0x45; 20], &[0x45; 25]] {
             let mut heard = Heard::default();
-            note(&mut heard, cut, 0x4545, 0);
+            record_answer(&mut heard, cut, 0x4545, 0);
             assert_eq!(heard, Heard::default());
         }
     }
 
     #[test]
-    fn a_request_has_the_checksum_that_stacks_want() {
+    fn request_has_a_valid_checksum() {
         for (kind, sequence, bytes) in [(TIMESTAMP_REQUEST, 0, MESSAGE_BYTES), (ECHO_REQUEST, FULL, 8_930)] {
             let message = request(kind, 0xfedc, sequence, 86_399_999, bytes);
             assert_eq!(message.len(), bytes);
@@ -226,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_to_ask_needs_no_permission() {
+    fn probing_no_address_needs_no_privilege() {
         assert_eq!(ask(&[], None, 1_450).unwrap(), BTreeMap::new());
     }
 }

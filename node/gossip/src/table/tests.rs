@@ -58,14 +58,14 @@ fn told(facts: NodeFacts) -> GossipEvent {
     GossipEvent::Facts { node: facts.node.clone(), facts: Arc::new(facts) }
 }
 
-/// Only the reason counts.
+/// Compares the reasons only.
 fn check_rejected(events: &[GossipEvent], expected: &str) {
     let [GossipEvent::Rejected { reason, .. }] = events else { panic!("one rejection: {events:?}") };
     assert!(reason.contains(expected), "{reason}");
 }
 
 #[test]
-fn a_node_is_dead_only_when_suspected_and_silent() {
+fn node_is_dead_only_when_suspected_and_silent() {
     let (mut table, start) = (table(), Instant::now());
     assert_eq!(table.observe(start, vec![sighting("n1", 1, 1, false)]), [], "not heard of enough yet");
     assert_eq!(table.observe(start, vec![sighting("n1", 1, 2, true)]), [live("n1", Alive)]);
@@ -85,7 +85,7 @@ fn a_node_is_dead_only_when_suspected_and_silent() {
 }
 
 #[test]
-fn a_heartbeat_ends_a_silence() {
+fn heartbeat_ends_a_silence() {
     let (mut table, start) = (table(), Instant::now());
     assert_eq!(table.observe(start, vec![sighting("n1", 1, 1, true)]), [live("n1", Alive)]);
     assert_eq!(table.observe(start + 3 * ROUND, vec![sighting("n1", 1, 1, true)]), [live("n1", Silent)]);
@@ -93,7 +93,7 @@ fn a_heartbeat_ends_a_silence() {
 }
 
 #[test]
-fn a_restart_is_no_death_and_the_newest_incarnation_speaks() {
+fn restart_is_no_death_and_the_newest_incarnation_counts() {
     let (mut table, now) = (table(), Instant::now());
     let (old, new) = (facts("n1"), NodeFacts { applied_generation: 2, ..facts("n1") });
     let before = vec![telling(sighting("n1", 1, 9, true), 5, &old)];
@@ -106,7 +106,7 @@ fn a_restart_is_no_death_and_the_newest_incarnation_speaks() {
 }
 
 #[test]
-fn a_restart_of_our_own_task_is_no_news_about_others() {
+fn restart_of_the_gossip_task_changes_nothing_about_others() {
     let (mut table, now) = (table(), Instant::now());
     let known = || vec![telling(sighting("n1", 1, 9, true), 5, &facts("n1"))];
     assert_eq!(table.observe(now, known()).len(), 2);
@@ -117,7 +117,7 @@ fn a_restart_of_our_own_task_is_no_news_about_others() {
 }
 
 #[test]
-fn facts_must_agree_with_who_tells_them() {
+fn facts_must_match_their_sender() {
     let now = Instant::now();
     let tell = |name: &str, facts: &NodeFacts| {
         table().observe(now, vec![telling(sighting(name, 1, 1, false), 1, facts)])
@@ -131,7 +131,7 @@ fn facts_must_agree_with_who_tells_them() {
 }
 
 #[test]
-fn our_own_name_is_ours() {
+fn own_node_name_cannot_be_taken_by_others() {
     let (mut table, now) = (table(), Instant::now());
     assert_eq!(table.observe(now, vec![sighting("me", 99, 1, true)]), [], "our former incarnation");
     let other = || vec![telling(sighting("me", 101, 1, true), 1, &facts("me"))];
@@ -144,7 +144,7 @@ fn our_own_name_is_ours() {
 }
 
 #[test]
-fn bad_entries_are_told_beside_the_good_ones() {
+fn invalid_entries_are_reported_beside_the_valid_ones() {
     let (mut table, now) = (table(), Instant::now());
     let mut bad = telling(sighting("n1", 1, 1, false), 1, &facts("n1"));
     let values = bad.values.as_mut().unwrap();

@@ -1,4 +1,4 @@
-//! What the opener lets through: exactly what a member sealed, once, and nothing else.
+//! What the opener accepts: exactly what a member sealed, once, and nothing else.
 
 use proptest::prelude::*;
 
@@ -42,7 +42,7 @@ fn check(keyring: &Keyring, now_ms: u64, datagram: &[u8], expected: Result<&[u8]
 }
 
 #[test]
-fn a_sealed_message_opens_and_hides_its_content() {
+fn sealed_message_opens_and_hides_its_content() {
     for message in [&b""[..], b"x", &[7; 1_400], &[9; MAX_PART_BYTES]] {
         let datagram = seal_one(message);
         assert_eq!(datagram.len(), HEADER_BYTES + message.len() + TAG_BYTES);
@@ -81,7 +81,7 @@ fn refusals_name_their_reason() {
 }
 
 #[test]
-fn a_fleet_of_the_same_key_and_digest_is_still_another() {
+fn fleet_id_separates_fleets_with_equal_keys() {
     let mut datagram = sealer(FleetName::new("beta").unwrap()).seal(&ring(1), NOW_MS, b"hello").remove(0);
     check(&ring(1), NOW_MS, &datagram, Err(Refusal::WrongFleet));
     datagram[4..8].copy_from_slice(&FleetBinding::new(fleet()).tag);
@@ -89,7 +89,7 @@ fn a_fleet_of_the_same_key_and_digest_is_still_another() {
 }
 
 #[test]
-fn a_datagram_opens_once() {
+fn datagram_opens_once() {
     let (mut sealer, mut opener) = (sealer(fleet()), Opener::new(fleet()));
     let datagrams: Vec<Vec<u8>> =
         (0..100_u8).flat_map(|number| sealer.seal(&ring(1), NOW_MS, &[number])).collect();
@@ -102,7 +102,7 @@ fn a_datagram_opens_once() {
 }
 
 #[test]
-fn ones_own_datagram_does_not_come_back() {
+fn datagram_of_the_sender_itself_is_refused() {
     let datagram = seal_one(b"hello");
     let mut opener = Opener::new(fleet());
     opener.remember_own(NOW_MS, &datagram);
@@ -110,7 +110,7 @@ fn ones_own_datagram_does_not_come_back() {
 }
 
 #[test]
-fn a_forged_datagram_does_not_burn_the_counter_of_the_real_one() {
+fn datagram_that_is_forged_does_not_consume_a_counter() {
     let datagram = seal_one(b"hello");
     let mut forged = datagram.clone();
     *forged.last_mut().unwrap() ^= 1;
@@ -120,7 +120,7 @@ fn a_forged_datagram_does_not_burn_the_counter_of_the_real_one() {
 }
 
 #[test]
-fn the_longest_chitchat_message_crosses_in_two_halves() {
+fn datagrams_carry_the_longest_chitchat_message_in_two_halves() {
     let message: Vec<u8> = (0..MAX_DATAGRAM_BYTES).map(|index| (index % 251) as u8).collect();
     let datagrams = sealer(fleet()).seal(&ring(1), NOW_MS, &message);
     let [first, second] = &datagrams[..] else { panic!("two datagrams") };
@@ -132,7 +132,7 @@ fn the_longest_chitchat_message_crosses_in_two_halves() {
 }
 
 #[test]
-fn halves_that_never_complete_take_bounded_memory() {
+fn datagram_halves_that_never_complete_take_bounded_memory() {
     let (mut sealer, mut opener) = (sealer(fleet()), Opener::new(fleet()));
     for _ in 0..3 * MAX_HALVES {
         let datagrams = sealer.seal(&ring(1), NOW_MS, &[0; MAX_DATAGRAM_BYTES]);
@@ -142,7 +142,7 @@ fn halves_that_never_complete_take_bounded_memory() {
 }
 
 #[test]
-fn a_counter_that_would_wrap_begins_a_new_session() {
+fn session_is_renewed_before_its_counter_wraps() {
     let mut sealer = sealer(fleet());
     sealer.counter = u32::MAX - 1;
     let nonce_of = |datagram: &[u8]| datagram[20..32].to_vec();
@@ -156,7 +156,7 @@ fn a_counter_that_would_wrap_begins_a_new_session() {
 }
 
 #[test]
-fn rotation_opens_old_and_new() {
+fn key_rotation_opens_old_and_new_datagrams() {
     let mut both = ring(1);
     both.install(key(2)).unwrap();
     let old = seal_one(b"old");
@@ -170,9 +170,9 @@ fn rotation_opens_old_and_new() {
 }
 
 proptest! {
-    /// Random bytes, also behind a header that is right in every public field, never open.
+    /// Random bytes never open, also not behind a header that is right in every public field.
     #[test]
-    fn random_datagrams_never_open(mut junk in proptest::collection::vec(any::<u8>(), 0..300), dressed: bool) {
+    fn datagrams_of_random_bytes_never_open(mut junk in proptest::collection::vec(any::<u8>(), 0..300), dressed: bool) {
         let real = seal_one(b"hello");
         if dressed {
             let length = junk.len().min(20);
@@ -181,9 +181,9 @@ proptest! {
         prop_assert!(Opener::new(fleet()).open(&ring(1), NOW_MS, &junk).is_err());
     }
 
-    /// Not one bit of a datagram may differ, and not one byte be missing or too many.
+    /// A datagram with a changed, missing or additional byte never opens.
     #[test]
-    fn damaged_datagrams_never_open(
+    fn datagrams_that_are_damaged_never_open(
         message in proptest::collection::vec(any::<u8>(), 0..200),
         flips in proptest::collection::vec(any::<proptest::sample::Index>(), 1..4),
         cut: proptest::sample::Index,

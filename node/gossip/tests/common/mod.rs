@@ -1,4 +1,4 @@
-//! A small fleet of real gossipers on loopback, and waiting for conditions on them.
+//! A small fleet of real gossipers on loopback, and conditions to wait for.
 
 use std::{
     collections::BTreeMap,
@@ -14,15 +14,15 @@ use identity::{FleetName, NodeName};
 use node_facts::{CidrFact, Liveness, NodeFacts, NodeHealth};
 use node_gossip::{Gossip, GossipConfig, GossipEvent, GossipKey, Keyring};
 
-/// Fast rounds, so that tests are; long enough that a busy machine keeps them.
+/// Rounds are short, so that tests are fast, but long enough for a busy machine.
 pub const INTERVAL: Duration = Duration::from_millis(50);
-/// After which a condition that never comes fails the test.
+/// The time-out of every condition.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Incarnations rise over all tests of a process, as they do over starts of an agent.
 static INCARNATION: AtomicU64 = AtomicU64::new(1_700_000_000_000);
 
-/// What a node's agent has been told.
+/// The events that a node's agent has received.
 #[derive(Debug, Clone, Default)]
 pub struct Heard {
     pub facts: BTreeMap<String, Arc<NodeFacts>>,
@@ -126,7 +126,7 @@ pub async fn fleet(size: usize) -> Vec<Member> {
     fleet_at(size, INTERVAL).await
 }
 
-/// The same with rounds of another length. Who needs ten times as long for one counts as dead.
+/// As [`fleet`], with another interval. A node that needs ten times as long for a round counts as dead.
 pub async fn fleet_at(size: usize, interval: Duration) -> Vec<Member> {
     let mut members: Vec<Member> = Vec::new();
     for index in 0..size {

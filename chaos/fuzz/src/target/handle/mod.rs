@@ -1,8 +1,8 @@
-//! A node under arbitrary sequences of events.
+//! A node with arbitrary sequences of events.
 //!
-//! The input is drawn from, byte by byte: what happens next, and with which values. The node's own shell keeps its
-//! word (a plan is answered once, the kernel is read when asked for, an answer has its question's number); all else
-//! may be anything: what etcd says and holds, what peers gossip, what the kernel holds, what callers want.
+//! Events and their values are drawn from the input, byte by byte. The node's own shell behaves correctly (a plan is
+//! answered once, the kernel is observed on request, an answer has its request's number); everything else is
+//! arbitrary: etcd's answers and content, what peers gossip, what the kernel holds, what callers want.
 
 mod value;
 mod world;
@@ -17,7 +17,8 @@ use world::World;
 /// Events handled for one input: longer histories find nothing more, and hide what they found.
 const MAX_STEPS: usize = 200;
 
-/// Even first byte: the world is honest in the end, and the kernel is as wanted then. Odd: anything goes.
+/// Even first byte: in the end the world behaves correctly, and the kernel must have the desired state. Odd:
+/// everything stays arbitrary.
 pub const HANDLE: Target = Target { name: "handle", run, seeds, words: &[], rounds: 400 };
 
 /// Node `n1` of the fleet `test`, with blocks and pauses so small that they matter.
@@ -43,7 +44,7 @@ fn run(bytes: &[u8]) {
 }
 
 fn seeds() -> Vec<Vec<u8>> {
-    // Two endpoints come and one goes, while everything answers; then the same among random events.
+    // Two endpoints are added and one is deleted, while every request is answered; then the same among random events.
     let quiet = [&[17, 0, 1][..], &[0; 40], &[17, 1, 1], &[0; 40], &[17, 64, 1], &[0; 40]].concat();
     let random = |seed| {
         let mut rng = fastrand::Rng::with_seed(seed);

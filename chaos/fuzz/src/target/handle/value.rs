@@ -1,4 +1,4 @@
-//! Values drawn from bytes: from a small world in which things meet, with the ends of each range among them.
+//! Values drawn from bytes: from a small world in which they collide, including the ends of each range.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -99,7 +99,7 @@ fn state(draw: &mut Draw) -> ClaimState {
     if draw.one_in(4) { ClaimState::Quarantined } else { ClaimState::Live }
 }
 
-/// A key of the fleet and a value for it: mostly a good record, sometimes one for another key, or none at all.
+/// A key of the fleet and a value for it: mostly a valid record, sometimes one for another key, or none at all.
 pub fn record(draw: &mut Draw, schema: &Schema) -> (Key, Arc<[u8]>) {
     let kind = draw.below(12);
     let value_kind = if draw.one_in(8) { draw.below(12) } else { kind };
@@ -191,7 +191,7 @@ fn http() -> Probe {
     Probe::Http { path: "/healthz".to_owned(), host: None }
 }
 
-/// Specs of all kinds, some of which make no sense.
+/// Specs of all kinds, some of them invalid.
 pub fn service_spec(draw: &mut Draw) -> ServiceSpec {
     let mut spec = sample::service_spec();
     let port = u16::from(draw.byte());
@@ -244,7 +244,7 @@ pub fn underlay(draw: &mut Draw) -> Underlay {
     }
 }
 
-/// What gossip may hand on: everything that its codec lets through.
+/// What gossip may deliver: everything that its codec accepts.
 pub fn facts(draw: &mut Draw) -> NodeFacts {
     let cidrs: Vec<CidrFact> = (0..draw.below(4))
         .map(|_| {
@@ -290,7 +290,7 @@ pub fn facts(draw: &mut Draw) -> NodeFacts {
     NodeFacts { pending, ..facts }
 }
 
-/// What a kernel may hold: entries of ours in any combination, perhaps of another life.
+/// What a kernel may hold: entries of ours in any combination, possibly of another agent.
 pub fn observed(draw: &mut Draw) -> Observed {
     let mut tables = Tables::default();
     if draw.bool() {

@@ -1,4 +1,4 @@
-//! Everything around the node: its shell, its kernel, etcd, and what else may happen.
+//! Everything around the node: its shell, its kernel, etcd, and other influences.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,7 +20,7 @@ use node_facts::Liveness;
 use super::{node_config, value};
 use crate::{draw::Draw, target::sample};
 
-/// A node that is not quiet after so many steps will never be.
+/// A node that is not idle after so many steps never will be.
 const MAX_SETTLE_STEPS: usize = 20_000;
 
 pub struct World {
@@ -33,7 +33,7 @@ pub struct World {
     kernel: FakeDatapath,
     failing: BTreeSet<TableKey>,
     store: MemState,
-    /// Up to where the watch has delivered; `None`: a listing comes first.
+    /// How far the watch has delivered; `None`: a listing comes first.
     watched: Option<Revision>,
     now: Duration,
     wake_at: Option<Duration>,
@@ -141,7 +141,7 @@ impl World {
         }
     }
 
-    /// One thing happens.
+    /// Lets one thing happen.
     pub fn step(&mut self, draw: &mut Draw) {
         match draw.below(26) {
             0..=3 => self.answer_one(draw),
@@ -180,7 +180,7 @@ impl World {
         }
     }
 
-    /// Not at all, ambiguously, or with an answer that the question does not have.
+    /// Answers not at all, ambiguously, or with an answer of another request's kind.
     fn answer_badly(&mut self, draw: &mut Draw) {
         if self.requests.is_empty() {
             return;
@@ -268,7 +268,7 @@ impl World {
         self.handle(Event::Kv(update));
     }
 
-    /// Another member's write, right or wrong: a hostile one owns the key of the fleet's etcd.
+    /// Another member's write, right or wrong: a hostile member has the key of the fleet's etcd.
     fn another_writes(&mut self, draw: &mut Draw) {
         if !self.hostile {
             return;
@@ -336,7 +336,7 @@ impl World {
         self.handle(Event::Gossip(update));
     }
 
-    /// All that was asked is answered, badly as often as well, and something that nobody asked.
+    /// Answers every probe, positively or negatively, and one that was not sent.
     fn answer_probes(&mut self) {
         let mut answers: Vec<(ProbeId, Result<(), String>)> = std::mem::take(&mut self.probes)
             .into_iter()
@@ -375,7 +375,7 @@ impl World {
         self.handle(Event::Started { snapshot, endpoints });
     }
 
-    /// Everything works from now on.
+    /// Makes everything work from now on.
     pub fn heal(&mut self) {
         for key in std::mem::take(&mut self.failing) {
             self.kernel.heal(&key);
@@ -383,7 +383,7 @@ impl World {
         self.watched = None;
     }
 
-    /// Everything is answered, and time passes until nothing is left to do.
+    /// Answers every request, and lets time pass until the node is idle.
     pub fn settle(&mut self) {
         let honest = &mut Draw::new(&[2; 1]);
         let mut idle_wakes = 0;
@@ -406,7 +406,7 @@ impl World {
         panic!("the node does not come to rest: {:#?}", self.node.status());
     }
 
-    /// The kernel is as the node wants it, and every call was answered.
+    /// Checks that the kernel has the node's desired state, and every call was answered.
     pub fn check(&self) {
         let status = self.node.status();
         assert!(self.open_calls.is_empty(), "never answered: {:?}", self.open_calls);

@@ -16,7 +16,7 @@ use crate::{
         tcp_flag::{RST, SYN},
     },
     world::{
-        A, B, GATEWAY, NOBODY, NODE_5, PARTNER, Peer, R, TUNNEL_PORT, UNDERLAY, UNKNOWN_AT_5, WORLD,
+        A, B, GATEWAY, NODE_5, PARTNER, Peer, R, TUNNEL_PORT, UNASSIGNED, UNDERLAY, UNKNOWN_AT_5, WORLD,
         bump_epoch,
     },
 };
@@ -75,7 +75,7 @@ fn nodeport_without_backends_rejects_the_client() {
         check(&mut kernel, FromNetdev, &rst, expected);
     }
     // The backend's address is one of the node's that no endpoint has.
-    install(&mut kernel, &[backend(1, NOBODY)]);
+    install(&mut kernel, &[backend(1, UNASSIGNED)]);
     let syn = Frame::syn(&CLIENT, &VIP).on_underlay();
     check(&mut kernel, FromNetdev, &syn, rejected(&syn, &syn.reset_of_syn()));
 }

@@ -15,7 +15,10 @@ use std::{
 
 use datapath_abi::{Direction, DropReason};
 use datapath_linux::{CounterKind, LinuxConfig};
-use datapath_plan::{BackendId, BackendValue, Base, BaseUnderlay, Entry, EpochScope, Frontend, FrontendKind, FrontendValue, HostRouting, IpcacheValue, NodeIndex, Op, Protocol, ServiceId, ServiceValue, Single};
+use datapath_plan::{
+    BackendId, BackendValue, Base, BaseUnderlay, Entry, EpochScope, Frontend, FrontendKind, FrontendValue,
+    HostRouting, IpcacheValue, NodeIndex, Op, Protocol, ServiceId, ServiceValue, Single,
+};
 use identity::Identity;
 
 use crate::{

@@ -2,18 +2,69 @@
 
 use std::net::Ipv4Addr;
 
-use datapath_abi::map_name;
+use datapath_abi::{BLOCK_SLOTS, map_name};
 use datapath_linux::Datapath;
-use datapath_plan::{BackendId, BackendValue, Entry, Op, OpErrorKind, ServiceId, ServiceValue, TableKey, Tables};
+use datapath_plan::{
+    BackendId, BackendValue, Entry, Op, OpErrorKind, ServiceId, ServiceValue, TableKey, Tables,
+};
 
 use super::{backend, service, tcp_service};
-use crate::stage::{Stage, address, apply, must};
+use crate::stage::{Stage, address, apply, base_ops, must, run};
 
 /// The tables that the operations produce.
 fn tables(ops: &[Op]) -> Tables {
     let mut tables = Tables::default();
     ops.iter().for_each(|op| tables.apply(op));
     tables
+}
+
+/// Writes an entry into a pinned map without the agent's knowledge.
+fn plant(stage: &Stage, map: &str, key: &[u8], value: &[u8]) {
+    let path = stage.pin_root.join("maps").join(map);
+    let bytes = |bytes: &[u8]| bytes.iter().map(u8::to_string).collect::<Vec<_>>();
+    let (key, value) = (bytes(key), bytes(value));
+    let mut arguments = vec!["map", "update", "pinned", path.to_str().expect("UTF-8"), "key"];
+    arguments.extend(key.iter().map(String::as_str));
+    arguments.push("value");
+    arguments.extend(value.iter().map(String::as_str));
+    run("bpftool", &arguments);
+}
+
+#[test]
+fn map_entries_of_no_row_are_named_and_deleted() {
+    let Some(stage) = Stage::new() else { return };
+    stage.block_on(async || {
+        let mut datapath = stage.open().await;
+        let mut ops = base_ops(1);
+        ops.extend(tcp_service(&[backend(1, address(1, 1))]));
+        must(&mut datapath, ops.clone()).await;
+        assert_eq!(datapath.observe().await.expect("observe").broken, [""; 0]);
+
+        let one = 1u32.to_ne_bytes();
+        let network = |length: u32| [length.to_ne_bytes(), [198, 51, 100, 0]].concat();
+        let table_77 = [77u32.to_ne_bytes(), [0; 4]].concat();
+        plant(&stage, map_name::SLOTS, &table_77, &[0; 4 * BLOCK_SLOTS as usize]);
+        let source = [(32u32 + 24).to_ne_bytes(), 9u32.to_ne_bytes(), [192, 0, 2, 0]].concat();
+        plant(&stage, map_name::SOURCES_LPM_V4, &source, &one);
+        plant(&stage, map_name::DROPPED_LPM_V4, &network(24), &one);
+        let mut observed = datapath.observe().await.expect("observe");
+        observed.broken.sort();
+        let expected = [
+            "service 9: there are source ranges of it, and it is not there",
+            "slots: table 77 is no service's",
+            "xdp: the networks that are dropped are not those of the configuration",
+        ];
+        assert_eq!(observed.broken, expected);
+        assert_eq!(observed.tables.base, None, "the base is put again");
+        assert!(
+            observed.tables.services.contains_key(&ServiceId(9)),
+            "a service that nobody wants is observed, and so deleted"
+        );
+
+        must(&mut datapath, vec![ops[0].clone(), Op::Delete(TableKey::Service(ServiceId(9)))]).await;
+        let observed = datapath.observe().await.expect("observe");
+        assert_eq!((observed.tables, observed.broken), (tables(&ops), vec![]));
+    });
 }
 
 #[test]

@@ -6,7 +6,10 @@ mod traffic;
 
 use std::net::Ipv4Addr;
 
-use datapath_plan::{Algorithm, BackendId, BackendState, BackendValue, Entry, Frontend, FrontendKind, FrontendValue, Op, Protocol, ServiceId, ServiceMode, ServiceValue};
+use datapath_plan::{
+    Algorithm, BackendId, BackendState, BackendValue, Entry, Frontend, FrontendKind, FrontendValue, Op,
+    Protocol, ServiceId, ServiceMode, ServiceValue,
+};
 
 /// The service's frontend.
 pub const VIP: Ipv4Addr = Ipv4Addr::new(10, 201, 0, 1);

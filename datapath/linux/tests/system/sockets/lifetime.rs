@@ -92,7 +92,10 @@ fn sockets_to_a_removed_backend_are_closed() {
                     socket.send(b"?").expect("the socket works");
                     assert!(socket.recv(&mut [0; 64]).expect("a response") > 1);
                 }
-                let gone = vec![Op::Delete(TableKey::Backend(BackendId(2))), Op::Delete(TableKey::Backend(BackendId(12)))];
+                let gone = vec![
+                    Op::Delete(TableKey::Backend(BackendId(2))),
+                    Op::Delete(TableKey::Backend(BackendId(12))),
+                ];
                 must(&mut datapath, gone).await;
                 for socket in &old {
                     let error = socket.recv(&mut [0; 64]).expect_err("the socket is closed");

@@ -1,4 +1,4 @@
-//! The answers of a node where all is well, for the tests to spoil.
+//! The answers of a healthy node, for tests to change.
 
 use identity::NodeName;
 use node_api::{BaseRow, HookUser, StateDiff, testing};

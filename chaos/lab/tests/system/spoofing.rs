@@ -1,4 +1,4 @@
-//! Packets that nobody may send: dropped, counted by reason, and seen in `warren observe`.
+//! Spoofed packets are dropped, counted by reason, and shown by `warren observe`.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -18,7 +18,7 @@ fn v4(address: IpAddr) -> Ipv4Addr {
     }
 }
 
-/// A VXLAN packet as the payload of a datagram: identity, and a UDP packet inside.
+/// The payload of a VXLAN datagram: the header with this identity, and a UDP packet inside.
 fn vxlan(identity: u32, source: Ipv4Addr, destination: IpAddr) -> Vec<u8> {
     let vni = identity.to_be_bytes();
     let mut packet = vec![0x08, 0, 0, 0, vni[1], vni[2], vni[3], 0];
@@ -30,8 +30,7 @@ fn vxlan(identity: u32, source: Ipv4Addr, destination: IpAddr) -> Vec<u8> {
     packet
 }
 
-/// Carries out a forgery against a node; its packets, and nothing else, are counted under the reason, and one
-/// of the events fits.
+/// Sends spoofed packets to a node: exactly these are counted under the reason, and one of the events matches.
 fn check(
     lab: &TestLab,
     node: &str,
@@ -56,7 +55,7 @@ fn check(
 }
 
 #[test]
-fn forged_packets_are_dropped_and_counted() {
+fn spoofed_packets_are_dropped_and_counted() {
     let Some(lab) = TestLab::up("forgery", 2, 1) else { return };
     lab.add_machine("x1").unwrap();
     let workload = lab.endpoint("n1", "workload", "app=workload");
@@ -70,7 +69,7 @@ fn forged_packets_are_dropped_and_counted() {
     a_workload_that_uses_anothers_address(&lab, &workload, &neighbour, &victim);
     a_workload_that_sends_to_the_tunnel_port(&lab, &workload);
 
-    // What is allowed still passes.
+    // Legitimate traffic still passes.
     probe::ping(&workload.namespace, victim.address, 3).unwrap();
     let (code, text, _) = lab.warren("n2", &["state", "diff"]);
     assert_eq!(code, 0, "{text}");
@@ -80,15 +79,15 @@ fn tunnel(node: &str) -> SocketAddr {
     SocketAddr::from((underlay_address(node), TUNNEL_PORT))
 }
 
-/// The best forgery that an outsider can make: everything right but the outer address.
+/// The best forgery that an external sender can make: everything but the outer source is right.
 fn from_an_address_that_is_no_node(lab: &TestLab, workload: &Endpoint, victim: &Endpoint) {
     let packet = vxlan(workload.identity, v4(workload.address), victim.address);
-    let outsider = lab.name().machine_namespace("x1");
+    let external = lab.name().machine_namespace("x1");
     check(
         lab,
         "n2",
         "unknown-node",
-        || (0..3).for_each(|_| probe::send_datagram(&outsider, tunnel("n2"), &packet).unwrap()),
+        || (0..3).for_each(|_| probe::send_datagram(&external, tunnel("n2"), &packet).unwrap()),
         3,
         |event| {
             event.tunnel_source == Some(underlay_address("x1"))
@@ -100,7 +99,7 @@ fn from_an_address_that_is_no_node(lab: &TestLab, workload: &Endpoint, victim: &
 
 fn from_a_node_with_an_inner_source_outside_its_cidrs(lab: &TestLab, workload: &Endpoint, victim: &Endpoint) {
     let node = lab.name().machine_namespace("n1");
-    // An address of nobody, and one of the victim's own node.
+    // An unused address, and an address of the victim's own node.
     for source in [Ipv4Addr::new(10, 99, 0, 1), v4(victim.address)] {
         let packet = vxlan(workload.identity, source, victim.address);
         check(
@@ -123,7 +122,7 @@ fn a_workload_that_uses_anothers_address(
     neighbour: &Endpoint,
     victim: &Endpoint,
 ) {
-    // From now on it knows its gateway's Ethernet address: else it would ask, and the question be refused.
+    // The workload learns its gateway's Ethernet address now; otherwise its ARP request would be dropped later.
     probe::ping(&workload.namespace, victim.address, 1).unwrap();
     let stolen = neighbour.address.to_string();
     namespace::ip(["-n", &workload.namespace, "address", "add", &format!("{stolen}/32"), "dev", "eth0"])

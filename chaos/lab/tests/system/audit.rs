@@ -1,4 +1,4 @@
-//! What the kernel holds and what the agent wants: equal on an idle fleet, and made equal again.
+//! The difference between the kernel and the desired state: none on an idle fleet, and repaired where there is one.
 
 use std::time::Duration;
 
@@ -8,11 +8,11 @@ use node_api::{AuditStatus, StateDiff, Status};
 
 use crate::support::{SOON, TestLab, ipcache_identity};
 
-/// Long enough that a test sees a difference before the audit repairs it, short enough to wait for.
+/// Long enough that a test sees a difference before the audit repairs it, short enough to wait for it.
 const AUDIT_INTERVAL: Duration = Duration::from_secs(4);
 
 #[test]
-fn what_is_deleted_by_hand_is_shown_and_repaired() {
+fn audit_shows_and_repairs_deleted_entries() {
     let flags = ["--datapath-audit-interval".to_owned(), format!("{}s", AUDIT_INTERVAL.as_secs())];
     let Some(lab) = TestLab::up_with("drift", 2, 1, |spec| spec.agent_flags = flags.into()) else { return };
     let endpoint = lab.endpoint("n2", "web", "app=web");
@@ -20,10 +20,10 @@ fn what_is_deleted_by_hand_is_shown_and_repaired() {
 
     for node in ["n1", "n2"] {
         let (code, text, _) = lab.warren(node, &["state", "diff"]);
-        assert_eq!((code, text.as_str()), (0, "the kernel holds exactly what the agent wants\n"), "{node}");
+        assert_eq!((code, text.as_str()), (0, "desired and observed state are equal\n"), "{node}");
     }
 
-    // Right after an audit there is time until the next.
+    // Right after an audit there is time until the next one.
     let audit = || audit(&lab);
     let earlier = audit().unix_ms;
     let before = wait::until("an audit", SOON, || {
@@ -50,7 +50,7 @@ fn what_is_deleted_by_hand_is_shown_and_repaired() {
     })
     .unwrap();
 
-    // Asked for, it is repaired at once.
+    // An audit on request repairs the difference at once.
     delete_from_ipcache(&lab, "n1", &endpoint);
     let (code, text, _) = lab.warren("n1", &["state", "diff", "--repair"]);
     assert_eq!(code, 0, "{text}");
@@ -67,7 +67,7 @@ fn audit(lab: &TestLab) -> AuditStatus {
     status.audit
 }
 
-/// As an operator would: with the kernel's own tool, in the pinned map.
+/// Deletes an entry as an operator would: with bpftool, from the pinned map.
 fn delete_from_ipcache(lab: &TestLab, node: &str, endpoint: &Endpoint) {
     let std::net::IpAddr::V4(address) = endpoint.address else { panic!("IPv4 only") };
     let pin = find_pin(&lab.pin_path(node), "WARREN_IPC_V4").expect("the ipcache is pinned");

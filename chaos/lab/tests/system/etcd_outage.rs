@@ -1,5 +1,5 @@
-//! etcd is killed: flows go on, endpoints come and go, an agent starts without it, and when it is back it
-//! holds what happened meanwhile (P4).
+//! etcd is killed: flows go on, endpoints are added and deleted, an agent starts without etcd, and once etcd is back
+//! it holds what happened meanwhile (P4).
 
 use std::time::Duration;
 
@@ -10,11 +10,11 @@ use nix::sys::signal::Signal;
 
 use crate::support::{SOON, TestLab};
 
-/// etcd elects a leader, the agents' pauses between attempts run out, the lease is made again.
+/// Time for etcd to elect a leader, for the agents' retry pauses to run out, and for the lease to be granted again.
 const BACK: Duration = Duration::from_secs(120);
 
 #[test]
-fn a_fleet_without_etcd_goes_on_and_is_recorded_later() {
+fn etcd_outage_keeps_the_fleet_working_and_is_recorded_later() {
     let Some(mut lab) = TestLab::up("away", 2, 3) else { return };
     lab.expect_errors();
     let from = lab.endpoint("n1", "from", "app=from");
@@ -32,7 +32,7 @@ fn a_fleet_without_etcd_goes_on_and_is_recorded_later() {
     .unwrap();
     probe::ping(&from.namespace, to.address, 5).unwrap();
 
-    // Labels that n2 uses already: their number is known, and gossip carries the rest.
+    // Labels that n2 already uses: their identity is known, and gossip carries the rest.
     let late = lab.endpoint("n2", "late", "app=to");
     assert_eq!(late.identity, to.identity);
     lab.wait_in_ipcache("n1", [&late]);
@@ -45,7 +45,7 @@ fn a_fleet_without_etcd_goes_on_and_is_recorded_later() {
     let other = lab.endpoint("n2", "other", "app=from");
     assert_eq!(other.identity, from.identity);
 
-    // An agent that starts now knows its endpoints by name, and attaches more.
+    // An agent that starts now knows its endpoints by name, and attaches new ones.
     lab.end("n2", Signal::SIGKILL).unwrap();
     lab.start_agent("n2").unwrap();
     lab.wait_node_ready("n2").unwrap();

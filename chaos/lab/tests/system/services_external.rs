@@ -1,5 +1,5 @@
-//! Clients outside the fleet: a machine on the underlay without an agent reaches services by node ports and external
-//! addresses of any node, in each mode; workloads and nodes reach the same.
+//! External clients: a machine on the underlay without an agent reaches services by node ports and external addresses
+//! of any node, in each mode; workloads and nodes reach the same.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,9 +14,9 @@ use crate::{
     support::{TestLab, finish, use_scale_programs},
 };
 
-/// An address that nobody has: the outsider's route leads there.
+/// An external address: the client has a route for it.
 const EXTERNAL: &str = "198.51.100.7";
-/// Connections of which shares are judged.
+/// Connections for the comparison of shares.
 const MANY: usize = 120;
 
 fn manifest(more: &str) -> String {
@@ -28,7 +28,7 @@ fn manifest(more: &str) -> String {
     )
 }
 
-/// Writes the service, and waits until both nodes have it so.
+/// Writes the service, and waits until both nodes have it.
 fn apply(lab: &TestLab, more: &str) {
     let written = lab.apply("n1", &manifest(more));
     for node in ["n1", "n2"] {
@@ -36,10 +36,10 @@ fn apply(lab: &TestLab, more: &str) {
     }
 }
 
-/// What a client finds out by asking many times.
+/// What a client learns from many requests.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Found {
-    /// Who answers, and as whom each sees the client.
+    /// The backends that responded, and the client addresses that each saw.
     seen: BTreeMap<String, BTreeSet<IpAddr>>,
 }
 
@@ -61,23 +61,23 @@ fn seen<'a>(expected: impl IntoIterator<Item = (&'a Endpoint, IpAddr)>) -> Found
 }
 
 #[test]
-fn clients_outside_reach_a_service_by_node_ports_and_external_addresses() {
+fn nodeport_and_external_addresses_serve_external_clients() {
     let Some(lab) = TestLab::up_with("svc-out", 2, 1, use_scale_programs) else { return };
     let backends = [("n1", "web-1"), ("n2", "web-2"), ("n2", "web-3")]
         .map(|(node, name)| lab.endpoint(node, name, "app=web"));
     let workload = lab.endpoint("n1", "client", "app=client");
     let _servers: Vec<Server> = backends.iter().map(Server::start).collect();
     lab.add_machine("x1").unwrap();
-    let outsider = lab.name().machine_namespace("x1");
+    let client_namespace = lab.name().machine_namespace("x1");
     let addresses = ["n1", "n2"].map(|node| IpAddr::from(underlay_address(node)));
     let via = addresses[0].to_string();
-    process::run(&outsider, "ip", &["route", "add", EXTERNAL, "via", &via]).unwrap();
+    process::run(&client_namespace, "ip", &["route", "add", EXTERNAL, "via", &via]).unwrap();
     let client = IpAddr::from(underlay_address("x1"));
     let nodes = ask(lab.api("n1").nodes()).unwrap().items;
     let gateways = [0, 1].map(|index: usize| nodes[index].gateway.unwrap());
     let external: IpAddr = EXTERNAL.parse().unwrap();
     type Once = fn(SocketAddr) -> Result<(String, IpAddr)>;
-    // Each way in, and the node that it leads to.
+    // Each frontend, and the node that requests to it come to.
     let ways: [(SocketAddr, Once, usize); 6] = [
         (SocketAddr::new(addresses[0], 30080), connect, 0),
         (SocketAddr::new(addresses[1], 30080), connect, 1),
@@ -88,23 +88,23 @@ fn clients_outside_reach_a_service_by_node_ports_and_external_addresses() {
     ];
     let on = |entry: usize, backend: &Endpoint| backend.node == ["n1", "n2"][entry];
 
-    // Backends elsewhere see the node that the client came to.
+    // Remote backends see the node that the requests come to.
     apply(&lab, "");
     for (to, once, entry) in ways {
         let expected = backends
             .iter()
             .map(|backend| (backend, if on(entry, backend) { client } else { gateways[entry] }));
-        assert_eq!(find(&outsider, to, MANY, once), seen(expected), "{to}");
+        assert_eq!(find(&client_namespace, to, MANY, once), seen(expected), "{to}");
     }
-    // A host port leads to the node's own.
+    // A host port leads to the node's own backends.
     let local = |entry: usize| {
         backends.iter().filter(move |backend| on(entry, backend)).map(|backend| (backend, client))
     };
     for entry in [0, 1] {
         let to = SocketAddr::new(addresses[entry], 8088);
-        assert_eq!(find(&outsider, to, MANY / 4, connect), seen(local(entry)), "{to}");
+        assert_eq!(find(&client_namespace, to, MANY / 4, connect), seen(local(entry)), "{to}");
     }
-    // Workloads and nodes use the same addresses. (What a node sends to itself only its sockets' programs see.)
+    // Workloads and nodes use the same addresses. (Only the socket programs see what a node sends to itself.)
     let node = lab.name().machine_namespace("n2");
     let used = [
         (&workload.namespace, vec![SocketAddr::new(external, 80), ways[0].0, ways[1].0]),
@@ -115,40 +115,40 @@ fn clients_outside_reach_a_service_by_node_ports_and_external_addresses() {
         assert_eq!(found.len(), backends.len(), "from {from} to {to}: {found:?}");
     }
 
-    // Backends of the node only.
+    // Local backends only.
     apply(&lab, "  trafficPolicy: local\n");
     for (to, once, entry) in ways {
-        assert_eq!(find(&outsider, to, MANY / 4, once), seen(local(entry)), "{to}");
+        assert_eq!(find(&client_namespace, to, MANY / 4, once), seen(local(entry)), "{to}");
     }
 
-    // Every backend sees the client, and answers it itself.
+    // Every backend sees the client and responds directly.
     apply(&lab, "  mode: dsr\n");
     for (to, once, _) in ways {
         let expected = backends.iter().map(|backend| (backend, client));
-        assert_eq!(find(&outsider, to, MANY, once), seen(expected), "{to}");
+        assert_eq!(find(&client_namespace, to, MANY, once), seen(expected), "{to}");
     }
 
-    // One client, one backend.
+    // All connections of one client reach one backend.
     apply(&lab, "  affinity: {timeoutSeconds: 60}\n");
-    let found = counts(&outsider, SocketAddr::new(addresses[0], 30080), affine(), connect).unwrap();
+    let found = counts(&client_namespace, SocketAddr::new(addresses[0], 30080), affine(), connect).unwrap();
     assert_eq!(found.len(), 1, "{found:?}");
     println!("{} connections of one client with affinity: {found:?}", affine());
 
-    weights(&lab, &backends, &[&workload.namespace, &outsider], addresses[0]);
+    weights(&lab, &backends, &[&workload.namespace, &client_namespace], addresses[0]);
 
-    // Who is not let in hears nothing.
+    // Clients outside the source ranges get no response.
     apply(&lab, "  sourceRanges: [203.0.113.0/24]\n");
-    let refused = namespace::inside(&outsider, || {
+    let refused = namespace::inside(&client_namespace, || {
         let to = SocketAddr::new(addresses[0], 30080);
         Ok(std::net::TcpStream::connect_timeout(&to, std::time::Duration::from_millis(500)).is_err())
     });
     assert!(refused.unwrap());
     assert!(lab.drops("n1", "service-source") > 0);
-    // That binds nobody of the fleet.
+    // Source ranges do not apply to the fleet itself.
     assert!(!counts(&workload.namespace, SocketAddr::new(external, 80), 10, connect).unwrap().is_empty());
 }
 
-/// A service of these backends with weights: each gets its part, from inside and outside.
+/// A service of these backends with weights: each gets its share, from inside and outside the fleet.
 fn weights(lab: &TestLab, backends: &[Endpoint], clients: &[&String], node: IpAddr) {
     let weights = [1, 3, 6];
     let listed: Vec<String> = backends
@@ -180,14 +180,15 @@ fn weights(lab: &TestLab, backends: &[Endpoint], clients: &[&String], node: IpAd
                 got * 1e2,
                 wanted * 1e2
             );
-            // Half a percent is the table's, the rest five standard deviations: at the most 3 % for 10,000 connections.
+            // Half a percent is the error of the slot table, the rest five standard deviations: at most 3 % for
+            // 10,000 connections.
             let allowed = 0.005 + 5.0 * (wanted * (1.0 - wanted) / times as f64).sqrt();
             assert!((got - wanted).abs() < allowed, "{how}: {found:?}");
         }
     }
 }
 
-/// Asks so many times, and says how often each backend has answered.
+/// A program that sends this many requests and prints the number of responses of each backend.
 const COUNT: &str = "
 import collections, socket, sys
 host, port, times = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -212,12 +213,12 @@ fn counts_at_the_socket(lab: &TestLab, to: SocketAddr, times: usize) -> Result<B
     stdout.lines().map(line).collect()
 }
 
-/// Whether this is `make test-scale`.
+/// Whether this is a run of `make test-scale`.
 fn is_scale() -> bool {
     std::env::var_os("WARREN_SCALE_SERVICES").is_some()
 }
 
-/// Connections of one client that all meet one backend.
+/// The number of connections of one client in the affinity test.
 fn affine() -> usize {
     if is_scale() { 1_000 } else { 100 }
 }

@@ -1,5 +1,5 @@
-//! Stories of services for clients outside the fleet, and of backends that are preferred for where they are: what each
-//! node's kernel has, which is not the same on all.
+//! Services for external clients, and backends that are preferred by topology: what each node's kernel has, which
+//! differs between nodes.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,8 +26,8 @@ fn fleet(seed: u64) -> Sim {
     sim
 }
 
-/// `kind address:port`, with the hosts of the backends that take new flows there; the addresses of virtual IPs are left
-/// out. Nothing of the kernel's tables is for nothing.
+/// `kind address:port`, with the hosts of the backends that take new flows; the addresses of virtual IPs are left
+/// out. Every entry of the kernel's tables is in use.
 fn meaning(tables: &Tables) -> BTreeMap<String, BTreeSet<IpAddr>> {
     let used: BTreeSet<ServiceId> = tables.frontends.values().map(|value| value.service).collect();
     assert!(tables.services.keys().eq(&used), "a service port that nothing leads to, or none");
@@ -59,7 +59,7 @@ fn expect(sim: &Sim, n: usize, frontends: &[(&str, &[IpAddr])]) {
     assert_eq!(meaning(sim.agents[n - 1].kernel.tables()), expected.collect(), "n{n}");
 }
 
-/// One of everything.
+/// A service with every kind of frontend.
 fn outside(labels: &str, number: u16) -> ServiceSpec {
     let mut spec = selecting(labels, number);
     spec.ports[0].node_port = Some(NodePort::Number(30_000 + number));
@@ -69,7 +69,7 @@ fn outside(labels: &str, number: u16) -> ServiceSpec {
 }
 
 #[test]
-fn every_frontend_leads_to_the_backends_that_its_clients_get() {
+fn frontends_lead_to_the_backends_of_their_traffic_policy() {
     let mut sim = fleet(80);
     let web = [(1, "a"), (2, "b"), (2, "c")].map(|(n, name)| added(sim.add(n, name, "app=web")).0);
     let mut spec = outside("app=web", 80);
@@ -97,7 +97,7 @@ fn every_frontend_leads_to_the_backends_that_its_clients_get() {
         assert_eq!(value.source_ranges, spec.source_ranges);
     }
 
-    // Clients outside keep their node.
+    // External clients get backends of the node they came to.
     spec.traffic_policy = TrafficPolicy::Local;
     put(&mut sim, 1, "web", spec.clone());
     sim.settle();
@@ -120,7 +120,7 @@ fn every_frontend_leads_to_the_backends_that_its_clients_get() {
     sim.settle();
     local(&sim, [&[], &web[1..], &[third]], &[web[1], web[2], third]);
 
-    // Back again, without ports of the nodes.
+    // Back to a virtual IP alone.
     put(&mut sim, 2, "web", selecting("app=web", 80));
     sim.settle();
     for n in 1..=3 {
@@ -132,7 +132,7 @@ fn every_frontend_leads_to_the_backends_that_its_clients_get() {
 }
 
 #[test]
-fn near_backends_are_preferred_as_long_as_there_are_such() {
+fn topology_prefers_near_backends_while_there_are_any() {
     let mut sim = fleet(81);
     let web = [(1, "a"), (2, "b"), (3, "c")].map(|(n, name)| added(sim.add(n, name, "app=web")).0);
     let spec = |topology| ServiceSpec { topology, ..selecting("app=web", 80) };
@@ -141,7 +141,7 @@ fn near_backends_are_preferred_as_long_as_there_are_such() {
     let check = |sim: &Sim, expected: [&[IpAddr]; 3]| {
         for (n, members) in (1..).zip(expected) {
             expect(sim, n, &[("virtual 80", members)]);
-            // The others are there for the flows that they have.
+            // The other backends stay for their existing flows.
             assert_eq!(sim.agents[n - 1].kernel.tables().backends.len(), web.len(), "n{n}");
         }
     };
@@ -150,29 +150,29 @@ fn near_backends_are_preferred_as_long_as_there_are_such() {
     sim.settle();
     check(&sim, [&web[..1], &web[1..2], &web[2..]]);
 
-    // Another zone: its record says so, and every node looks again.
+    // Another zone: the node's record says so, and every node computes its preference again.
     put(&mut sim, 1, "web", spec(Topology::Zone));
     sim.agents[1].config.node_labels = "zone=b".parse().expect("labels");
     sim.restart(2);
     sim.advance(Duration::from_secs(20));
     check(&sim, [&web[..1], &web[1..], &web[1..]]);
 
-    // None of the zone is left: the others.
+    // No backend of the zone is left: all others are used.
     sim.ask(1, Call::EndpointDelete(name("a"))).expect("deleted");
     sim.settle();
     expect(&sim, 1, &[("virtual 80", &web[1..])]);
 }
 
-/// Whoever is looked at first.
+/// Whichever service is evaluated first.
 #[test]
-fn what_one_service_gives_up_another_may_have() {
+fn frontend_released_by_one_service_can_be_taken_by_another() {
     for (seed, [first, second]) in [(82, ["a", "b"]), (83, ["b", "a"])] {
         let mut sim = fleet(seed);
         added(sim.add(1, "x", "app=a"));
         let other = added(sim.add(2, "y", "app=b")).0;
         put(&mut sim, 1, first, outside("app=a", 80));
         sim.settle();
-        // The others hear of both at once.
+        // The other node learns of both changes at once.
         sim.agents[2].store_up = false;
         put(&mut sim, 1, first, selecting("app=a", 80));
         put(&mut sim, 1, second, outside("app=b", 80));
@@ -189,7 +189,7 @@ fn what_one_service_gives_up_another_may_have() {
 }
 
 #[test]
-fn a_restart_changes_nothing_of_services_for_clients_outside() {
+fn frontends_for_external_clients_survive_a_restart_unchanged() {
     let mut sim = fleet(84);
     for (n, endpoint) in [(1, "a"), (2, "b"), (3, "c")] {
         added(sim.add(n, endpoint, "app=web"));
@@ -212,7 +212,7 @@ fn a_restart_changes_nothing_of_services_for_clients_outside() {
         assert_eq!(sim.agents[n - 1].kernel.steps(), steps, "not one step was needed");
     }
 
-    // Changed while an agent was away: what the virtual IP leads to keeps its numbers.
+    // Changed while an agent was down: the backends of the virtual IP keep their ids.
     let numbers = |sim: &Sim| {
         let tables = sim.agents[0].kernel.tables();
         let virtual_ip = |(it, value): &(&Frontend, &datapath_plan::FrontendValue)| {
@@ -231,9 +231,9 @@ fn a_restart_changes_nothing_of_services_for_clients_outside() {
     assert_eq!(numbers(&sim), before);
 }
 
-/// Whatever comes and goes, and whatever is asked for: every kernel has what its place makes of it.
+/// Random changes and requests: every kernel has what the node's view makes of them.
 #[test]
-fn each_node_has_what_its_place_makes_of_services() {
+fn services_equal_each_nodes_view_after_random_changes() {
     const SETS: [&str; 3] = ["app=web", "app=web,tier=1", "tier=1"];
     let seed = 85;
     println!("seed {seed}");

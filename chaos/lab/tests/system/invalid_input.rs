@@ -1,4 +1,4 @@
-//! Wrong input of every kind ends in an error that says what to do.
+//! Invalid input of every kind ends in an error that names the remedy.
 
 use std::fs;
 
@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use crate::support::{SOON, TestLab};
 
 #[test]
-fn mistakes_of_users_are_explained() {
+fn cli_explains_invalid_input() {
     let Some(mut lab) = TestLab::up("mistakes", 1, 1) else { return };
     lab.expect_errors();
     let check = |arguments: &[&str], code: i32, expected: &[&str]| {
@@ -51,7 +51,7 @@ fn mistakes_of_users_are_explained() {
     a_second_agent_on_the_node(&lab);
 }
 
-/// What the fleet refuses, and what makes no sense, does its neighbours no harm.
+/// Services that are invalid, or that the fleet rejects, do not affect the valid ones.
 fn services_that_cannot_be(lab: &TestLab) {
     let file = lab.name().folder().join("services.yaml");
     let path = file.to_str().unwrap();
@@ -93,7 +93,7 @@ fn services_that_cannot_be(lab: &TestLab) {
     }
 }
 
-/// The namespace of an endpoint goes away under the agent: the endpoint can still be deleted.
+/// The namespace of an endpoint is deleted without the agent: the endpoint can still be deleted.
 fn a_namespace_that_is_gone(lab: &TestLab) {
     let gone = lab.endpoint("n1", "gone", "app=gone");
     namespace::delete(&gone.namespace).unwrap();
@@ -120,7 +120,7 @@ fn a_second_agent_on_the_node(lab: &TestLab) {
 }
 
 #[test]
-fn a_full_pool_says_what_to_do() {
+fn pool_exhaustion_names_the_remedy() {
     let small = |spec: &mut chaos_lab::Spec| {
         spec.pools = vec!["10.200.0.0/29".to_owned()];
         spec.block_prefix_v4 = 30;
@@ -135,13 +135,13 @@ fn a_full_pool_says_what_to_do() {
     assert!(text.contains("pool"), "{text} does not say what to do");
     let status = ask(lab.api("n1").status()).unwrap();
     assert_eq!(status.cidrs.len(), 2, "a further block was claimed when the first was full");
-    // Room that is made is used again once it has rested; what runs is not harmed.
+    // Released addresses are used again after their cooldown; existing endpoints are not affected.
     let (code, _, _) = lab.warren("n1", &["status"]);
     assert_eq!(code, 0);
 }
 
 #[test]
-fn a_node_with_other_pools_stands_still_and_says_why() {
+fn node_with_other_pools_halts_with_the_reason() {
     let Some(mut lab) = TestLab::made("pools", 2, 1) else { return };
     lab.expect_errors();
     lab.start_etcd("e1").unwrap();
@@ -166,14 +166,14 @@ fn a_node_with_other_pools_stands_still_and_says_why() {
     assert!(text.contains("FAIL node") && text.contains("10.99.0.0/16"), "{text}");
     let refused = lab.add_endpoint("n2", "web", &"app=web".parse().unwrap()).unwrap_err();
     assert!(format!("{refused:#}").contains("10.99.0.0/16"), "{refused:#}");
-    // Put right, it joins.
+    // With the right pools, the node joins.
     lab.end("n2", Signal::SIGTERM).unwrap();
     lab.start_agent("n2").unwrap();
     lab.wait_node_ready("n2").unwrap();
 }
 
 #[test]
-fn an_agent_without_etcd_waits_and_says_so() {
+fn agent_without_etcd_waits_and_reports_it() {
     let Some(mut lab) = TestLab::made("no-etcd", 1, 1) else { return };
     lab.expect_errors();
     lab.start_agent("n1").unwrap();
@@ -195,7 +195,7 @@ fn an_agent_without_etcd_waits_and_says_so() {
 }
 
 #[test]
-fn a_single_node_needs_no_etcd() {
+fn single_node_needs_no_etcd() {
     let Some(lab) = TestLab::up("memory", 1, 0) else { return };
     let web = lab.endpoint("n1", "web", "app=web");
     let db = lab.endpoint("n1", "db", "app=db");

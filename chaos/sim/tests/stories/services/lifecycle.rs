@@ -1,4 +1,4 @@
-//! Stories of services: from what is written to what every kernel has, and what a restart or a silent store leaves of it.
+//! Services that are written, changed and deleted.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -6,109 +6,16 @@ use std::{
     time::Duration,
 };
 
-use datapath_plan::{Frontend, Protocol, ServiceId, Tables};
+use datapath_plan::{Frontend, Protocol};
 use ipnetwork::IpNetwork;
-use kvstore_schema::service::{
-    Algorithm, FixedBackend, ServicePort, ServiceProtocol, ServiceSpec, VirtualIp,
-};
+use kvstore_schema::service::{Algorithm, FixedBackend, ServiceProtocol, ServiceSpec, VirtualIp};
 use node_core::{Call, CallErrorKind, Expected, Reply, ServiceOutcome};
 
+use super::{at, delete, expect, fleet, meaning, one, put, selecting, served};
 use chaos_sim::{Sim, added, check, name};
 
-/// A service of one TCP port, whose backends listen on 8080.
-pub fn selecting(labels: &str, port: u16) -> ServiceSpec {
-    ServiceSpec {
-        ports: vec![one(None, ServiceProtocol::Tcp, port, 8080)],
-        selector: Some(identity::Selector {
-            match_labels: labels.parse().expect("labels"),
-            ..Default::default()
-        }),
-        ..Default::default()
-    }
-}
-
-fn one(name: Option<&str>, protocol: ServiceProtocol, port: u16, target: u16) -> ServicePort {
-    ServicePort {
-        name: name.map(str::to_owned),
-        protocol,
-        port,
-        target_port: Some(target),
-        node_port: None,
-        host_port: None,
-    }
-}
-
-pub fn put(sim: &mut Sim, n: usize, service: &str, spec: ServiceSpec) -> (ServiceOutcome, IpAddr) {
-    let name = service.parse().expect("a name");
-    match sim.ask(n, Call::ServicePut { name, spec, expected: Expected::Any }) {
-        Ok(Reply::ServiceWritten { outcome, virtual_ip, .. }) => (outcome, virtual_ip),
-        other => panic!("{other:?}"),
-    }
-}
-
-pub fn delete(sim: &mut Sim, n: usize, service: &str) -> bool {
-    let name = service.parse().expect("a name");
-    match sim.ask(n, Call::ServiceDelete { name, expected: Expected::Any }) {
-        Ok(Reply::ServiceDeleted { existed }) => existed,
-        other => panic!("{other:?}"),
-    }
-}
-
-/// What tables say of services, without numbers: each frontend with its backends and their weights.
-fn meaning(tables: &Tables) -> BTreeMap<String, BTreeSet<String>> {
-    let members = |service: ServiceId| {
-        let members = tables.services[&service].members.iter().map(|id| {
-            let backend = &tables.backends[id];
-            assert_eq!(backend.service, service, "a member of another service");
-            format!("{}:{} {}", backend.address, backend.port, backend.weight)
-        });
-        members.collect()
-    };
-    let frontends = tables.frontends.iter().map(|(frontend, value)| {
-        (
-            format!("{}:{} {}", frontend.address, frontend.port, frontend.protocol.word()),
-            members(value.service),
-        )
-    });
-    let meaning: BTreeMap<String, BTreeSet<String>> = frontends.collect();
-    let used: usize = tables.services.values().map(|service| service.members.len()).sum();
-    assert_eq!(
-        (tables.services.len(), tables.backends.len()),
-        (meaning.len(), used),
-        "something is left over"
-    );
-    meaning
-}
-
-/// What every kernel says; they must agree.
-fn served(sim: &Sim) -> BTreeMap<String, BTreeSet<String>> {
-    let all: Vec<_> = sim.agents.iter().map(|agent| meaning(agent.kernel.tables())).collect();
-    for (n, other) in all.iter().enumerate() {
-        assert_eq!(*other, all[0], "n{} and n1 differ", n + 1);
-    }
-    all[0].clone()
-}
-
-fn expect<const N: usize>(sim: &Sim, frontends: [(String, Vec<String>); N]) {
-    let frontends =
-        frontends.into_iter().map(|(frontend, members)| (frontend, members.into_iter().collect()));
-    assert_eq!(served(sim), frontends.collect());
-}
-
-fn fleet(seed: u64) -> (Sim, Vec<IpAddr>) {
-    let mut sim = Sim::new(3, seed);
-    sim.settle();
-    let web = [(1, "a"), (2, "b")].map(|(n, name)| added(sim.add(n, name, "app=web")).0);
-    added(sim.add(3, "c", "app=db"));
-    (sim, web.to_vec())
-}
-
-fn at(address: IpAddr) -> String {
-    format!("{address}:8080 1")
-}
-
 #[test]
-fn a_service_reaches_every_kernel_and_follows_its_endpoints() {
+fn service_reaches_every_kernel_and_follows_its_endpoints() {
     let (mut sim, web) = fleet(60);
     let (outcome, vip) = put(&mut sim, 3, "web", selecting("app=web", 80));
     assert_eq!(outcome, ServiceOutcome::Created);
@@ -123,7 +30,7 @@ fn a_service_reaches_every_kernel_and_follows_its_endpoints() {
     sim.settle();
     expect(&sim, [(frontend.clone(), vec![at(web[0]), at(third)])]);
 
-    // Nobody is left: whoever comes is told so, by the frontend that stays.
+    // Without backends the frontend stays, and rejects clients.
     sim.ask(1, Call::EndpointDelete(name("a"))).expect("deleted");
     sim.ask(3, Call::EndpointDelete(name("d"))).expect("deleted");
     sim.settle();
@@ -135,7 +42,7 @@ fn a_service_reaches_every_kernel_and_follows_its_endpoints() {
 }
 
 #[test]
-fn a_service_that_changes_keeps_the_numbers_of_what_stays() {
+fn service_change_keeps_the_ids_of_what_stays() {
     let (mut sim, web) = fleet(61);
     let mut spec = selecting("app=web", 80);
     let (_, vip) = put(&mut sim, 1, "web", spec.clone());
@@ -160,7 +67,7 @@ fn a_service_that_changes_keeps_the_numbers_of_what_stays() {
         [(format!("{vip}:80 tcp"), web.iter().copied().map(at).collect()), (format!("{vip}:53 udp"), dns)],
     );
 
-    // Fixed backends, another address, the same port: what was there goes.
+    // Static backends, another address, the same port: the former entries go.
     let fixed = ServiceSpec {
         virtual_ip: VirtualIp::Address([198, 51, 100, 7].into()),
         selector: None,
@@ -172,9 +79,9 @@ fn a_service_that_changes_keeps_the_numbers_of_what_stays() {
     expect(&sim, [("198.51.100.7:80 tcp".to_owned(), vec!["192.0.2.99:8080 7".to_owned()])]);
 }
 
-/// The node's own packets come to the programs by a route: one for a pool, however many services are in it.
+/// The host's own packets reach the programs by a route: one for the pool, however many services there are.
 #[test]
-fn virtual_ips_are_routed_while_there_are_services() {
+fn virtual_ip_route_exists_while_there_are_services() {
     let (mut sim, _) = fleet(69);
     let routed = |sim: &Sim| -> Vec<String> {
         let routes = &sim.agents[0].kernel.tables().routes;
@@ -204,111 +111,7 @@ fn virtual_ips_are_routed_while_there_are_services() {
 }
 
 #[test]
-fn a_restart_changes_nothing_of_services() {
-    let (mut sim, _) = fleet(62);
-    for (service, port) in [("a", 80), ("b", 81), ("c", 82)] {
-        put(&mut sim, 1, service, selecting("app=web", port));
-    }
-    put(&mut sim, 1, "d", selecting("app=db", 83));
-    assert!(delete(&mut sim, 1, "b"));
-    sim.advance(Duration::from_secs(20));
-    for n in 1..=3 {
-        let (steps, before) = (sim.agents[n - 1].kernel.steps(), sim.agents[n - 1].kernel.tables().clone());
-        sim.restart(n);
-        // Beyond the first audit that may remove something.
-        sim.advance(Duration::from_secs(400));
-        assert_eq!(sim.agents[n - 1].kernel.tables(), &before);
-        assert_eq!(sim.agents[n - 1].kernel.steps(), steps, "not one step was needed");
-    }
-}
-
-#[test]
-fn a_reboot_without_the_store_serves_services_from_the_snapshot() {
-    let (mut sim, web) = fleet(63);
-    let (_, vip) = put(&mut sim, 1, "web", selecting("app=web", 80));
-    sim.advance(Duration::from_secs(10));
-    sim.store_away();
-    sim.settle();
-    sim.reboot(3);
-    sim.settle();
-    expect(&sim, [(format!("{vip}:80 tcp"), vec![at(web[0]), at(web[1])])]);
-    sim.store_back();
-    sim.advance(Duration::from_secs(60));
-    expect(&sim, [(format!("{vip}:80 tcp"), vec![at(web[0]), at(web[1])])]);
-}
-
-#[test]
-fn nothing_of_services_goes_before_the_store_has_been_listed() {
-    let (mut sim, _) = fleet(64);
-    put(&mut sim, 1, "web", selecting("app=web", 80));
-    put(&mut sim, 1, "db", selecting("app=db", 5432));
-    sim.advance(Duration::from_secs(20));
-    let before = served(&sim);
-    // Nothing is known of the fleet, and nobody tells.
-    sim.store_away();
-    sim.gossip = false;
-    sim.settle();
-    sim.agents[0].disk = None;
-    sim.restart(1);
-    sim.advance(Duration::from_secs(400));
-    assert_eq!(meaning(sim.agents[0].kernel.tables()), before);
-    // What went meanwhile goes when it is known.
-    sim.gossip = true;
-    sim.store_back();
-    sim.settle();
-    assert!(delete(&mut sim, 2, "db"));
-    sim.advance(Duration::from_secs(400));
-    assert_eq!(served(&sim).len(), 1);
-    assert_eq!(served(&sim).values().next(), before.values().find(|members| members.len() == 2));
-}
-
-/// A peer cannot reach the store: gossip alone tells of its endpoint, and after a restart only after a while.
-#[test]
-fn a_backend_that_only_gossip_tells_of_outlives_a_restart() {
-    let (mut sim, web) = fleet(65);
-    let (_, vip) = put(&mut sim, 1, "web", selecting("app=web", 80));
-    sim.settle();
-    sim.agents[1].store_up = false;
-    sim.settle();
-    let (told, _) = added(sim.add(2, "d", "app=web"));
-    sim.settle();
-    let all = || [(format!("{vip}:80 tcp"), vec![at(web[0]), at(web[1]), at(told)])];
-    expect(&sim, all());
-    let before = sim.agents[0].kernel.tables().clone();
-    let (_, changes) = sim.agents[0].kernel.steps();
-    sim.gossip = false;
-    sim.restart(1);
-    sim.settle();
-    sim.gossip = true;
-    sim.advance(Duration::from_secs(20));
-    let kernel = &sim.agents[0].kernel;
-    assert_eq!((kernel.tables(), kernel.steps().1), (&before, changes), "it was away for a while");
-    expect(&sim, all());
-}
-
-#[test]
-fn without_the_store_services_go_on_and_none_is_written() {
-    let (mut sim, web) = fleet(66);
-    let (_, vip) = put(&mut sim, 1, "web", selecting("app=web", 80));
-    sim.settle();
-    sim.store_away();
-    sim.settle();
-    let call = Call::ServicePut {
-        name: "late".parse().expect("a name"),
-        spec: selecting("app=web", 81),
-        expected: Expected::Any,
-    };
-    let error = sim.ask(1, call).expect_err("nowhere to write it");
-    assert_eq!(error.kind, CallErrorKind::Unavailable);
-    assert!(error.text.contains("services are written in etcd, which cannot be done now"), "{}", error.text);
-    // Endpoints still come, by gossip.
-    let (told, _) = added(sim.add(2, "d", "app=web"));
-    sim.settle();
-    expect(&sim, [(format!("{vip}:80 tcp"), vec![at(web[0]), at(web[1]), at(told)])]);
-}
-
-#[test]
-fn what_makes_no_sense_or_belongs_to_others_is_refused() {
+fn service_that_is_invalid_or_conflicting_is_rejected() {
     let (mut sim, web) = fleet(67);
     let (_, vip) = put(&mut sim, 1, "web", selecting("app=web", 80));
     let check = |sim: &mut Sim, virtual_ip: IpAddr, kind, expected: &str| {
@@ -324,10 +127,10 @@ fn what_makes_no_sense_or_belongs_to_others_is_refused() {
     check(&mut sim, [127, 0, 0, 1].into(), CallErrorKind::Invalid, "spec.virtualIp: 127.0.0.1");
 }
 
-/// From two nodes at once, some of them the same: everybody is answered, few transactions are needed, and each service is
-/// there once.
+/// From two nodes at once, some of them the same: every call is answered, few transactions are needed, and each
+/// service exists once.
 #[test]
-fn services_that_come_together_are_written_together() {
+fn services_written_together_share_transactions() {
     let (mut sim, _) = fleet(70);
     let requests = |sim: &Sim| (1..=2).map(|n| sim.node(n).status().counters.kv_requests).sum::<u64>();
     let before = requests(&sim);
@@ -352,7 +155,7 @@ fn services_that_come_together_are_written_together() {
     }
     assert_eq!((addresses.len(), served(&sim).len()), (200, 200));
 
-    // The store goes while they are on their way: everybody is told.
+    // The store becomes unreachable while they are on their way: every call is answered.
     let calls: Vec<_> = (200..400).map(|index| write(&mut sim, 1, index)).collect();
     sim.store_away();
     sim.advance(Duration::from_secs(30));
@@ -365,9 +168,9 @@ fn services_that_come_together_are_written_together() {
     assert_eq!(put(&mut sim, 1, "s200", selecting("app=web", 280)).0, ServiceOutcome::Created);
 }
 
-/// Whatever comes and goes: every kernel has what selectors say of the endpoints that there are.
+/// Random changes: every kernel has what the selectors say about the existing endpoints.
 #[test]
-fn services_are_what_their_selectors_say_whatever_comes_and_goes() {
+fn services_equal_their_selectors_after_random_changes() {
     const SETS: [&str; 4] = ["app=web", "app=web,tier=1", "app=db", "tier=1"];
     let seed = 68;
     println!("seed {seed}");

@@ -1,4 +1,7 @@
-//! Stories of backends: who is found unwell, drained or dead, what every kernel makes of it, and who is left alone.
+//! Backends that are unhealthy, drained or dead: what every kernel makes of them, and what is not affected.
+
+mod death;
+mod random;
 
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
@@ -26,7 +29,7 @@ fn put(sim: &mut Sim, n: usize, spec: ServiceSpec) {
     assert!(matches!(put, Ok(Reply::ServiceWritten { .. })), "{put:?}");
 }
 
-/// Three nodes with a backend each, and gossip that goes in rounds.
+/// Three nodes with a backend each, and gossip in rounds.
 fn fleet(seed: u64, spec: ServiceSpec) -> (Sim, [IpAddr; 3]) {
     let mut sim = Sim::new(3, seed);
     sim.rounds = true;
@@ -37,7 +40,7 @@ fn fleet(seed: u64, spec: ServiceSpec) -> (Sim, [IpAddr; 3]) {
     (sim, web)
 }
 
-/// What the kernel of a node has of each backend, and whether it gets new flows.
+/// The state of each backend in a node's kernel, and whether it gets new flows.
 fn kernel(sim: &Sim, n: usize) -> BTreeMap<IpAddr, (BackendState, bool)> {
     let tables = sim.agents[n - 1].kernel.tables();
     let members: Vec<_> = tables.services.values().flat_map(|service| &service.members).collect();
@@ -47,7 +50,7 @@ fn kernel(sim: &Sim, n: usize) -> BTreeMap<IpAddr, (BackendState, bool)> {
     tables.backends.iter().map(state).collect()
 }
 
-/// Every running node's kernel has the backends so.
+/// Every running node's kernel has the backends in these states.
 fn expect(sim: &Sim, states: &[(IpAddr, BackendState)]) {
     let expected: BTreeMap<_, _> =
         states.iter().map(|(ip, state)| (*ip, (*state, *state == Active))).collect();
@@ -56,7 +59,7 @@ fn expect(sim: &Sim, states: &[(IpAddr, BackendState)]) {
     }
 }
 
-/// What a kernel should have of backends of one port that are so by themselves.
+/// What a kernel should have for the backends of one port in these states.
 fn wanted(states: BTreeMap<IpAddr, BackendState>) -> BTreeMap<IpAddr, (BackendState, bool)> {
     let any = |wanted| states.values().any(|state| *state == wanted);
     let desperate = !any(Active) && any(Unhealthy);
@@ -75,13 +78,13 @@ fn warns(sim: &Sim, n: usize, text: &str) -> bool {
 }
 
 #[test]
-fn a_sick_backend_gets_no_new_flows_until_it_is_well_again() {
+fn health_check_keeps_new_flows_from_an_unhealthy_backend() {
     let (mut sim, [a, b, c]) = fleet(80, checked(web()));
     expect(&sim, &[(a, Active), (b, Active), (c, Active)]);
     sim.sick.insert(b);
     sim.advance(1_500 * SECOND / 1_000);
     expect(&sim, &[(a, Active), (b, Active), (c, Active)]);
-    // Three answers, a round of gossip.
+    // Three check results, and a round of gossip.
     sim.advance(4 * SECOND);
     expect(&sim, &[(a, Active), (b, Unhealthy), (c, Active)]);
     assert_eq!(reasons(&sim, 3)[&b].as_deref(), Some("connection refused"));
@@ -93,7 +96,7 @@ fn a_sick_backend_gets_no_new_flows_until_it_is_well_again() {
 }
 
 #[test]
-fn a_backend_that_was_never_well_is_unwell_with_its_first_answer() {
+fn health_check_of_a_new_backend_counts_the_first_failure() {
     let (mut sim, [a, b, c]) = fleet(81, checked(web()));
     let IpAddr::V4(near) = b else { panic!("{b} is of IPv4") };
     let late = IpAddr::from((near.to_bits() + 50).to_be_bytes());
@@ -115,7 +118,7 @@ fn a_backend_that_was_never_well_is_unwell_with_its_first_answer() {
 }
 
 #[test]
-fn where_none_is_well_all_are_used_and_that_is_said() {
+fn health_panic_mode_uses_all_backends_and_reports_it() {
     let (mut sim, [a, b, c]) = fleet(82, checked(web()));
     sim.sick.extend([a, b, c]);
     sim.advance(6 * SECOND);
@@ -127,7 +130,7 @@ fn where_none_is_well_all_are_used_and_that_is_said() {
             "service web, port 80/tcp: all of its 3 backends are unhealthy, so all are used"
         ));
     }
-    // A drained one stays out all the same.
+    // A drained backend stays out all the same.
     sim.ask(1, Call::EndpointDrain(name("w1"))).expect("drained");
     sim.advance(2 * SECOND);
     expect(&sim, &[(a, Terminating), (b, Active), (c, Active)]);
@@ -138,7 +141,7 @@ fn where_none_is_well_all_are_used_and_that_is_said() {
 }
 
 #[test]
-fn where_the_near_one_is_sick_those_further_away_are_used() {
+fn health_falls_back_from_an_unhealthy_near_backend() {
     let spec = ServiceSpec { topology: Topology::Node, ..checked(web()) };
     let (mut sim, [a, b, c]) = fleet(90, spec);
     let used = |sim: &Sim, n| -> Vec<IpAddr> {
@@ -156,83 +159,7 @@ fn where_the_near_one_is_sick_those_further_away_are_used() {
 }
 
 #[test]
-fn a_dead_agent_keeps_its_backends_and_a_dead_node_does_not() {
-    // Without any check: a node's death is everybody's affair.
-    let (mut sim, [a, b, c]) = fleet(83, web());
-    sim.halt(2);
-    sim.advance(60 * SECOND);
-    expect(&sim, &[(a, Active), (b, Active), (c, Active)]);
-    sim.restart(2);
-    sim.advance(15 * SECOND);
-    sim.power_off(2);
-    sim.advance(5 * SECOND);
-    expect(&sim, &[(a, Active), (b, Unhealthy), (c, Active)]);
-    assert_eq!(reasons(&sim, 1)[&b].as_deref(), Some("node n2 does not answer"));
-    // Who starts anew does not forget it, with or without what gossip says.
-    sim.restart(1);
-    sim.settle();
-    expect(&sim, &[(a, Active), (b, Unhealthy), (c, Active)]);
-    sim.advance(30 * SECOND);
-    expect(&sim, &[(a, Active), (b, Unhealthy), (c, Active)]);
-    sim.restart(2);
-    sim.advance(5 * SECOND);
-    expect(&sim, &[(a, Active), (b, Active), (c, Active)]);
-}
-
-#[test]
-fn a_node_that_dies_after_its_agent_is_missed_too() {
-    let (mut sim, [a, b, c]) = fleet(84, web());
-    sim.halt(2);
-    sim.advance(60 * SECOND);
-    sim.power_off(2);
-    sim.advance(5 * SECOND);
-    expect(&sim, &[(a, Active), (b, Unhealthy), (c, Active)]);
-}
-
-#[test]
-fn a_node_that_died_before_an_agent_heard_of_it_is_missed_by_that_too() {
-    let (mut sim, [_, b, c]) = fleet(85, web());
-    sim.power_off(2);
-    sim.restart(3);
-    sim.reboot(1);
-    let again = added(sim.add(1, "w1", "app=web")).0;
-    sim.advance(Duration::from_secs(5));
-    assert_eq!(kernel(&sim, 1)[&b], (Active, true), "nobody has told it anything of n2");
-    sim.advance(10 * SECOND);
-    expect(&sim, &[(again, Active), (b, Unhealthy), (c, Active)]);
-}
-
-#[test]
-fn who_hears_nobody_calls_nobody_dead() {
-    let (mut sim, [a, b, c]) = fleet(86, web());
-    (2..=3).for_each(|n| sim.power_off(n));
-    sim.restart(1);
-    sim.gossip = false;
-    sim.advance(60 * SECOND);
-    expect(&sim, &[(a, Active), (b, Active), (c, Active)]);
-}
-
-#[test]
-fn a_restart_moves_no_backend() {
-    let (mut sim, [a, b, c]) = fleet(87, checked(web()));
-    sim.sick.insert(b);
-    sim.advance(6 * SECOND);
-    let states = [(a, Active), (b, Unhealthy), (c, Active)];
-    expect(&sim, &states);
-    for n in 1..=3 {
-        let steps = |sim: &Sim| sim.agents.iter().map(|agent| agent.kernel.steps().1).sum::<u64>();
-        let before = steps(&sim);
-        sim.restart(n);
-        for _ in 0..200 {
-            sim.advance(Duration::from_millis(100));
-            expect(&sim, &states);
-        }
-        assert_eq!(steps(&sim), before, "n{n} has changed something in a kernel");
-    }
-}
-
-#[test]
-fn a_backend_outside_the_fleet_is_judged_by_the_majority_of_three_checkers() {
+fn health_of_an_external_backend_follows_the_majority_of_three_checkers() {
     let outside: IpAddr = [198, 51, 100, 7].into();
     let other: IpAddr = [198, 51, 100, 8].into();
     let fixed = |address| FixedBackend { address, port: None, weight: 1 };
@@ -256,7 +183,7 @@ fn a_backend_outside_the_fleet_is_judged_by_the_majority_of_three_checkers() {
         reason.starts_with("connection refused (") && reason.ends_with(" and others, 3 of 3)"),
         "{reason}"
     );
-    // Checkers die, one after the other: others take over, and nobody else notices.
+    // Checkers die one after the other: others take over, and the backends' states do not change.
     for n in [5, 4, 3] {
         sim.power_off(n);
         for _ in 0..200 {
@@ -270,10 +197,10 @@ fn a_backend_outside_the_fleet_is_judged_by_the_majority_of_three_checkers() {
 }
 
 #[test]
-fn a_drained_endpoint_gets_no_new_flows_until_it_is_gone() {
+fn drain_keeps_new_flows_from_an_endpoint() {
     let (mut sim, [a, b, c]) = fleet(89, web());
     let drain = |sim: &mut Sim| sim.ask(2, Call::EndpointDrain(name("w2")));
-    // The store is away: gossip tells it.
+    // The store is unreachable: gossip spreads the state.
     sim.store_away();
     assert_eq!(drain(&mut sim), Ok(Reply::EndpointDrained { already: false }));
     assert_eq!(drain(&mut sim), Ok(Reply::EndpointDrained { already: true }));
@@ -297,112 +224,4 @@ fn a_drained_endpoint_gets_no_new_flows_until_it_is_gone() {
     expect(&sim, &[(a, Active), (c, Active)]);
     let nobody = drain(&mut sim).expect_err("it is gone");
     assert_eq!(nobody.kind, CallErrorKind::NotFound);
-}
-
-/// What random histories do to backends. At the end everything can be reached that has power.
-struct Trouble {
-    sim: Sim,
-    rng: fastrand::Rng,
-    outside: Vec<IpAddr>,
-}
-
-impl Trouble {
-    const NODES: usize = 4;
-
-    fn new(seed: u64) -> Self {
-        let mut sim = Sim::new(Self::NODES as u8, seed);
-        sim.rounds = true;
-        sim.advance(15 * SECOND);
-        put(&mut sim, 1, checked(web()));
-        let outside: Vec<IpAddr> = (1..=3).map(|last| [198, 51, 100, last].into()).collect();
-        let backends =
-            outside.iter().map(|address| FixedBackend { address: *address, port: None, weight: 1 }).collect();
-        let fixed = ServiceSpec { selector: None, backends, ..checked(web()) };
-        let put =
-            Call::ServicePut { name: "fixed".parse().expect("a name"), spec: fixed, expected: Expected::Any };
-        sim.ask(2, put).expect("written");
-        Self { sim, rng: fastrand::Rng::with_seed(seed), outside }
-    }
-
-    fn act(&mut self) {
-        let Self { sim, rng, outside } = self;
-        let n = rng.usize(1..=Self::NODES);
-        let runs = sim.agents[n - 1].node.is_some();
-        let endpoint = name(&format!("e{}", rng.u8(0..3)));
-        let mut known: Vec<IpAddr> = outside.clone();
-        let kernels = sim.agents.iter().flat_map(|agent| agent.kernel.tables().endpoints.values());
-        known.extend(kernels.map(|endpoint| endpoint.address));
-        match rng.u8(0..20) {
-            0..4 if runs => drop(sim.call(n, Call::EndpointAdd(spec(endpoint.as_str(), "app=web")))),
-            4 if runs => drop(sim.call(n, Call::EndpointDelete(endpoint))),
-            5 | 6 if runs => drop(sim.call(n, Call::EndpointDrain(endpoint))),
-            7..11 => {
-                let one = *rng.choice(&known).expect("those outside");
-                if !sim.sick.remove(&one) {
-                    sim.sick.insert(one);
-                }
-            }
-            11 => sim.halt(n),
-            12 | 13 => sim.restart(n),
-            // Whoever hears nobody misses nobody: one at a time.
-            14 if sim.dark.is_empty() => sim.power_off(n),
-            15 => sim.store_away(),
-            16 => sim.store_back(),
-            17 => {
-                let other = rng.usize(0..Self::NODES);
-                sim.links.link(n - 1, other).up = false;
-            }
-            18 => sim.links.heal(),
-            _ => {}
-        }
-        let by = Duration::from_millis(rng.u64(0..4_000));
-        self.sim.advance(by);
-    }
-
-    fn end(&mut self) {
-        let Self { sim, .. } = self;
-        sim.links.heal();
-        sim.store_back();
-        for n in 1..=Self::NODES {
-            if sim.agents[n - 1].node.is_none() && !sim.dark.contains(&n) {
-                sim.restart(n);
-            }
-        }
-        sim.advance(60 * SECOND);
-    }
-
-    /// What the fleet's services should be in every kernel.
-    fn expected(&self) -> BTreeMap<IpAddr, (BackendState, bool)> {
-        let sim = &self.sim;
-        let dark =
-            |node: &identity::NodeName| sim.dark.iter().any(|n| sim.agents[n - 1].config.node == *node);
-        let sick = |ip: &IpAddr| if sim.sick.contains(ip) { Unhealthy } else { Active };
-        let view = check::view(sim);
-        let endpoints = view.endpoints().iter().flat_map(|(node, records)| {
-            records.iter().map(move |(ip, entry)| match entry.record.terminating {
-                true => (*ip, Terminating),
-                false if dark(node) => (*ip, Unhealthy),
-                false => (*ip, sick(ip)),
-            })
-        });
-        let mut expected = wanted(endpoints.collect());
-        expected.extend(wanted(self.outside.iter().map(|ip| (*ip, sick(ip))).collect()));
-        expected
-    }
-}
-
-#[test]
-fn whatever_happens_every_kernel_ends_with_backends_as_they_are() {
-    for seed in 0..8 {
-        println!("seed {seed}");
-        let mut trouble = Trouble::new(seed);
-        for _ in 0..60 {
-            trouble.act();
-        }
-        trouble.end();
-        let expected = trouble.expected();
-        for n in (1..=Trouble::NODES).filter(|n| !trouble.sim.dark.contains(n)) {
-            assert_eq!(kernel(&trouble.sim, n), expected, "n{n}");
-        }
-    }
 }

@@ -1,4 +1,5 @@
-//! Any history in which the store is lost as well: emptied, restored, replaced, under calls, cuts, restarts and silence.
+//! Random histories in which the store is lost as well: wiped, restored, replaced, under calls, partitions, restarts
+//! and silence.
 //!
 //! A failure prints its seed; `WARREN_SEED=n cargo test -p chaos-sim losses` runs that one alone.
 
@@ -62,7 +63,7 @@ fn history(seed: u64, bug: Option<Bug>) {
                     page.entries.iter().fold(Txn::new(), |txn, kv| txn.then(KvOp::Delete(kv.key.clone())));
                 sim.store.txn(&all).expect("deletes");
             }
-            // One that has passed what the nodes know: they have all seen the store's last mark.
+            // A backup with a higher revision than the nodes know: they have all seen the store's last mark.
             22 => {
                 sim.agents.iter_mut().for_each(|agent| agent.store_up = true);
                 sim.settle();
@@ -81,7 +82,7 @@ fn history(seed: u64, bug: Option<Bug>) {
             sim.settle();
         }
     }
-    // Everything heals.
+    // All faults heal.
     sim.gossip = true;
     sim.agents.iter_mut().for_each(|agent| agent.store_up = true);
     for n in 1..=usize::from(NODES) {
@@ -105,7 +106,7 @@ fn history(seed: u64, bug: Option<Bug>) {
 }
 
 #[test]
-fn any_history_of_losses_converges() {
+fn history_with_store_losses_converges() {
     let only = std::env::var("WARREN_SEED").ok().and_then(|seed| seed.parse().ok());
     for seed in only.map_or(0..16, |seed: u64| seed..seed + 1) {
         let result = std::panic::catch_unwind(|| history(seed, None));
@@ -114,7 +115,7 @@ fn any_history_of_losses_converges() {
 }
 
 #[test]
-fn bugs_planted_into_the_lives_of_a_store_are_found() {
+fn planted_bugs_in_store_generations_are_found() {
     let mut missed = Vec::new();
     for (bug, first) in OF_LIVES {
         match (first..first + 200)

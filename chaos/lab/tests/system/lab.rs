@@ -1,4 +1,4 @@
-//! `warren-lab` as its users have it: labs side by side, interrupted, half made, taken down twice.
+//! `warren-lab` in use: labs side by side, interrupted, incomplete, taken down twice.
 
 use std::{
     fs,
@@ -16,7 +16,7 @@ use nix::sys::signal::Signal;
 
 use crate::support::{SOON, TestLab, WARREN_LAB, finish, lab_name, our_devices, remains};
 
-/// Takes a lab down when its test ends, whoever made it.
+/// Takes a lab down when its test ends, whoever created the lab.
 struct Guard(LabName);
 
 impl Drop for Guard {
@@ -42,7 +42,7 @@ fn check(name: &LabName, arguments: &[&str], code: i32, expected: &str) -> Strin
 }
 
 #[test]
-fn a_lab_leaves_nothing_behind() {
+fn lab_leaves_nothing_behind() {
     let Some(name) = lab_name("whole") else { return };
     let devices = our_devices();
     let _guard = Guard(name.clone());
@@ -76,7 +76,7 @@ fn a_lab_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_second_demo_shows_the_lab_that_stands() {
+fn lab_demo_uses_the_existing_lab() {
     let Some(name) = lab_name("demo") else { return };
     let _guard = Guard(name.clone());
     let demo = ["demo", "--nodes", "2", "--etcd", "1", "--bytes", "1000000"];
@@ -88,11 +88,11 @@ fn a_second_demo_shows_the_lab_that_stands() {
 }
 
 #[test]
-fn two_labs_never_meet() {
+fn labs_are_isolated() {
     let Some(one) = TestLab::up("one", 1, 1) else { return };
     let Some(two) = TestLab::up("two", 1, 1) else { return };
     let (first, second) = (one.endpoint("n1", "a", "app=a"), two.endpoint("n1", "a", "app=a"));
-    // The same addresses, each in a world of its own.
+    // The same addresses, each in its own lab.
     assert_eq!(first.address, second.address);
     drop(one);
     let after = two.status().unwrap();
@@ -100,7 +100,7 @@ fn two_labs_never_meet() {
     assert_eq!(after.endpoints, [second]);
 }
 
-/// Starts `up` and stops it half-way: when the first agent was started. SIGCONT lets it go on.
+/// Starts `up` and stops the process after the first agent was started. SIGCONT lets it continue.
 fn half_way(name: &LabName) -> Child {
     let mut up = warren_lab(name, &["up", "--nodes", "3", "--etcd", "1"]);
     let mut child = up.stdin(Stdio::null()).spawn().unwrap();
@@ -118,7 +118,7 @@ fn half_way(name: &LabName) -> Child {
 }
 
 #[test]
-fn an_up_that_is_interrupted_takes_away_what_it_made() {
+fn lab_up_removes_everything_when_interrupted() {
     let Some(name) = lab_name("interrupted") else { return };
     let _guard = Guard(name.clone());
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
@@ -131,7 +131,7 @@ fn an_up_that_is_interrupted_takes_away_what_it_made() {
 }
 
 #[test]
-fn an_up_that_is_killed_can_be_taken_down() {
+fn lab_down_removes_a_lab_whose_up_was_killed() {
     let Some(name) = lab_name("killed") else { return };
     let _guard = Guard(name.clone());
     let mut child = half_way(&name);
@@ -147,17 +147,17 @@ fn an_up_that_is_killed_can_be_taken_down() {
 }
 
 #[test]
-fn a_failing_up_says_why_and_leaves_nothing() {
+fn lab_up_explains_a_failure_and_leaves_nothing() {
     let Some(name) = lab_name("failing") else { return };
     let _guard = Guard(name.clone());
-    // Something of that name is in the way.
+    // A namespace with that name already exists.
     namespace::create(&name.machine_namespace("n2")).unwrap();
     check(&name, &["up", "--nodes", "2", "--etcd", "1"], 1, "n2");
     assert_eq!(remains(&name), <[String; 0]>::default());
 }
 
 #[test]
-fn sizes_and_names_that_cannot_be() {
+fn lab_rejects_invalid_sizes_and_names() {
     let Some(name) = lab_name("sizes") else { return };
     check(&name, &["up", "--nodes", "0"], 1, "a lab has 1 to");
     check(&name, &["up", "--nodes", "2", "--etcd", "0"], 1, "fleets of one node");
@@ -169,8 +169,8 @@ fn sizes_and_names_that_cannot_be() {
     assert_eq!(remains(&name), <[String; 0]>::default());
 }
 
-/// A copy of a program where nobody may run it.
-fn copy_for_nobody(folder: &Path, program: &Path) -> std::path::PathBuf {
+/// A copy of a program that unprivileged users may not run.
+fn copy_for_unprivileged_users(folder: &Path, program: &Path) -> std::path::PathBuf {
     let copy = folder.join(program.file_name().unwrap());
     fs::copy(program, &copy).unwrap();
     fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
@@ -179,13 +179,13 @@ fn copy_for_nobody(folder: &Path, program: &Path) -> std::path::PathBuf {
 }
 
 #[test]
-fn without_root_or_programs_it_says_what_to_do() {
+fn lab_names_missing_privileges_and_programs() {
     let Some(name) = lab_name("rootless") else { return };
     let folder = tempfile::tempdir().unwrap();
-    let copy = copy_for_nobody(folder.path(), Path::new(WARREN_LAB));
-    let mut as_nobody = Command::new("setpriv");
-    as_nobody.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&copy);
-    let (code, _, stderr) = finish(as_nobody.args(["--name", name.as_str(), "up"]));
+    let copy = copy_for_unprivileged_users(folder.path(), Path::new(WARREN_LAB));
+    let mut unprivileged = Command::new("setpriv");
+    unprivileged.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&copy);
+    let (code, _, stderr) = finish(unprivileged.args(["--name", name.as_str(), "up"]));
     assert_eq!(code, 1);
     assert!(stderr.contains("run warren-lab as root"), "{stderr}");
 

@@ -39,7 +39,7 @@ fn invalid_requests_get_their_status_and_a_text() {
     check(("GET", "/v1/maps/none", "", b""), ErrorKind::NotFound, "WARREN_IPC_V4");
     check(("GET", "/v1/observe?folow=true", "", b""), ErrorKind::Invalid, "unknown field `folow`");
     check(("GET", "/v1/observe?reason=bad-luck", "", b""), ErrorKind::Invalid, "bad-luck");
-    check(("GET", "/v1/flows?from=Web%201", "", b""), ErrorKind::Invalid, "is no filter");
+    check(("GET", "/v1/flows?from=Web%201", "", b""), ErrorKind::Invalid, "is not a filter");
     check(("DELETE", "/v1/cidrs/10.42.0.1-24", "", b""), ErrorKind::Invalid, "10.42.3.0-24");
     check(("DELETE", "/v1/nodes/none", "", b""), ErrorKind::NotFound, "none");
     check(("POST", "/v1/state/diff?repair=perhaps", "", b""), ErrorKind::Invalid, "repair");

@@ -138,7 +138,7 @@ pub(crate) fn from_bytes<T: AbiBytes>(bytes: &[u8]) -> T {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::os::fd::AsFd;
 
     use aya::maps::MapData;
@@ -150,10 +150,14 @@ mod tests {
     /// More than two batches, so that cursors are used.
     const ENTRIES: u32 = 10_000;
 
-    /// `None` where the kernel lets us make no maps.
-    fn table<K: AbiBytes>(kind: bpf_map_type, flags: u32) -> Option<Table<K, u32>> {
-        let (key_bytes, value_bytes) = (size_of::<K>() as u32, 4);
-        let object = aya_obj::Map::new_from_params(kind as u32, key_bytes, value_bytes, ENTRIES, flags);
+    /// A map of its own. `None` where the kernel lets us make no maps.
+    pub(crate) fn new_table<K: AbiBytes, V: AbiBytes>(
+        kind: bpf_map_type,
+        entries: u32,
+        flags: u32,
+    ) -> Option<Table<K, V>> {
+        let (key_bytes, value_bytes) = (size_of::<K>() as u32, size_of::<V>() as u32);
+        let object = aya_obj::Map::new_from_params(kind as u32, key_bytes, value_bytes, entries, flags);
         match MapData::create(object, "warren_test", None) {
             Ok(data) => {
                 let fd = data.fd().as_fd().try_clone_to_owned().expect("a descriptor");
@@ -167,6 +171,10 @@ mod tests {
                 None
             }
         }
+    }
+
+    fn table<K: AbiBytes>(kind: bpf_map_type, flags: u32) -> Option<Table<K, u32>> {
+        new_table(kind, ENTRIES, flags)
     }
 
     fn check<K: AbiBytes + Ord + std::fmt::Debug>(table: &Table<K, u32>, key: impl Fn(u32) -> K) {

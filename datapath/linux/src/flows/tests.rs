@@ -1,37 +1,20 @@
 //! Collecting on maps of the kernel, without programs.
 
-use std::{collections::BTreeSet, os::fd::AsFd, time::Instant};
+use std::{collections::BTreeSet, time::Instant};
 
-use aya::maps::MapData;
 use aya_obj::generated::bpf_map_type;
 use datapath_packet::{TCP, UDP, flag};
 
 use super::*;
+use crate::table::tests::new_table;
 
 const HOUR_NS: u64 = 3_600 * 1_000_000_000;
 const NOW_NS: u64 = 100 * HOUR_NS;
 
 /// `None` where the kernel lets us make no maps.
 fn flow_table(entries: u32) -> Option<FlowTable> {
-    fn map<K: datapath_abi::AbiBytes, V: datapath_abi::AbiBytes>(entries: u32) -> Option<Table<K, V>> {
-        let (key_bytes, value_bytes) = (size_of::<K>() as u32, size_of::<V>() as u32);
-        let kind = bpf_map_type::BPF_MAP_TYPE_HASH as u32;
-        let object = aya_obj::Map::new_from_params(kind, key_bytes, value_bytes, entries, 0);
-        match MapData::create(object, "warren_test", None) {
-            Ok(data) => {
-                let fd = data.fd().as_fd().try_clone_to_owned().expect("a descriptor");
-                Some(
-                    Table::new("warren_test", fd, false, key_bytes, value_bytes)
-                        .expect("the sizes are right"),
-                )
-            }
-            Err(error) => {
-                println!("skipped: needs root and BPF ({error})");
-                None
-            }
-        }
-    }
-    Some(FlowTable { flows: map(entries)?, epochs: map(1)? })
+    let kind = bpf_map_type::BPF_MAP_TYPE_HASH;
+    Some(FlowTable { flows: new_table(kind, entries, 0)?, epochs: new_table(kind, 1, 0)? })
 }
 
 fn key(number: u32, protocol: u8) -> FlowKey<V4> {

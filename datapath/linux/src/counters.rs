@@ -21,7 +21,7 @@ pub enum CounterKind {
     /// Packets that were dropped.
     Dropped(DropReason),
     /// Packets that XDP forwarded; they are counted as forwarded, too.
-    BeforeStack,
+    ForwardedByXdp,
     /// Events that were not reported: the ring was full, or their budget was used up.
     EventsLost,
 }
@@ -30,7 +30,7 @@ impl CounterKind {
     /// All of them.
     pub fn all() -> impl Iterator<Item = Self> {
         let dropped = DropReason::ALL.iter().copied().map(Self::Dropped);
-        [Self::Forwarded].into_iter().chain(dropped).chain([Self::BeforeStack, Self::EventsLost])
+        [Self::Forwarded].into_iter().chain(dropped).chain([Self::ForwardedByXdp, Self::EventsLost])
     }
 
     /// The word used in metrics and on the command line.
@@ -38,7 +38,7 @@ impl CounterKind {
         match self {
             Self::Forwarded => "forwarded",
             Self::Dropped(reason) => reason.key(),
-            Self::BeforeStack => "before-stack",
+            Self::ForwardedByXdp => "before-stack",
             Self::EventsLost => "events-lost",
         }
     }
@@ -47,7 +47,7 @@ impl CounterKind {
         match self {
             Self::Forwarded => 0,
             Self::Dropped(reason) => reason as u8,
-            Self::BeforeStack => COUNTED_BY_XDP,
+            Self::ForwardedByXdp => COUNTED_BY_XDP,
             Self::EventsLost => 255,
         }
     }

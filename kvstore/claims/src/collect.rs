@@ -134,7 +134,7 @@ fn owners(view: &FleetView) -> BTreeSet<&NodeName> {
     claims.chain(view.refs_by_node().keys()).chain(view.endpoints().keys()).collect()
 }
 
-/// Whether an operator has removed a node: it has no record, readable or not, and no sign of life.
+/// Whether an operator has removed a node: it has no record, readable or not, and no liveness key.
 fn is_removed(view: &FleetView, node: &NodeName) -> bool {
     !view.has_key(&view.schema().node(node)) && !view.has_key(&view.schema().alive(node))
 }

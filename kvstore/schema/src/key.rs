@@ -157,7 +157,7 @@ impl Schema {
         self.key(format_args!("nodes/{node}"))
     }
 
-    /// A node's leased sign of life.
+    /// A node's liveness key, under its lease.
     pub fn alive(&self, node: &NodeName) -> Key {
         self.key(format_args!("alive/{node}"))
     }

@@ -194,7 +194,7 @@ impl Page {
                 CounterKind::Dropped(reason) => {
                     dropped.push((vec![("reason", reason.key().to_owned()), direction], *count));
                 }
-                CounterKind::BeforeStack => early.push((vec![direction], *count)),
+                CounterKind::ForwardedByXdp => early.push((vec![direction], *count)),
                 CounterKind::EventsLost => kernel_lost += count.packets,
             }
         }
@@ -284,7 +284,7 @@ mod tests {
         let counts = [
             ((dropped, Direction::Egress), Count { packets: 3, bytes: 300 }),
             ((CounterKind::Forwarded, Direction::Ingress), Count { packets: 9, bytes: 900 }),
-            ((CounterKind::BeforeStack, Direction::Ingress), Count { packets: 2, bytes: 200 }),
+            ((CounterKind::ForwardedByXdp, Direction::Ingress), Count { packets: 2, bytes: 200 }),
             ((CounterKind::EventsLost, Direction::Egress), Count { packets: 4, bytes: 0 }),
         ];
         let map = MapInfo {

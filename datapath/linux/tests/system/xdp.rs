@@ -88,14 +88,14 @@ fn check(mode: XdpMode) {
     thread::scope(|scope| {
         let _guard = StopOnDrop(&stop);
         serve_echo(scope, &topology.workloads[1], remote, &stop);
-        let before = topology.counted(1, CounterKind::BeforeStack);
+        let before = topology.counted(1, CounterKind::ForwardedByXdp);
         let seen = (remote.into(), gateway(1).into());
         let mut stream = topology.client.enter(|| connect((EXTERNAL, PORT).into()));
         for _ in 0..REQUESTS {
             let (who, from) = request(&mut stream);
             assert_eq!((who, from.ip()), seen);
         }
-        let between = topology.counted(1, CounterKind::BeforeStack);
+        let between = topology.counted(1, CounterKind::ForwardedByXdp);
         // The first packet may wait for a neighbour, and one may have a partial checksum.
         assert!(between - before >= 2 * REQUESTS - 4, "TCP: {} by XDP", between - before);
 
@@ -107,7 +107,7 @@ fn check(mode: XdpMode) {
             let (who, from) = parse(&buffer[..length]);
             assert_eq!((who, from.ip()), seen);
         }
-        let after = topology.counted(1, CounterKind::BeforeStack);
+        let after = topology.counted(1, CounterKind::ForwardedByXdp);
         assert!(after - between >= 2 * REQUESTS - 4, "UDP: {} by XDP", after - between);
 
         // The flow is decided again by another agent; then, without XDP, by classifiers alone.
@@ -117,9 +117,9 @@ fn check(mode: XdpMode) {
         assert_eq!(listed(&topology), None);
         assert!(!has_program(topology.cluster.node(1)));
         assert_eq!(request(&mut stream).1.ip(), seen.1);
-        let off = topology.counted(1, CounterKind::BeforeStack);
+        let off = topology.counted(1, CounterKind::ForwardedByXdp);
         assert_eq!(request(&mut stream).1.ip(), seen.1);
-        assert_eq!(topology.counted(1, CounterKind::BeforeStack), off);
+        assert_eq!(topology.counted(1, CounterKind::ForwardedByXdp), off);
     });
 
     // The client's network is refused, then admitted again.

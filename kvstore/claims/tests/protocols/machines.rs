@@ -367,7 +367,7 @@ fn node_registration_is_repeated_until_its_sign_of_life_is_its_own() {
     bench.run_with(started, &view, |_, step| step == 0).unwrap();
     assert_eq!(bench.store.revision(), before.next(), "the answer was lost: written once");
     assert!(bench.view().alive().contains_key(&node("n1")));
-    // The record is as wanted, but the sign of life is gone, or hangs on the lease of the agent before.
+    // The record is as wanted, but the liveness key is gone, or hangs on the lease of the agent before.
     let next = bench.store.lease_grant(Duration::from_secs(10));
     let started = start(&bench, next);
     bench.run(started).unwrap();

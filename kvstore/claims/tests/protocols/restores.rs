@@ -374,7 +374,7 @@ fn resurrected_node_that_is_alive_is_spared() {
     let (request, _) = Restorer::default().plan(&mut view, 0);
     assert!(
         !found.succeeded(&request.expect("it is still to be deleted")),
-        "the sign of life is a condition"
+        "the liveness key is a condition"
     );
     assert!(found.view().nodes().contains_key(&node("back")));
 }

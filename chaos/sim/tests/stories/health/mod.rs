@@ -62,8 +62,8 @@ fn expect(sim: &Sim, states: &[(IpAddr, BackendState)]) {
 /// What a kernel should have for the backends of one port in these states.
 fn wanted(states: BTreeMap<IpAddr, BackendState>) -> BTreeMap<IpAddr, (BackendState, bool)> {
     let any = |wanted| states.values().any(|state| *state == wanted);
-    let desperate = !any(Active) && any(Unhealthy);
-    let gets = |state| if desperate && state == Unhealthy { Active } else { state };
+    let all_unhealthy = !any(Active) && any(Unhealthy);
+    let gets = |state| if all_unhealthy && state == Unhealthy { Active } else { state };
     states.into_iter().map(|(ip, state)| (ip, (gets(state), gets(state) == Active))).collect()
 }
 

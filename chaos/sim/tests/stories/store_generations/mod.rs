@@ -108,7 +108,7 @@ fn is_whole(sim: &Sim, before: &[String]) {
     for agent in sim.agents.iter().filter(|agent| agent.node.is_some()) {
         let status = agent.node.as_ref().expect("it runs").status();
         assert_eq!((status.warnings, status.halted), (Vec::new(), None), "{}", agent.config.node);
-        assert!(view.alive().contains_key(&agent.config.node), "its sign of life");
+        assert!(view.alive().contains_key(&agent.config.node), "its liveness key");
     }
     check::converged(sim);
 }
